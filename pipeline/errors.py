@@ -1,0 +1,106 @@
+"""Every error the product raises on purpose.
+
+SoundSentryError
+├── InputError                     the caller can mend it
+│   ├── MissingInput          422  no file, or an empty field
+│   ├── EmptyAudio            422  a file of no bytes, or with no audio samples
+│   ├── UnsupportedFormat     415  not one of the accepted formats
+│   ├── UploadTooLarge        413  more bytes than allowed
+│   ├── RecordingTooLong      413  decodes to more seconds than allowed
+│   ├── TooManyFiles          413  more files than a batch may hold
+│   └── UnreadableAudio       422  broken, out of limits, or ambiguous audio
+├── ConfigurationError        500  a key or value in a configuration file
+├── ModelUnavailable          503  weights missing, unverified or not licensed to this token
+├── BundleError               500  a model bundle that is damaged or does not fit
+└── StageError                     a stage of the graph failed
+    ├── StageFailed           500  it raised something unforeseen
+    ├── StageUnavailable      503  it is down or overloaded
+    └── StageTimeout          504  it took too long
+
+`detail` is a sentence for the user that says what to do. It never holds a path, a stack or a decoder's text.
+"""
+
+
+class SoundSentryError(Exception):
+    """Base of the hierarchy. `status` is the HTTP status, `title` the class of problem in words."""
+
+    status = 500
+    title = "Internal error"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    @property
+    def code(self) -> str:
+        """The kind of problem as a short name for machines, such as `unsupported-format`."""
+        name = type(self).__name__
+        return "".join("-" + c.lower() if c.isupper() else c for c in name).lstrip("-")
+
+
+class InputError(SoundSentryError):
+    status = 422
+    title = "Input not usable"
+
+
+class MissingInput(InputError):
+    title = "Input missing"
+
+
+class EmptyAudio(InputError):
+    title = "Empty audio"
+
+
+class UnsupportedFormat(InputError):
+    status = 415
+    title = "Unsupported format"
+
+
+class UploadTooLarge(InputError):
+    status = 413
+    title = "Upload too large"
+
+
+class RecordingTooLong(InputError):
+    status = 413
+    title = "Recording too long"
+
+
+class TooManyFiles(InputError):
+    status = 413
+    title = "Too many files"
+
+
+class UnreadableAudio(InputError):
+    title = "Unreadable audio"
+
+
+class ConfigurationError(SoundSentryError):
+    title = "Configuration error"
+
+
+class ModelUnavailable(SoundSentryError):
+    status = 503
+    title = "Model unavailable"
+
+
+class BundleError(SoundSentryError):
+    title = "Model bundle error"
+
+
+class StageError(SoundSentryError):
+    title = "Stage error"
+
+
+class StageFailed(StageError):
+    title = "Stage failed"
+
+
+class StageUnavailable(StageError):
+    status = 503
+    title = "Stage unavailable"
+
+
+class StageTimeout(StageError):
+    status = 504
+    title = "Stage timed out"

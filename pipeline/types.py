@@ -1,0 +1,191 @@
+"""The values that travel from stage to stage.
+
+Times are in seconds from the start of the recording. Arrays that arrive from another process are read-only:
+a stage that must write copies first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Seconds = float
+Label = Literal["Real", "Fake", "Inconclusive", "No Speech"]
+OperatingPoint = Literal["balanced", "recall", "precision"]
+
+SAMPLE_RATE = 16_000
+"""Sample rate of every Waveform between stages, in Hz."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A half-open stretch of time, [start, end), in seconds."""
+
+    start: Seconds
+    end: Seconds
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"a segment starts at 0 or later and ends after its start, got {self}")
+
+    @property
+    def duration_seconds(self) -> Seconds:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Turn(Segment):
+    """A Segment in which one speaker talks."""
+
+    speaker: str
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Mono audio: samples (time,) float32 in [-1, 1] or near it, at sample_rate Hz."""
+
+    samples: NDArray[np.float32]
+    sample_rate: int = SAMPLE_RATE
+
+    def __post_init__(self) -> None:
+        if self.samples.ndim != 1 or self.samples.dtype != np.float32:
+            raise ValueError(
+                f"samples must be (time,) float32, got {self.samples.shape = }, {self.samples.dtype = }"
+            )
+
+    def __repr__(self) -> str:
+        return f"Waveform({self.duration_seconds:.2f} s, {self.sample_rate} Hz)"
+
+    @property
+    def duration_seconds(self) -> Seconds:
+        return len(self.samples) / self.sample_rate
+
+    def crop(self, segment: Segment) -> Waveform:
+        """The part of this waveform inside `segment`, sharing its memory."""
+        start, end = (round(t * self.sample_rate) for t in (segment.start, segment.end))
+        return Waveform(self.samples[start:end], self.sample_rate)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the Decoder makes of an upload: 16 kHz mono audio, the format it was in, and what was odd about it."""
+
+    waveform: Waveform
+    original_format: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What the VoiceActivityDetector finds: disjoint, sorted speech segments; none means no speech."""
+
+    segments: tuple[Segment, ...]
+    duration_seconds: Seconds
+    original_format: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def speech_seconds(self) -> Seconds:
+        return sum(segment.duration_seconds for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A few seconds of one speaker's speech, scored as one: its parts are disjoint, sorted speech segments.
+
+    `speaker` is None where the recording was not diarized.
+    """
+
+    parts: tuple[Segment, ...]
+    speaker: str | None = None
+
+    @property
+    def speech_seconds(self) -> Seconds:
+        return sum(part.duration_seconds for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the recording's channel lets us judge: signal-to-noise ratio in dB and occupied bandwidth in Hz."""
+
+    snr_db: float
+    bandwidth_hz: float
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the TkanExtractor hands to the Classifier: one feature vector a window.
+
+    vectors: (windows, dimension) float32. `spec_id` names the feature recipe, so that a classifier trained on
+    another one refuses them.
+    """
+
+    windows: tuple[Window, ...]
+    vectors: NDArray[np.float32]
+    spec_id: str
+    quality: Quality
+    speech: Speech
+    turns: tuple[Turn, ...] | None
+    """Speaker turns where the recording was diarized, else None."""
+
+
+@dataclass(frozen=True)
+class Detail:
+    """The verdict on one stretch of speech: a turn where diarized, else a speech segment."""
+
+    speaker: str | None
+    start: Seconds
+    end: Seconds
+    result: Label
+    probability: float
+
+
+@dataclass(frozen=True)
+class SpeakerVerdict:
+    speaker: str
+    result: Label
+    probability: float
+    speech_seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Probability that the speech is fake, one value a step; None where nobody speaks."""
+
+    start: Seconds
+    step_seconds: Seconds
+    probability: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for one recording; `to_dict` gives the fields of the HTTP contract.
+
+    Probabilities are of the speech being fake; None where there is no speech. `score` is the calibrated
+    log-likelihood ratio (natural logarithm, higher = fake). `reasons` is empty unless `overall` is Inconclusive.
+    """
+
+    overall: Label
+    mean_probability: float | None
+    max_probability: float | None
+    min_probability: float | None
+    confidence: float | None
+    score: float | None
+    interval: tuple[float, float] | None
+    reasons: tuple[str, ...]
+    details: tuple[Detail, ...]
+    speakers: tuple[SpeakerVerdict, ...]
+    timeline: Timeline
+    use_diarization: bool
+    category: Literal["very_short", "short", "normal"]
+    duration_seconds: Seconds
+    speech_seconds: Seconds
+    original_format: str
+    model_name: str
+    model_sha256: str
+    warnings: tuple[str, ...]
+    explanation: tuple[tuple[str, float], ...] | None = None
+    """Share of the score each layer adds, where asked for."""
