@@ -57,7 +57,9 @@ class Diarization(Strict):
     """
 
     pipeline: Literal[
-        "embedded", "pyannote/speaker-diarization-3.1", "pyannote/speaker-diarization-community-1"
+        "embedded",
+        "pyannote/speaker-diarization-3.1",
+        "pyannote/speaker-diarization-community-1",
     ] = "embedded"
     clustering_threshold: float = Field(0.7, gt=0, lt=2)
     min_cluster_size: int = Field(12, ge=1)
@@ -77,7 +79,7 @@ class Decision(Strict):
 
     min_speech_seconds: float = Field(1.0, ge=0)
     min_snr_db: float = 5.0
-    min_bandwidth_hz: float = Field(3_600, ge=0)
+    min_bandwidth_hz: float = Field(4_200, ge=0)
     prior: float = Field(0.5, gt=0, lt=1)
 
 
@@ -112,7 +114,9 @@ def parse(model: type[Model], path: Path) -> Model:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         return model.model_validate({} if values is None else values)
     except FileNotFoundError as error:
-        raise ConfigurationError(f"there is no configuration file {path.name}: give the path of one") from error
+        raise ConfigurationError(
+            f"there is no configuration file {path.name}: give the path of one"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
     except ValidationError as error:

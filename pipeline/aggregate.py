@@ -1,0 +1,373 @@
+"""From window scores to a verdict on each moment, each speaker and the whole recording.
+
+A recording's score is the mean of its windows' log-likelihood ratios, weighted by speech: one odd window cannot
+condemn an hour, and an hour is not more certain for its length alone. What a mean would hide is looked for apart:
+a speaker, or a passage, that is synthetic among real ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import Bundle, BundleInfo, Thresholds
+from pipeline.config import Decision, DetectorConfig
+from pipeline.types import (
+    Detail,
+    Features,
+    Label,
+    OperatingPoint,
+    Quality,
+    Seconds,
+    Segment,
+    SpeakerVerdict,
+    Speech,
+    Timeline,
+    Verdict,
+)
+from pipeline.windows import coverage
+
+INTERVAL_Z = 1.645
+"""Half width of a 90 % interval in standard errors."""
+
+MIN_PASSAGE_WINDOWS = 2
+
+Scores = NDArray[np.float64]
+
+
+def probability(score: float, prior: float) -> float:
+    """Posterior probability of fake from a log-likelihood ratio and a prior: sigmoid(score + logit(prior))."""
+    return 0.5 * (1 + math.tanh((score + math.log(prior / (1 - prior))) / 2))
+
+
+def decide(
+    score: float, thresholds: Thresholds, operating_point: OperatingPoint
+) -> Label:
+    """Fake from the operating point's threshold on; Real below it and below the balanced one; the margin and what
+    lies between them is Inconclusive."""
+    threshold: float = getattr(thresholds, operating_point)
+    if score >= threshold + thresholds.margin:
+        return "Fake"
+    if score < min(threshold, thresholds.balanced) - thresholds.margin:
+        return "Real"
+    return "Inconclusive"
+
+
+def category(duration_seconds: Seconds) -> Literal["very_short", "short", "normal"]:
+    return (
+        "very_short"
+        if duration_seconds < 3
+        else "short"
+        if duration_seconds < 6
+        else "normal"
+    )
+
+
+def build_verdict(
+    features: Features,
+    scores: Scores,
+    *,
+    novelty: float,
+    bundle: Bundle,
+    config: DetectorConfig,
+    operating_point: OperatingPoint,
+    explanation: tuple[tuple[str, float], ...] | None,
+) -> Verdict:
+    """The verdict from scores (windows,), calibrated log-likelihood ratios."""
+    info, speech, prior = bundle.info, features.speech, config.decision.prior
+    weights = np.array([window.speech_seconds for window in features.windows])
+    score = float(np.average(scores, weights=weights))
+
+    timeline_scores = step_scores(
+        features, scores, weights, config.windows.step_seconds
+    )
+    timeline = tuple(
+        None if math.isnan(s) else probability(s, prior) for s in timeline_scores
+    )
+    spoken = [p for p in timeline if p is not None]
+    speaker_scores = {
+        speaker: float(np.average(scores[rows], weights=weights[rows]))
+        for speaker in sorted(
+            {
+                window.speaker
+                for window in features.windows
+                if window.speaker is not None
+            }
+        )
+        for rows in [
+            [
+                i
+                for i, window in enumerate(features.windows)
+                if window.speaker == speaker
+            ]
+        ]
+    }
+    speakers = tuple(
+        SpeakerVerdict(
+            speaker,
+            decide(speaker_score, info.thresholds, operating_point),
+            probability(speaker_score, prior),
+            sum(
+                turn.duration_seconds
+                for turn in features.turns or ()
+                if turn.speaker == speaker
+            ),
+        )
+        for speaker, speaker_score in speaker_scores.items()
+    )
+    details = tuple(
+        Detail(
+            speaker,
+            part.start,
+            part.end,
+            decide(s, info.thresholds, operating_point),
+            probability(s, prior),
+        )
+        for speaker, part in _stretches(features)
+        for s in [stretch_score(features, scores, weights, speaker, part)]
+    )
+
+    overall = decide(score, info.thresholds, operating_point)
+    reasons: list[str] = ["near_threshold"] if overall == "Inconclusive" else []
+    warnings = list(speech.warnings)
+    if _synthetic_speaker(speaker_scores, info.thresholds):
+        overall, reasons = "Fake", []
+        warnings.append("synthetic_speaker_among_others")
+    elif overall == "Real" and any(speaker.result == "Fake" for speaker in speakers):
+        overall, reasons = "Inconclusive", ["mixed_speakers"]
+    elif overall == "Real" and _synthetic_passage(features, scores, info.thresholds):
+        overall, reasons = "Inconclusive", ["mixed_passages"]
+    unfit = _unfit(features.quality, speech, novelty, info, config.decision)
+    if unfit:
+        overall, reasons = "Inconclusive", unfit + reasons
+
+    mean = probability(score, prior)
+    return Verdict(
+        overall=overall,
+        mean_probability=mean,
+        max_probability=max(spoken, default=mean),
+        min_probability=min(spoken, default=mean),
+        confidence=abs(2 * mean - 1),
+        score=score,
+        interval=_interval(score, scores, speech, config, info.window_sd),
+        reasons=tuple(reasons),
+        details=details,
+        speakers=speakers,
+        timeline=Timeline(0.0, config.windows.step_seconds, timeline),
+        use_diarization=features.turns is not None,
+        category=category(speech.duration_seconds),
+        duration_seconds=speech.duration_seconds,
+        speech_seconds=speech.speech_seconds,
+        original_format=speech.original_format,
+        model_name=info.name,
+        model_sha256=bundle.sha256,
+        warnings=tuple(warnings),
+        explanation=explanation,
+    )
+
+
+def no_speech_verdict(
+    speech: Speech, *, use_diarization: bool, bundle: Bundle, config: DetectorConfig
+) -> Verdict:
+    """The verdict on a recording in which nobody speaks."""
+    steps = math.ceil(speech.duration_seconds / config.windows.step_seconds)
+    return Verdict(
+        overall="No Speech",
+        mean_probability=None,
+        max_probability=None,
+        min_probability=None,
+        confidence=None,
+        score=None,
+        interval=None,
+        reasons=(),
+        details=(),
+        speakers=(),
+        timeline=Timeline(0.0, config.windows.step_seconds, (None,) * steps),
+        use_diarization=use_diarization,
+        category=category(speech.duration_seconds),
+        duration_seconds=speech.duration_seconds,
+        speech_seconds=0.0,
+        original_format=speech.original_format,
+        model_name=bundle.info.name,
+        model_sha256=bundle.sha256,
+        warnings=speech.warnings,
+    )
+
+
+def _stretches(features: Features) -> list[tuple[str | None, Segment]]:
+    """What `details` is about: the turns where there are any, else the speech segments."""
+    if features.turns:
+        return [(turn.speaker, turn) for turn in features.turns]
+    return [(None, segment) for segment in features.speech.segments]
+
+
+def stretch_score(
+    features: Features,
+    scores: Scores,
+    weights: Scores,
+    speaker: str | None,
+    stretch: Segment,
+) -> float:
+    """Mean score of the speaker's windows, weighted by the speech each shares with `stretch`."""
+    own = np.array(
+        [window.speaker == speaker for window in features.windows], dtype=float
+    )
+    edges = np.array([stretch.start, stretch.end])
+    shared = np.array(
+        [float(coverage(window.parts, edges)[0]) for window in features.windows]
+    )
+    # A turn spoken entirely over another's voice may lie in no window: its speaker's mean stands for it.
+    weighting = own * shared if (own * shared).any() else own * weights
+    return float(np.average(scores, weights=weighting))
+
+
+def step_scores(
+    features: Features, scores: Scores, weights: Scores, step_seconds: Seconds
+) -> Scores:
+    """Mean score of the windows over each step of the time line, (steps,); NaN where nobody speaks.
+
+    A window counts by the share of it that lies in the step, so that short windows are as sharp as they can be.
+    """
+    steps = math.ceil(features.speech.duration_seconds / step_seconds)
+    edges = np.arange(steps + 1) * step_seconds
+    total, weight = np.zeros(steps), np.zeros(steps)
+    for window, score, speech_seconds in zip(
+        features.windows, scores, weights, strict=True
+    ):
+        share = coverage(window.parts, edges) / speech_seconds
+        total += share * score
+        weight += share
+    with np.errstate(invalid="ignore"):
+        mean: Scores = total / weight
+    return mean
+
+
+def _synthetic_speaker(
+    speaker_scores: dict[str, float], thresholds: Thresholds
+) -> bool:
+    """Whether one of several speakers is synthetic beyond what the best of that many real ones would reach.
+
+    The bar rises by ln(speakers), which bounds the false alarms of all by those of one (Bonferroni).
+    """
+    count = len(speaker_scores)
+    return count > 1 and max(
+        speaker_scores.values()
+    ) >= thresholds.precision + math.log(count)
+
+
+def _synthetic_passage(
+    features: Features, scores: Scores, thresholds: Thresholds
+) -> bool:
+    """Whether two neighbouring windows, together, are synthetic beyond what the best of that many real ones reach.
+
+    The bar rises by ln(windows), so that false alarms do not grow with length.
+    """
+    pairs = [
+        float(scores[i : i + MIN_PASSAGE_WINDOWS].mean())
+        for i in range(len(scores) - MIN_PASSAGE_WINDOWS + 1)
+        if features.windows[i].speaker
+        == features.windows[i + MIN_PASSAGE_WINDOWS - 1].speaker
+    ]
+    return max(pairs, default=-math.inf) >= thresholds.precision + math.log(len(scores))
+
+
+def _unfit(
+    quality: Quality,
+    speech: Speech,
+    novelty: float,
+    info: BundleInfo,
+    decision: Decision,
+) -> list[str]:
+    """Why the evidence is too poor for a verdict; empty where it is not."""
+    found = {
+        "too_short": speech.speech_seconds < decision.min_speech_seconds,
+        "low_snr": quality.snr_db < decision.min_snr_db,
+        "narrow_band": quality.bandwidth_hz < decision.min_bandwidth_hz,
+        "out_of_distribution": novelty > info.novelty_limit,
+    }
+    return [reason for reason, holds in found.items() if holds]
+
+
+def _interval(
+    score: float,
+    scores: Scores,
+    speech: Speech,
+    config: DetectorConfig,
+    window_sd: float,
+) -> tuple[float, float]:
+    """90 % interval of the probability, from the spread of window scores and the amount of speech.
+
+    Windows overlap, so what counts is how many would fit side by side; their spread is never taken to be below the
+    `window_sd` seen in training.
+    """
+    independent = max(speech.speech_seconds / config.windows.seconds, 0.05)
+    spread = max(window_sd, float(np.std(scores)))
+    half = INTERVAL_Z * spread / math.sqrt(independent)
+    prior = config.decision.prior
+    return probability(score - half, prior), probability(score + half, prior)
+
+
+def to_dict(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as the JSON object of the HTTP contract, without `filename` and `timestamp`; no NaN in it."""
+    body: dict[str, Any] = {
+        "overall": verdict.overall,
+        "mean_probability": _round(verdict.mean_probability),
+        "max_probability": _round(verdict.max_probability),
+        "min_probability": _round(verdict.min_probability),
+        "confidence": _round(verdict.confidence),
+        "score": _round(verdict.score),
+        "interval": [_round(bound) for bound in verdict.interval]
+        if verdict.interval
+        else None,
+        "reasons": list(verdict.reasons),
+        "details": [
+            {
+                "speaker": detail.speaker,
+                "start": _round(detail.start),
+                "end": _round(detail.end),
+                "time": f"{detail.start:.1f}-{detail.end:.1f}s",
+                "result": detail.result,
+                "probability": _round(detail.probability),
+            }
+            for detail in verdict.details
+        ],
+        "speakers": [
+            {
+                "speaker": speaker.speaker,
+                "result": speaker.result,
+                "probability": _round(speaker.probability),
+                "speech_seconds": _round(speaker.speech_seconds),
+            }
+            for speaker in verdict.speakers
+        ],
+        "timeline": {
+            "start": verdict.timeline.start,
+            "step_seconds": verdict.timeline.step_seconds,
+            "probability": [_round(p) for p in verdict.timeline.probability],
+        },
+        "duration_config": {
+            "use_diarization": verdict.use_diarization,
+            "category": verdict.category,
+        },
+        "duration_seconds": _round(verdict.duration_seconds),
+        "speech_seconds": _round(verdict.speech_seconds),
+        "original_format": verdict.original_format,
+        "model": {"name": verdict.model_name, "sha256": verdict.model_sha256},
+        "warnings": list(verdict.warnings),
+    }
+    if verdict.explanation is not None:
+        body["explanation"] = {
+            "layers": [
+                {"layer": name, "score": _round(s)} for name, s in verdict.explanation
+            ]
+        }
+    return body
+
+
+def _round(value: float | None) -> float | None:
+    """Four decimals: what differs beyond them is arithmetic, not evidence."""
+    return None if value is None else round(value, 4)

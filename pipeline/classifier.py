@@ -1,0 +1,68 @@
+"""The Classifier: feature vectors in, a Verdict out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.aggregate import build_verdict
+from pipeline.bundle import Bundle
+from pipeline.config import DetectorConfig
+from pipeline.errors import BundleError
+from pipeline.head import raw_scores, standardize
+from pipeline.types import Features, OperatingPoint, Verdict
+
+
+class Classifier:
+    """Scores windows with the bundle's head and calibration, and gathers them into a verdict."""
+
+    def __init__(self, config: DetectorConfig, bundle: Bundle | None = None) -> None:
+        self.config = config
+        self.bundle = bundle or Bundle.load(config.bundle_path)
+
+    def classify(
+        self,
+        features: Features,
+        operating_point: OperatingPoint = "balanced",
+        explain: bool = False,
+    ) -> Verdict:
+        """The verdict on a recording. Raises BundleError where the features are of another recipe."""
+        info = self.bundle.info
+        if features.spec_id != info.features.spec_id:
+            raise BundleError(
+                "the classifier's bundle was trained on other features than the extractor computes: "
+                "deploy both with the same bundle"
+            )
+        standardized = standardize(
+            self.bundle.arrays, features.vectors, list(info.layers.values())
+        )
+        scores = (
+            info.calibration.scale * raw_scores(self.bundle.arrays, standardized)
+            + info.calibration.offset
+        )
+        return build_verdict(
+            features,
+            scores,
+            novelty=float(np.mean(np.square(standardized, dtype=np.float64))),
+            bundle=self.bundle,
+            config=self.config,
+            operating_point=operating_point,
+            explanation=self._explain(standardized) if explain else None,
+        )
+
+    def _explain(
+        self, standardized: NDArray[np.float32]
+    ) -> tuple[tuple[str, float], ...] | None:
+        """What each layer adds to the calibrated score, averaged over windows; linear heads only."""
+        info = self.bundle.info
+        weight = self.bundle.arrays.get("weight")
+        if weight is None:
+            return None
+        contributions = standardized.mean(axis=0) * weight * info.calibration.scale
+        counted = info.features.reduction == "acn"
+        sizes = [1] * len(info.layers) if counted else list(info.layers.values())
+        shares = np.add.reduceat(contributions, np.cumsum([0, *sizes[:-1]]))
+        return tuple(
+            (layer, float(share))
+            for layer, share in zip(info.layers, shares, strict=True)
+        )

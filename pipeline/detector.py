@@ -1,0 +1,68 @@
+"""The whole graph in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipeline.aggregate import no_speech_verdict
+from pipeline.classifier import Classifier
+from pipeline.config import DetectorConfig
+from pipeline.decode import decode
+from pipeline.diarize import Diarizer
+from pipeline.extract import TkanExtractor
+from pipeline.types import OperatingPoint, Verdict
+from pipeline.vad import VoiceActivityDetector
+
+
+class Detector:
+    """Decodes, finds speech, tells speakers apart where asked, extracts and classifies.
+
+    Sets the number of CPU threads torch computes with in this process to the configuration's.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.voice_activity = VoiceActivityDetector(config)
+        self.extractor = TkanExtractor(config)
+        self.classifier = Classifier(config)
+        self._diarizer: Diarizer | None = None
+
+    @classmethod
+    def from_config(cls, path: str | Path | None = None) -> Detector:
+        """A detector as the YAML file at `path` describes it; `configs/detector.yaml` where none is given."""
+        return cls(DetectorConfig.load(None if path is None else Path(path)))
+
+    @property
+    def diarizer(self) -> Diarizer:
+        """Built when first asked for: most recordings are not diarized."""
+        if self._diarizer is None:
+            self._diarizer = Diarizer(self.config)
+        return self._diarizer
+
+    def predict(
+        self,
+        data: bytes,
+        *,
+        use_diarization: bool = False,
+        operating_point: OperatingPoint = "balanced",
+        explain: bool = False,
+    ) -> Verdict:
+        """The verdict on one recording, given as the bytes of a file in any supported format.
+
+        Raises InputError for a recording that cannot be scored.
+        """
+        recording = decode(data, self.config.limits)
+        speech = self.voice_activity.detect(recording)
+        if not speech.segments:
+            return no_speech_verdict(
+                speech,
+                use_diarization=use_diarization,
+                bundle=self.classifier.bundle,
+                config=self.config,
+            )
+        turns = self.diarizer.diarize(recording) if use_diarization else None
+        features = self.extractor.extract(recording, speech, turns)
+        return self.classifier.classify(features, operating_point, explain)

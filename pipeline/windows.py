@@ -1,0 +1,141 @@
+"""Cutting speech into windows to score, and windows into chunks to feed the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Windows
+from pipeline.types import Seconds, Segment, Speech, Turn, Window
+
+MIN_TURN_SECONDS = 1.0
+"""A speaker's overlapped speech is left out as long as this much remains without it."""
+
+
+def plan_windows(
+    speech: Speech, turns: Sequence[Turn] | None, config: Windows
+) -> tuple[Window, ...]:
+    """Windows of `config.seconds` of speech, `config.hop_seconds` apart in speech time, each of one speaker.
+
+    Silence between segments takes no part, so a window may span more time than it holds speech. Without turns
+    all speech counts as one speaker's, named None.
+    """
+    if not turns:
+        return tuple(Window(parts) for parts in _slide(speech.segments, config))
+    windows = []
+    for speaker in sorted({turn.speaker for turn in turns}):
+        own = [turn for turn in turns if turn.speaker == speaker]
+        others = [turn for turn in turns if turn.speaker != speaker]
+        alone = subtract(own, others)
+        parts = alone if total_seconds(alone) >= MIN_TURN_SECONDS else merge(own)
+        windows += [Window(cut, speaker) for cut in _slide(parts, config)]
+    return tuple(windows)
+
+
+def _slide(parts: Sequence[Segment], config: Windows) -> list[tuple[Segment, ...]]:
+    """Evenly spaced cuts of the speech time line; together they cover all of it."""
+    total = total_seconds(parts)
+    if total <= config.seconds:
+        return [tuple(parts)]
+    count = 1 + int(np.ceil((total - config.seconds) / config.hop_seconds - 1e-9))
+    starts = np.linspace(0, total - config.seconds, count)
+    return [
+        _between(parts, float(start), float(start) + config.seconds) for start in starts
+    ]
+
+
+def _between(
+    parts: Sequence[Segment], start: Seconds, end: Seconds
+) -> tuple[Segment, ...]:
+    """The parts of the time line that lie from `start` to `end` seconds of speech."""
+    cut, elapsed = [], 0.0
+    for part in parts:
+        low, high = max(start - elapsed, 0.0), min(end - elapsed, part.duration_seconds)
+        if high - low > 1e-6:
+            cut.append(Segment(part.start + low, part.start + high))
+        elapsed += part.duration_seconds
+    return tuple(cut)
+
+
+def total_seconds(segments: Iterable[Segment]) -> Seconds:
+    return sum(segment.duration_seconds for segment in segments)
+
+
+def merge(
+    segments: Iterable[Segment], max_gap_seconds: Seconds = 0.0
+) -> tuple[Segment, ...]:
+    """Disjoint, sorted segments that cover the given ones and the gaps between them up to `max_gap_seconds`."""
+    merged: list[Segment] = []
+    for segment in sorted(segments, key=lambda s: s.start):
+        if merged and segment.start <= merged[-1].end + max_gap_seconds:
+            merged[-1] = Segment(merged[-1].start, max(merged[-1].end, segment.end))
+        else:
+            merged.append(Segment(segment.start, segment.end))
+    return tuple(merged)
+
+
+def subtract(
+    segments: Iterable[Segment], others: Iterable[Segment]
+) -> tuple[Segment, ...]:
+    """The time in `segments` that no one of `others` covers."""
+    left = list(merge(segments))
+    for other in merge(others):
+        left = [
+            Segment(start, end)
+            for segment in left
+            for start, end in (
+                (segment.start, min(segment.end, other.start)),
+                (max(segment.start, other.end), segment.end),
+            )
+            if end - start > 1e-6
+        ]
+    return tuple(left)
+
+
+def plan_chunks(
+    windows: Iterable[Window],
+    duration_seconds: Seconds,
+    *,
+    max_seconds: Seconds = 10.0,
+    min_seconds: Seconds = 0.5,
+    max_gap_seconds: Seconds = 0.5,
+) -> tuple[Segment, ...]:
+    """Stretches of the recording, none longer than `max_seconds`, that hold every part of every window.
+
+    Short pauses stay in, long ones are skipped; a stretch shorter than `min_seconds` is widened as far as the
+    recording allows, so that the network has context.
+    """
+    wide = []
+    for part in merge(
+        (part for window in windows for part in window.parts), max_gap_seconds
+    ):
+        margin = max(0.0, min_seconds - part.duration_seconds) / 2
+        wide.append(
+            Segment(
+                max(0.0, part.start - margin), min(duration_seconds, part.end + margin)
+            )
+        )
+    chunks = []
+    for region in merge(wide, max_gap_seconds):
+        count = int(np.ceil(region.duration_seconds / max_seconds - 1e-9))
+        edges = np.linspace(region.start, region.end, count + 1)
+        chunks += [
+            Segment(float(a), float(b))
+            for a, b in zip(edges[:-1], edges[1:], strict=True)
+        ]
+    return tuple(chunks)
+
+
+def coverage(
+    parts: Sequence[Segment], edges: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """How much of each bin the disjoint, sorted `parts` cover: edges (bins + 1,) in seconds -> (bins,) in [0, 1]."""
+    knots = np.array([t for part in parts for t in (part.start, part.end)])
+    covered = np.repeat(
+        np.cumsum([0.0, *(part.duration_seconds for part in parts)]), 2
+    )[1:-1]
+    return (np.diff(np.interp(edges, knots, covered)) / np.diff(edges)).astype(
+        np.float32
+    )
