@@ -8,7 +8,6 @@ a speaker, or a passage, that is synthetic among real ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.aggregate import build_verdict
+from pipeline.aggregate import build_verdict, no_speech_verdict
 from pipeline.bundle import Bundle
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
 from pipeline.head import raw_scores, standardize
-from pipeline.types import Features, OperatingPoint, Verdict
+from pipeline.types import Features, OperatingPoint, Speech, Verdict
 
 
 class Classifier:
@@ -48,6 +48,15 @@ class Classifier:
             config=self.config,
             operating_point=operating_point,
             explanation=self._explain(standardized) if explain else None,
+        )
+
+    def no_speech(self, speech: Speech, *, use_diarization: bool) -> Verdict:
+        """The verdict on a recording in which nobody speaks."""
+        return no_speech_verdict(
+            speech,
+            use_diarization=use_diarization,
+            bundle=self.bundle,
+            config=self.config,
         )
 
     def _explain(

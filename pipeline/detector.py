@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline.aggregate import no_speech_verdict
 from pipeline.classifier import Classifier
 from pipeline.config import DetectorConfig
 from pipeline.decode import decode
@@ -57,12 +56,7 @@ class Detector:
         recording = decode(data, self.config.limits)
         speech = self.voice_activity.detect(recording)
         if not speech.segments:
-            return no_speech_verdict(
-                speech,
-                use_diarization=use_diarization,
-                bundle=self.classifier.bundle,
-                config=self.config,
-            )
+            return self.classifier.no_speech(speech, use_diarization=use_diarization)
         turns = self.diarizer.diarize(recording) if use_diarization else None
         features = self.extractor.extract(recording, speech, turns)
         return self.classifier.classify(features, operating_point, explain)

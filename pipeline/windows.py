@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,10 +122,7 @@ def plan_chunks(
     for region in merge(wide, max_gap_seconds):
         count = int(np.ceil(region.duration_seconds / max_seconds - 1e-9))
         edges = np.linspace(region.start, region.end, count + 1)
-        chunks += [
-            Segment(float(a), float(b))
-            for a, b in zip(edges[:-1], edges[1:], strict=True)
-        ]
+        chunks += [Segment(float(a), float(b)) for a, b in pairwise(edges)]
     return tuple(chunks)
 
 
