@@ -1,0 +1,17 @@
+"""Errors of corpora and of experiments, beside those of the pipeline."""
+
+from __future__ import annotations
+
+from pipeline.errors import SoundSentryError
+
+
+class CorpusError(SoundSentryError):
+    """A corpus cannot be used as it is: the detail says which row, group or class is at fault."""
+
+    title = "Corpus not usable"
+
+
+class LeakError(SoundSentryError):
+    """What is to be tested on took part in training, calibration or the choice of a threshold."""
+
+    title = "Leak between training and test"

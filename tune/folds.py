@@ -1,0 +1,141 @@
+"""Which clips train and which test: no speaker and no utterance on both sides, ever."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from sklearn.model_selection import StratifiedGroupKFold
+
+from pipeline.config import Strict
+from tune.errors import CorpusError, LeakError
+from tune.manifest import Clip
+
+Indices = NDArray[np.intp]
+
+
+class FoldsConfig(Strict):
+    """How a corpus is divided. `speaker` gives k folds of speakers, stratified by class; any other leaves out one
+    generator, site, source or language at a time, and from training whatever shares a speaker or utterance with it."""
+
+    by: Literal["speaker", "generator", "site", "source", "language"] = "speaker"
+    k: int = Field(10, ge=2)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Indices of the clips that train and of those that test. Made by `make_fold`, which refuses leaks."""
+
+    name: str
+    train: Indices
+    test: Indices
+
+
+def ties(clip: Clip) -> tuple[str, ...]:
+    """What may not be on both sides: the clip's speaker, and its utterance where it is one of a pair."""
+    return (f"speaker {clip.voice}", f"pair {clip.pair_id}") if clip.pair_id else (f"speaker {clip.voice}",)
+
+
+def refuse_overlap(train: Iterable[Clip], test: Iterable[Clip], what: str = "training") -> None:
+    """Raise LeakError where a clip, speaker or utterance of `test` took part in `what`."""
+    train, test = list(train), list(test)
+    if shared := {clip.path for clip in train} & {clip.path for clip in test}:
+        raise LeakError(f"{len(shared)} clips are in both {what} and test, {min(shared).name} for one")
+    if tied := {tie for clip in train for tie in ties(clip)} & {tie for clip in test for tie in ties(clip)}:
+        raise LeakError(f"{len(tied)} speakers or pairs are in both {what} and test, {min(tied)} for one")
+
+
+def make_fold(name: str, clips: Sequence[Clip], train: Indices, test: Indices) -> Fold:
+    """A fold that is known to be clean. Raises LeakError, or CorpusError where it cannot train or test anything."""
+    refuse_overlap([clips[i] for i in train], [clips[i] for i in test])
+    if len(test) == 0:
+        raise CorpusError(f"fold {name} has nothing to test on")
+    for label in ("bonafide", "spoof"):
+        if not any(clips[i].label == label for i in train):
+            raise CorpusError(
+                f"fold {name} leaves no {label} clip to train on: every one shares a speaker or pair with its test part"
+            )
+    return Fold(name, train, test)
+
+
+def make_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
+    """The folds of a corpus, in a fixed order; each clip is tested once. Raises CorpusError where it is too small."""
+    if config.by == "speaker":
+        return _speaker_folds(clips, config)
+    names = _generators(clips) if config.by == "generator" else [getattr(clip, config.by) for clip in clips]
+    if blank := [clip.path.name for clip, name in zip(clips, names, strict=True) if not name]:
+        raise CorpusError(f"{len(blank)} clips name no {config.by}, {blank[0]} for one: folds by it need all named")
+    if len(set(names)) < 2:
+        raise CorpusError(f"all clips are of one {config.by}, {names[0]}: there is no other to leave out")
+    folds = []
+    for name in sorted(set(names)):
+        test = np.array([i for i, other in enumerate(names) if other == name])
+        tied = {tie for i in test for tie in ties(clips[i])}
+        train = [i for i, other in enumerate(names) if other != name and not tied & set(ties(clips[i]))]
+        folds.append(make_fold(f"{config.by} {name}", clips, np.array(train, dtype=np.intp), test))
+    return folds
+
+
+def _speaker_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
+    groups = tied_groups(clips)
+    labels = np.array([clip.is_spoof for clip in clips])
+    for label, name in ((False, "bonafide"), (True, "spoof")):
+        count = len(set(groups[labels == label]))
+        if count < config.k:
+            raise CorpusError(
+                f"the corpus is too small for {config.k} folds: its {name} clips are of {count} independent groups "
+                "of speakers. Take fewer folds, or name the speakers in the manifest"
+            )
+    splitter = StratifiedGroupKFold(config.k, shuffle=True, random_state=config.seed)
+    folds = []
+    for number, (train, test) in enumerate(splitter.split(labels, labels, groups), start=1):
+        if len(set(labels[test])) < 2:
+            absent = "bonafide" if labels[test].all() else "spoof"
+            raise CorpusError(f"fold {number} of {config.k} has no {absent} clip to test: take fewer folds")
+        folds.append(make_fold(f"{number} of {config.k}", clips, train, test))
+    return folds
+
+
+def tied_groups(clips: Sequence[Clip]) -> Indices:
+    """(clips,) number of the group of each clip: clips that share a speaker or utterance, directly or by way of
+    others, are of one group."""
+    clips_of: dict[str, list[int]] = defaultdict(list)
+    for index, clip in enumerate(clips):
+        for tie in ties(clip):
+            clips_of[tie].append(index)
+    groups = np.full(len(clips), -1, dtype=np.intp)
+    for start in range(len(clips)):
+        reached = [start] if groups[start] < 0 else []
+        while reached:
+            index = reached.pop()
+            if groups[index] < 0:
+                groups[index] = start
+                reached += [other for tie in ties(clips[index]) for other in clips_of[tie] if groups[other] < 0]
+    return groups
+
+
+def _generators(clips: Sequence[Clip]) -> list[str]:
+    """The fold of each clip when generators are left out: a spoof's generator; for the recordings of a group of
+    speakers the generator that imitates them most, or else the fold that has the fewest recordings."""
+    groups = tied_groups(clips)
+    imitators: dict[int, Counter[str]] = defaultdict(Counter)
+    recordings: Counter[int] = Counter()
+    for clip, group in zip(clips, groups, strict=True):
+        if clip.is_spoof:
+            imitators[group][clip.generator] += 1
+        else:
+            recordings[group] += 1
+    load = Counter({clip.generator: 0 for clip in clips if clip.is_spoof})
+    home = {}
+    for group, count in recordings.most_common():
+        options = imitators.get(group) or load
+        name = max(options, key=lambda option: (imitators[group][option], -load[option], option))
+        home[group] = name
+        load[name] += count
+    return [clip.generator if clip.is_spoof else home[group] for clip, group in zip(clips, groups, strict=True)]

@@ -1,0 +1,117 @@
+"""The manifest: which recordings a corpus holds, and what is known of each."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from tune.errors import CorpusError
+
+Label = Literal["bonafide", "spoof"]
+LABELS: dict[str, Label] = {"bonafide": "bonafide", "real": "bonafide", "spoof": "spoof", "fake": "spoof"}
+REQUIRED = ("path", "label")
+COLUMNS = (*REQUIRED, "speaker", "generator", "source", "language", "site", "pair_id")
+"""Columns with a meaning here. Others are left alone."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording of a corpus; what is not known is empty.
+
+    `speaker` is the voice heard, in a spoof the one imitated. `source` is the collection the recording, or the
+    recording imitated, comes from; `site` is where the clip was published. Clips of one `pair_id` share an utterance.
+    """
+
+    path: Path
+    label: Label
+    speaker: str = ""
+    generator: str = ""
+    source: str = ""
+    language: str = ""
+    site: str = ""
+    pair_id: str = ""
+
+    @property
+    def is_spoof(self) -> bool:
+        return self.label == "spoof"
+
+    @property
+    def voice(self) -> str:
+        """The speaker, or where none is named all that may be one: everything of the same origin."""
+        return self.speaker or f"unnamed:{self.site}:{self.source}:{self.generator}"
+
+
+def read_manifest(path: Path) -> list[Clip]:
+    """The clips of a manifest. Raises CorpusError that names the column or the rows at fault."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = [(name or "").strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"the manifest {path.name} cannot be read: it must be a UTF-8 CSV file") from error
+    _check_columns(path.name, header)
+    clips, problems = [], []
+    # The header is line 1, so that the number given is the line an editor shows.
+    for line, row in enumerate(rows, start=2):
+        values = {column: (row.get(column) or "").strip() for column in COLUMNS}
+        label = LABELS.get(values["label"].lower())
+        if not values["path"]:
+            problems.append(f"line {line}: no path")
+        elif label is None:
+            problems.append(f"line {line}: label {values['label']!r} is none of {', '.join(LABELS)}")
+        elif None in row:
+            problems.append(f"line {line}: more values than columns")
+        else:
+            rest = {column: values[column] for column in COLUMNS[2:]}
+            clips.append(Clip(path.parent / values["path"], label, **rest))
+    if problems:
+        raise CorpusError(f"the manifest {path.name} has bad rows: {_some(problems)}")
+    if not clips:
+        raise CorpusError(f"the manifest {path.name} has no rows")
+    return clips
+
+
+def _check_columns(name: str, header: Sequence[str]) -> None:
+    for column in header:
+        likely = get_close_matches(column, COLUMNS, n=1, cutoff=0.8)
+        if column not in COLUMNS and likely and likely[0] not in header:
+            raise CorpusError(f"the manifest {name} has a column {column!r}: did you mean {likely[0]!r}?")
+    for column in REQUIRED:
+        if column not in header:
+            raise CorpusError(f"the manifest {name} has no column {column!r}: its header is {', '.join(header)}")
+    if repeated := sorted({column for column in header if header.count(column) > 1}):
+        raise CorpusError(f"the manifest {name} has the column {repeated[0]!r} twice")
+
+
+def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
+    """Write a manifest; paths below its folder become relative to it."""
+    folder = path.parent.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for clip in clips:
+            place = clip.path.resolve()
+            shown = place.relative_to(folder) if place.is_relative_to(folder) else place
+            writer.writerow([shown.as_posix(), *(getattr(clip, column) for column in COLUMNS[1:])])
+
+
+def require_usable(clips: Sequence[Clip]) -> None:
+    """Raise CorpusError unless every file is there and there are clips of both classes."""
+    missing = [clip.path.name for clip in clips if not clip.path.is_file()]
+    if missing:
+        raise CorpusError(f"{len(missing)} of {len(clips)} files are missing: {_some(missing)}")
+    for label in ("bonafide", "spoof"):
+        if not any(clip.label == label for clip in clips):
+            raise CorpusError(f"the corpus has no {label} clip: two classes are needed")
+
+
+def _some(items: Sequence[str], shown: int = 5) -> str:
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return "; ".join(items[:shown]) + more

@@ -1,0 +1,150 @@
+"""How well scores tell spoof from bona fide.
+
+Throughout: labels (clips,) bool, True = spoof; scores (clips,) natural-logarithm likelihood ratios, higher = spoof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+from scipy.special import expit, logit
+
+Labels = NDArray[np.bool_]
+Scores = NDArray[np.float64]
+Metric = Callable[[Labels, Scores], float]
+
+
+def error_curve(labels: Labels, scores: Scores) -> tuple[Scores, Scores, Scores]:
+    """Thresholds, miss rates and false-alarm rates, (points,) each, as a clip with score >= threshold is called spoof.
+
+    From a threshold that calls all spoof to one, infinite, that calls none.
+    """
+    thresholds, position = np.unique(scores, return_inverse=True)
+    spoofs = np.bincount(position, weights=labels, minlength=len(thresholds))
+    others = np.bincount(position, weights=~labels, minlength=len(thresholds))
+    miss = np.concatenate([[0.0], np.cumsum(spoofs)]) / labels.sum()
+    false_alarm = 1 - np.concatenate([[0.0], np.cumsum(others)]) / (~labels).sum()
+    return np.append(thresholds, np.inf), miss, false_alarm
+
+
+def eer(labels: Labels, scores: Scores) -> float:
+    """Equal error rate, interpolated between the two thresholds around it."""
+    _, miss, false_alarm = error_curve(labels, scores)
+    gap = miss - false_alarm
+    above = int(np.argmax(gap >= 0))
+    share = -gap[above - 1] / (gap[above] - gap[above - 1])
+    return float(miss[above - 1] + share * (miss[above] - miss[above - 1]))
+
+
+def auc(labels: Labels, scores: Scores) -> float:
+    """Probability that a spoof scores above a bona fide clip, ties counted half."""
+    _, miss, false_alarm = error_curve(labels, scores)
+    return float(np.trapezoid((1 - miss)[::-1], false_alarm[::-1]))
+
+
+def min_dcf(labels: Labels, scores: Scores) -> float:
+    """Minimum detection cost at a spoof prior of 0.05, where accepting a spoof costs ten times rejecting a recording.
+
+    Normalised by the better of the two constant answers. Source: ASVspoof 5 evaluation plan (arXiv 2408.08739).
+    """
+    _, miss, false_alarm = error_curve(labels, scores)
+    accept, reject = 0.05 * 10, 0.95 * 1
+    return float(np.min(accept * miss + reject * false_alarm) / min(accept, reject))
+
+
+def cllr(labels: Labels, scores: Scores) -> float:
+    """Cost of the log-likelihood ratio in bits; 1 is what always answering 0 costs.
+
+    Source: Brümmer and du Preez, Computer Speech & Language 2006.
+    """
+    spoof = np.logaddexp(0, -scores[labels]).mean()
+    bonafide = np.logaddexp(0, scores[~labels]).mean()
+    return float((spoof + bonafide) / (2 * np.log(2)))
+
+
+def min_cllr(labels: Labels, scores: Scores) -> float:
+    """Cllr after the best monotonic recalibration, by pool-adjacent-violators: what discrimination alone costs."""
+    distinct, position, count = np.unique(scores, return_inverse=True, return_counts=True)
+    share = np.bincount(position, weights=labels, minlength=len(distinct)) / count
+    posterior = np.clip(isotonic_regression(share, weights=count).x, 1e-9, 1 - 1e-9)
+    return cllr(labels, (logit(posterior) - logit(labels.mean()))[position])
+
+
+def f1(labels: Labels, called: Labels) -> float:
+    """F1 of the spoof class."""
+    hits = (labels & called).sum()
+    return float(2 * hits / (labels.sum() + called.sum())) if hits else 0.0
+
+
+def balanced_accuracy(labels: Labels, called: Labels) -> float:
+    return float((called[labels].mean() + (~called[~labels]).mean()) / 2)
+
+
+def miss_rate(labels: Labels, called: Labels) -> float:
+    """Share of spoofs not called spoof."""
+    return float((~called[labels]).mean())
+
+
+def false_alarm_rate(labels: Labels, called: Labels) -> float:
+    """Share of bona fide clips called spoof."""
+    return float(called[~labels].mean())
+
+
+def expected_calibration_error(labels: Labels, scores: Scores, bins: int = 10) -> float:
+    """Mean gap between probability (at a prior of one half) and share of spoofs, over bins of equal width.
+
+    Classes count alike. Source: Naeini et al., AAAI 2015.
+    """
+    _, predicted, observed, weight = reliability(labels, scores, bins)
+    return float(np.abs(predicted - observed) @ weight)
+
+
+def reliability(labels: Labels, scores: Scores, bins: int = 10) -> tuple[Scores, Scores, Scores, Scores]:
+    """Count, mean probability, share of spoofs and weight of each bin that is not empty, classes counted alike."""
+    probability = expit(scores)
+    weights = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
+    place = np.minimum((probability * bins).astype(int), bins - 1)
+    count, weight, predicted, observed = (
+        np.bincount(place, weights=values, minlength=bins)
+        for values in (np.ones_like(weights), weights, weights * probability, weights * labels)
+    )
+    full = count > 0
+    return count[full], predicted[full] / weight[full], observed[full] / weight[full], weight[full]
+
+
+def bootstrap(
+    metrics: dict[str, Metric],
+    labels: Labels,
+    scores: Scores,
+    speakers: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float, float]]:
+    """Each metric with its 95 % interval over speakers: (value, low, high).
+
+    Speakers, not clips, are drawn with replacement, because clips of one speaker err together. A draw without
+    both classes is drawn again.
+    """
+    generator = np.random.default_rng(seed)
+    _, speaker_of_clip = np.unique(np.asarray(speakers), return_inverse=True)
+    clips_of = [np.flatnonzero(speaker_of_clip == s) for s in range(speaker_of_clip.max() + 1)]
+    values: dict[str, list[float]] = {name: [] for name in metrics}
+    drawn = 0
+    for _ in range(20 * draws):
+        chosen = np.concatenate([clips_of[s] for s in generator.integers(len(clips_of), size=len(clips_of))])
+        if not 0 < labels[chosen].sum() < len(chosen):
+            continue
+        for name, metric in metrics.items():
+            values[name].append(metric(labels[chosen], scores[chosen]))
+        drawn += 1
+        if drawn == draws:
+            break
+    intervals = {}
+    for name, metric in metrics.items():
+        low, high = np.percentile(values[name], [2.5, 97.5]) if values[name] else (np.nan, np.nan)
+        intervals[name] = (metric(labels, scores), float(low), float(high))
+    return intervals

@@ -1,0 +1,167 @@
+"""Readers of the layouts that public corpora come in."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tune.errors import CorpusError
+from tune.manifest import Clip, Label, read_manifest
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm", ".aac"})
+
+
+def _audio_files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES)
+
+
+def read_in_the_wild(root: Path) -> list[Clip]:
+    """In-the-Wild (Müller et al., Interspeech 2022): `meta.csv` of file, speaker, label beside the recordings."""
+    labels: dict[str, Label] = {"bona-fide": "bonafide", "bonafide": "bonafide", "spoof": "spoof"}
+    try:
+        with (root / "meta.csv").open(newline="", encoding="utf-8") as file:
+            return [
+                Clip(
+                    root / row["file"],
+                    labels[row["label"]],
+                    speaker=row["speaker"],
+                    source="In-the-Wild",
+                    language="en",
+                )
+                for row in csv.DictReader(file)
+            ]
+    except FileNotFoundError as error:
+        raise CorpusError(f"{root.name} holds no meta.csv: give the folder of In-the-Wild that does") from error
+    except KeyError as error:
+        raise CorpusError(f"meta.csv has no column or an unknown label {error}: it is not In-the-Wild's") from error
+
+
+# Number of fields in a protocol line -> positions of speaker, file, attack and key.
+ASVSPOOF_LINES = {
+    5: (0, 1, 3, 4),  # 2019 LA and PA
+    8: (0, 1, 4, 5),  # 2021 LA
+    13: (0, 1, 4, 5),  # 2021 DF
+    10: (0, 1, 7, 8),  # ASVspoof 5
+}
+
+
+def read_asvspoof(root: Path) -> list[Clip]:
+    """ASVspoof 2019, 2021 and 5: every countermeasure protocol below `root`, and the FLAC files it names."""
+    protocols = [
+        path
+        for pattern in ("*.cm.*.txt", "trial_metadata.txt", "ASVspoof5.*.tsv")
+        for path in sorted(root.rglob(pattern))
+    ]
+    if not protocols:
+        raise CorpusError(
+            f"{root.name} holds no ASVspoof protocol: expected *.cm.*.txt (2019), trial_metadata.txt (2021) or "
+            "ASVspoof5.*.tsv"
+        )
+    audio = {path.stem: path for path in sorted(root.rglob("*.flac"))}
+    clips = []
+    for protocol in protocols:
+        for number, line in enumerate(protocol.read_text(encoding="utf-8").splitlines(), start=1):
+            fields = line.split()
+            positions = ASVSPOOF_LINES.get(len(fields))
+            if positions is None or fields[positions[3]] not in ("bonafide", "spoof"):
+                raise CorpusError(f"{protocol.name}, line {number}, is not a line of an ASVspoof protocol")
+            speaker, name, attack, key = (fields[position] for position in positions)
+            clips.append(
+                Clip(
+                    audio.get(name, protocol.parent / f"{name}.flac"),
+                    "spoof" if key == "spoof" else "bonafide",
+                    speaker=speaker,
+                    generator=attack if key == "spoof" else "",
+                    source="ASVspoof",
+                    language="en",
+                )
+            )
+    return clips
+
+
+def read_wavefake(root: Path) -> list[Clip]:
+    """WaveFake (Frank and Schönherr, NeurIPS 2021): folders `ljspeech_<vocoder>`, `jsut_<vocoder>` of generated audio,
+    and the LJSpeech or JSUT recordings they imitate in any other folder with that name in its path."""
+    voices = {"ljspeech": ("LJ", "LJSpeech", "en"), "jsut": ("JSUT", "JSUT", "ja")}
+    clips = []
+    for path in _audio_files(root):
+        folder = path.relative_to(root).parent.as_posix().lower()
+        corpus = next((name for name in voices if name in folder), None)
+        if corpus is None:
+            raise CorpusError(f"{folder or root.name} holds audio but names neither LJSpeech nor JSUT")
+        speaker, source, language = voices[corpus]
+        generated = re.match(rf"{corpus}_(.+)", path.parent.name.lower())
+        from_text = path.parent.name.lower().startswith("common_voices_prompts")
+        generator = generated[1] if generated else path.parent.name if from_text else ""
+        utterance = path.stem.removesuffix("_gen")
+        clips.append(
+            Clip(
+                path,
+                "spoof" if generator else "bonafide",
+                speaker=speaker,
+                generator=generator,
+                source=source,
+                language=language,
+                pair_id="" if from_text else f"{source}:{utterance}",
+            )
+        )
+    return clips
+
+
+def read_mlaad(root: Path) -> list[Clip]:
+    """MLAAD (Müller et al., IJCNN 2024): `fake/<language>/<model>/`, and beside it `real/<language>/` in the layout
+    of M-AILABS, `by_book/<gender>/<speaker>/<book>/wavs/`."""
+    clips = []
+    for path in _audio_files(root / "fake"):
+        language, model = _two(path, root / "fake")
+        clips.append(Clip(path, "spoof", f"{model}:{language}", model, "MLAAD", language))
+    for path in _audio_files(root / "real"):
+        language, _ = _two(path, root / "real")
+        parts = path.relative_to(root / "real" / language).parts
+        speaker = parts[2] if parts[0] == "by_book" and len(parts) > 3 else parts[0] if len(parts) > 1 else ""
+        clips.append(Clip(path, "bonafide", speaker, "", "M-AILABS", language))
+    return clips
+
+
+def _two(path: Path, root: Path) -> tuple[str, str]:
+    parts = path.relative_to(root).parts
+    if len(parts) < 3:
+        raise CorpusError(f"{path.name} lies too high in the tree: expected {root.name}/<language>/<folder>/")
+    return parts[0], parts[1]
+
+
+def read_folder(root: Path) -> list[Clip]:
+    """A plain folder: `real/` or `bonafide/`, with a folder a speaker where known, and `fake/` or `spoof/`, with a
+    folder a generator and in it a folder a speaker where known."""
+    clips = []
+    for name in ("real", "bonafide"):
+        for path in _audio_files(root / name):
+            speaker, *_ = *path.relative_to(root / name).parts[:-1], ""
+            clips.append(Clip(path, "bonafide", speaker, source=root.name))
+    for name in ("fake", "spoof"):
+        for path in _audio_files(root / name):
+            generator, speaker, *_ = *path.relative_to(root / name).parts[:-1], "", ""
+            clips.append(Clip(path, "spoof", speaker, generator, root.name))
+    return clips
+
+
+READERS: dict[str, Callable[[Path], list[Clip]]] = {
+    "in-the-wild": read_in_the_wild,
+    "asvspoof": read_asvspoof,
+    "wavefake": read_wavefake,
+    "mlaad": read_mlaad,
+    "folder": read_folder,
+    "manifest": read_manifest,
+}
+
+
+def read_corpus(kind: str, path: Path) -> list[Clip]:
+    """The clips of the corpus at `path`. Raises CorpusError where there is none in the layout of `kind`."""
+    if not path.exists():
+        raise CorpusError(f"there is no {path}: give the corpus's own folder or manifest")
+    clips = READERS[kind](path)
+    if not clips:
+        raise CorpusError(f"{path.name} holds no audio in the layout of kind {kind}")
+    return clips
