@@ -43,9 +43,7 @@ def probability(score: float, prior: float) -> float:
     return 0.5 * (1 + math.tanh((score + math.log(prior / (1 - prior))) / 2))
 
 
-def decide(
-    score: float, thresholds: Thresholds, operating_point: OperatingPoint
-) -> Label:
+def decide(score: float, thresholds: Thresholds, operating_point: OperatingPoint) -> Label:
     """Fake from the operating point's threshold on; Real below it and below the balanced one; the margin and what
     lies between them is Inconclusive."""
     threshold: float = getattr(thresholds, operating_point)
@@ -57,13 +55,7 @@ def decide(
 
 
 def category(duration_seconds: Seconds) -> Literal["very_short", "short", "normal"]:
-    return (
-        "very_short"
-        if duration_seconds < 3
-        else "short"
-        if duration_seconds < 6
-        else "normal"
-    )
+    return "very_short" if duration_seconds < 3 else "short" if duration_seconds < 6 else "normal"
 
 
 def build_verdict(
@@ -81,40 +73,20 @@ def build_verdict(
     weights = np.array([window.speech_seconds for window in features.windows])
     score = float(np.average(scores, weights=weights))
 
-    timeline_scores = step_scores(
-        features, scores, weights, config.windows.step_seconds
-    )
-    timeline = tuple(
-        None if math.isnan(s) else probability(s, prior) for s in timeline_scores
-    )
+    timeline_scores = step_scores(features, scores, weights, config.windows.step_seconds)
+    timeline = tuple(None if math.isnan(s) else probability(s, prior) for s in timeline_scores)
     spoken = [p for p in timeline if p is not None]
     speaker_scores = {
         speaker: float(np.average(scores[rows], weights=weights[rows]))
-        for speaker in sorted(
-            {
-                window.speaker
-                for window in features.windows
-                if window.speaker is not None
-            }
-        )
-        for rows in [
-            [
-                i
-                for i, window in enumerate(features.windows)
-                if window.speaker == speaker
-            ]
-        ]
+        for speaker in sorted({window.speaker for window in features.windows if window.speaker is not None})
+        for rows in [[i for i, window in enumerate(features.windows) if window.speaker == speaker]]
     }
     speakers = tuple(
         SpeakerVerdict(
             speaker,
             decide(speaker_score, info.thresholds, operating_point),
             probability(speaker_score, prior),
-            sum(
-                turn.duration_seconds
-                for turn in features.turns or ()
-                if turn.speaker == speaker
-            ),
+            sum(turn.duration_seconds for turn in features.turns or () if turn.speaker == speaker),
         )
         for speaker, speaker_score in speaker_scores.items()
     )
@@ -169,9 +141,7 @@ def build_verdict(
     )
 
 
-def no_speech_verdict(
-    speech: Speech, *, use_diarization: bool, bundle: Bundle, config: DetectorConfig
-) -> Verdict:
+def no_speech_verdict(speech: Speech, *, use_diarization: bool, bundle: Bundle, config: DetectorConfig) -> Verdict:
     """The verdict on a recording in which nobody speaks."""
     steps = math.ceil(speech.duration_seconds / config.windows.step_seconds)
     return Verdict(
@@ -212,31 +182,23 @@ def stretch_score(
     stretch: Segment,
 ) -> float:
     """Mean score of the speaker's windows, weighted by the speech each shares with `stretch`."""
-    own = np.array(
-        [window.speaker == speaker for window in features.windows], dtype=float
-    )
+    own = np.array([window.speaker == speaker for window in features.windows], dtype=float)
     edges = np.array([stretch.start, stretch.end])
-    shared = np.array(
-        [float(coverage(window.parts, edges)[0]) for window in features.windows]
-    )
+    shared = np.array([float(coverage(window.parts, edges)[0]) for window in features.windows])
     # A turn spoken entirely over another's voice may lie in no window: its speaker's mean stands for it.
     weighting = own * shared if (own * shared).any() else own * weights
     return float(np.average(scores, weights=weighting))
 
 
-def step_scores(
-    features: Features, scores: Scores, weights: Scores, step_seconds: Seconds
-) -> Scores:
+def step_scores(features: Features, scores: Scores, weights: Scores, step_seconds: Seconds) -> Scores:
     """Mean score of the windows over each step of the time line, (steps,); NaN where nobody speaks.
 
     A window counts by the share of it that lies in the step, so that short windows are as sharp as they can be.
     """
     steps = math.ceil(features.speech.duration_seconds / step_seconds)
-    edges = np.arange(steps + 1) * step_seconds
+    edges = np.arange(steps + 1, dtype=np.float64) * step_seconds
     total, weight = np.zeros(steps), np.zeros(steps)
-    for window, score, speech_seconds in zip(
-        features.windows, scores, weights, strict=True
-    ):
+    for window, score, speech_seconds in zip(features.windows, scores, weights, strict=True):
         share = coverage(window.parts, edges) / speech_seconds
         total += share * score
         weight += share
@@ -245,22 +207,16 @@ def step_scores(
     return mean
 
 
-def _synthetic_speaker(
-    speaker_scores: dict[str, float], thresholds: Thresholds
-) -> bool:
+def _synthetic_speaker(speaker_scores: dict[str, float], thresholds: Thresholds) -> bool:
     """Whether one of several speakers is synthetic beyond what the best of that many real ones would reach.
 
     The bar rises by ln(speakers), which bounds the false alarms of all by those of one (Bonferroni).
     """
     count = len(speaker_scores)
-    return count > 1 and max(
-        speaker_scores.values()
-    ) >= thresholds.precision + math.log(count)
+    return count > 1 and max(speaker_scores.values()) >= thresholds.precision + math.log(count)
 
 
-def _synthetic_passage(
-    features: Features, scores: Scores, thresholds: Thresholds
-) -> bool:
+def _synthetic_passage(features: Features, scores: Scores, thresholds: Thresholds) -> bool:
     """Whether two neighbouring windows, together, are synthetic beyond what the best of that many real ones reach.
 
     The bar rises by ln(windows), so that false alarms do not grow with length.
@@ -268,8 +224,7 @@ def _synthetic_passage(
     pairs = [
         float(scores[i : i + MIN_PASSAGE_WINDOWS].mean())
         for i in range(len(scores) - MIN_PASSAGE_WINDOWS + 1)
-        if features.windows[i].speaker
-        == features.windows[i + MIN_PASSAGE_WINDOWS - 1].speaker
+        if features.windows[i].speaker == features.windows[i + MIN_PASSAGE_WINDOWS - 1].speaker
     ]
     return max(pairs, default=-math.inf) >= thresholds.precision + math.log(len(scores))
 
@@ -319,9 +274,7 @@ def to_dict(verdict: Verdict) -> dict[str, Any]:
         "min_probability": _round(verdict.min_probability),
         "confidence": _round(verdict.confidence),
         "score": _round(verdict.score),
-        "interval": [_round(bound) for bound in verdict.interval]
-        if verdict.interval
-        else None,
+        "interval": [_round(bound) for bound in verdict.interval] if verdict.interval else None,
         "reasons": list(verdict.reasons),
         "details": [
             {
@@ -359,11 +312,7 @@ def to_dict(verdict: Verdict) -> dict[str, Any]:
         "warnings": list(verdict.warnings),
     }
     if verdict.explanation is not None:
-        body["explanation"] = {
-            "layers": [
-                {"layer": name, "score": _round(s)} for name, s in verdict.explanation
-            ]
-        }
+        body["explanation"] = {"layers": [{"layer": name, "score": _round(s)} for name, s in verdict.explanation]}
     return body
 
 

@@ -23,7 +23,6 @@ from pipeline.config import Strict
 from pipeline.errors import BundleError
 from pipeline.tkan import TkanSpec
 
-FORMAT = 1
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -49,12 +48,13 @@ class Thresholds(Strict):
 class BundleInfo(Strict):
     """All of `bundle.json`.
 
-    `layers` gives the features each layer yields, in their order. `window_sd` is the standard deviation of a window's log-likelihood ratio around its recording's, for the
-    interval of a verdict. `novelty_limit` is the mean squared standardised feature above which a recording is
-    unlike the training data. `metrics`, `corpus`, `versions` and `seed` are the record of the training run.
+    `layers` gives the number of features each layer yields, in their order. `window_sd` is the standard deviation
+    of a window's log-likelihood ratio around its recording's, for the interval of a verdict. `novelty_limit` is the
+    mean squared standardised feature above which a recording is unlike the training data. `metrics`, `corpus`,
+    `versions` and `seed` are the record of the training run.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str
     features: TkanSpec
     layers: dict[str, int]
@@ -88,7 +88,7 @@ class Bundle:
             info = BundleInfo.model_validate_json(text)
             if hashlib.sha256(weights).hexdigest() != info.classifier_sha256:
                 raise BundleError(
-                    f"the arrays of model bundle {folder.name} are not those its bundle.json names: copy the bundle anew"
+                    f"the arrays of model bundle {folder.name} are not those of its bundle.json: copy the bundle anew"
                 )
             return cls(info, load(weights), hashlib.sha256(text).hexdigest())
         except FileNotFoundError as error:
@@ -101,23 +101,15 @@ class Bundle:
                 f"model bundle {folder.name} has a bad bundle.json: {error.errors()[0]['msg']}"
             ) from error
         except SafetensorError as error:
-            raise BundleError(
-                f"model bundle {folder.name} has unreadable arrays: copy the bundle anew"
-            ) from error
+            raise BundleError(f"model bundle {folder.name} has unreadable arrays: copy the bundle anew") from error
 
 
-def save_bundle(
-    folder: Path, info: BundleInfo, arrays: Arrays, model_card: str
-) -> Bundle:
+def save_bundle(folder: Path, info: BundleInfo, arrays: Arrays, model_card: str) -> Bundle:
     """Write a bundle; `info.classifier_sha256` is filled in here. Returns it as loading it would."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = save(arrays)
-    info = info.model_copy(
-        update={"classifier_sha256": hashlib.sha256(weights).hexdigest()}
-    )
+    info = info.model_copy(update={"classifier_sha256": hashlib.sha256(weights).hexdigest()})
     (folder / "classifier.safetensors").write_bytes(weights)
-    (folder / "bundle.json").write_text(
-        json.dumps(info.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
-    )
+    (folder / "bundle.json").write_text(json.dumps(info.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
     (folder / "model_card.md").write_text(model_card, encoding="utf-8")
     return Bundle.load(folder)

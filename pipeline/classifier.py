@@ -33,13 +33,8 @@ class Classifier:
                 "the classifier's bundle was trained on other features than the extractor computes: "
                 "deploy both with the same bundle"
             )
-        standardized = standardize(
-            self.bundle.arrays, features.vectors, list(info.layers.values())
-        )
-        scores = (
-            info.calibration.scale * raw_scores(self.bundle.arrays, standardized)
-            + info.calibration.offset
-        )
+        standardized = standardize(self.bundle.arrays, features.vectors, list(info.layers.values()))
+        scores = info.calibration.scale * raw_scores(self.bundle.arrays, standardized) + info.calibration.offset
         return build_verdict(
             features,
             scores,
@@ -59,9 +54,7 @@ class Classifier:
             config=self.config,
         )
 
-    def _explain(
-        self, standardized: NDArray[np.float32]
-    ) -> tuple[tuple[str, float], ...] | None:
+    def _explain(self, standardized: NDArray[np.float32]) -> tuple[tuple[str, float], ...] | None:
         """What each layer adds to the calibrated score, averaged over windows; linear heads only."""
         info = self.bundle.info
         weight = self.bundle.arrays.get("weight")
@@ -71,7 +64,4 @@ class Classifier:
         counted = info.features.reduction == "acn"
         sizes = [1] * len(info.layers) if counted else list(info.layers.values())
         shares = np.add.reduceat(contributions, np.cumsum([0, *sizes[:-1]]))
-        return tuple(
-            (layer, float(share))
-            for layer, share in zip(info.layers, shares, strict=True)
-        )
+        return tuple((layer, float(share)) for layer, share in zip(info.layers, shares, strict=True))

@@ -114,9 +114,7 @@ def parse(model: type[Model], path: Path) -> Model:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         return model.model_validate({} if values is None else values)
     except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"there is no configuration file {path.name}: give the path of one"
-        ) from error
+        raise ConfigurationError(f"there is no configuration file {path.name}: give the path of one") from error
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
     except ValidationError as error:

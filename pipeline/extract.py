@@ -44,9 +44,7 @@ class TkanExtractor:
         self.backbone = load_backbone(self.spec.backbone, choose_device(config.device))
         self.layers = self.spec.expand_layers(self.backbone.layers)
 
-    def extract(
-        self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None
-    ) -> Features:
+    def extract(self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None) -> Features:
         """Features of `recording`'s speech, whose segments are not empty; windows keep to one speaker each where
         `turns` are given."""
         windows = plan_windows(speech, turns, self.windows)
@@ -60,36 +58,25 @@ class TkanExtractor:
         )
 
     @torch.inference_mode()
-    def window_vectors(
-        self, waveform: Waveform, windows: tuple[Window, ...]
-    ) -> NDArray[np.float32]:
+    def window_vectors(self, waveform: Waveform, windows: tuple[Window, ...]) -> NDArray[np.float32]:
         """(windows, dimension): the recipe's features of each window of `waveform`."""
         statistics = {layer: NeuronStatistics(len(windows)) for layer in self.layers}
         for chunk in plan_chunks(windows, waveform.duration_seconds):
-            activations = self.backbone.activations(
-                normalize_peak(waveform.crop(chunk)), self.layers
-            )
+            activations = self.backbone.activations(normalize_peak(waveform.crop(chunk)), self.layers)
             rows = [
                 row
                 for row, window in enumerate(windows)
-                if window.parts[0].start < chunk.end
-                and chunk.start < window.parts[-1].end
+                if window.parts[0].start < chunk.end and chunk.start < window.parts[-1].end
             ]
             weights: dict[int, torch.Tensor] = {}
             for layer, frames in activations.items():
                 count = frames.shape[1]
                 if count not in weights:
                     edges = np.linspace(chunk.start, chunk.end, count + 1)
-                    covered = np.stack(
-                        [coverage(windows[row].parts, edges) for row in rows]
-                    )
+                    covered = np.stack([coverage(windows[row].parts, edges) for row in rows])
                     weights[count] = torch.from_numpy(covered).to(frames.device)
                 statistics[layer].add(frames, weights[count], rows)
-        return (
-            vectors(self.spec, [statistics[layer] for layer in self.layers])
-            .cpu()
-            .numpy()
-        )
+        return vectors(self.spec, [statistics[layer] for layer in self.layers]).cpu().numpy()
 
 
 def layer_sizes(extractor: TkanExtractor) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """The head: standardised features to a raw score, as plain arrays.
 
-Arrays of every head: `mean`, `scale` (dimension,); `thresholds` (layers,) where the recipe counts activated neurons. Linear: `weight` (dimension,), `bias` (1,). MLP: `weight_0` (inputs, outputs), `bias_0`
-(outputs,), `weight_1`, ... with ReLU between.
+Arrays of every head: `mean`, `scale` (dimension,); `thresholds` (layers,) where the recipe counts activated neurons.
+Linear: `weight` (dimension,), `bias` (1,). MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ...
+with ReLU between.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ from pipeline.bundle import Arrays
 Matrix = NDArray[np.float32]
 
 
-def count_activated(
-    vectors: Matrix, thresholds: Matrix, layer_sizes: Sequence[int]
-) -> Matrix:
+def count_activated(vectors: Matrix, thresholds: Matrix, layer_sizes: Sequence[int]) -> Matrix:
     """ACN: (windows, neurons) time means -> (windows, layers) counts of neurons above their layer's threshold.
 
     Source: DeepSonar, Wang et al., ACM MM 2020.
@@ -39,9 +38,7 @@ def standardize(arrays: Arrays, vectors: Matrix, layer_sizes: Sequence[int]) -> 
 def raw_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
     """(windows, dimension) standardised features -> (windows,) raw scores, higher = fake."""
     if "weight" in arrays:
-        return standardized.astype(np.float64) @ arrays["weight"] + float(
-            arrays["bias"][0]
-        )
+        return standardized.astype(np.float64) @ arrays["weight"] + float(arrays["bias"][0])
     hidden = standardized
     depth = sum(name.startswith("weight_") for name in arrays)
     for layer in range(depth):

@@ -37,26 +37,20 @@ class TkanSpec(Strict):
     name: str
     backbone: Literal["campplus", "pyannote/embedding", "wespeaker"] = "campplus"
     layers: tuple[str, ...] = Field(min_length=1)
-    statistics: tuple[Literal["mean", "sd", "log_sd"], ...] = Field(
-        ("mean",), min_length=1
-    )
+    statistics: tuple[Literal["mean", "sd", "log_sd"], ...] = Field(("mean",), min_length=1)
     reduction: Literal["none", "top_k", "acn"] = "none"
     k: int = Field(5, ge=1)
 
     @model_validator(mode="after")
     def _reductions_take_means(self) -> Self:
         if self.reduction != "none" and self.statistics != ("mean",):
-            raise ValueError(
-                f"reduction {self.reduction} is of time means: set statistics to [mean]"
-            )
+            raise ValueError(f"reduction {self.reduction} is of time means: set statistics to [mean]")
         return self
 
     @property
     def spec_id(self) -> str:
         """SHA-256 of the recipe without its name: equal recipes give interchangeable features."""
-        recipe = json.dumps(
-            self.model_dump(mode="json", exclude={"name"}), sort_keys=True
-        )
+        recipe = json.dumps(self.model_dump(mode="json", exclude={"name"}), sort_keys=True)
         return hashlib.sha256(recipe.encode()).hexdigest()
 
     def expand_layers(self, available: Sequence[str]) -> tuple[str, ...]:
@@ -66,11 +60,7 @@ class TkanSpec(Strict):
                 raise ConfigurationError(
                     f"layers: {self.backbone} has no layer {pattern}: choose among {', '.join(available)}"
                 )
-        return tuple(
-            layer
-            for layer in available
-            if any(fnmatchcase(layer, pattern) for pattern in self.layers)
-        )
+        return tuple(layer for layer in available if any(fnmatchcase(layer, pattern) for pattern in self.layers))
 
 
 def load_spec(preset: str) -> TkanSpec:

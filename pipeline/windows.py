@@ -15,9 +15,7 @@ MIN_TURN_SECONDS = 1.0
 """A speaker's overlapped speech is left out as long as this much remains without it."""
 
 
-def plan_windows(
-    speech: Speech, turns: Sequence[Turn] | None, config: Windows
-) -> tuple[Window, ...]:
+def plan_windows(speech: Speech, turns: Sequence[Turn] | None, config: Windows) -> tuple[Window, ...]:
     """Windows of `config.seconds` of speech, `config.hop_seconds` apart in speech time, each of one speaker.
 
     Silence between segments takes no part, so a window may span more time than it holds speech. Without turns
@@ -42,14 +40,10 @@ def _slide(parts: Sequence[Segment], config: Windows) -> list[tuple[Segment, ...
         return [tuple(parts)]
     count = 1 + int(np.ceil((total - config.seconds) / config.hop_seconds - 1e-9))
     starts = np.linspace(0, total - config.seconds, count)
-    return [
-        _between(parts, float(start), float(start) + config.seconds) for start in starts
-    ]
+    return [_between(parts, float(start), float(start) + config.seconds) for start in starts]
 
 
-def _between(
-    parts: Sequence[Segment], start: Seconds, end: Seconds
-) -> tuple[Segment, ...]:
+def _between(parts: Sequence[Segment], start: Seconds, end: Seconds) -> tuple[Segment, ...]:
     """The parts of the time line that lie from `start` to `end` seconds of speech."""
     cut, elapsed = [], 0.0
     for part in parts:
@@ -64,9 +58,7 @@ def total_seconds(segments: Iterable[Segment]) -> Seconds:
     return sum(segment.duration_seconds for segment in segments)
 
 
-def merge(
-    segments: Iterable[Segment], max_gap_seconds: Seconds = 0.0
-) -> tuple[Segment, ...]:
+def merge(segments: Iterable[Segment], max_gap_seconds: Seconds = 0.0) -> tuple[Segment, ...]:
     """Disjoint, sorted segments that cover the given ones and the gaps between them up to `max_gap_seconds`."""
     merged: list[Segment] = []
     for segment in sorted(segments, key=lambda s: s.start):
@@ -77,9 +69,7 @@ def merge(
     return tuple(merged)
 
 
-def subtract(
-    segments: Iterable[Segment], others: Iterable[Segment]
-) -> tuple[Segment, ...]:
+def subtract(segments: Iterable[Segment], others: Iterable[Segment]) -> tuple[Segment, ...]:
     """The time in `segments` that no one of `others` covers."""
     left = list(merge(segments))
     for other in merge(others):
@@ -109,15 +99,9 @@ def plan_chunks(
     recording allows, so that the network has context.
     """
     wide = []
-    for part in merge(
-        (part for window in windows for part in window.parts), max_gap_seconds
-    ):
+    for part in merge((part for window in windows for part in window.parts), max_gap_seconds):
         margin = max(0.0, min_seconds - part.duration_seconds) / 2
-        wide.append(
-            Segment(
-                max(0.0, part.start - margin), min(duration_seconds, part.end + margin)
-            )
-        )
+        wide.append(Segment(max(0.0, part.start - margin), min(duration_seconds, part.end + margin)))
     chunks = []
     for region in merge(wide, max_gap_seconds):
         count = int(np.ceil(region.duration_seconds / max_seconds - 1e-9))
@@ -126,14 +110,9 @@ def plan_chunks(
     return tuple(chunks)
 
 
-def coverage(
-    parts: Sequence[Segment], edges: NDArray[np.float64]
-) -> NDArray[np.float32]:
+def coverage(parts: Sequence[Segment], edges: NDArray[np.float64]) -> NDArray[np.float32]:
     """How much of each bin the disjoint, sorted `parts` cover: edges (bins + 1,) in seconds -> (bins,) in [0, 1]."""
     knots = np.array([t for part in parts for t in (part.start, part.end)])
-    covered = np.repeat(
-        np.cumsum([0.0, *(part.duration_seconds for part in parts)]), 2
-    )[1:-1]
-    return (np.diff(np.interp(edges, knots, covered)) / np.diff(edges)).astype(
-        np.float32
-    )
+    covered = np.repeat(np.cumsum([0.0, *(part.duration_seconds for part in parts)]), 2)[1:-1]
+    share: NDArray[np.float32] = (np.diff(np.interp(edges, knots, covered)) / np.diff(edges)).astype(np.float32)
+    return share

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.bundle import Bundle, save_bundle
+from pipeline.errors import BundleError
+from tests.pipeline.test_aggregate import BUNDLE
+
+ARRAYS = {"weight": np.arange(3, dtype=np.float32), "bias": np.zeros(1, dtype=np.float32)}
+
+
+def test_a_bundle_survives_the_disk(tmp_path: Path) -> None:
+    saved = save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n")
+    loaded = Bundle.load(tmp_path / "b")
+    assert loaded.info == saved.info
+    assert loaded.sha256 == saved.sha256
+    np.testing.assert_array_equal(loaded.arrays["weight"], ARRAYS["weight"])
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n")
+    weights = tmp_path / "b" / "classifier.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(BundleError, match="copy the bundle anew"):
+        Bundle.load(tmp_path / "b")
+
+
+def test_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n")
+    manifest = tmp_path / "b" / "bundle.json"
+    manifest.write_text(manifest.read_text().replace('"seed"', '"sead"'))
+    with pytest.raises(BundleError, match="bundle.json"):
+        Bundle.load(tmp_path / "b")
+
+
+def test_a_missing_bundle_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"tune\.train"):
+        Bundle.load(tmp_path / "none")
