@@ -1,0 +1,154 @@
+"""What the parts may know of each other, and what the product must never do."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("pipeline", "deployments", "tune")
+FORBIDDEN = {"pipeline": {"ray", "deployments", "tune"}, "deployments": {"tune"}, "tune": {"deployments"}}
+PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of the product by its dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(node: ast.AST, *, at_import_time: bool = False) -> Iterator[str]:
+    """Dotted names that `node` imports; `at_import_time` leaves out those in functions and for type checkers."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0 and child.module, "imports are absolute"
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        deferred = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        )
+        if not (at_import_time and deferred):
+            yield from imports(child, at_import_time=at_import_time)
+
+
+def run_python(program: str) -> str:
+    """What `program` prints, run by an interpreter of its own in the repository."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_all_packages_are_looked_at() -> None:
+    assert {name.split(".")[0] for name in modules()} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
+    wrong = [
+        f"{name} imports {imported}"
+        for name, tree in modules().items()
+        if name.split(".")[0] == package
+        for imported in imports(tree)
+        if imported.split(".")[0] in FORBIDDEN[package]
+    ]
+    assert not wrong
+
+
+def test_no_module_needs_one_that_needs_it() -> None:
+    graph = {
+        name: {
+            known
+            for imported in imports(tree, at_import_time=True)
+            for known in (imported, imported.rpartition(".")[0])
+            if known in modules() and known != name
+        }
+        for name, tree in modules().items()
+    }
+    assert any(graph.values())
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_the_pipeline_runs_without_ray() -> None:
+    names = [name for name in modules() if name.startswith("pipeline")]
+    program = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; print('ray' in sys.modules)"
+    assert run_python(program) == "False\n"
+
+
+def test_importing_connects_nowhere_and_loads_no_weights() -> None:
+    program = f"""
+import importlib, sys
+weights = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".jit")
+def refuse(event, arguments):
+    if event == "socket.connect" or event == "open" and str(arguments[0]).endswith(weights):
+        raise SystemExit(f"{{event}} {{arguments}}")
+sys.addaudithook(refuse)
+for name in {list(modules())}:
+    importlib.import_module(name)
+import ray
+print(ray.is_initialized())
+"""
+    assert run_python(program) == "False\n"
+
+
+def test_nothing_is_unpickled() -> None:
+    wrong = []
+    for name, tree in modules().items():
+        wrong += [f"{name} imports {i}" for i in imports(tree) if i.split(".")[0] in PICKLERS]
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            function, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if function == "torch.load" and keywords.get("weights_only") != "True":
+                wrong.append(f"{name}:{node.lineno} torch.load without weights_only=True")
+            if keywords.get("allow_pickle", "False") != "False":
+                wrong.append(f"{name}:{node.lineno} {function} with allow_pickle")
+            if function in ("torch.save", "joblib.load", "joblib.dump", "pandas.read_pickle", "pd.read_pickle"):
+                wrong.append(f"{name}:{node.lineno} {function}")
+    assert not wrong
+
+
+def test_every_import_is_declared() -> None:
+    distributions = importlib.metadata.packages_distributions()
+    declared = {canonical(re.split(r"[\[=; ]", line)[0]) for line in PROJECT["dependencies"]}
+    undeclared = {
+        f"{name} imports {imported}"
+        for name, tree in modules().items()
+        for imported in imports(tree)
+        for top in [imported.split(".")[0]]
+        if top not in PACKAGES and top not in sys.stdlib_module_names
+        if not declared & {canonical(distribution) for distribution in distributions.get(top, [])}
+    }
+    assert not undeclared
+
+
+def test_the_lock_holds_what_is_declared_with_hashes() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    entries = [entry for entry in re.split(r"\n(?=[a-z])", lock) if not entry.startswith("#")]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert not re.search(r"https?://|--(extra-)?index-url|--find-links", lock), "a lock names no registry"
+    locked = {entry.split(" ")[0] for entry in entries}
+    declared = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    pins = {re.sub(r"\[.*\]", "", line.split(" ")[0]) for line in declared}
+    assert {f"{canonical(p.split('==')[0])}=={p.split('==')[1]}" for p in pins} <= locked
+
+
+def canonical(name: str) -> str:
+    """The name of a distribution in the one form that all its spellings share (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
