@@ -20,6 +20,7 @@ PACKAGES = ("pipeline", "deployments", "tune")
 FORBIDDEN = {"pipeline": {"ray", "deployments", "tune"}, "deployments": {"tune"}, "tune": {"deployments"}}
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 @cache
@@ -126,14 +127,15 @@ def test_nothing_is_unpickled() -> None:
 
 def test_every_import_is_declared() -> None:
     distributions = importlib.metadata.packages_distributions()
-    declared = {canonical(re.split(r"[\[=; ]", line)[0]) for line in PROJECT["dependencies"]}
+    lines = PROJECT["dependencies"] + sum(EXTRAS.values(), start=[])
+    declared = {canonical(re.split(r"[\[=; ]", line)[0]) for line in lines}
     undeclared = {
         f"{name} imports {imported}"
         for name, tree in modules().items()
         for imported in imports(tree)
         for top in [imported.split(".")[0]]
         if top not in PACKAGES and top not in sys.stdlib_module_names
-        if not declared & {canonical(distribution) for distribution in distributions.get(top, [])}
+        if not declared & {canonical(distribution) for distribution in distributions.get(top, [top])}
     }
     assert not undeclared
 
@@ -144,8 +146,7 @@ def test_the_lock_holds_what_is_declared_with_hashes() -> None:
     assert all("--hash=sha256:" in entry for entry in entries)
     assert not re.search(r"https?://|--(extra-)?index-url|--find-links", lock), "a lock names no registry"
     locked = {entry.split(" ")[0] for entry in entries}
-    declared = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
-    pins = {re.sub(r"\[.*\]", "", line.split(" ")[0]) for line in declared}
+    pins = {re.sub(r"\[.*\]", "", line.split(" ")[0]) for line in PROJECT["dependencies"] + EXTRAS["dev"]}
     assert {f"{canonical(p.split('==')[0])}=={p.split('==')[1]}" for p in pins} <= locked
 
 
