@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib.metadata
+import itertools
 import re
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_nothing_is_unpickled() -> None:
 
 def test_every_import_is_declared() -> None:
     distributions = importlib.metadata.packages_distributions()
-    lines = PROJECT["dependencies"] + sum(EXTRAS.values(), start=[])
+    lines = itertools.chain(PROJECT["dependencies"], *EXTRAS.values())
     declared = {canonical(re.split(r"[\[=; ]", line)[0]) for line in lines}
     undeclared = {
         f"{name} imports {imported}"

