@@ -38,8 +38,10 @@ class Fold:
 
 
 def ties(clip: Clip) -> tuple[str, ...]:
-    """What may not be on both sides: the clip's speaker, and its utterance where it is one of a pair."""
-    return (f"speaker {clip.voice}", f"pair {clip.pair_id}") if clip.pair_id else (f"speaker {clip.voice}",)
+    """What may not be on both sides: the clip's speaker, its utterance where it is one of a pair, and its content."""
+    pair = (f"pair {clip.pair_id}",) if clip.pair_id else ()
+    content = (f"content {clip.sha256}",) if clip.sha256 else ()
+    return (f"speaker {clip.voice}", *pair, *content)
 
 
 def refuse_overlap(train: Iterable[Clip], test: Iterable[Clip], what: str = "training") -> None:

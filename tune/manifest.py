@@ -34,6 +34,8 @@ class Clip:
     language: str = ""
     site: str = ""
     pair_id: str = ""
+    sha256: str = ""
+    """Of the file's bytes; known once the clip's features are."""
 
     @property
     def is_spoof(self) -> bool:

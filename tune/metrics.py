@@ -115,6 +115,27 @@ def reliability(labels: Labels, scores: Scores, bins: int = 10) -> tuple[Scores,
     return count[full], predicted[full] / weight[full], observed[full] / weight[full], weight[full]
 
 
+def at_threshold(metric: Callable[[Labels, Labels], float], threshold: float) -> Metric:
+    """The metric of calls made at a fixed threshold."""
+    return lambda labels, scores: metric(labels, scores >= threshold)
+
+
+SUMMARY: dict[str, Metric] = {
+    "eer": eer,
+    "auc": auc,
+    "f1": at_threshold(f1, 0.0),
+    "balanced_accuracy": at_threshold(balanced_accuracy, 0.0),
+    "miss_rate": at_threshold(miss_rate, 0.0),
+    "false_alarm_rate": at_threshold(false_alarm_rate, 0.0),
+    "min_dcf": min_dcf,
+    "cllr": cllr,
+    "min_cllr": min_cllr,
+}
+"""What is told of every set of calibrated scores; calls are made at 0."""
+
+Intervals = dict[str, tuple[float, float, float]]
+
+
 def bootstrap(
     metrics: dict[str, Metric],
     labels: Labels,
@@ -123,7 +144,7 @@ def bootstrap(
     *,
     draws: int = 1000,
     seed: int = 0,
-) -> dict[str, tuple[float, float, float]]:
+) -> Intervals:
     """Each metric with its 95 % interval over speakers: (value, low, high).
 
     Speakers, not clips, are drawn with replacement, because clips of one speaker err together. A draw without

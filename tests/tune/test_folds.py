@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tune.synthetic import make_clips
+from tune.errors import CorpusError, LeakError
+from tune.folds import FoldsConfig, make_fold, make_folds, refuse_overlap, tied_groups
+from tune.manifest import Clip
+
+
+@pytest.mark.parametrize("by", ["speaker", "site", "generator", "source"])
+def test_each_clip_is_tested_once_and_no_speaker_is_on_both_sides(clips: list[Clip], by: str) -> None:
+    folds = make_folds(clips, FoldsConfig(by=by, k=4))
+    tested = np.concatenate([fold.test for fold in folds])
+    assert sorted(tested) == list(range(len(clips)))
+    for fold in folds:
+        assert not {clips[i].speaker for i in fold.train} & {clips[i].speaker for i in fold.test}
+
+
+def test_a_speaker_on_both_sides_is_refused(clips: list[Clip]) -> None:
+    with pytest.raises(LeakError, match="speaker speaker0"):
+        make_fold("planted", clips, np.array([0, 1, 2, 7]), np.array([3]))
+    with pytest.raises(LeakError, match="clips are in both"):
+        refuse_overlap(clips[:3], clips[2:4])
+
+
+def test_a_pair_and_a_copied_file_on_both_sides_are_refused() -> None:
+    ann, bob = Clip(Path("a"), "bonafide", "ann"), Clip(Path("b"), "spoof", "bob")
+    refuse_overlap([ann], [bob])
+    with pytest.raises(LeakError, match="pair 7"):
+        refuse_overlap([replace(ann, pair_id="7")], [replace(bob, pair_id="7")])
+    with pytest.raises(LeakError, match="content abc"):
+        refuse_overlap([replace(ann, sha256="abc")], [replace(bob, sha256="abc")])
+
+
+def test_speakers_tied_by_a_pair_are_one_group() -> None:
+    clips = [
+        Clip(Path("a"), "bonafide", "ann"),
+        Clip(Path("b"), "bonafide", "ann", pair_id="1"),
+        Clip(Path("c"), "spoof", "bob", pair_id="1"),
+        Clip(Path("d"), "spoof", "carl"),
+    ]
+    groups = tied_groups(clips)
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+
+
+def test_what_shares_a_speaker_with_a_site_left_out_does_not_train() -> None:
+    clips = make_clips()
+    # speaker0 of site0 appears on site1, too.
+    clips.append(replace(clips[0], path=Path("/corpus/again.wav"), site="site1"))
+    fold = next(fold for fold in make_folds(clips, FoldsConfig(by="site")) if fold.name == "site site0")
+    assert len(clips) - 1 not in fold.train and len(clips) - 1 not in fold.test
+
+
+def test_recordings_are_tested_with_the_generator_that_imitates_their_speaker(clips: list[Clip]) -> None:
+    for fold in make_folds(clips, FoldsConfig(by="generator")):
+        assert {clips[i].label for i in fold.test} == {"bonafide", "spoof"}
+        assert len({clips[i].site for i in fold.test}) == 1
+
+
+def test_clips_without_a_speaker_count_as_one_of_their_origin() -> None:
+    clips = [replace(clip, speaker="") for clip in make_clips()]
+    with pytest.raises(CorpusError, match="name the speakers"):
+        make_folds(clips, FoldsConfig(k=10))
+
+
+@pytest.mark.parametrize(
+    ("clips", "config", "named"),
+    [
+        (make_clips(speakers=3), FoldsConfig(k=5), "too small for 5 folds"),
+        (make_clips(sites=1), FoldsConfig(by="site"), "all clips are of one site, site0"),
+        ([replace(clip, site="") for clip in make_clips()], FoldsConfig(by="site"), "name no site"),
+        (
+            [replace(clip, site="a" if clip.is_spoof else "b", speaker=str(i)) for i, clip in enumerate(make_clips())],
+            FoldsConfig(by="site"),
+            "fold site a leaves no spoof clip",
+        ),
+    ],
+)
+def test_a_corpus_too_small_is_refused_by_name(clips: list[Clip], config: FoldsConfig, named: str) -> None:
+    with pytest.raises(CorpusError, match=named):
+        make_folds(clips, config)
+
+
+def test_folds_do_not_change_from_run_to_run(clips: list[Clip]) -> None:
+    first, second = (make_folds(clips, FoldsConfig(k=4)) for _ in range(2))
+    assert all((a.test == b.test).all() for a, b in zip(first, second, strict=True))

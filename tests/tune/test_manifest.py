@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tune.errors import CorpusError
+from tune.manifest import Clip, read_manifest, require_usable, write_manifest
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_reads_relative_paths_either_label_and_empty_columns(tmp_path: Path) -> None:
+    manifest = write(
+        tmp_path / "m.csv",
+        "path,label,speaker,generator,source,language\na.wav,real,ann,,lab,en\nsub/b.wav,Spoof,,vocoder,,\n",
+    )
+    first, second = read_manifest(manifest)
+    assert first == Clip(tmp_path / "a.wav", "bonafide", "ann", "", "lab", "en")
+    assert second.path == tmp_path / "sub" / "b.wav"
+    assert second.is_spoof and second.generator == "vocoder" and second.speaker == ""
+
+
+def test_ignores_columns_it_does_not_know_and_a_byte_order_mark(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "m.csv", "\ufeffpath,label,licence\na.wav,fake,MIT\n")
+    assert read_manifest(manifest)[0].label == "spoof"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("path,lable\na.wav,real\n", "'lable'.*'label'"),
+        ("path,label,speker\na.wav,real,ann\n", "'speker'.*'speaker'"),
+        ("file,label\na.wav,real\n", "no column 'path'"),
+        ("path,label,label\na.wav,real,fake\n", "'label' twice"),
+        ("path,label\na.wav,real\nb.wav,human\n", "line 3.*'human'"),
+        ("path,label\n,real\n", "line 2: no path"),
+        ("path,label\na.wav,real,extra\n", "line 2: more values"),
+        ("path,label\n", "no rows"),
+    ],
+)
+def test_says_which_column_or_row_is_wrong(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(CorpusError, match=named):
+        read_manifest(write(tmp_path / "m.csv", text))
+
+
+def test_a_manifest_that_is_not_text_or_not_there_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00\x01")
+    for name in ("m.csv", "absent.csv"):
+        with pytest.raises(CorpusError, match=name):
+            read_manifest(tmp_path / name)
+
+
+def test_written_manifest_reads_back(tmp_path: Path) -> None:
+    clips = [Clip(tmp_path / "audio" / "a,b.wav", "bonafide", "ann", site="page", pair_id="1")]
+    write_manifest(tmp_path / "m.csv", clips)
+    assert read_manifest(tmp_path / "m.csv") == clips
+    assert str(tmp_path) not in (tmp_path / "m.csv").read_text(encoding="utf-8")
+
+
+def test_missing_files_and_a_missing_class_are_found_before_work_starts(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").touch()
+    there, gone = Clip(tmp_path / "a.wav", "bonafide"), Clip(tmp_path / "b.wav", "spoof")
+    with pytest.raises(CorpusError, match=r"1 of 2 files are missing: b\.wav"):
+        require_usable([there, gone])
+    with pytest.raises(CorpusError, match="no spoof clip"):
+        require_usable([there])

@@ -1,0 +1,117 @@
+"""Each reader on a small tree of its corpus's own layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tune.errors import CorpusError
+from tune.readers import READERS, read_corpus
+
+
+def grow(root: Path, *files: str) -> Path:
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def test_in_the_wild(tmp_path: Path) -> None:
+    root = grow(tmp_path, "0.wav", "1.wav")
+    (root / "meta.csv").write_text("file,speaker,label\n0.wav,Alan Watts,spoof\n1.wav,Bill,bona-fide\n")
+    first, second = read_corpus("in-the-wild", root)
+    assert (first.path, first.label, first.speaker) == (root / "0.wav", "spoof", "Alan Watts")
+    assert (second.label, second.speaker) == ("bonafide", "Bill")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "line", "audio", "expected"),
+    [
+        (
+            "ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.train.trn.txt",
+            "LA_0079 LA_T_1 - A04 spoof",
+            "ASVspoof2019_LA_train/flac/LA_T_1.flac",
+            ("LA_0079", "A04", "spoof"),
+        ),
+        (
+            "keys/LA/CM/trial_metadata.txt",
+            "LA_0009 LA_E_9 alaw ita_tx A07 spoof notrim eval",
+            "ASVspoof2021_LA_eval/flac/LA_E_9.flac",
+            ("LA_0009", "A07", "spoof"),
+        ),
+        (
+            "keys/DF/CM/trial_metadata.txt",
+            "LA_0023 DF_E_2 nocodec asvspoof - bonafide notrim progress bonafide - - - -",
+            "ASVspoof2021_DF_eval/flac/DF_E_2.flac",
+            ("LA_0023", "", "bonafide"),
+        ),
+        (
+            "ASVspoof5.train.tsv",
+            "T_4850 T_0000000000 F - - - AC3 A05 spoof -",
+            "flac_T/T_0000000000.flac",
+            ("T_4850", "A05", "spoof"),
+        ),
+    ],
+)
+def test_asvspoof(tmp_path: Path, protocol: str, line: str, audio: str, expected: tuple[str, str, str]) -> None:
+    grow(tmp_path, protocol, audio)
+    (tmp_path / protocol).write_text(line + "\n")
+    (clip,) = read_corpus("asvspoof", tmp_path)
+    assert (clip.speaker, clip.generator, clip.label) == expected
+    assert clip.path == tmp_path / audio
+
+
+def test_a_bad_protocol_line_is_named(tmp_path: Path) -> None:
+    grow(tmp_path, "a.cm.b.txt")
+    (tmp_path / "a.cm.b.txt").write_text("LA_0079 LA_T_1 - A04 spoof\nwhat is this\n")
+    with pytest.raises(CorpusError, match="line 2"):
+        read_corpus("asvspoof", tmp_path)
+
+
+def test_wavefake_pairs_an_utterance_with_its_copies(tmp_path: Path) -> None:
+    grow(
+        tmp_path,
+        "LJSpeech-1.1/wavs/LJ001-0001.wav",
+        "generated_audio/ljspeech_hifiGAN/LJ001-0001_gen.wav",
+        "generated_audio/jsut_parallel_wavegan/BASIC5000_0001_gen.wav",
+        "generated_audio/common_voices_prompts_from_conformer_fastspeech2_pwg_ljspeech/gen_1.wav",
+    )
+    clips = {clip.path.parent.name: clip for clip in read_corpus("wavefake", tmp_path)}
+    real, copy = clips["wavs"], clips["ljspeech_hifiGAN"]
+    assert real.label == "bonafide" and copy.label == "spoof" and copy.generator == "hifigan"
+    assert real.pair_id == copy.pair_id and real.speaker == copy.speaker == "LJ"
+    assert clips["jsut_parallel_wavegan"].language == "ja"
+    prompted = clips["common_voices_prompts_from_conformer_fastspeech2_pwg_ljspeech"]
+    assert prompted.label == "spoof" and not prompted.pair_id
+
+
+def test_mlaad_beside_m_ailabs(tmp_path: Path) -> None:
+    grow(
+        tmp_path,
+        "fake/de/tts_models_de_thorsten_vits/a.wav",
+        "real/de/by_book/male/karlsson/some_book/wavs/b.wav",
+    )
+    fake, real = read_corpus("mlaad", tmp_path)
+    assert (fake.label, fake.generator, fake.language) == ("spoof", "tts_models_de_thorsten_vits", "de")
+    assert (real.label, real.speaker, real.language) == ("bonafide", "karlsson", "de")
+
+
+def test_plain_folder(tmp_path: Path) -> None:
+    grow(tmp_path, "real/ann/a.wav", "real/b.mp3", "fake/vits/ann/c.flac", "fake/d.OGG", "fake/notes.txt")
+    found = {clip.path.stem: (clip.label, clip.speaker, clip.generator) for clip in read_corpus("folder", tmp_path)}
+    assert found == {
+        "a": ("bonafide", "ann", ""),
+        "b": ("bonafide", "", ""),
+        "c": ("spoof", "ann", "vits"),
+        "d": ("spoof", "", ""),
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(set(READERS) - {"manifest"}))
+def test_a_tree_of_another_layout_is_an_error(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(CorpusError):
+        read_corpus(kind, grow(tmp_path / "corpus", "readme.txt"))
+    with pytest.raises(CorpusError, match="there is no"):
+        read_corpus(kind, tmp_path / "absent")

@@ -1,0 +1,96 @@
+"""Training and validation, with every leak planted that is known to have happened elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from imblearn.over_sampling import RandomOverSampler
+from sklearn.preprocessing import StandardScaler
+
+from tests.tune.synthetic import make_clips, make_table
+from tune.calibrate import OperatingPoints, choose_thresholds, fit_calibration
+from tune.errors import CorpusError, LeakError
+from tune.folds import Fold, FoldsConfig, make_folds
+from tune.kfold import evaluate_folds, random_split_eer
+from tune.metrics import cllr, false_alarm_rate, min_cllr, miss_rate
+from tune.table import Table
+from tune.validate import TrainingConfig, cross_validate, train
+
+CONFIG = TrainingConfig(folds=FoldsConfig(k=4), calibration=FoldsConfig(k=3))
+
+
+def test_a_scaler_fitted_outside_the_fold_is_refused(table: Table) -> None:
+    scaled = replace(table, vectors=StandardScaler().fit_transform(table.vectors))
+    with pytest.raises(LeakError, match="not those that were extracted"):
+        cross_validate(CONFIG, scaled, make_folds(table.clips, CONFIG.folds))
+
+
+def test_an_oversampler_outside_the_fold_is_refused(table: Table) -> None:
+    sampler = RandomOverSampler(random_state=0, sampling_strategy={False: 150, True: 150})
+    vectors, _ = sampler.fit_resample(table.vectors, table.labels[table.owner])
+    oversampled = replace(table, vectors=vectors, owner=table.owner[sampler.sample_indices_])
+    with pytest.raises(LeakError, match="not those that were extracted"):
+        train(CONFIG, oversampled, np.arange(len(table.clips)))
+
+
+def test_a_fold_with_a_speaker_on_both_sides_is_refused_even_when_made_by_hand(table: Table) -> None:
+    half = np.arange(len(table.clips)) % 3 == 0
+    planted = Fold("planted", np.flatnonzero(half), np.flatnonzero(~half))
+    with pytest.raises(LeakError, match="speakers or pairs"):
+        cross_validate(CONFIG, table, [planted])
+
+
+def test_calibration_or_a_threshold_from_the_test_part_is_refused(table: Table) -> None:
+    everything = train(CONFIG, table, np.arange(len(table.clips)))
+    fold = make_folds(table.clips, CONFIG.folds)[0]
+    part = train(CONFIG, table, fold.train)
+    # The head knows nothing of the test part, but the thresholds do.
+    planted = replace(part, calibration=everything.calibration, clips=everything.clips)
+    with pytest.raises(LeakError, match="calibration or thresholds"):
+        planted.score(table, fold.test)
+    assert len(part.score(table, fold.test)) == len(fold.test)
+
+
+def test_the_scores_of_a_fold_do_not_depend_on_its_labels() -> None:
+    """The proof for what is not refused: flip every label of the test part, and nothing moves."""
+    table = make_table(make_clips())
+    fold = make_folds(table.clips, CONFIG.folds)[0]
+    flipped = [
+        replace(clip, label="bonafide" if clip.is_spoof else "spoof") if i in set(fold.test) else clip
+        for i, clip in enumerate(table.clips)
+    ]
+    expected = train(CONFIG, table, fold.train)
+    found = train(CONFIG, replace(table, clips=tuple(flipped)), fold.train)
+    assert found.thresholds == expected.thresholds and found.calibration == expected.calibration
+    assert (found.score(table, fold.test) == expected.score(table, fold.test)).all()
+
+
+def test_cross_validated_scores_are_calibrated_and_thresholds_keep_their_promise() -> None:
+    table = make_table(make_clips(speakers=60), separation=1.5)
+    scores = cross_validate(CONFIG, table, make_folds(table.clips, CONFIG.folds))
+    labels = table.labels
+    assert cllr(labels, scores) - min_cllr(labels, scores) < 0.15
+    thresholds = choose_thresholds(labels, scores, OperatingPoints(recall_miss=0.1, precision_false_alarm=0.1))
+    assert thresholds.recall <= thresholds.balanced <= thresholds.precision
+    assert miss_rate(labels, scores >= thresholds.recall) <= 0.1
+    assert false_alarm_rate(labels, scores >= thresholds.precision) <= 0.1
+
+
+def test_scores_no_better_than_chance_cannot_be_calibrated() -> None:
+    labels = np.arange(40) % 2 == 0
+    with pytest.raises(CorpusError, match="no better than chance"):
+        fit_calibration(labels, np.where(labels, -1.0, 1.0))
+
+
+def test_a_random_split_claims_more_than_folds_of_speakers() -> None:
+    """What the table in the README shows: with speakers on both sides the voice gives the label away."""
+    clips = [
+        replace(clip, label="spoof" if int(clip.speaker.removeprefix("speaker")) % 2 else "bonafide")
+        for clip in make_clips(speakers=60)
+    ]
+    table = make_table(clips, separation=1.0)
+    found = evaluate_folds(CONFIG, table)["metrics"]["eer"]
+    assert found["low"] <= found["value"] <= found["high"]
+    assert random_split_eer(CONFIG.estimator, table) < found["value"] - 0.1

@@ -1,0 +1,92 @@
+"""A Ray cluster to work on: the one at an address, or one of this machine's own for as long as the work lasts."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to the cluster at `address` (`auto` finds one on this machine); without one start a private cluster,
+    with its own temporary folder, and stop it at the end. Where this process is connected already, use that."""
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    folder = None
+    if address is None:
+        folder = tempfile.mkdtemp(prefix="sound-sentry-")
+        options |= {"_temp_dir": folder, "include_dashboard": False}
+    try:
+        ray.init(**options)
+        yield
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def map_with_actors(
+    actor: type, arguments: Sequence[Any], rows: Sequence[dict[str, Any]], *, actors: int, num_gpus: float = 0
+) -> Iterator[dict[str, Any]]:
+    """Run `rows` through a pool of `actors`, and yield what they return, row by row, as it comes.
+
+    `actor(*arguments)` is called with a few rows at a time as columns, and returns columns of as many rows.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Blocks small enough for every actor to have work until the end, and for progress to be seen.
+    blocks = min(len(rows), max(8 * actors, len(rows) // 8))
+    dataset = ray.data.from_items(list(rows), override_num_blocks=blocks)
+    yield from dataset.map_batches(
+        actor,
+        fn_constructor_args=tuple(arguments),
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=1,
+        num_gpus=num_gpus or None,
+    ).iter_rows()
+
+
+def default_actors() -> int:
+    """One actor a CPU of the cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def with_progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+    """Yield `items`, showing on the standard error how many are done, at what rate and how much time is left."""
+    console = Console(stderr=True)
+    started = shown = time.monotonic()
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f}/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total, rate=0.0)
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.monotonic()
+            rate = done / max(now - started, 1e-9)
+            progress.update(task, completed=done, rate=rate)
+            # A log file gets a line now and then in place of the bar.
+            if not console.is_terminal and (now - shown > 30 or done == total):
+                shown = now
+                left = (total - done) / rate
+                print(f"{what}: {done} of {total}, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -1,0 +1,175 @@
+"""The one estimator: reduction, scaler, imbalance handling and head, fitted together on a training part.
+
+What comes out is the arrays that serving runs (`pipeline.head`), so that a fold is tested on the very arithmetic a
+deployment will use.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from imblearn.over_sampling import SMOTE, RandomOverSampler
+from numpy.typing import NDArray
+from pydantic import Field
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from pipeline.bundle import Arrays
+from pipeline.config import Strict
+from pipeline.head import count_activated, raw_scores, standardize
+from tune.errors import CorpusError
+from tune.folds import Indices, tied_groups
+from tune.table import FeatureKind, Table
+
+Matrix = NDArray[np.float32]
+
+
+class LogisticHead(Strict):
+    """Logistic regression with an L2 penalty; `c` is the inverse of its strength."""
+
+    kind: Literal["logistic"] = "logistic"
+    c: float = Field(1e-3, gt=0)
+
+
+class MlpHead(Strict):
+    """A perceptron with ReLU. Training stops when the loss on `stop_share` of the speakers, kept apart for nothing
+    else, has not fallen for `patience` epochs, and the best weights are restored. `feature_noise` is the standard
+    deviation of noise on the standardised features."""
+
+    kind: Literal["mlp"]
+    hidden: tuple[int, ...] = Field((512, 512, 512, 512), min_length=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    feature_noise: float = Field(0.01, ge=0)
+    learning_rate: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    batch_size: int = Field(256, ge=2)
+    max_epochs: int = Field(60, ge=1)
+    patience: int = Field(8, ge=1)
+    stop_share: float = Field(0.15, gt=0, le=0.5)
+
+
+class EstimatorConfig(Strict):
+    """`imbalance`: `weights` weighs the classes alike, `oversample` repeats rows of the rarer, `smote` invents some."""
+
+    imbalance: Literal["none", "weights", "oversample", "smote"] = "weights"
+    head: Annotated[LogisticHead | MlpHead, Field(discriminator="kind")] = LogisticHead()
+    seed: int = 0
+
+
+def fit(config: EstimatorConfig, table: Table, clips: Indices) -> Arrays:
+    """Fit everything on `clips` of `table`, and on nothing else. Returns the arrays of `pipeline.head`."""
+    if isinstance(config.head, LogisticHead):
+        inputs, labels, arrays = _prepare(config, table, clips)
+        head = LogisticRegression(
+            C=config.head.c, class_weight=_class_weight(config), max_iter=1000, random_state=config.seed
+        ).fit(inputs, labels)
+        weights = {"weight": head.coef_[0], "bias": head.intercept_}
+    else:
+        train, stop = _stopping_split(table, clips, config.head.stop_share, config.seed)
+        inputs, labels, arrays = _prepare(config, table, train)
+        rows = table.rows(stop)
+        held_out = standardize(arrays, table.vectors[rows], list(table.kind.layers.values()))
+        weights = _fit_mlp(config, inputs, labels, held_out, table.labels[table.owner[rows]])
+    return arrays | {name: np.asarray(value, dtype=np.float32) for name, value in weights.items()}
+
+
+def score_windows(arrays: Arrays, vectors: Matrix, kind: FeatureKind) -> NDArray[np.float64]:
+    """(windows, dimension) features -> (windows,) raw scores, higher = spoof."""
+    return raw_scores(arrays, standardize(arrays, vectors, list(kind.layers.values())))
+
+
+def _class_weight(config: EstimatorConfig) -> Literal["balanced"] | None:
+    return "balanced" if config.imbalance == "weights" else None
+
+
+def _prepare(config: EstimatorConfig, table: Table, clips: Indices) -> tuple[Matrix, NDArray[np.bool_], Arrays]:
+    """Standardised, balanced rows to train the head on, their labels, and the arrays of what was fitted."""
+    rows = table.rows(clips)
+    vectors, labels = table.vectors[rows], table.labels[table.owner[rows]]
+    arrays: Arrays = {}
+    if table.kind.spec.reduction == "acn":
+        sizes = list(table.kind.layers.values())
+        edges = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        arrays["thresholds"] = (np.add.reduceat(vectors.mean(axis=0), edges) / sizes).astype(np.float32)
+        vectors = count_activated(vectors, arrays["thresholds"], sizes)
+    scaler = StandardScaler().fit(vectors)
+    arrays["mean"], arrays["scale"] = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
+    inputs = (vectors - arrays["mean"]) / arrays["scale"]
+    if config.imbalance in ("oversample", "smote"):
+        sampler: Any = SMOTE if config.imbalance == "smote" else RandomOverSampler
+        try:
+            inputs, labels = sampler(random_state=config.seed).fit_resample(inputs, labels)
+        except ValueError as error:
+            raise CorpusError(f"imbalance {config.imbalance}: the training part is too small: {error}") from error
+    return inputs, labels, arrays
+
+
+def _stopping_split(table: Table, clips: Indices, share: float, seed: int) -> tuple[Indices, Indices]:
+    """Clips to train on, and clips of other speakers to tell when to stop."""
+    labels = table.labels[clips]
+    groups = tied_groups([table.clips[i] for i in clips])
+    parts = max(2, round(1 / share))
+    if min(len(set(groups[labels])), len(set(groups[~labels]))) < parts:
+        raise CorpusError(
+            f"early stopping needs {parts} independent groups of speakers of each class in the training part: "
+            "use more data, a larger stop_share, or the logistic head"
+        )
+    splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+    train, stop = next(splitter.split(labels, labels, groups))
+    return clips[train], clips[stop]
+
+
+def _fit_mlp(
+    config: EstimatorConfig,
+    inputs: Matrix,
+    labels: NDArray[np.bool_],
+    held_out: Matrix,
+    held_out_labels: NDArray[np.bool_],
+) -> dict[str, NDArray[np.float32]]:
+    head = config.head
+    assert isinstance(head, MlpHead)
+    generator = torch.Generator().manual_seed(config.seed)
+    x, y = torch.from_numpy(inputs), torch.from_numpy(labels.astype(np.float32))
+    held_x, held_y = torch.from_numpy(held_out), torch.from_numpy(held_out_labels.astype(np.float32))
+    spoof_weight = (1 - y.mean()) / y.mean() if config.imbalance == "weights" else torch.tensor(1.0)
+    loss_of = nn.BCEWithLogitsLoss(pos_weight=spoof_weight)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        linears = [
+            nn.Linear(size, out) for size, out in zip((x.shape[1], *head.hidden), (*head.hidden, 1), strict=True)
+        ]
+        network = nn.Sequential()
+        for linear in linears[:-1]:
+            network.extend([linear, nn.ReLU(), nn.Dropout(head.dropout)])
+        network.append(linears[-1])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay)
+        best_loss, best, waited = math.inf, _copy(linears), 0
+        for _ in range(head.max_epochs):
+            network.train()
+            for batch in torch.randperm(len(x), generator=generator).split(head.batch_size):
+                noise = torch.randn(len(batch), x.shape[1], generator=generator) * head.feature_noise
+                optimizer.zero_grad()
+                loss_of(network(x[batch] + noise)[:, 0], y[batch]).backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+            network.eval()
+            with torch.no_grad():
+                loss = float(loss_of(network(held_x)[:, 0], held_y))
+            waited += 1
+            if loss < best_loss:
+                best_loss, best, waited = loss, _copy(linears), 0
+            elif waited >= head.patience:
+                break
+    arrays = {}
+    for number, (weight, bias) in enumerate(best):
+        arrays[f"weight_{number}"], arrays[f"bias_{number}"] = weight.T.numpy(), bias.numpy()
+    return arrays
+
+
+def _copy(linears: list[nn.Linear]) -> list[tuple[Tensor, Tensor]]:
+    return [(linear.weight.detach().clone(), linear.bias.detach().clone()) for linear in linears]

@@ -1,0 +1,238 @@
+"""Features of a corpus, computed on a Ray cluster, each once.
+
+Every clip's features are a file of the cache, whose name is the hash of all that decides them: the bytes of the
+recording, the recipe, the network, the windows, the augmentation and the code. So an extraction that was stopped goes
+on where it was, and one that is done computes nothing.
+
+    python -m tune.extract --manifest corpus/manifest.csv --features neuron-statistics
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pipeline.vad import VoiceActivityDetector
+from safetensors.numpy import load_file, save_file
+
+from pipeline.config import DetectorConfig
+from pipeline.decode import decode
+from pipeline.errors import InputError
+from pipeline.extract import TkanExtractor, layer_sizes
+from pipeline.tkan import TkanSpec, load_spec
+from tune.cluster import connected, default_actors, map_with_actors, with_progress
+from tune.command import run
+from tune.errors import CorpusError
+from tune.manifest import Clip, read_manifest, require_usable
+from tune.table import FeatureKind, Table
+
+DEFAULT_CACHE = Path(".cache") / "features"
+FEATURE_MODULES = (
+    "backbones",
+    "campplus",
+    "decode",
+    "extract",
+    "pyannote_models",
+    "tkan",
+    "types",
+    "vad",
+    "windows",
+)
+"""Modules of the pipeline whose code decides what features are."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides features, besides the recording."""
+
+    spec: TkanSpec
+    detector: DetectorConfig
+
+    def key(self, backbone_sha256: str) -> str:
+        """Hash of the recipe, the network and the code."""
+        parts = {
+            "features": self.spec.spec_id,
+            "backbone": backbone_sha256,
+            "windows": self.detector.windows.model_dump(),
+            "voice_activity": self.detector.voice_activity.model_dump(),
+            "code": _code_sha256(),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _code_sha256() -> str:
+    folder = Path(__file__).resolve().parent.parent / "pipeline"
+    digest = hashlib.sha256()
+    for name in FEATURE_MODULES:
+        digest.update((folder / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+class Extraction:
+    """An actor: features of a few clips at a time, each into its file of the cache."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        torch.set_num_threads(1)
+        self.recipe, self.folder = recipe, folder
+        self.voice_activity = VoiceActivityDetector(recipe.detector)
+        self.extractor = TkanExtractor(recipe.detector, recipe.spec)
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[str]]:
+        """Columns `path` and `sha256` -> column `error`, empty where there is none."""
+        return {
+            "error": [
+                self.extract(Path(path), sha256) for path, sha256 in zip(batch["path"], batch["sha256"], strict=True)
+            ]
+        }
+
+    def extract(self, path: Path, sha256: str) -> str:
+        try:
+            recording = decode(path.read_bytes(), self.recipe.detector.limits)
+            speech = self.voice_activity.detect(recording)
+            if not speech.segments:
+                error = "there is no speech in it"
+            else:
+                features = self.extractor.extract(recording, speech, turns=None)
+                _write(self.folder / sha256, {"vectors": features.vectors})
+                return ""
+        except InputError as problem:
+            error = problem.detail
+        _write(self.folder / sha256, error)
+        return error
+
+
+def _write(stem: Path, result: dict[str, NDArray[np.float32]] | str) -> None:
+    """Write a file of the cache whole or not at all, for the process may be killed at any time."""
+    partial = stem.with_suffix(f".{os.getpid()}.partial")
+    if isinstance(result, str):
+        partial.write_text(result, encoding="utf-8")
+        partial.rename(stem.with_suffix(".error"))
+    else:
+        save_file(result, partial)
+        partial.rename(stem.with_suffix(".safetensors"))
+
+
+def extract(
+    clips: Sequence[Clip],
+    recipe: Recipe,
+    *,
+    cache_folder: Path = DEFAULT_CACHE,
+    address: str | None = None,
+    actors: int | None = None,
+    num_gpus: float = 0,
+) -> tuple[Table, dict[Path, str]]:
+    """The features of `clips`, computed where the cache has none, and what is wrong with the clips that give none.
+
+    The corpus and the cache are on storage that every node of the cluster sees under the same path. Raises
+    CorpusError where files are missing, or where a class has no clip left.
+    """
+    require_usable(clips)
+    extractor = TkanExtractor(recipe.detector, recipe.spec)
+    kind = FeatureKind(recipe.spec, layer_sizes(extractor), extractor.backbone.sha256)
+    folder = cache_folder.resolve() / recipe.key(kind.backbone_sha256)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    hashes = [hashlib.sha256(clip.path.read_bytes()).hexdigest() for clip in clips]
+    pending = {
+        sha256: {"path": str(clip.path.resolve()), "sha256": sha256}
+        for clip, sha256 in zip(clips, hashes, strict=True)
+        if not any((folder / sha256).with_suffix(end).exists() for end in (".safetensors", ".error"))
+    }
+    if pending:
+        with connected(address):
+            results = map_with_actors(
+                Extraction,
+                (recipe, folder),
+                list(pending.values()),
+                actors=min(actors or default_actors(), len(pending)),
+                num_gpus=num_gpus,
+            )
+            for _ in with_progress(results, len(pending), "features"):
+                pass
+
+    good, parts, bad = [], [], {}
+    for clip, sha256 in zip(clips, hashes, strict=True):
+        problem = (folder / sha256).with_suffix(".error")
+        if problem.exists():
+            bad[clip.path] = problem.read_text(encoding="utf-8")
+        else:
+            good.append(replace(clip, sha256=sha256))
+            parts.append(load_file((folder / sha256).with_suffix(".safetensors"))["vectors"])
+    for label in ("bonafide", "spoof"):
+        if not any(clip.label == label for clip in good):
+            raise CorpusError(
+                f"no {label} clip has features: {len(bad)} files are bad, the first: {next(iter(bad.values()))}"
+            )
+    return Table.of(good, parts, kind), bad
+
+
+def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that needs features."""
+    parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="manifests of the corpus")
+    parser.add_argument("--detector", type=Path, help="configuration of decoding, voice activity and windows")
+    parser.add_argument(
+        "--cache", type=Path, default=DEFAULT_CACHE, help="folder of the features (default %(default)s)"
+    )
+    parser.add_argument("--address", help="Ray cluster to work on, such as auto (default: one of its own)")
+    parser.add_argument("--actors", type=int, help="processes that extract (default: one a CPU)")
+    parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU each of them takes")
+
+
+def load_table(arguments: argparse.Namespace, preset: str) -> Table:
+    """The table that those arguments ask for; clips that give no features are named on the standard error."""
+    clips = [clip for manifest in arguments.manifest for clip in read_manifest(manifest)]
+    table, bad = extract(
+        clips,
+        Recipe(load_spec(preset), DetectorConfig.load(arguments.detector)),
+        cache_folder=arguments.cache,
+        address=arguments.address,
+        actors=arguments.actors,
+        num_gpus=arguments.gpu,
+    )
+    for path, error in bad.items():
+        print(f"left out: {path.name}: {error}", file=sys.stderr)
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tune.extract", description=__doc__.split("\n")[0])
+    add_corpus_arguments(parser)
+    parser.add_argument("--features", default="neuron-statistics", help="preset (default %(default)s) or YAML file")
+    parser.add_argument(
+        "--out", type=Path, help="folder for features.npy, labels.npy and the manifest's rows they are of"
+    )
+    arguments = parser.parse_args(argv)
+    table = load_table(arguments, arguments.features)
+    windows, dimension = table.vectors.shape
+    print(f"{len(table.clips)} clips, {windows} windows, {dimension} features each, in {arguments.cache}")
+    if arguments.out:
+        write_arrays(arguments.out, table)
+
+
+def write_arrays(folder: Path, table: Table) -> None:
+    """`features.npy` (windows, dimension), `labels.npy` (windows,) 1 = spoof, and `clips.csv`: path and speaker of
+    each window, without which no honest split can be made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "features.npy", table.vectors)
+    np.save(folder / "labels.npy", table.labels[table.owner].astype(np.int64))
+    with (folder / "clips.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "speaker", "pair_id"))
+        writer.writerows((clip.path, clip.speaker, clip.pair_id) for clip in (table.clips[i] for i in table.owner))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,125 @@
+"""Cross-validation of the training procedure, with one table for any number of feature recipes.
+
+    python -m tune.kfold --manifest corpus/manifest.csv --by site --features sound-sentry-45 neuron-statistics
+
+Each figure is of detectors that never met the speakers, or the generator or site, they are tested on. With
+`--random-split` the table also says what a split at random over files would have claimed: a figure to be wary of,
+not to be quoted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedKFold
+
+from pipeline.config import parse
+from tune.command import run
+from tune.errors import CorpusError
+from tune.estimator import EstimatorConfig
+from tune.extract import add_corpus_arguments, load_table
+from tune.folds import Fold, make_folds
+from tune.metrics import SUMMARY, auc, bootstrap, eer
+from tune.table import Table
+from tune.train import DEFAULT_CONFIG
+from tune.validate import TrainingConfig, cross_validate, fold_scores
+
+
+def evaluate_folds(config: TrainingConfig, table: Table) -> dict[str, Any]:
+    """Metrics over all folds, each with its interval over speakers, and EER and AUC of each fold that has both
+    classes."""
+    folds = make_folds(table.clips, config.folds)
+    scores = cross_validate(config, table, folds)
+    found = bootstrap(SUMMARY, table.labels, scores, [clip.voice for clip in table.clips])
+    return {
+        "features": table.kind.spec.name,
+        "dimension": table.vectors.shape[1],
+        "folds": config.folds.model_dump(),
+        "metrics": {name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in found.items()},
+        "by_fold": [
+            {"fold": fold.name, "clips": len(test), "eer": eer(labels, scores[test]), "auc": auc(labels, scores[test])}
+            for fold in folds
+            for test in [fold.test]
+            for labels in [table.labels[test]]
+            if 0 < labels.sum() < len(labels)
+        ],
+    }
+
+
+def random_split_eer(config: EstimatorConfig, table: Table, k: int = 10) -> float:
+    """EER that folds at random over files claim. Speakers are on both sides: shown for comparison only."""
+    labels = table.labels
+    if min(labels.sum(), (~labels).sum()) < k:
+        raise CorpusError(f"the corpus is too small for {k} folds at random: it has fewer clips of a class")
+    scores = np.full(len(labels), np.nan)
+    splitter = StratifiedKFold(k, shuffle=True, random_state=config.seed)
+    for train, test in splitter.split(labels, labels):
+        # Not made by make_fold, which would refuse it, rightly.
+        scores[test] = fold_scores(config, table, Fold("at random", train, test))
+    return eer(labels, scores)
+
+
+def as_markdown(results: Sequence[dict[str, Any]]) -> str:
+    """One row a recipe; percent, with 95 % intervals."""
+    lines = [
+        "| features | dimension | EER % | AUC | Cllr | min Cllr | random split would claim, EER % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        found = result["metrics"]
+        claimed = result.get("random_split_eer")
+        cells = [
+            f"`{result['features']}`",
+            str(result["dimension"]),
+            _interval(found["eer"], 100, 1),
+            *(_interval(found[name], 1, 3) for name in ("auc", "cllr", "min_cllr")),
+            f"{100 * claimed:.1f}" if claimed is not None else "–",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(found: dict[str, float], unit: float, digits: int) -> str:
+    value, low, high = (f"{unit * found[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tune.kfold", description=__doc__.split("\n")[0])
+    add_corpus_arguments(parser)
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="default: configs/train.yaml")
+    parser.add_argument("--features", nargs="+", help="presets or YAML files, a row each")
+    parser.add_argument(
+        "--by",
+        choices=("speaker", "generator", "site", "source", "language"),
+        help="what to leave out, in place of the configuration's",
+    )
+    parser.add_argument("--k", type=int, help="number of speaker folds, in place of the configuration's")
+    parser.add_argument("--random-split", action="store_true", help="show what folds at random would have claimed")
+    parser.add_argument("--out", type=Path, help="folder for kfold.json and kfold.md")
+    arguments = parser.parse_args(argv)
+    config = parse(TrainingConfig, arguments.config)
+    changes = {key: value for key, value in (("by", arguments.by), ("k", arguments.k)) if value is not None}
+    folds = config.folds.model_validate(config.folds.model_dump() | changes)
+    config = config.model_copy(update={"folds": folds})
+    results = []
+    for features in arguments.features or [config.features]:
+        table = load_table(arguments, features)
+        result = evaluate_folds(config, table)
+        if arguments.random_split:
+            result["random_split_eer"] = random_split_eer(config.estimator, table)
+        results.append(result)
+    print(as_markdown(results), end="")
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "kfold.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (arguments.out / "kfold.md").write_text(as_markdown(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

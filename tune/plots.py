@@ -1,0 +1,130 @@
+"""The plots of reports and searches, each written as a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import norm
+
+from tune.metrics import Labels, Scores, error_curve, reliability
+
+HUMAN, MACHINE = "#2b6cb0", "#c05621"
+
+
+def plot_parallel_coordinates(rows: Sequence[dict[str, Any]], keys: Sequence[str], metric: str, path: Path) -> None:
+    """A line a point of a search, through an axis a key and one for the metric; dark is low."""
+    figure = Figure(figsize=(2 + 1.8 * len(keys), 4.5), layout="constrained")
+    axes = figure.subplots()
+    columns = [*keys, metric]
+    places = []
+    for column in columns:
+        values = [row[column] for row in rows]
+        shown = sorted(set(map(_sortable, values)))
+        numeric = all(isinstance(value, int | float) for value in values)
+        low, high = (min(values), max(values)) if numeric else (0, 0)
+        if column == metric:
+            places.append([(value - low) / ((high - low) or 1) for value in values])
+            ticks = [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")]
+        else:
+            ticks = [(i / max(len(shown) - 1, 1), str(value)) for i, (_, _, value) in enumerate(shown)]
+            place_of = {value: place for place, value in ticks}
+            places.append([place_of[str(value)] for value in values])
+        x = columns.index(column)
+        axes.axvline(x, color="0.7", linewidth=1)
+        for place, text in ticks[:12]:
+            axes.annotate(text, (x, place), fontsize=7, xytext=(3, 2), textcoords="offset points")
+    order = np.argsort([-row[metric] for row in rows])
+    for rank, index in enumerate(order):
+        shade = 0.85 - 0.85 * rank / max(len(rows) - 1, 1)
+        axes.plot([place[index] for place in places], color=str(shade), linewidth=1.2)
+    axes.set_xticks(range(len(columns)), [column.split(".")[-1] for column in columns])
+    axes.set_yticks([])
+    for side in ("top", "left", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def _sortable(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (not number, float(value) if number else 0.0, str(value))
+
+
+def plot_roc(labels: Labels, scores: Scores) -> bytes:
+    _, miss, false_alarm = error_curve(labels, scores)
+    figure = Figure(figsize=(4.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(false_alarm, 1 - miss, color=MACHINE)
+    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    axes.set(xlabel="false alarms (real called fake)", ylabel="hits (fake called fake)", title="ROC")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    return _png(figure)
+
+
+def plot_det(labels: Labels, scores: Scores) -> bytes:
+    """Misses against false alarms on normal-deviate axes. Source: Martin et al., Eurospeech 1997."""
+    _, miss, false_alarm = error_curve(labels, scores)
+    figure = Figure(figsize=(4.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    inside = (miss > 0) & (miss < 1) & (false_alarm > 0) & (false_alarm < 1)
+    axes.plot(norm.ppf(false_alarm[inside]), norm.ppf(miss[inside]), color=MACHINE)
+    rates = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6])
+    texts = [f"{100 * rate:.0f}" for rate in rates]
+    axes.set_xticks(norm.ppf(rates), texts)
+    axes.set_yticks(norm.ppf(rates), texts)
+    limits = norm.ppf([0.005, 0.7])
+    axes.plot(limits, limits, color="0.8", linewidth=1)
+    axes.set(xlim=limits, ylim=limits, xlabel="false alarms, %", ylabel="misses, %", title="DET")
+    return _png(figure)
+
+
+def plot_confusion(table: Sequence[tuple[str, Sequence[int]]], answers: Sequence[str]) -> bytes:
+    """`table` has a row a class: its name and how many clips got each of `answers`."""
+    counts = np.array([row for _, row in table], dtype=float)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(1.8 + 1.1 * len(answers), 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i, (_, row) in enumerate(table):
+        for j, count in enumerate(row):
+            color = "white" if share[i, j] > 0.6 else "black"
+            text = f"{count}\n{100 * share[i, j]:.0f} %"
+            axes.text(j, i, text, ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(answers)), answers)
+    axes.set_yticks(range(len(table)), [name for name, _ in table])
+    axes.set_title("Answers by class")
+    return _png(figure)
+
+
+def plot_reliability(labels: Labels, scores: Scores) -> bytes:
+    count, predicted, observed, _ = reliability(labels, scores)
+    figure = Figure(figsize=(4.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    axes.plot(predicted, observed, marker="o", color=MACHINE)
+    for x, y, n in zip(predicted, observed, count, strict=True):
+        axes.annotate(f"{n:.0f}", (x, y), fontsize=7, xytext=(4, -8), textcoords="offset points")
+    axes.set(xlabel="probability answered", ylabel="share that is fake, classes alike", title="Reliability")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    return _png(figure)
+
+
+def plot_scores(labels: Labels, scores: Scores) -> bytes:
+    figure = Figure(figsize=(4.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    bins = np.linspace(scores.min(), scores.max() + 1e-9, 40)
+    axes.hist(scores[~labels], bins=bins, color=HUMAN, alpha=0.6, density=True, label="bona fide")
+    axes.hist(scores[labels], bins=bins, color=MACHINE, alpha=0.6, density=True, label="spoof")
+    axes.set(xlabel="score (log-likelihood ratio)", ylabel="density", title="Scores")
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -1,0 +1,308 @@
+"""Search for a training configuration on Ray Tune, over grouped folds, with the estimator that `tune.train` uses.
+
+    python -m tune.search --config configs/grid.yaml --manifest corpus/manifest.csv --out runs/grid
+
+A trial works through the folds and reports the error so far after each, so that ASHA can stop it. The best of many
+points looks better than it is: with `--nested` each fold's point is chosen without that fold, and the figure that
+comes out may be quoted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from pydantic import Field, ValidationError
+from ray import tune as ray_tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from pipeline.config import Strict, parse
+from pipeline.errors import ConfigurationError
+from tune.cluster import connected
+from tune.command import run
+from tune.errors import CorpusError
+from tune.extract import add_corpus_arguments, load_table
+from tune.folds import Fold, make_folds
+from tune.metrics import auc, bootstrap, eer
+from tune.plots import plot_parallel_coordinates
+from tune.table import Table
+from tune.validate import TrainingConfig, fold_scores, train
+
+Point = dict[str, Any]
+
+
+class Grid(Strict):
+    """Every combination of the values given for each key, such as `estimator.head.c`."""
+
+    kind: Literal["grid"]
+    space: dict[str, Annotated[list[Any], Field(min_length=1)]]
+
+    def param_space(self) -> dict[str, Any]:
+        return {key: ray_tune.grid_search(values) for key, values in self.space.items()}
+
+
+class Range(Strict):
+    """Values from `low` to `high`, drawn on a logarithmic scale where `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def domain(self) -> Any:
+        return ray_tune.loguniform(self.low, self.high) if self.log else ray_tune.uniform(self.low, self.high)
+
+
+class Optuna(Strict):
+    """`samples` points, each proposed in the light of those before; a list is a choice, a range is drawn from."""
+
+    kind: Literal["optuna"]
+    samples: int = Field(32, ge=1)
+    seed: int = 0
+    space: dict[str, Range | Annotated[list[Any], Field(min_length=1)]]
+
+    def param_space(self) -> dict[str, Any]:
+        return {
+            key: values.domain() if isinstance(values, Range) else ray_tune.choice(values)
+            for key, values in self.space.items()
+        }
+
+
+class SearchConfig(TrainingConfig):
+    """A training configuration, and what to vary in it. `asha` stops a trial that after some folds is among the worse
+    of those seen."""
+
+    search: Annotated[Grid | Optuna, Field(discriminator="kind")]
+    asha: bool = False
+
+    def at(self, point: Point) -> TrainingConfig:
+        """The training configuration at `point`. Raises ConfigurationError that names an unknown key or bad value."""
+        values = self.model_dump(exclude={"search", "asha"})
+        for key, value in point.items():
+            *parents, last = key.split(".")
+            section = values
+            for parent in parents:
+                section = section.get(parent) if isinstance(section.get(parent), dict) else {}
+            if last not in section:
+                raise ConfigurationError(f"search.space: there is no key {key} in the training configuration")
+            section[last] = value
+        try:
+            return TrainingConfig.model_validate(values)
+        except ValidationError as error:
+            raise ConfigurationError(f"search.space: at {point}: {error.errors()[0]['msg']}") from error
+
+    def presets(self) -> list[str]:
+        """The feature recipes that the search may want."""
+        return list(self.search.space.get("features", [self.features]))
+
+
+def run_trial(
+    point: Point, config: SearchConfig, tables: dict[str, Table], folds: Sequence[Fold], nested_folder: Path | None
+) -> None:
+    """A trial: every fold in a fixed order, with the error over all clips tested so far reported after each."""
+    torch.set_num_threads(1)
+    training = config.at(point)
+    table = tables[training.features]
+    table.verify()
+    scores = np.full(len(table.clips), np.nan)
+    held_out = []
+    for number, fold in enumerate(folds, start=1):
+        if nested_folder is None:
+            scores[fold.test] = fold_scores(training.estimator, table, fold)
+        else:
+            trained = train(training, table, fold.train)
+            held_out.append(trained.held_out_eer)
+            scores[fold.test] = trained.score(table, fold.test)
+        tested = ~np.isnan(scores)
+        labels = table.labels[tested]
+        both = 0 < labels.sum() < len(labels)
+        if nested_folder is not None and tested.all():
+            np.savez(nested_folder / f"{point_id(point)}.npz", scores=scores, held_out_eer=held_out)
+        ray_tune.report(
+            {
+                "eer": eer(labels, scores[tested]) if both else 0.5,
+                "auc": auc(labels, scores[tested]) if both else 0.5,
+                "folds": number,
+            }
+        )
+
+
+def point_id(point: Point) -> str:
+    return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def search(
+    config: SearchConfig,
+    tables: dict[str, Table],
+    out: Path,
+    *,
+    resume: bool = False,
+    nested: bool = False,
+    gpu_share: float = 0,
+    mlflow: str | None = None,
+) -> list[dict[str, Any]]:
+    """Run the search on the cluster this process is connected to, and write its results to `out`.
+
+    Returns a row a point, best first; rows of trials that were stopped early come last and are marked.
+    """
+    table = next(iter(tables.values()))
+    folds = make_folds(table.clips, config.folds)
+    for name, other in tables.items():
+        if other.clips != table.clips:
+            raise CorpusError(f"not every clip has features {name}: leave out the clips named above")
+    if nested and config.asha:
+        raise ConfigurationError("asha: a nested search needs every fold of every point: set asha to false")
+    out = out.resolve()
+    identity = {
+        "config": config.model_dump(mode="json"),
+        "features": {name: table.digest for name, table in tables.items()},
+        "nested": nested,
+    }
+    _claim(out, identity, resume)
+    nested_folder = out / "nested" if nested else None
+    if nested_folder is not None:
+        nested_folder.mkdir(exist_ok=True)
+    trainable = ray_tune.with_resources(
+        ray_tune.with_parameters(run_trial, config=config, tables=tables, folds=folds, nested_folder=nested_folder),
+        {"cpu": 1, "gpu": gpu_share},
+    )
+    if resume:
+        tuner = ray_tune.Tuner.restore(str(out / "trials"), trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        is_grid = isinstance(config.search, Grid)
+        tuner = ray_tune.Tuner(
+            trainable,
+            param_space=config.search.param_space(),
+            tune_config=ray_tune.TuneConfig(
+                metric="eer",
+                mode="min",
+                num_samples=1 if is_grid else config.search.samples,
+                search_alg=None if is_grid else OptunaSearch(seed=config.search.seed),
+                scheduler=_asha(len(folds)) if config.asha else None,
+                reuse_actors=True,
+            ),
+            run_config=ray_tune.RunConfig(
+                name="trials", storage_path=str(out), verbose=0, callbacks=_callbacks(out, mlflow)
+            ),
+        )
+    trials = tuner.fit()
+    if trials.errors:
+        raise CorpusError(f"{len(trials.errors)} of {len(trials)} trials failed, the first with: {trials.errors[0]}")
+    rows = [{**trial.config, **{name: trial.metrics[name] for name in ("eer", "auc", "folds")}} for trial in trials]
+    rows.sort(key=lambda row: (row["folds"] < len(folds), row["eer"], json.dumps(row, sort_keys=True)))
+    _write_results(out, config, rows, len(folds))
+    if nested_folder is not None:
+        quoted = nested_estimate(table, folds, nested_folder)
+        (out / "nested.json").write_text(json.dumps(quoted, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def nested_estimate(table: Table, folds: Sequence[Fold], folder: Path) -> dict[str, Any]:
+    """EER and AUC where each fold is scored at the point that did best without it: a figure that may be quoted."""
+    trials = [np.load(path) for path in sorted(folder.glob("*.npz"))]
+    scores = np.full(len(table.clips), np.nan)
+    for number, fold in enumerate(folds):
+        best = min(trials, key=lambda trial: float(trial["held_out_eer"][number]))
+        scores[fold.test] = best["scores"][fold.test]
+    found = bootstrap({"eer": eer, "auc": auc}, table.labels, scores, [clip.voice for clip in table.clips])
+    return {name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in found.items()}
+
+
+def _claim(out: Path, identity: dict[str, Any], resume: bool) -> None:
+    """Mark `out` as this search's. Raises ConfigurationError where it is another's, or nothing is there to resume."""
+    record = out / "search.json"
+    if resume:
+        if not record.exists():
+            raise ConfigurationError(f"--resume: {out.name} holds no search to go on with")
+        if json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(identity)):
+            raise ConfigurationError(
+                f"--resume: the search in {out.name} is of another configuration or other features; start a new one"
+            )
+    elif record.exists():
+        raise ConfigurationError(f"{out.name} holds a search already: go on with --resume, or choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+
+class _Progress(ray_tune.Callback):
+    """A line a finished trial."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        done = sum(other.is_finished() for other in trials)
+        error = trial.last_result.get("eer", float("nan"))
+        print(f"{done} of {len(trials)}: EER {100 * error:.2f} % {trial.config}", file=sys.stderr, flush=True)
+
+
+def _asha(folds: int) -> ASHAScheduler:
+    """Stops, from a third of the folds on, the trials that are not among the better half."""
+    return ASHAScheduler(max_t=folds, grace_period=max(1, folds // 3), reduction_factor=2)
+
+
+def _callbacks(out: Path, mlflow: str | None) -> list[ray_tune.Callback]:
+    callbacks: list[ray_tune.Callback] = [_Progress()]
+    if mlflow is not None:
+        try:
+            import mlflow as _installed  # noqa: F401
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
+        except ImportError as error:
+            raise ConfigurationError("--mlflow needs the package mlflow: pip install mlflow") from error
+        callbacks.append(MLflowLoggerCallback(tracking_uri=mlflow, experiment_name=out.name))
+    return callbacks
+
+
+def _write_results(out: Path, config: SearchConfig, rows: list[dict[str, Any]], folds: int) -> None:
+    """`results.csv`, `best.yaml` for `tune.train --config`, and `parallel.png`."""
+    with (out / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    point = {key: value for key, value in rows[0].items() if key in config.search.space}
+    best = config.at(point).model_dump(mode="json")
+    (out / "best.yaml").write_text(yaml.safe_dump(best, sort_keys=False), encoding="utf-8")
+    complete = [row for row in rows if row["folds"] == folds]
+    plot_parallel_coordinates(complete, list(config.search.space), "eer", out / "parallel.png")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tune.search", description=__doc__.split("\n")[0])
+    add_corpus_arguments(parser)
+    parser.add_argument("--config", type=Path, required=True, help="such as configs/grid.yaml, configs/search.yaml")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "search", help="folder (default %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on with the search in --out")
+    parser.add_argument("--nested", action="store_true", help="also give a figure that may be quoted; slower")
+    parser.add_argument("--mlflow", metavar="URI", help="log the trials to this MLflow server or folder, too")
+    arguments = parser.parse_args(argv)
+    config = parse(SearchConfig, arguments.config)
+    if isinstance(config.search, Grid):
+        for key, values in config.search.space.items():
+            for value in values:
+                config.at({key: value})
+    with connected(arguments.address):
+        tables = {preset: load_table(arguments, preset) for preset in config.presets()}
+        rows = search(
+            config,
+            tables,
+            arguments.out,
+            resume=arguments.resume,
+            nested=arguments.nested,
+            gpu_share=arguments.gpu,
+            mlflow=arguments.mlflow,
+        )
+    print((arguments.out / "results.csv").read_text(encoding="utf-8"), end="")
+    if arguments.nested:
+        quoted = json.loads((arguments.out / "nested.json").read_text(encoding="utf-8"))["eer"]
+        print(f"nested: EER {quoted['value']:.4f} [{quoted['low']:.4f}, {quoted['high']:.4f}]")
+    print(f"best of {len(rows)}: {arguments.out / 'best.yaml'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)

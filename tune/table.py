@@ -1,0 +1,75 @@
+"""The features of a corpus, as they were extracted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.tkan import TkanSpec
+from tune.errors import LeakError
+from tune.folds import Indices
+from tune.manifest import Clip
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """What the columns are: the recipe, the features each layer yields, and the network's SHA-256."""
+
+    spec: TkanSpec
+    layers: dict[str, int]
+    backbone_sha256: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Features of clips: vectors (windows, dimension) float32, owner (windows,) the index in `clips` of each.
+
+    `digest` is of the vectors as extracted. Whatever is fitted to data belongs in the estimator, inside the fold:
+    vectors that were scaled, resampled or reduced beforehand no longer match it, and are refused.
+    """
+
+    clips: tuple[Clip, ...]
+    vectors: NDArray[np.float32]
+    owner: Indices
+    kind: FeatureKind
+    digest: str
+
+    @classmethod
+    def of(cls, clips: Sequence[Clip], parts: Sequence[NDArray[np.float32]], kind: FeatureKind) -> Table:
+        """From each clip's own (windows, dimension)."""
+        vectors = np.concatenate(parts)
+        owner = np.repeat(np.arange(len(clips)), [len(part) for part in parts])
+        return cls(tuple(clips), vectors, owner, kind, digest_of(vectors, owner))
+
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """(clips,), True = spoof."""
+        return np.array([clip.is_spoof for clip in self.clips])
+
+    def verify(self) -> None:
+        """Raise LeakError unless the vectors are those that were extracted, row for row."""
+        if len(self.vectors) != len(self.owner) or digest_of(self.vectors, self.owner) != self.digest:
+            raise LeakError(
+                "these features are not those that were extracted: scaling, resampling and every other fitted step "
+                "belong inside the fold, in the estimator"
+            )
+
+    def rows(self, clips: Indices) -> Indices:
+        """Indices of the windows of `clips`."""
+        return np.flatnonzero(np.isin(self.owner, clips))
+
+    def clip_means(self, values: NDArray[np.float64], clips: Indices) -> NDArray[np.float64]:
+        """Mean over each clip's windows: values (len(rows(clips)),) -> (len(clips),), in the order of `clips`."""
+        owner = self.owner[self.rows(clips)]
+        total = np.bincount(owner, weights=values, minlength=len(self.clips))
+        return (total / np.maximum(np.bincount(owner, minlength=len(self.clips)), 1))[clips]
+
+
+def digest_of(vectors: NDArray[np.float32], owner: Indices) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(vectors))
+    digest.update(np.ascontiguousarray(owner, dtype=np.int64))
+    return digest.hexdigest()

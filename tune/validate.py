@@ -1,0 +1,116 @@
+"""Training as it is tested: the same function fits the bundle and every fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.bundle import Arrays, Calibration, Thresholds
+from pipeline.config import Strict
+from pipeline.head import standardize
+from tune.calibrate import OperatingPoints, choose_thresholds, fit_calibration
+from tune.errors import CorpusError
+from tune.estimator import EstimatorConfig, fit, score_windows
+from tune.folds import Fold, FoldsConfig, Indices, make_fold, make_folds, refuse_overlap
+from tune.manifest import Clip
+from tune.metrics import Scores, eer
+from tune.table import Table
+
+NOVELTY_QUANTILE = 0.995
+"""Share of held-out clips that count as like the training data."""
+
+
+class TrainingConfig(Strict):
+    """All of `configs/train.yaml`.
+
+    `folds` divide the corpus for the figures that are quoted; `calibration` divides each training part again, for
+    the scores that calibration and thresholds are fitted to.
+    """
+
+    features: str = "neuron-statistics"
+    estimator: EstimatorConfig = EstimatorConfig()
+    folds: FoldsConfig = FoldsConfig()
+    calibration: FoldsConfig = FoldsConfig(k=5)
+    operating_points: OperatingPoints = OperatingPoints()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a bundle needs, and the clips that had any part in it."""
+
+    arrays: Arrays
+    calibration: Calibration
+    thresholds: Thresholds
+    window_sd: float
+    novelty_limit: float
+    held_out_eer: float
+    clips: tuple[Clip, ...]
+
+    def score(self, table: Table, clips: Indices) -> Scores:
+        """Calibrated scores of `clips`. Raises LeakError where one of them, or its speaker, had a part in training,
+        calibration or thresholds."""
+        refuse_overlap(self.clips, [table.clips[i] for i in clips], "training, calibration or thresholds")
+        return self.calibration.scale * head_scores(self.arrays, table, clips) + self.calibration.offset
+
+
+def head_scores(arrays: Arrays, table: Table, clips: Indices) -> Scores:
+    """Raw score of each of `clips`: the mean over its windows."""
+    rows = table.rows(clips)
+    return table.clip_means(score_windows(arrays, table.vectors[rows], table.kind), clips)
+
+
+def fold_scores(config: EstimatorConfig, table: Table, fold: Fold) -> Scores:
+    """Raw scores of a fold's test clips by the estimator fitted on its training clips."""
+    return head_scores(fit(config, table, fold.train), table, fold.test)
+
+
+def train(config: TrainingConfig, table: Table, clips: Indices) -> Trained:
+    """Fit the head on `clips`, and calibration and thresholds on scores of clips that the head of their own fold had
+    not seen. Raises CorpusError where there are too few groups for that."""
+    table.verify()
+    scores = np.full(len(table.clips), np.nan)
+    window_scores, novelty = np.full(len(table.vectors), np.nan), np.full(len(table.clips), np.nan)
+    sizes = list(table.kind.layers.values())
+    for fold in folds_within(table.clips, clips, config.calibration):
+        arrays = fit(config.estimator, table, fold.train)
+        rows = table.rows(fold.test)
+        standardized = standardize(arrays, table.vectors[rows], sizes)
+        window_scores[rows] = score_windows(arrays, table.vectors[rows], table.kind)
+        scores[fold.test] = table.clip_means(window_scores[rows], fold.test)
+        novelty[fold.test] = table.clip_means(np.square(standardized).mean(axis=1), fold.test)
+    labels = table.labels[clips]
+    calibration = fit_calibration(labels, scores[clips])
+    calibrated = calibration.scale * scores[clips] + calibration.offset
+    rows = table.rows(clips)
+    around = calibration.scale * (window_scores[rows] - scores[table.owner[rows]])
+    return Trained(
+        arrays=fit(config.estimator, table, clips),
+        calibration=calibration,
+        thresholds=choose_thresholds(labels, calibrated, config.operating_points),
+        window_sd=float(around.std()),
+        novelty_limit=float(np.quantile(novelty[clips], NOVELTY_QUANTILE)),
+        held_out_eer=eer(labels, calibrated),
+        clips=tuple(table.clips[i] for i in clips),
+    )
+
+
+def folds_within(clips: Sequence[Clip], part: Indices, config: FoldsConfig) -> list[Fold]:
+    """Folds of a part of the corpus, as indices of the whole."""
+    inner = make_folds([clips[i] for i in part], config)
+    return [make_fold(fold.name, clips, part[fold.train], part[fold.test]) for fold in inner]
+
+
+def cross_validate(config: TrainingConfig, table: Table, folds: Sequence[Fold]) -> Scores:
+    """Calibrated scores of every clip by a detector trained, calibrated and thresholded without its fold, (clips,).
+
+    Raises LeakError where the features were changed since their extraction.
+    """
+    table.verify()
+    scores = np.full(len(table.clips), np.nan)
+    for fold in folds:
+        scores[fold.test] = train(config, table, fold.train).score(table, fold.test)
+    if np.isnan(scores).any():
+        raise CorpusError("the folds do not test every clip")
+    return scores
