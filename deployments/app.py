@@ -1,0 +1,51 @@
+"""The application builder that serve_config.yaml names."""
+
+from __future__ import annotations
+
+import ray
+from ray.serve import Application, Deployment
+from ray.serve.exceptions import RayServeException
+
+from deployments.args import AcceleratedStage, BuildArgs
+from deployments.check import check_serve_config
+from deployments.classifier import Classifier
+from deployments.decoder import Decoder
+from deployments.diarizer import Diarizer
+from deployments.ingress import Ingress
+from deployments.tkan_extractor import TkanExtractor
+from deployments.voice_activity import VoiceActivityDetector
+from pipeline.config import ROOT, DetectorConfig
+from pipeline.errors import ConfigurationError
+
+
+def build(args: BuildArgs) -> Application:
+    """The graph, for the cluster this runs on. Raises RayServeException that names the key to mend."""
+    try:
+        if args.serve_config is not None:
+            check_serve_config(ROOT / args.serve_config)
+        config = DetectorConfig.load(ROOT / args.config)
+    except ConfigurationError as error:
+        # Serve shows this exception's message and no stack, and does not try again in vain.
+        raise RayServeException(error.detail) from error
+
+    gpus = args.accelerator == "gpu" or (args.accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    on_cpu = config.model_copy(update={"device": "cpu"})
+
+    def place(deployment: Deployment, stage: AcceleratedStage) -> Application:
+        gpu_fraction = stage.gpu_fraction if gpus else 0
+        options = {"num_cpus": stage.cpu_share, "num_gpus": gpu_fraction}
+        return deployment.options(ray_actor_options=options).bind(config if gpu_fraction else on_cpu)
+
+    stages = args.stages
+    return Ingress.bind(
+        config,
+        args.cors_origins,
+        timeouts={name: stage.timeout_seconds for name, stage in stages},
+        stages={
+            "Decoder": Decoder.bind(config),
+            "VoiceActivityDetector": place(VoiceActivityDetector, stages.VoiceActivityDetector),
+            "Diarizer": place(Diarizer, stages.Diarizer),
+            "TkanExtractor": place(TkanExtractor, stages.TkanExtractor),
+            "Classifier": place(Classifier.options(user_config={"bundle": str(config.bundle)}), stages.Classifier),
+        },
+    )

@@ -1,0 +1,108 @@
+"""Finding the keys of a Serve config file that Serve itself would overlook.
+
+    python -m deployments.check serve_config.yaml
+
+says what is wrong with the file and ends with 1, or says nothing and ends with 0.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.runtime_env import RuntimeEnv
+from ray.serve.schema import ServeDeploySchema
+
+from deployments.args import BatchSettings, BuildArgs, ClassifierSettings
+from pipeline.config import ROOT, DetectorConfig
+from pipeline.errors import ConfigurationError
+
+BUILDER = "deployments.app:build"
+
+USER_CONFIGS: dict[str, type[BaseModel]] = {"Classifier": ClassifierSettings, "TkanExtractor": BatchSettings}
+
+
+def check_serve_config(path: Path) -> None:
+    """Raises ConfigurationError that names every key and value of the Serve config file `path` that does not hold."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"there is no Serve config file {path.name}: give the path of one") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
+
+    problems = [f"{key}: Serve has no such key" for key in unknown_keys(document, ServeDeploySchema)]
+    problems += _misfits(ServeDeploySchema, document)
+    if not problems:
+        for application in document["applications"]:
+            if application["import_path"] == BUILDER:
+                problems += _check_application(application)
+    if problems:
+        raise ConfigurationError(f"{path.name}: " + "; ".join(problems))
+
+
+def unknown_keys(value: Any, annotation: Any, where: str = "") -> Iterator[str]:
+    """The keys in `value`, as read from YAML, that the pydantic models in `annotation` do not have, with their path.
+
+    Where there is no model (`args`, `user_config`) any key goes.
+    """
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            name = item.get("name", index) if isinstance(item, dict) else index
+            yield from unknown_keys(item, annotation, f"{where}{name}.")
+    elif isinstance(value, dict):
+        model = next(_models(annotation), None)
+        for key, inner in value.items():
+            if key == "runtime_env":
+                yield from (f"{where}{key}.{name}" for name in inner if name not in RuntimeEnv.known_fields)
+            elif model is not None and key not in model.model_fields:
+                yield f"{where}{key}"
+            elif model is not None:
+                yield from unknown_keys(inner, model.model_fields[key].annotation, f"{where}{key}.")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _check_application(application: dict[str, Any]) -> list[str]:
+    problems = _misfits(BuildArgs, application.get("args", {}), "args.")
+    for deployment in application.get("deployments", []):
+        name, settings = deployment["name"], deployment.get("user_config")
+        if settings is not None and name not in USER_CONFIGS:
+            problems.append(f"deployments.{name}.user_config: {name} takes none")
+        elif settings is not None:
+            problems += _misfits(USER_CONFIGS[name], settings, f"deployments.{name}.user_config.")
+    return problems
+
+
+def _misfits(model: type[BaseModel], value: Any, where: str = "") -> list[str]:
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        return [
+            where + ".".join(str(part) for part in problem["loc"]) + ": " + problem["msg"] for problem in error.errors()
+        ]
+    return []
+
+
+def main(path: str) -> int:
+    try:
+        check_serve_config(Path(path))
+        for application in yaml.safe_load(Path(path).read_text(encoding="utf-8"))["applications"]:
+            DetectorConfig.load(ROOT / BuildArgs.model_validate(application["args"]).config)
+    except ConfigurationError as error:
+        print(error.detail, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,112 @@
+"""The Classifier: features in, verdict out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import numpy as np
+from ray import serve
+
+from deployments.args import ClassifierSettings
+from deployments.probe import PROBE_SPEECH
+from pipeline import classifier
+from pipeline.bundle import Bundle
+from pipeline.config import DetectorConfig
+from pipeline.errors import BundleError
+from pipeline.types import Features, OperatingPoint, Quality, Speech, Verdict, Window
+
+logger = logging.getLogger("ray.serve")
+
+
+@serve.deployment
+class Classifier:
+    """Serves the bundle that its `user_config` names, the configuration's at first.
+
+    Another bundle takes its place while requests are served, as long as it needs the features that the
+    TkanExtractor computes for the configuration's.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        self._config = config
+        self._extracted = Bundle.load(config.bundle_path).info
+        self._classifier: classifier.Classifier | None = None
+        self._refusal: str | None = None
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load and try the bundle. A bad one fails at start; later it is refused, and the old one serves on."""
+        try:
+            self._classifier = self._load(ClassifierSettings.model_validate(user_config))
+            self._refusal = None
+        except Exception as error:
+            if self._classifier is None:
+                raise
+            # Raising would have Serve stop this replica and start one that cannot start.
+            self._refusal = error.detail if isinstance(error, BundleError) else type(error).__name__
+            logger.exception("The new bundle is refused; the old one serves on.")
+
+    def _load(self, settings: ClassifierSettings) -> classifier.Classifier:
+        loaded = classifier.Classifier(self._config.model_copy(update={"bundle": settings.bundle}))
+        info = loaded.bundle.info
+        if (info.features.spec_id, info.backbone_sha256) != (
+            self._extracted.features.spec_id,
+            self._extracted.backbone_sha256,
+        ):
+            raise BundleError(
+                f"model bundle {settings.bundle.name} needs other features than the graph extracts: set `bundle` in "
+                "the detector's configuration and deploy the graph anew"
+            )
+        _try(loaded)
+        return loaded
+
+    def classify(self, features: Features, operating_point: OperatingPoint, explain: bool) -> Verdict:
+        return self._serving.classify(features, operating_point, explain)
+
+    def no_speech(self, speech: Speech, use_diarization: bool) -> Verdict:
+        return self._serving.no_speech(speech, use_diarization=use_diarization)
+
+    def describe(self) -> dict[str, Any]:
+        """What /info tells about the bundle in use, and why the last one offered was refused, if it was."""
+        bundle = self._serving.bundle
+        info = bundle.info
+        return {
+            "model": {"name": info.name, "sha256": bundle.sha256, "refused_update": self._refusal},
+            "operating_points": {
+                point: {"threshold": getattr(info.thresholds, point)} for point in ("balanced", "recall", "precision")
+            },
+            "inconclusive_margin": info.thresholds.margin,
+            "features": {
+                "preset": info.features.name,
+                "backbone": info.features.backbone,
+                "backbone_sha256": info.backbone_sha256,
+                "layers": list(info.layers),
+                "statistics": list(info.features.statistics),
+                "reduction": info.features.reduction,
+                "k": info.features.k if info.features.reduction == "top_k" else None,
+                "dimension": sum(info.layers.values()),
+            },
+        }
+
+    async def check_health(self) -> None:
+        await asyncio.to_thread(_try, self._serving)
+
+    @property
+    def _serving(self) -> classifier.Classifier:
+        assert self._classifier is not None, "Serve calls reconfigure before it sends requests"
+        return self._classifier
+
+
+def _try(candidate: classifier.Classifier) -> None:
+    """Classify one window of the bundle's own average features: raises for arrays that do not fit each other."""
+    info = candidate.bundle.info
+    candidate.classify(
+        Features(
+            windows=(Window(PROBE_SPEECH.segments),),
+            vectors=np.zeros((1, sum(info.layers.values())), np.float32),
+            spec_id=info.features.spec_id,
+            quality=Quality(snr_db=30.0, bandwidth_hz=8_000.0),
+            speech=PROBE_SPEECH,
+            turns=None,
+        )
+    )

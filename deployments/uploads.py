@@ -1,0 +1,124 @@
+"""Reading a multipart form that anybody may have sent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import PureWindowsPath
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from pipeline.config import Limits
+from pipeline.errors import InputError, MissingInput, TooManyFiles, UploadTooLarge
+from pipeline.types import OperatingPoint
+
+MAX_FIELDS = 16
+MAX_FIELD_BYTES = 1024
+FRAMING_BYTES = 64 * 1024
+"""What a form may hold besides its files: boundaries, headers and fields."""
+
+MAX_NAME_LENGTH = 120
+
+
+class Options(BaseModel):
+    """The fields of a form besides its files."""
+
+    use_diarization: bool = False
+    operating_point: OperatingPoint = "balanced"
+    explain: bool = False
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file of a form. `name` is for display alone."""
+
+    name: str | None
+    data: bytes
+
+
+async def read_form(request: Request, field: str, limits: Limits, max_files: int) -> tuple[list[Upload], Options]:
+    """The files in `field` and the options of a multipart form, read into memory and never onto a disk.
+
+    Raises MissingInput, TooManyFiles, UploadTooLarge (as soon as the form is too large, however it is sent), or
+    InputError for a form that is broken or has a bad value.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise MissingInput(f"Send a multipart/form-data form with a file in the field {field}.")
+    max_bytes = max_files * limits.max_upload_bytes + FRAMING_BYTES
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(limits)
+    parser = _Parser(
+        request.headers,
+        _at_most(max_bytes, request, limits),
+        max_files=max_files,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    uploads = []
+    values = {}
+    try:
+        for name, value in (await parser.parse()).multi_items():
+            if not isinstance(value, UploadFile):
+                values[name] = value
+            elif name == field:
+                uploads.append(Upload(display_name(value.filename), await value.read()))
+    except MultiPartException as error:
+        if parser.files_begun > max_files:
+            raise TooManyFiles(f"Send at most {max_files} files in one request.") from error
+        raise InputError(
+            "The form is not valid multipart/form-data, or its fields are too many or too long."
+        ) from error
+    finally:
+        parser.close()
+
+    if not uploads:
+        raise MissingInput(f"Send the recording as a file in the field {field}.")
+    try:
+        return uploads, Options.model_validate(values)
+    except ValidationError as error:
+        raise InputError("; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())) from error
+
+
+def check_size(upload: Upload, limits: Limits) -> None:
+    """Raises UploadTooLarge for a file over the limit."""
+    if len(upload.data) > limits.max_upload_bytes:
+        raise _too_large(limits)
+
+
+def display_name(name: str | None) -> str | None:
+    """The last part of a file name without what cannot be printed; None where nothing is left.
+
+    Whatever it was, it is only ever shown: it is no path, and no decoder sees it.
+    """
+    last = PureWindowsPath(name or "").name
+    return "".join(character for character in last if character.isprintable()).strip()[:MAX_NAME_LENGTH] or None
+
+
+class _Parser(MultiPartParser):
+    spool_max_size = 0  # never onto a disk: nothing of a recording is left behind
+
+    @property
+    def files_begun(self) -> int:
+        return self._current_files
+
+    def close(self) -> None:
+        """Let go of every file, those of a form that broke off included."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+
+async def _at_most(max_bytes: int, request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise _too_large(limits)
+        yield chunk
+
+
+def _too_large(limits: Limits) -> UploadTooLarge:
+    return UploadTooLarge(f"Send at most {limits.max_upload_mib:g} MiB a file.")

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from deployments.graph import Graph
+from pipeline.errors import (
+    BundleError,
+    SoundSentryError,
+    StageFailed,
+    StageTimeout,
+    StageUnavailable,
+    UnsupportedFormat,
+)
+from pipeline.types import Recording, Segment, Speech, Waveform
+
+STAGES = ("Decoder", "VoiceActivityDetector", "Diarizer", "TkanExtractor", "Classifier")
+RECORDING = Recording(Waveform(np.zeros(16_000, np.float32)), "wav")
+SPEECH = Speech((Segment(0.0, 1.0),), 1.0, "wav")
+SILENCE = Speech((), 1.0, "wav")
+
+
+class Answer:
+    """What a handle's `.remote()` returns: its arguments are resolved first, and their errors are its own."""
+
+    def __init__(self, arguments: tuple[Any, ...], work: Callable[..., Any], seconds: float) -> None:
+        self.task = asyncio.ensure_future(self._work(arguments, work, seconds))
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self.cancelled = False
+
+    async def _work(self, arguments: tuple[Any, ...], work: Callable[..., Any], seconds: float) -> Any:
+        resolved = [await item.task if isinstance(item, Answer) else item for item in arguments]
+        await asyncio.sleep(seconds)
+        return work(*resolved)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.shield(self.task).__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.task.cancel()
+
+
+class Handle:
+    """A stage of which any method does `work`, after some time."""
+
+    def __init__(self, work: Callable[..., Any], seconds: float = 0.0) -> None:
+        self.work, self.seconds = work, seconds
+        self.answers: list[Answer] = []
+
+    def __getattr__(self, method: str) -> Handle:
+        return self
+
+    def remote(self, *arguments: Any) -> Answer:
+        self.answers.append(Answer(arguments, self.work, self.seconds))
+        return self.answers[-1]
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def work(*_: Any) -> Any:
+        raise error
+
+    return work
+
+
+def raised_by_a_stage(error: Exception) -> BaseException:
+    return RayTaskError("handle_request", "stack", error).as_instanceof_cause()
+
+
+def run(use_diarization: bool = False, **changed: Handle) -> tuple[Any, dict[str, Handle]]:
+    """Send a recording through a graph whose stages work, but for those that are changed."""
+
+    async def predict() -> tuple[Any, dict[str, Handle]]:
+        stages = {
+            "Decoder": Handle(lambda data: RECORDING),
+            "VoiceActivityDetector": Handle(lambda recording: SPEECH),
+            "Diarizer": Handle(lambda recording: ()),
+            "TkanExtractor": Handle(lambda *_: "features"),
+            "Classifier": Handle(lambda *arguments: arguments),
+        } | changed
+        try:
+            outcome = await Graph(stages, dict.fromkeys(STAGES, 0.2)).predict(b"", use_diarization=use_diarization)
+        except SoundSentryError as error:
+            outcome = error
+        return outcome, stages
+
+    return asyncio.run(predict())
+
+
+def test_the_classifier_gets_the_features() -> None:
+    assert run()[0] == ("features", "balanced", False)
+
+
+def test_the_diarizer_runs_when_asked() -> None:
+    assert not run()[1]["Diarizer"].answers
+    assert len(run(use_diarization=True)[1]["Diarizer"].answers) == 1
+
+
+def test_no_speech_ends_the_request() -> None:
+    outcome, stages = run(
+        use_diarization=True,
+        VoiceActivityDetector=Handle(lambda _: SILENCE),
+        Diarizer=Handle(lambda _: (), seconds=30),
+    )
+    assert outcome == (SILENCE, True)
+    assert not stages["TkanExtractor"].answers
+    assert stages["Diarizer"].answers[0].cancelled
+
+
+@pytest.mark.parametrize(
+    ("work", "error", "says"),
+    [
+        (raising(raised_by_a_stage(UnsupportedFormat("Send WAV."))), UnsupportedFormat, "Send WAV."),
+        (raising(raised_by_a_stage(BundleError("damaged"))), BundleError, "damaged"),
+        (raising(raised_by_a_stage(ValueError("/secret/path"))), StageFailed, "{stage} failed"),
+        (raising(raised_by_a_stage(TimeoutError("/secret/path"))), StageFailed, "{stage} failed"),
+        (raising(ActorDiedError()), StageUnavailable, "{stage} is down"),
+        (raising(raised_by_a_stage(ActorDiedError())), StageUnavailable, "{stage} is down"),
+        (raising(BackPressureError(9, 8)), StageUnavailable, "{stage} is down or has too many"),
+    ],
+    ids=["input", "bundle", "unforeseen", "own timeout", "dead", "dead upstream", "overload"],
+)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_stage_at_fault_is_named(
+    stage: str, work: Callable[..., Any], error: type[SoundSentryError], says: str
+) -> None:
+    outcome, _ = run(use_diarization=True, **{stage: Handle(work)})
+    assert type(outcome) is error
+    assert says.format(stage=stage) in outcome.detail
+    assert "secret" not in outcome.detail
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_takes_too_long_is_named_and_its_request_cancelled(stage: str) -> None:
+    outcome, stages = run(use_diarization=True, **{stage: Handle(lambda *_: RECORDING, seconds=30)})
+    assert type(outcome) is StageTimeout
+    assert f"{stage} did not answer within 0.2 seconds" in outcome.detail
+    assert stages[stage].answers[0].cancelled

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Request
+
+from deployments.uploads import FRAMING_BYTES, Options, Upload, display_name, read_form
+from pipeline.config import Limits
+from pipeline.errors import InputError, MissingInput, SoundSentryError, TooManyFiles, UploadTooLarge
+
+LIMITS = Limits(max_upload_mib=1)
+CHUNK = 16 * 1024
+
+
+class Form:
+    """A form as it comes in over HTTP, chunk by chunk; `taken` counts the bytes that were asked for."""
+
+    def __init__(self, files: Any = None, data: dict[str, Any] | None = None, *, declared: bool = True) -> None:
+        self.request = httpx.Request("POST", "http://test/predict", files=files, data=data)
+        self.body = self.request.read()
+        self.declared = declared
+        self.taken = 0
+
+    def read(self, field: str = "audio", max_files: int = 1) -> tuple[list[Upload], Options]:
+        headers = [
+            (name.lower(), value)
+            for name, value in self.request.headers.raw
+            if self.declared or name.lower() != b"content-length"
+        ]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+        chunks = self._chunks()
+
+        async def receive() -> dict[str, Any]:
+            return next(chunks)
+
+        return asyncio.run(read_form(Request(scope, receive), field, LIMITS, max_files))
+
+    def _chunks(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self.body), CHUNK):
+            part = self.body[start : start + CHUNK]
+            self.taken += len(part)
+            yield {"type": "http.request", "body": part, "more_body": start + CHUNK < len(self.body)}
+
+
+def audio(data: bytes = b"RIFF", name: str = "audio.webm") -> list[tuple[str, tuple[str, bytes]]]:
+    return [("audio", (name, data))]
+
+
+def test_a_file_and_the_defaults() -> None:
+    uploads, options = Form(audio(b"RIFF...")).read()
+    assert uploads == [Upload("audio.webm", b"RIFF...")]
+    assert options == Options(use_diarization=False, operating_point="balanced", explain=False)
+
+
+@pytest.mark.parametrize(("value", "meaning"), [("true", True), ("on", True), ("1", True), ("false", False)])
+def test_the_ways_to_say_yes_and_no(value: str, meaning: bool) -> None:
+    _, options = Form(audio(), {"use_diarization": value}).read()
+    assert options.use_diarization is meaning
+
+
+def test_a_large_file_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("an upload was written to a file")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", refuse)
+    data = bytes(LIMITS.max_upload_bytes)
+    assert Form(audio(data)).read()[0][0].data == data
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "error", "says"),
+    [
+        (None, {"audio": "not a file"}, MissingInput, "audio"),
+        ([("other", ("a.wav", b"RIFF"))], {}, MissingInput, "audio"),
+        (audio() * 2, {}, TooManyFiles, "at most 1"),
+        (audio(), {"use_diarization": "maybe"}, InputError, "use_diarization"),
+        (audio(), {"use_diarization": ""}, InputError, "use_diarization"),
+        (audio(), {"operating_point": "best"}, InputError, "operating_point"),
+        (audio(), {f"field{i}": "x" for i in range(1_500)}, InputError, "too many"),
+        (audio(), {"use_diarization": "x" * 5_000_000}, SoundSentryError, ""),
+        (audio(), {"use_diarization": "x" * 5_000}, InputError, "too long"),
+    ],
+)
+def test_forms_that_are_refused(files: Any, fields: Any, error: type[SoundSentryError], says: str) -> None:
+    with pytest.raises(error) as refusal:
+        Form(files, fields).read()
+    assert says in refusal.value.detail
+    assert refusal.value.status in (413, 422)
+
+
+def test_a_body_that_is_no_form() -> None:
+    form = Form(audio())
+    form.request.headers["content-type"] = "application/json"
+    with pytest.raises(MissingInput, match="multipart/form-data"):
+        form.read()
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.9])
+def test_a_form_that_breaks_off(cut: float) -> None:
+    form = Form(audio(b"RIFF" * 100))
+    form.body = form.body[: int(len(form.body) * cut)]
+    with pytest.raises(InputError):
+        form.read()
+
+
+def test_a_declared_size_is_refused_unread() -> None:
+    form = Form(audio(bytes(3 * LIMITS.max_upload_bytes)))
+    with pytest.raises(UploadTooLarge, match="1 MiB"):
+        form.read()
+    assert form.taken == 0
+
+
+def test_an_undeclared_size_is_refused_while_reading() -> None:
+    form = Form(audio(bytes(3 * LIMITS.max_upload_bytes)), declared=False)
+    with pytest.raises(UploadTooLarge):
+        form.read()
+    assert form.taken <= LIMITS.max_upload_bytes + FRAMING_BYTES + CHUNK
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("call.webm", "call.webm"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\Users\\me\\call.wav", "call.wav"),
+        ("a\x00b\r\nSet-Cookie: x\u202e.wav", "abSet-Cookie: x.wav"),
+        ("Gespräch.mp3", "Gespräch.mp3"),
+        ("x" * 500, "x" * 120),
+        ("", None),
+        (None, None),
+        ("\x00", None),
+    ],
+)
+def test_file_names_are_only_shown(name: str | None, shown: str | None) -> None:
+    assert display_name(name) == shown

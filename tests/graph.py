@@ -1,0 +1,151 @@
+"""A Ray cluster and the served graph on it, apart from any other on this machine.
+
+The cluster has ports, a token and a folder under /tmp of its own (sockets in a longer path would not work), and is
+stopped by signals to the processes that were started here.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from pipeline.config import ROOT
+
+SERVE_CONFIG = ROOT / "serve_config.yaml"
+BIN = Path(sys.executable).parent
+
+START_SECONDS = 120
+DEPLOY_SECONDS = 240
+STOP_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Ray cluster. `environment` is what a process needs to talk to it."""
+
+    folder: Path
+    address: str
+    dashboard_url: str
+    environment: dict[str, str]
+
+    def dashboard(self, method: str, path: str, **options: Any) -> Any:
+        """Ask Ray's dashboard; returns the JSON of its answer."""
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        response = httpx.request(method, self.dashboard_url + path, headers=headers, timeout=60, **options)
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+    def application(self, name: str = "sound-sentry") -> dict[str, Any]:
+        """What Serve tells of an application; empty where there is none of that name."""
+        application: dict[str, Any] = self.dashboard("GET", "/api/serve/applications/")["applications"].get(name) or {}
+        return application
+
+    def deploy(self, config: dict[str, Any]) -> None:
+        """What `serve deploy` does."""
+        self.dashboard("PUT", "/api/serve/applications/", json=config)
+
+    def wait_for(self, status: str, *, seconds: float = DEPLOY_SECONDS) -> dict[str, Any]:
+        """Wait until the application has that status. Raises with Serve's message where it fails instead."""
+        wait_until(lambda: self.application().get("status") in (status, "DEPLOY_FAILED"), seconds)
+        application = self.application()
+        if application["status"] != status:
+            raise RuntimeError(application["message"])
+        return application
+
+
+@contextmanager
+def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
+    """A cluster of one node with that many logical CPUs and GPUs."""
+    folder = Path(tempfile.mkdtemp(prefix="ss", dir="/tmp"))
+    dashboard_port = free_port()
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Ray's 15 would make replicas slower than the process they are compared with
+    }
+    environment.pop("RAY_ADDRESS", None)
+    command = [BIN / "ray", "start", "--head", "--block", f"--temp-dir={folder}"]
+    command += [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+    command += [f"--ray-client-server-port={free_port()}"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    command += [
+        f"--{name}=0"
+        for name in ("port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
+    ]
+    address_file = folder / "ray_current_cluster"
+    with running(command, environment, folder / "ray.log", signal.SIGTERM) as process:
+        wait_until(lambda: address_file.exists() or process.poll() is not None, START_SECONDS)
+        if process.poll() is not None:
+            raise RuntimeError((folder / "ray.log").read_text())
+        yield Cluster(folder, address_file.read_text(), f"http://127.0.0.1:{dashboard_port}", environment)
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def served_graph(cluster: Cluster, config: dict[str, Any]) -> Iterator[str]:
+    """The graph that `config`, the content of a Serve config file, describes; its address."""
+    file = cluster.folder / "serve_config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = [BIN / "serve", "run", f"--address={cluster.address}", file]
+    with running(command, cluster.environment, cluster.folder / "serve.log", signal.SIGINT):
+        cluster.wait_for("RUNNING")
+        yield f"http://127.0.0.1:{config['http_options']['port']}"
+
+
+def serve_config() -> dict[str, Any]:
+    """serve_config.yaml, with a port of its own."""
+    config: dict[str, Any] = yaml.safe_load(SERVE_CONFIG.read_text(encoding="utf-8"))
+    config["http_options"]["port"] = free_port()
+    return deepcopy(config)
+
+
+@contextmanager
+def running(
+    command: list[str | Path], environment: dict[str, str], log: Path, stop: signal.Signals
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in the repository's root, stopped by a signal at the end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        process.send_signal(stop)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    """Raises TimeoutError where `holds()` is still false after that many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:g} s in vain")
+        time.sleep(0.2)
