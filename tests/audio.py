@@ -1,0 +1,85 @@
+"""Makes audio files for tests, in every format the product reads, with the encoders of PyAV's own libav."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+CODECS = {
+    "wav": ("wav", "pcm_s16le"),
+    "mp3": ("mp3", "libmp3lame"),
+    "webm": ("webm", "libopus"),
+    "ogg": ("ogg", "vorbis"),
+    "m4a": ("ipod", "aac"),
+    "flac": ("flac", "flac"),
+    "opus": ("ogg", "libopus"),
+    "aac": ("adts", "aac"),
+}
+"""Of each format of the product: libav's muxer and encoder. libav's own Vorbis encoder makes stereo only."""
+
+
+class Pipe(io.RawIOBase):
+    """Takes a file that is written front to back, as a live recorder writes it, with no size known beforehand."""
+
+    def __init__(self) -> None:
+        self.written = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: bytes) -> int:
+        self.written += part
+        return len(part)
+
+    def seekable(self) -> bool:
+        return False
+
+
+def encode(
+    samples: NDArray[np.float32],
+    name: str = "wav",
+    *,
+    rate: int = 16_000,
+    codec: str | None = None,
+    muxer: str | None = None,
+    layout: str | None = None,
+    tracks: int = 1,
+    picture: bool = False,
+    live: bool = False,
+    options: dict[str, str] | None = None,
+) -> bytes:
+    """The bytes of a file in the format `name` that holds `samples`, (time,) or (channels, time) float32 at `rate` Hz.
+
+    `tracks` repeats them as so many audio tracks, `picture` adds a video track, `live` writes as to a pipe.
+    """
+    muxer, codec = muxer or CODECS[name][0], codec or CODECS[name][1]
+    samples = np.atleast_2d(samples).astype(np.float32)
+    if codec == "vorbis" and len(samples) == 1:
+        samples = np.repeat(samples, 2, axis=0)
+    layout = layout or {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}.get(len(samples), f"{len(samples)} channels")
+    file = Pipe() if live else io.BytesIO()
+    with av.open(file, "w", format=muxer, options=options or {}) as container:
+        streams = [
+            container.add_stream(codec, rate=48_000 if codec == "libopus" else rate, layout=layout)
+            for _ in range(tracks)
+        ]
+        for stream in streams:
+            stream.codec_context.options = {"strict": "experimental"}
+        video = container.add_stream("mpeg4", rate=1, width=16, height=16, pix_fmt="yuv420p") if picture else None
+        if video is not None:
+            for packet in [*video.encode(av.VideoFrame(16, 16, "yuv420p")), *video.encode(None)]:
+                container.mux(packet)
+        packed = np.ascontiguousarray(samples.T)
+        for start in range(0, len(packed), 4_096):
+            part = packed[start : start + 4_096].reshape(1, -1)
+            for stream in streams:
+                frame = av.AudioFrame.from_ndarray(part, format="flt", layout=layout)
+                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return bytes(file.written) if isinstance(file, Pipe) else file.getvalue()
