@@ -10,8 +10,11 @@ import os
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # read when pyannote.audio is imported; nobody asked to be counted
 
 from pyannote.audio import Model
+from pyannote.audio.core.task import Specifications
 from pyannote.audio.models.embedding import WeSpeakerResNet34, XVectorSincNet
 from pyannote.audio.models.segmentation import PyanNet
+from pyannote.audio.utils.powerset import Powerset
+from torch import Tensor
 
 from pipeline.models import load_checkpoint
 
@@ -24,6 +27,18 @@ def load_segmentation(name: str = "segmentation-3.0") -> PyanNet:
     network.build()  # type: ignore[no-untyped-call]
     network.load_state_dict(checkpoint["state_dict"])
     return network.eval()
+
+
+def speaker_probabilities(network: PyanNet, samples: Tensor) -> Tensor:
+    """How likely each speaker talks: (samples,) at 16 kHz -> (frames, 3).
+
+    The classes of `network` are sets of up to two speakers; a speaker's probability is that of all sets with them.
+    """
+    specifications = network.specifications
+    assert isinstance(specifications, Specifications) and specifications.classes
+    powerset = Powerset(len(specifications.classes), specifications.powerset_max_classes or 1).to(samples.device)
+    probabilities: Tensor = powerset(network(samples[None, None]), soft=True)[0]
+    return probabilities
 
 
 def load_embedding(name: str) -> Model:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.audio import CODECS, encode
+
+torch.set_num_threads(1)  # as the product does; more threads than free cores wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,48 @@
+"""Silero VAD: the small voice activity detector, for recordings of any length.
+
+Source: Silero VAD, Silero Team, https://github.com/snakers4/silero-vad (Copyright (c) 2020-present Silero Team, MIT
+License), whose 16 kHz weights it loads. The published network steps through a recording chunk by chunk; here all
+chunks are encoded at once and only the recurrence steps, which gives the same probabilities sooner.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHUNK = 512
+CONTEXT = 64
+FFT = 256
+
+
+class SileroVad(nn.Module):
+    """Probability of speech in every 32 ms: (samples,) at 16 kHz -> (ceil(samples / 512),)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stft_conv = nn.Conv1d(1, FFT + 2, FFT, stride=FFT // 2, bias=False)
+        self.conv1 = nn.Conv1d(FFT // 2 + 1, 128, 3, padding=1)
+        self.conv2 = nn.Conv1d(128, 64, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv1d(64, 64, 3, stride=2, padding=1)
+        self.conv4 = nn.Conv1d(64, 128, 3, padding=1)
+        self.lstm = nn.LSTM(128, 128)
+        self.final_conv = nn.Conv1d(128, 1, 1)
+
+    def load(self, parameters: dict[str, Tensor]) -> None:
+        """Take the published parameters, whose recurrence is a cell."""
+        cell, layer = "lstm_cell.", "lstm."
+        self.load_state_dict(
+            {k.replace(cell, layer) + ("_l0" if k.startswith(cell) else ""): v for k, v in parameters.items()}
+        )
+
+    def forward(self, samples: Tensor) -> Tensor:
+        padded = F.pad(samples, (CONTEXT, -len(samples) % CHUNK))
+        chunks = padded.unfold(0, CONTEXT + CHUNK, CHUNK).unsqueeze(1)  # each with the end of the one before
+        spectrum = self.stft_conv(F.pad(chunks, (0, FFT // 4), mode="reflect"))
+        real, imaginary = spectrum.chunk(2, dim=1)
+        x = (real.square() + imaginary.square()).sqrt()
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = F.relu(layer(x))
+        states, _ = self.lstm(x.transpose(1, 2))  # (chunks, 1, 128)
+        return torch.sigmoid(self.final_conv(F.relu(states.transpose(1, 2))))[:, 0, 0]

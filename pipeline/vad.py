@@ -1,0 +1,112 @@
+"""The VoiceActivityDetector: where in a recording somebody speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pipeline.config import DetectorConfig, VoiceActivity
+from pipeline.extract import choose_device
+from pipeline.models import weights
+from pipeline.silero import CHUNK, SileroVad
+from pipeline.types import SAMPLE_RATE, Recording, Segment, Speech
+
+MIN_SAMPLES = 2_000
+"""A shorter waveform is padded with silence up to this length; segmentation-3.0 needs 1,261 samples."""
+FRAME_STEP = 270
+FRAME_SAMPLES = 991
+"""Samples from one frame of segmentation-3.0 to the next, and what one frame sees of them."""
+WINDOW_FRAMES = 593
+"""Frames of a window: those that 10 s, the length segmentation-3.0 was trained on, add to a recording."""
+
+Frames = tuple[NDArray[np.float32], NDArray[np.float64]]
+"""Speech probability of each frame (frames,), and the frames' edges in seconds (frames + 1,)."""
+
+
+class VoiceActivityDetector:
+    """Finds speech with segmentation-3.0 or Silero, as configured."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        self.config = config.voice_activity
+        load = load_silero if self.config.model == "silero" else load_sliding_segmentation
+        self.frames = load(choose_device(config.device))
+
+    @torch.inference_mode()
+    def detect(self, recording: Recording) -> Speech:
+        """The speech in `recording`; no segments where there is none."""
+        samples = torch.tensor(recording.waveform.samples)
+        padded = pad(samples, (0, max(0, MIN_SAMPLES - len(samples))))
+        probabilities, edges = self.frames(padded)
+        duration_seconds = recording.waveform.duration_seconds
+        segments = binarize(probabilities, np.minimum(edges, duration_seconds), self.config)
+        return Speech(segments, duration_seconds, recording.original_format, recording.warnings)
+
+
+def load_sliding_segmentation(device: str) -> Callable[[Tensor], Frames]:
+    """segmentation-3.0 over windows of 10 s: (samples,) -> its Frames.
+
+    A frame's probability is that of its likeliest speaker. The windows are spread evenly and overlap no more than the
+    recording's length makes them, for each costs as much as another; where two meet, their mean counts.
+    """
+    from pipeline.pyannote_models import load_segmentation, speaker_probabilities
+
+    network = load_segmentation().to(device)
+
+    def frames(samples: Tensor) -> Frames:
+        total = (len(samples) - FRAME_SAMPLES) // FRAME_STEP + 1
+        sums, counts = np.zeros(total, np.float32), np.zeros(total, np.float32)
+        for start in window_starts(total):
+            end = min(start + WINDOW_FRAMES, total)
+            window = samples[start * FRAME_STEP : (end - 1) * FRAME_STEP + FRAME_SAMPLES].to(device)
+            sums[start:end] += speaker_probabilities(network, window).amax(dim=-1).cpu().numpy()
+            counts[start:end] += 1
+        halfway = (FRAME_SAMPLES + FRAME_STEP) // 2 + FRAME_STEP * np.arange(total - 1)
+        return sums / counts, np.concatenate([[0], halfway, [len(samples)]]) / SAMPLE_RATE
+
+    return frames
+
+
+def window_starts(frames: int) -> list[int]:
+    """The first frames of the windows over a recording of so many frames."""
+    count = -(-frames // WINDOW_FRAMES)
+    return [round(start) for start in np.linspace(0, max(0, frames - WINDOW_FRAMES), count)]
+
+
+def load_silero(device: str) -> Callable[[Tensor], Frames]:
+    """Silero over the whole recording: (samples,) -> its Frames of 32 ms."""
+    network = SileroVad()
+    network.load(load_file(weights("silero")))
+    network.eval().to(device)
+
+    def frames(samples: Tensor) -> Frames:
+        speech = network(samples.to(device)).cpu().numpy()
+        return speech, np.arange(len(speech) + 1) * CHUNK / SAMPLE_RATE
+
+    return frames
+
+
+def binarize(
+    probabilities: NDArray[np.float32], edges: NDArray[np.float64], config: VoiceActivity
+) -> tuple[Segment, ...]:
+    """Speech begins where the probability reaches `onset` and ends where it falls below `offset`.
+
+    Silences shorter than `min_silence_seconds` are filled first, then speech shorter than `min_speech_seconds` is
+    dropped. Shape: probabilities (frames,), edges (frames + 1,) in seconds.
+    """
+    decided = np.where(probabilities >= config.onset, 1, np.where(probabilities < config.offset, -1, 0))
+    # A frame between the thresholds goes on as the last one that was decided; before the first there is no speech.
+    last = np.maximum.accumulate(np.where(decided != 0, np.arange(len(decided)), 0))
+    changes = np.flatnonzero(np.diff(decided[last] > 0, prepend=False, append=False))
+    merged: list[Segment] = []
+    for start, end in edges[changes].reshape(-1, 2).tolist():
+        if merged and start - merged[-1].end < config.min_silence_seconds:
+            merged[-1] = Segment(merged[-1].start, end)
+        elif start < end:
+            merged.append(Segment(start, end))
+    return tuple(segment for segment in merged if segment.duration_seconds >= config.min_speech_seconds)
