@@ -10,6 +10,7 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NoReturn
 
 import av
@@ -145,36 +146,38 @@ def _mix(blocks: Iterator[_Block]) -> tuple[NDArray[np.float32], int | None]:
 
 def _blocks(data: bytes, name: str, limits: Limits, deadline: float, faults: _Faults) -> Iterator[_Block]:
     """Decode the audio track of `data` and resample it to SAMPLE_RATE, block by block."""
-    resampler: av.AudioResampler | None = None
-    source: tuple[str, str, int] | None = None
     channels = 0
-    for frame in _frames(data, name, limits, deadline, faults):
-        if source != (frame.format.name, frame.layout.name, frame.sample_rate):
-            if resampler is not None:
-                yield from _resample(resampler, None, channels)
-                if frame.layout.nb_channels != channels:
-                    raise UnreadableAudio(
-                        "The number of channels changes within the recording. Export it again with one layout."
-                    )
-            source = (frame.format.name, frame.layout.name, frame.sample_rate)
-            channels = frame.layout.nb_channels
-            # To packed samples inside libav: PyAV's own reading of eight planes crashes.
-            resampler = av.AudioResampler("flt", frame.layout, SAMPLE_RATE, SAMPLE_RATE, _RESAMPLER)
-        assert resampler is not None
-        yield from _resample(resampler, frame, channels)
-    if resampler is not None:
-        yield from _resample(resampler, None, channels)
-
-
-def _resample(resampler: av.AudioResampler, frame: AudioFrame | None, channels: int) -> Iterator[_Block]:
-    for resampled in resampler.resample(frame):
-        block = resampled.to_ndarray().astype(np.float32, copy=False).reshape(-1, channels)
-        # NaN fails the comparison too.
-        if not np.abs(block).max(initial=0) <= _MAX_AMPLITUDE:
+    for (_, layout, _), run in groupby(
+        _frames(data, name, limits, deadline, faults), key=lambda f: (f.format.name, f.layout, f.sample_rate)
+    ):
+        if channels not in (0, layout.nb_channels):
             raise UnreadableAudio(
-                "The audio holds samples that are not numbers or lie far outside -1 to 1. Export it again as PCM."
+                "The number of channels changes within the recording. Export it again with one layout."
             )
-        yield block
+        channels = layout.nb_channels
+        # To packed samples inside libav: PyAV's own reading of eight planes crashes.
+        resampler = av.AudioResampler("flt", layout, SAMPLE_RATE, SAMPLE_RATE, _RESAMPLER)
+        for second in _seconds(run):
+            for resampled in resampler.resample(second):
+                block = resampled.to_ndarray().astype(np.float32, copy=False).reshape(-1, channels)
+                if not np.abs(block).max(initial=0) <= _MAX_AMPLITUDE:  # which NaN fails too
+                    raise UnreadableAudio(
+                        "The audio holds samples that are not numbers or lie far outside -1 to 1. Export it again."
+                    )
+                yield block
+
+
+def _seconds(frames: Iterator[AudioFrame]) -> Iterator[AudioFrame | None]:
+    """Frames of one kind joined to a second each, which saves a resampler's call for each packet; then None."""
+    fifo = av.AudioFifo()
+    for frame in frames:
+        frame.pts = None  # the FIFO refuses gaps; they stay closed
+        fifo.write(frame)
+        if fifo.samples >= frame.sample_rate:
+            yield fifo.read()
+    if fifo.samples:
+        yield fifo.read()
+    yield None
 
 
 def _frames(data: bytes, name: str, limits: Limits, deadline: float, faults: _Faults) -> Iterator[AudioFrame]:
@@ -186,6 +189,7 @@ def _frames(data: bytes, name: str, limits: Limits, deadline: float, faults: _Fa
         "codec_whitelist": ",".join(codecs),
         "max_streams": "16",
         "probesize": "65536",
+        "max_probe_packets": "1",
     }
     if name == "m4a":
         options["ignore_editlist"] = "1"  # it would hide audio
