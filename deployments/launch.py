@@ -1,4 +1,4 @@
-"""`make serve`: the graph of serve_config.yaml on a Ray of its own, for this machine alone, until Ctrl-C.
+"""`make serve`: what serve_config.yaml describes, on a Ray of its own, for this machine alone, until Ctrl-C.
 
 `serve run` reports success before the graph is up, and even where it fails. So this starts it, waits until Ray says
 RUNNING, and only then tells where the service is.
@@ -24,7 +24,9 @@ from typing import Any
 
 import yaml
 
+from deployments.check import check_serve_config
 from pipeline.config import ROOT
+from pipeline.errors import ConfigurationError
 
 HOST = "127.0.0.1"
 DASHBOARD_PORT = 8265
@@ -49,10 +51,16 @@ A conversation of two people to try it on:
 def main() -> int:
     """Serve until interrupted: 0 then, else 1."""
     parser = argparse.ArgumentParser(prog="python -m deployments.launch", description="Start the service here.")
-    parser.add_argument("--port", type=int, help="HTTP port, instead of the one in serve_config.yaml")
+    parser.add_argument("config", nargs="?", type=Path, default=ROOT / "serve_config.yaml", help="Serve config file")
+    parser.add_argument("--port", type=int, help="HTTP port, instead of the one in the config file")
     options = parser.parse_args()
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf-8"))
-    config["http_options"]["port"] = port = options.port or config["http_options"]["port"]
+    try:
+        check_serve_config(options.config)
+    except ConfigurationError as error:
+        sys.exit(error.detail)
+    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    http = config.setdefault("http_options", {})
+    http["port"] = port = options.port or http.get("port", 8000)
     require_free(port, "the service", "choose another: make serve PORT=9000")
     require_free(DASHBOARD_PORT, "Ray's dashboard", "is there another Ray on this machine? `ray stop` stops it")
 
