@@ -207,8 +207,23 @@ def answer_all(
         yield path, answer
 
 
+def run(options: argparse.Namespace) -> int:
+    """Answer all files as the options say, and return the exit code. Raises SoundSentryError before the first file."""
+    from pipeline.detector import Detector
+
+    detector = Detector.from_config(options.config)
+    write = {"json": json_writer, "csv": csv_writer, "table": lambda: table_writer(options.files)}[options.output]()
+    answers = []
+    for path, answer in answer_all(
+        options.files, detector, use_diarization=options.diarize, operating_point=options.operating_point
+    ):
+        write(path, answer)
+        answers.append(answer)
+    return exit_code(answers)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """The command line. Python's own exit code for a failure is 1, which here means Fake: none may get that far."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.predict",
         description="Tell whether the speech in recordings is a human's or a machine's.",
@@ -222,23 +237,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object a line")
     output.add_argument("--csv", dest="output", action="store_const", const="csv", help="CSV with a header")
+    parser.set_defaults(output="table")
     options = parser.parse_args(arguments)
-
-    from pipeline.detector import Detector
-
     try:
-        detector = Detector.from_config(options.config)
+        return run(options)
     except SoundSentryError as error:
         print(f"{error.title}: {error.detail}", file=sys.stderr)
         return 2
-    write = {"json": json_writer, "csv": csv_writer, None: lambda: table_writer(options.files)}[options.output]()
-    answers = []
-    for path, answer in answer_all(
-        options.files, detector, use_diarization=options.diarize, operating_point=options.operating_point
-    ):
-        write(path, answer)
-        answers.append(answer)
-    return exit_code(answers)
+    except KeyboardInterrupt:
+        return 130
+    except (BrokenPipeError, SystemExit):  # what reads the answers has gone; SystemExit is how rich says so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 2
 
 
 if __name__ == "__main__":
