@@ -49,7 +49,7 @@ lint: env
 	$(BIN)/mypy
 
 bench: models
-	$(BIN)/python -m deployments.bench
+	$(BIN)/python -m tests.bench
 
 lock: env
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -212,7 +212,12 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.detector import Detector
 
     detector = Detector.from_config(options.config)
-    write = {"json": json_writer, "csv": csv_writer, "table": lambda: table_writer(options.files)}[options.output]()
+    writers: dict[str, Callable[[], Write]] = {
+        "json": json_writer,
+        "csv": csv_writer,
+        "table": lambda: table_writer(options.files),
+    }
+    write = writers[options.output]()
     answers = []
     for path, answer in answer_all(
         options.files, detector, use_diarization=options.diarize, operating_point=options.operating_point
