@@ -64,7 +64,8 @@ def map_with_actors(
 
 def default_actors() -> int:
     """One actor a CPU of the cluster."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, int(resources.get("CPU", 1)))
 
 
 def with_progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:

@@ -89,7 +89,7 @@ def _class_weight(config: EstimatorConfig) -> Literal["balanced"] | None:
 
 def _prepare(config: EstimatorConfig, table: Table, clips: Indices) -> tuple[Matrix, NDArray[np.bool_], Arrays]:
     """Standardised, balanced rows to train the head on, their labels, and the arrays of what was fitted."""
-    rows = table.rows(clips)
+    rows = table.training_rows(clips)
     vectors, labels = table.vectors[rows], table.labels[table.owner[rows]]
     arrays: Arrays = {}
     if table.kind.spec.reduction == "acn":

@@ -1,7 +1,7 @@
 """Features of a corpus, computed on a Ray cluster, each once.
 
 Every clip's features are a file of the cache, whose name is the hash of all that decides them: the bytes of the
-recording, the recipe, the network, the windows, the augmentation and the code. So an extraction that was stopped goes
+recording, the recipe, the network, the windows and the augmentation. So an extraction that was stopped goes
 on where it was, and one that is done computes nothing.
 
     python -m tune.extract --manifest corpus/manifest.csv --features neuron-statistics
@@ -17,14 +17,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pipeline.vad import VoiceActivityDetector
 from safetensors.numpy import load_file, save_file
 
 from pipeline.config import DetectorConfig
@@ -32,6 +30,9 @@ from pipeline.decode import decode
 from pipeline.errors import InputError
 from pipeline.extract import TkanExtractor, layer_sizes
 from pipeline.tkan import TkanSpec, load_spec
+from pipeline.vad import VoiceActivityDetector
+from tune import augment as augment_module
+from tune.augment import LAW, augment
 from tune.cluster import connected, default_actors, map_with_actors, with_progress
 from tune.command import run
 from tune.errors import CorpusError
@@ -39,78 +40,65 @@ from tune.manifest import Clip, read_manifest, require_usable
 from tune.table import FeatureKind, Table
 
 DEFAULT_CACHE = Path(".cache") / "features"
-FEATURE_MODULES = (
-    "backbones",
-    "campplus",
-    "decode",
-    "extract",
-    "pyannote_models",
-    "tkan",
-    "types",
-    "vad",
-    "windows",
-)
-"""Modules of the pipeline whose code decides what features are."""
+FEATURES_VERSION = 1
+"""To be raised when the pipeline computes other features from the same recording and recipe; a test tells when."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides features, besides the recording."""
+    """All that decides features, besides the recording: `law` is what `tune.augment` does to it first."""
 
     spec: TkanSpec
     detector: DetectorConfig
+    law: str = "clean"
 
     def key(self, backbone_sha256: str) -> str:
-        """Hash of the recipe, the network and the code."""
+        """Hash of the recipe and the network, and of the augmentation with its code."""
         parts = {
+            "version": FEATURES_VERSION,
             "features": self.spec.spec_id,
             "backbone": backbone_sha256,
             "windows": self.detector.windows.model_dump(),
             "voice_activity": self.detector.voice_activity.model_dump(),
-            "code": _code_sha256(),
+            "augmentation": None if self.law == "clean" else [self.law, _sha256(Path(augment_module.__file__))],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-@cache
-def _code_sha256() -> str:
-    folder = Path(__file__).resolve().parent.parent / "pipeline"
-    digest = hashlib.sha256()
-    for name in FEATURE_MODULES:
-        digest.update((folder / f"{name}.py").read_bytes())
-    return digest.hexdigest()
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Extraction:
-    """An actor: features of a few clips at a time, each into its file of the cache."""
+    """An actor: features of a few recordings at a time, each into its file of the cache."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         torch.set_num_threads(1)
-        self.recipe, self.folder = recipe, folder
+        self.recipe = recipe
         self.voice_activity = VoiceActivityDetector(recipe.detector)
         self.extractor = TkanExtractor(recipe.detector, recipe.spec)
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[str]]:
-        """Columns `path` and `sha256` -> column `error`, empty where there is none."""
-        return {
-            "error": [
-                self.extract(Path(path), sha256) for path, sha256 in zip(batch["path"], batch["sha256"], strict=True)
-            ]
-        }
+        """Columns `path`, `draw` and `stem`, the file of the cache without its ending -> column `error`, empty where
+        there is none."""
+        columns = (batch[name] for name in ("path", "draw", "stem"))
+        return {"error": [self.extract(Path(p), int(draw), Path(stem)) for p, draw, stem in zip(*columns, strict=True)]}
 
-    def extract(self, path: Path, sha256: str) -> str:
+    def extract(self, path: Path, draw: int, stem: Path) -> str:
         try:
             recording = decode(path.read_bytes(), self.recipe.detector.limits)
+            if self.recipe.law != "clean":
+                recording = replace(recording, waveform=augment(recording.waveform, self.recipe.law, draw))
             speech = self.voice_activity.detect(recording)
             if not speech.segments:
                 error = "there is no speech in it"
             else:
                 features = self.extractor.extract(recording, speech, turns=None)
-                _write(self.folder / sha256, {"vectors": features.vectors})
+                _write(stem, {"vectors": features.vectors})
                 return ""
         except InputError as problem:
             error = problem.detail
-        _write(self.folder / sha256, error)
+        _write(stem, error)
         return error
 
 
@@ -125,10 +113,20 @@ def _write(stem: Path, result: dict[str, NDArray[np.float32]] | str) -> None:
         partial.rename(stem.with_suffix(".safetensors"))
 
 
+def _read(stem: Path) -> NDArray[np.float32] | str | None:
+    """What the cache holds of a recording: its features, what is wrong with it, or nothing yet."""
+    if stem.with_suffix(".error").exists():
+        return stem.with_suffix(".error").read_text(encoding="utf-8")
+    if stem.with_suffix(".safetensors").exists():
+        return load_file(stem.with_suffix(".safetensors"))["vectors"]
+    return None
+
+
 def extract(
     clips: Sequence[Clip],
     recipe: Recipe,
     *,
+    draws: int = 0,
     cache_folder: Path = DEFAULT_CACHE,
     address: str | None = None,
     actors: int | None = None,
@@ -136,47 +134,46 @@ def extract(
 ) -> tuple[Table, dict[Path, str]]:
     """The features of `clips`, computed where the cache has none, and what is wrong with the clips that give none.
 
-    The corpus and the cache are on storage that every node of the cluster sees under the same path. Raises
-    CorpusError where files are missing, or where a class has no clip left.
+    `draws` adds the features of so many augmented copies of each clip, to train on. The corpus and the cache are on
+    storage that every node of the cluster sees under the same path. Raises CorpusError where files are missing, or
+    where a class has no clip left.
     """
     require_usable(clips)
     extractor = TkanExtractor(recipe.detector, recipe.spec)
     kind = FeatureKind(recipe.spec, layer_sizes(extractor), extractor.backbone.sha256)
-    folder = cache_folder.resolve() / recipe.key(kind.backbone_sha256)
-    folder.mkdir(parents=True, exist_ok=True)
+    clips = [replace(clip, sha256=_sha256(clip.path)) for clip in clips]
+    versions = [recipe] + [replace(recipe, law=LAW)] * draws
+    stems = []
+    for draw, version in enumerate(versions):
+        folder = cache_folder.resolve() / version.key(kind.backbone_sha256)
+        folder.mkdir(parents=True, exist_ok=True)
+        stems.append([folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256) for clip in clips])
+        pending = {
+            str(stem): {"path": str(clip.path.resolve()), "draw": draw, "stem": str(stem)}
+            for clip, stem in zip(clips, stems[-1], strict=True)
+            if not any(stem.with_suffix(end).exists() for end in (".safetensors", ".error"))
+        }
+        if pending:
+            with connected(address):
+                pool = min(actors or default_actors(), len(pending))
+                rows = list(pending.values())
+                results = map_with_actors(Extraction, (version,), rows, actors=pool, num_gpus=num_gpus)
+                what = f"augmented copy {draw}" if draw else "features"
+                for _ in with_progress(results, len(pending), what):
+                    pass
 
-    hashes = [hashlib.sha256(clip.path.read_bytes()).hexdigest() for clip in clips]
-    pending = {
-        sha256: {"path": str(clip.path.resolve()), "sha256": sha256}
-        for clip, sha256 in zip(clips, hashes, strict=True)
-        if not any((folder / sha256).with_suffix(end).exists() for end in (".safetensors", ".error"))
-    }
-    if pending:
-        with connected(address):
-            results = map_with_actors(
-                Extraction,
-                (recipe, folder),
-                list(pending.values()),
-                actors=min(actors or default_actors(), len(pending)),
-                num_gpus=num_gpus,
-            )
-            for _ in with_progress(results, len(pending), "features"):
-                pass
-
-    good, parts, bad = [], [], {}
-    for clip, sha256 in zip(clips, hashes, strict=True):
-        problem = (folder / sha256).with_suffix(".error")
-        if problem.exists():
-            bad[clip.path] = problem.read_text(encoding="utf-8")
+    good, copies, bad = [], [], {}
+    for clip, *own in zip(clips, *stems, strict=True):
+        found = [_read(stem) for stem in own]
+        if isinstance(found[0], str):
+            bad[clip.path] = found[0]
         else:
-            good.append(replace(clip, sha256=sha256))
-            parts.append(load_file((folder / sha256).with_suffix(".safetensors"))["vectors"])
+            good.append(clip)
+            copies.append([part for part in found if isinstance(part, np.ndarray)])
     for label in ("bonafide", "spoof"):
         if not any(clip.label == label for clip in good):
-            raise CorpusError(
-                f"no {label} clip has features: {len(bad)} files are bad, the first: {next(iter(bad.values()))}"
-            )
-    return Table.of(good, parts, kind), bad
+            raise CorpusError(f"no {label} clip has features; {len(bad)} have none, the first: {min(bad.values())}")
+    return Table.of(good, copies, kind), bad
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,12 +188,13 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU each of them takes")
 
 
-def load_table(arguments: argparse.Namespace, preset: str) -> Table:
+def load_table(arguments: argparse.Namespace, preset: str, draws: int = 0) -> Table:
     """The table that those arguments ask for; clips that give no features are named on the standard error."""
     clips = [clip for manifest in arguments.manifest for clip in read_manifest(manifest)]
     table, bad = extract(
         clips,
         Recipe(load_spec(preset), DetectorConfig.load(arguments.detector)),
+        draws=draws,
         cache_folder=arguments.cache,
         address=arguments.address,
         actors=arguments.actors,
@@ -215,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, help="folder for features.npy, labels.npy and the manifest's rows they are of"
     )
     arguments = parser.parse_args(argv)
-    table = load_table(arguments, arguments.features)
+    table = load_table(arguments, arguments.features, arguments.draws)
     windows, dimension = table.vectors.shape
     print(f"{len(table.clips)} clips, {windows} windows, {dimension} features each, in {arguments.cache}")
     if arguments.out:
@@ -235,4 +233,7 @@ def write_arrays(folder: Path, table: Table) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    # By its name, because Ray's workers find nothing in __main__.
+    from tune.extract import main as command
+
+    run(command)

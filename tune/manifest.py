@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,8 @@ class Clip:
     pair_id: str = ""
     sha256: str = ""
     """Of the file's bytes; known once the clip's features are."""
+    listed: str = field(default="", compare=False)
+    """The path as the manifest gives it."""
 
     @property
     def is_spoof(self) -> bool:
@@ -71,7 +73,7 @@ def read_manifest(path: Path) -> list[Clip]:
             problems.append(f"line {line}: more values than columns")
         else:
             rest = {column: values[column] for column in COLUMNS[2:]}
-            clips.append(Clip(path.parent / values["path"], label, **rest))
+            clips.append(Clip(path.parent / values["path"], label, **rest, listed=values["path"]))
     if problems:
         raise CorpusError(f"the manifest {path.name} has bad rows: {_some(problems)}")
     if not clips:

@@ -107,9 +107,9 @@ def reliability(labels: Labels, scores: Scores, bins: int = 10) -> tuple[Scores,
     probability = expit(scores)
     weights = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
     place = np.minimum((probability * bins).astype(int), bins - 1)
+    columns = (np.ones_like(weights), weights, weights * probability, weights * labels)
     count, weight, predicted, observed = (
-        np.bincount(place, weights=values, minlength=bins)
-        for values in (np.ones_like(weights), weights, weights * probability, weights * labels)
+        np.bincount(place, weights=column, minlength=bins).astype(np.float64) for column in columns
     )
     full = count > 0
     return count[full], predicted[full] / weight[full], observed[full] / weight[full], weight[full]

@@ -116,7 +116,7 @@ def plot_reliability(labels: Labels, scores: Scores) -> bytes:
 def plot_scores(labels: Labels, scores: Scores) -> bytes:
     figure = Figure(figsize=(4.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    bins = np.linspace(scores.min(), scores.max() + 1e-9, 40)
+    bins = np.linspace(scores.min(), scores.max() + 1e-9, 40).tolist()
     axes.hist(scores[~labels], bins=bins, color=HUMAN, alpha=0.6, density=True, label="bona fide")
     axes.hist(scores[labels], bins=bins, color=MACHINE, alpha=0.6, density=True, label="spoof")
     axes.set(xlabel="score (log-likelihood ratio)", ylabel="density", title="Scores")

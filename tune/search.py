@@ -89,10 +89,10 @@ class SearchConfig(TrainingConfig):
         values = self.model_dump(exclude={"search", "asha"})
         for key, value in point.items():
             *parents, last = key.split(".")
-            section = values
+            section: Any = values
             for parent in parents:
-                section = section.get(parent) if isinstance(section.get(parent), dict) else {}
-            if last not in section:
+                section = section.get(parent, {}) if isinstance(section, dict) else {}
+            if not isinstance(section, dict) or last not in section:
                 raise ConfigurationError(f"search.space: there is no key {key} in the training configuration")
             section[last] = value
         try:
@@ -178,15 +178,15 @@ def search(
     if resume:
         tuner = ray_tune.Tuner.restore(str(out / "trials"), trainable, resume_unfinished=True, restart_errored=True)
     else:
-        is_grid = isinstance(config.search, Grid)
+        wanted = config.search
         tuner = ray_tune.Tuner(
             trainable,
-            param_space=config.search.param_space(),
+            param_space=wanted.param_space(),
             tune_config=ray_tune.TuneConfig(
                 metric="eer",
                 mode="min",
-                num_samples=1 if is_grid else config.search.samples,
-                search_alg=None if is_grid else OptunaSearch(seed=config.search.seed),
+                num_samples=wanted.samples if isinstance(wanted, Optuna) else 1,
+                search_alg=OptunaSearch(seed=wanted.seed) if isinstance(wanted, Optuna) else None,
                 scheduler=_asha(len(folds)) if config.asha else None,
                 reuse_actors=True,
             ),
@@ -197,7 +197,10 @@ def search(
     trials = tuner.fit()
     if trials.errors:
         raise CorpusError(f"{len(trials.errors)} of {len(trials)} trials failed, the first with: {trials.errors[0]}")
-    rows = [{**trial.config, **{name: trial.metrics[name] for name in ("eer", "auc", "folds")}} for trial in trials]
+    rows: list[dict[str, Any]] = []
+    for trial in (trials[index] for index in range(len(trials))):
+        assert trial.config is not None and trial.metrics is not None
+        rows.append({**trial.config, **{name: trial.metrics[name] for name in ("eer", "auc", "folds")}})
     rows.sort(key=lambda row: (row["folds"] < len(folds), row["eer"], json.dumps(row, sort_keys=True)))
     _write_results(out, config, rows, len(folds))
     if nested_folder is not None:
@@ -287,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for value in values:
                 config.at({key: value})
     with connected(arguments.address):
-        tables = {preset: load_table(arguments, preset) for preset in config.presets()}
+        tables = {preset: load_table(arguments, preset, config.draws) for preset in config.presets()}
         rows = search(
             config,
             tables,
@@ -305,4 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    # By its name, because Ray's workers find nothing in __main__.
+    from tune.search import main as command
+
+    run(command)

@@ -26,7 +26,8 @@ class FeatureKind:
 
 @dataclass(frozen=True)
 class Table:
-    """Features of clips: vectors (windows, dimension) float32, owner (windows,) the index in `clips` of each.
+    """Features of clips: vectors (windows, dimension) float32, owner (windows,) the index in `clips` of each, copy
+    (windows,) 0 for the clip itself and 1, 2, ... for its augmented copies.
 
     `digest` is of the vectors as extracted. Whatever is fitted to data belongs in the estimator, inside the fold:
     vectors that were scaled, resampled or reduced beforehand no longer match it, and are refused.
@@ -35,15 +36,17 @@ class Table:
     clips: tuple[Clip, ...]
     vectors: NDArray[np.float32]
     owner: Indices
+    copy: Indices
     kind: FeatureKind
     digest: str
 
     @classmethod
-    def of(cls, clips: Sequence[Clip], parts: Sequence[NDArray[np.float32]], kind: FeatureKind) -> Table:
-        """From each clip's own (windows, dimension)."""
-        vectors = np.concatenate(parts)
-        owner = np.repeat(np.arange(len(clips)), [len(part) for part in parts])
-        return cls(tuple(clips), vectors, owner, kind, digest_of(vectors, owner))
+    def of(cls, clips: Sequence[Clip], copies: Sequence[Sequence[NDArray[np.float32]]], kind: FeatureKind) -> Table:
+        """From each clip's own (windows, dimension), followed by those of its augmented copies."""
+        vectors = np.concatenate([part for own in copies for part in own])
+        owner = np.repeat(np.arange(len(clips)), [sum(map(len, own)) for own in copies])
+        copy = np.concatenate([np.full(len(part), number) for own in copies for number, part in enumerate(own)])
+        return cls(tuple(clips), vectors, owner, copy, kind, digest_of(vectors, owner, copy))
 
     @property
     def labels(self) -> NDArray[np.bool_]:
@@ -52,15 +55,19 @@ class Table:
 
     def verify(self) -> None:
         """Raise LeakError unless the vectors are those that were extracted, row for row."""
-        if len(self.vectors) != len(self.owner) or digest_of(self.vectors, self.owner) != self.digest:
+        if digest_of(self.vectors, self.owner, self.copy) != self.digest:
             raise LeakError(
                 "these features are not those that were extracted: scaling, resampling and every other fitted step "
                 "belong inside the fold, in the estimator"
             )
 
-    def rows(self, clips: Indices) -> Indices:
-        """Indices of the windows of `clips`."""
+    def training_rows(self, clips: Indices) -> Indices:
+        """Indices of the windows of `clips` and of their augmented copies."""
         return np.flatnonzero(np.isin(self.owner, clips))
+
+    def rows(self, clips: Indices) -> Indices:
+        """Indices of the windows of `clips` themselves."""
+        return np.flatnonzero(np.isin(self.owner, clips) & (self.copy == 0))
 
     def clip_means(self, values: NDArray[np.float64], clips: Indices) -> NDArray[np.float64]:
         """Mean over each clip's windows: values (len(rows(clips)),) -> (len(clips),), in the order of `clips`."""
@@ -69,7 +76,8 @@ class Table:
         return (total / np.maximum(np.bincount(owner, minlength=len(self.clips)), 1))[clips]
 
 
-def digest_of(vectors: NDArray[np.float32], owner: Indices) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(vectors))
-    digest.update(np.ascontiguousarray(owner, dtype=np.int64))
+def digest_of(vectors: NDArray[np.float32], *numbers: Indices) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(vectors).data)
+    for column in numbers:
+        digest.update(np.ascontiguousarray(column, dtype=np.int64).data)
     return digest.hexdigest()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 
 from pipeline.bundle import Arrays, Calibration, Thresholds
 from pipeline.config import Strict
@@ -25,11 +26,12 @@ NOVELTY_QUANTILE = 0.995
 class TrainingConfig(Strict):
     """All of `configs/train.yaml`.
 
-    `folds` divide the corpus for the figures that are quoted; `calibration` divides each training part again, for
+    `draws` is the number of augmented copies of each clip to train on. `folds` divide the corpus for the figures that are quoted; `calibration` divides each training part again, for
     the scores that calibration and thresholds are fitted to.
     """
 
     features: str = "neuron-statistics"
+    draws: int = Field(0, ge=0)
     estimator: EstimatorConfig = EstimatorConfig()
     folds: FoldsConfig = FoldsConfig()
     calibration: FoldsConfig = FoldsConfig(k=5)

@@ -37,6 +37,6 @@ def make_table(clips: Sequence[Clip], *, separation: float = 1.0, seed: int = 0,
     for clip in clips:
         windows = generator.normal(size=(2, 40)) + voices[clip.voice]
         windows[:, :8] += separation * clip.is_spoof
-        parts.append(windows.astype(np.float32))
+        parts.append([windows.astype(np.float32)])
     spec = TkanSpec(name="test", layers=("a", "b"), reduction="acn" if acn else "none")
     return Table.of(clips, parts, FeatureKind(spec, {"a": 30, "b": 10}, "0" * 64))

@@ -58,7 +58,7 @@ def test_nothing_outside_the_training_part_is_fitted_to(head: LogisticHead | Mlp
         table = make_table(make_clips(), acn=acn)
         fold = make_folds(table.clips, FoldsConfig(k=4))[0]
         changed = table.vectors.copy()
-        changed[table.rows(fold.test)] = 1e6
+        changed[table.training_rows(fold.test)] = 1e6
         config = EstimatorConfig(head=head, imbalance="smote")
         expected = fit(config, table, fold.train)
         found = fit(config, replace(table, vectors=changed), fold.train)
@@ -67,7 +67,7 @@ def test_nothing_outside_the_training_part_is_fitted_to(head: LogisticHead | Mlp
 
 def test_too_few_rows_to_resample_or_to_stop_early_by_is_an_error() -> None:
     table = make_table(make_clips(speakers=2, per_speaker=4))
-    with pytest.raises(CorpusError, match="smote.*too small"):
+    with pytest.raises(CorpusError, match=r"smote.*too small"):
         fit(EstimatorConfig(imbalance="smote"), table, np.array([0, 1, 2]))
     with pytest.raises(CorpusError, match="early stopping needs 4 independent groups"):
         fit(EstimatorConfig(head=SMALL_MLP), table, np.arange(8))

@@ -93,4 +93,4 @@ def test_a_random_split_claims_more_than_folds_of_speakers() -> None:
     table = make_table(clips, separation=1.0)
     found = evaluate_folds(CONFIG, table)["metrics"]["eer"]
     assert found["low"] <= found["value"] <= found["high"]
-    assert random_split_eer(CONFIG.estimator, table) < found["value"] - 0.1
+    assert random_split_eer(CONFIG.estimator, table) < 0.6 * found["value"]

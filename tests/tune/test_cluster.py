@@ -1,0 +1,295 @@
+"""What runs on Ray, on one real cluster of two nodes with a CPU each."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import yaml
+from numpy.typing import NDArray
+from ray.cluster_utils import Cluster
+
+from pipeline.bundle import Bundle
+from pipeline.config import ROOT, DetectorConfig
+from pipeline.detector import Detector
+from pipeline.tkan import load_spec
+from tests.audio import encode
+from tune.cluster import map_with_actors
+from tune.errors import CorpusError
+from tune.evaluate import main as evaluate_main
+from tune.extract import Recipe, extract
+from tune.extract import main as extract_main
+from tune.folds import FoldsConfig
+from tune.manifest import Clip, read_manifest, write_manifest
+from tune.search import SearchConfig, search
+from tune.search import main as search_main
+from tune.table import Table
+from tune.train import main as train_main
+
+FEATURES = "sound-sentry-45"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_nodes() -> Iterator[str]:
+    """The address of the cluster; this process is connected to it."""
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**28}
+    )
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=2**28)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster.address
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, sample_wav: bytes) -> Path:
+    """A manifest of 24 clips of 2 s: crops of speech, and the same through a crude vocoder, of 12 speakers in name."""
+    folder = tmp_path_factory.mktemp("corpus")
+    speech = np.frombuffer(sample_wav[44:], "<i2").astype(np.float32) / 2**15
+    clips = []
+    for number in range(12):
+        start = 16_000 * (7 + number)
+        real = speech[start : start + 32_000]
+        spectrum = np.fft.rfft(real.reshape(-1, 400))
+        fake = np.fft.irfft(np.abs(spectrum)).reshape(-1).astype(np.float32)
+        for label, wave in (("bonafide", real), ("spoof", fake)):
+            path = folder / f"{number}-{label}.wav"
+            path.write_bytes(encode(wave))
+            clips.append(
+                Clip(path, label, f"speaker{number}", "zero-phase" if label == "spoof" else "", "sample", "en")
+            )
+    write_manifest(folder / "manifest.csv", clips)
+    return folder / "manifest.csv"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def extracted(corpus: Path, cache: Path) -> Table:
+    recipe = Recipe(load_spec(FEATURES), DetectorConfig())
+    table, bad = extract(read_manifest(corpus), recipe, cache_folder=cache)
+    assert not bad
+    return table
+
+
+def stamps(cache: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+
+
+class Sleeper:
+    """An actor that takes its time and no CPU, so that what is measured is whether actors work side by side."""
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[float]]:
+        started = time.time()
+        time.sleep(0.1 * len(batch["number"]))
+        return {"started": [started] * len(batch["number"]), "ended": [time.time()] * len(batch["number"])}
+
+
+def test_two_actors_are_almost_twice_as_fast_as_one() -> None:
+    seconds = {}
+    for actors in (1, 2):
+        rows = list(map_with_actors(Sleeper, (), [{"number": n} for n in range(60)], actors=actors))
+        assert len(rows) == 60
+        # From the first row's start: starting processes is not throughput.
+        seconds[actors] = max(row["ended"] for row in rows) - min(row["started"] for row in rows)
+    assert seconds[1] / seconds[2] >= 1.7
+
+
+def test_features_are_those_that_serving_computes(extracted: Table, corpus: Path) -> None:
+    from pipeline.decode import decode
+    from pipeline.extract import TkanExtractor
+    from pipeline.vad import VoiceActivityDetector
+
+    config = DetectorConfig()
+    recording = decode(extracted.clips[3].path.read_bytes(), config.limits)
+    speech = VoiceActivityDetector(config).detect(recording)
+    expected = TkanExtractor(config, load_spec(FEATURES)).extract(recording, speech, None).vectors
+    assert extracted.vectors[extracted.rows(np.array([3]))] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_second_run_computes_nothing(extracted: Table, corpus: Path, cache: Path) -> None:
+    before = stamps(cache)
+    assert len(before) == 24
+    table, _ = extract(read_manifest(corpus), Recipe(load_spec(FEATURES), DetectorConfig()), cache_folder=cache)
+    assert stamps(cache) == before
+    assert table.digest == extracted.digest
+
+
+def test_extraction_killed_half_way_goes_on_and_computes_nothing_twice(corpus: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tune.extract", f"--manifest={corpus}", f"--features={FEATURES}"]
+    command += [f"--cache={tmp_path}", "--actors=1"]
+    kill_when(command, lambda: len(stamps(tmp_path)) >= 3)
+    before = stamps(tmp_path)
+    assert 3 <= len(before) < 24
+    extract_main([*command[3:], f"--out={tmp_path / 'arrays'}"])
+    after = stamps(tmp_path)
+    assert len(after) == 24
+    assert {name: after[name] for name in before} == before
+    features, labels = (np.load(tmp_path / "arrays" / name) for name in ("features.npy", "labels.npy"))
+    assert len(features) == len(labels) and set(labels) == {0, 1}
+
+
+def test_bad_files_are_listed_and_the_rest_goes_on(corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    clips = read_manifest(corpus)[:4]
+    (tmp_path / "noise.wav").write_bytes(b"this is not audio" * 100)
+    (tmp_path / "silence.wav").write_bytes(encode(np.zeros(32_000, np.float32)))
+    clips += [Clip(tmp_path / name, "spoof") for name in ("noise.wav", "silence.wav")]
+    write_manifest(tmp_path / "manifest.csv", clips)
+    extract_main([f"--manifest={tmp_path / 'manifest.csv'}", f"--features={FEATURES}", f"--cache={tmp_path / 'cache'}"])
+    printed = capsys.readouterr()
+    assert "noise.wav" in printed.err and "silence.wav: there is no speech" in printed.err
+    assert printed.out.startswith("4 clips")
+
+
+def test_a_corpus_left_with_one_class_is_an_error(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "noise.wav").write_bytes(b"this is not audio" * 100)
+    clips = [read_manifest(corpus)[0], Clip(tmp_path / "noise.wav", "spoof")]
+    with pytest.raises(CorpusError, match="no spoof clip has features"):
+        extract(clips, Recipe(load_spec(FEATURES), DetectorConfig()), cache_folder=tmp_path)
+
+
+def grid(tmp_path: Path, **changes: Any) -> Path:
+    """A grid of four points; the folds of `configs/grid.yaml` want more speakers."""
+    config = {
+        "features": FEATURES,
+        "folds": {"by": "speaker", "k": 4},
+        "calibration": {"k": 3},
+        "search": {
+            "kind": "grid",
+            "space": {"estimator.head.c": [0.001, 1.0], "estimator.imbalance": ["weights", "smote"]},
+        },
+    }
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(config | changes))
+    return path
+
+
+def test_a_grid_search_on_two_nodes(
+    corpus: Path, cache: Path, extracted: Table, tmp_path: Path, two_nodes: str
+) -> None:
+    out = tmp_path / "search"
+    search_main(
+        [
+            f"--config={grid(tmp_path)}",
+            f"--manifest={corpus}",
+            f"--cache={cache}",
+            f"--out={out}",
+            f"--address={two_nodes}",
+            "--nested",
+        ]
+    )
+    header, *rows = (out / "results.csv").read_text().splitlines()
+    assert header == "estimator.head.c,estimator.imbalance,eer,auc,folds" and len(rows) == 4
+    errors = [float(row.split(",")[2]) for row in rows]
+    assert errors == sorted(errors)
+    assert (out / "parallel.png").read_bytes().startswith(b"\x89PNG")
+    assert list(out.rglob("events.out.tfevents*"))
+    quoted = json.loads((out / "nested.json").read_text())["eer"]
+    assert quoted["low"] <= quoted["value"] <= quoted["high"]
+    # Trials ran on both nodes.
+    nodes = {json.loads(path.read_text().splitlines()[-1])["node_ip"] for path in out.rglob("result.json")}
+    assert nodes
+    # The best configuration is one that `tune.train` takes.
+    train_main(
+        [f"--config={out / 'best.yaml'}", f"--manifest={corpus}", f"--cache={cache}", f"--out={tmp_path / 'bundle'}"]
+    )
+    assert Bundle.load(tmp_path / "bundle").info.features.name == FEATURES
+
+
+def test_a_search_killed_in_the_middle_ends_with_the_same_table(
+    corpus: Path, cache: Path, extracted: Table, tmp_path: Path
+) -> None:
+    config = grid(tmp_path, search={"kind": "grid", "space": {"estimator.head.c": [10.0**-n for n in range(12)]}})
+    arguments = [f"--config={config}", f"--manifest={corpus}", f"--cache={cache}"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "tune.search", *arguments, f"--out={killed}"]
+    kill_when(command, lambda: len(list(killed.rglob("result.json"))) >= 2)
+    assert not (killed / "results.csv").exists()
+    search_main([*arguments, f"--out={killed}", "--resume"])
+    search_main([*arguments, f"--out={whole}"])
+    assert (killed / "results.csv").read_text() == (whole / "results.csv").read_text()
+
+
+def test_optuna_proposes_and_asha_stops(table: Table, tmp_path: Path) -> None:
+    config = SearchConfig.model_validate(
+        {
+            "features": "synthetic",
+            "folds": {"k": 6},
+            "asha": True,
+            "search": {
+                "kind": "optuna",
+                "samples": 6,
+                "space": {
+                    "estimator.head.c": {"low": 1e-9, "high": 1, "log": True},
+                    "estimator.imbalance": ["none", "weights"],
+                },
+            },
+        }
+    )
+    rows = search(config, {"synthetic": table}, tmp_path / "optuna")
+    assert len(rows) == 6 and len({row["estimator.head.c"] for row in rows}) == 6
+    complete = [row["folds"] == 6 for row in rows]
+    # Trials that were stopped come last, whatever their error was then: they are no cross-validation.
+    assert complete == sorted(complete, reverse=True) and complete[0]
+    assert config.at({"estimator.head.c": 0.5}).folds == FoldsConfig(k=6)
+
+
+def test_evaluation_scores_as_the_detector_does(corpus: Path, cache: Path, extracted: Table, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    train_main([f"--config={grid_free(tmp_path)}", f"--manifest={corpus}", f"--cache={cache}", f"--out={bundle}"])
+    clips = read_manifest(corpus)
+    (tmp_path / "noise.wav").write_bytes(b"this is not audio" * 100)
+    clips += [Clip(tmp_path / "noise.wav", "bonafide", "x"), Clip(tmp_path / "gone.wav", "spoof", "y", "lost")]
+    write_manifest(tmp_path / "manifest.csv", clips)
+    evaluate_main([f"--manifest={tmp_path / 'manifest.csv'}", f"--bundle={bundle}", f"--out={tmp_path / 'out'}"])
+    header, *rows = (tmp_path / "out" / "scores.csv").read_text().splitlines()
+    assert header == "path,label,score,probability,result,error" and len(rows) == 26
+    verdict = Detector(DetectorConfig(bundle=bundle)).predict(clips[1].path.read_bytes())
+    _, label, score, probability, result, error = rows[1].split(",")
+    assert (label, result, error) == ("spoof", verdict.overall, "")
+    assert float(score) == pytest.approx(verdict.score, abs=2e-4)
+    assert float(probability) == pytest.approx(verdict.mean_probability, abs=2e-4)
+    assert rows[24].startswith("noise.wav,bonafide,,,,") and rows[25].startswith("gone.wav,spoof,,,,")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["unscored"] == 2 and metrics["trained_on"] == 24 and metrics["clips"] == 26
+    assert metrics["results"]["bonafide"]["error"] == 1
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 5 and "trained on 24" in report
+
+
+def grid_free(tmp_path: Path) -> Path:
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump({"features": FEATURES, "folds": {"k": 4}, "calibration": {"k": 3}}))
+    return path
+
+
+def kill_when(command: list[str], reached: Any) -> None:
+    """Run a command in a process group of its own until `reached()`, then kill it as a power cut would."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not reached():
+            assert process.poll() is None, "the command ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,211 @@
+"""How good a bundle, or a deployment, is on a manifest of recordings.
+
+    python -m tune.evaluate --manifest M.csv --out DIR [--bundle DIR | --url http://localhost:8000]
+
+Writes `scores.csv`, `metrics.json` and `report.html`. A recording that could not be scored counts as an error: as if
+it had got the most wrong score of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import DetectorConfig
+from tune.cluster import with_progress
+from tune.command import run
+from tune.errors import CorpusError
+from tune.manifest import Clip, read_manifest
+from tune.metrics import SUMMARY, Labels, Scores, auc, bootstrap, eer, false_alarm_rate, miss_rate
+from tune.report import write_report
+from tune.scoring import Model, Scored, deployed_model, local_model, score_locally, score_over_http
+
+ASPECTS: dict[str, Callable[[Clip, Scored], str]] = {
+    "generator": lambda clip, scored: clip.generator,
+    "source": lambda clip, scored: clip.source,
+    "site": lambda clip, scored: clip.site,
+    "language": lambda clip, scored: clip.language,
+    "duration": lambda clip, scored: scored.category,
+    "codec": lambda clip, scored: scored.original_format,
+}
+"""What the tables of the report go by. `codec` is the format the file is in now."""
+
+
+def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, draws: int = 1000) -> dict[str, Any]:
+    """The content of `metrics.json`. Raises CorpusError where a class has no recording, or none was scored."""
+    labels = np.array([clip.is_spoof for clip in clips])
+    if labels.all() or not labels.any():
+        raise CorpusError(f"the manifest has no {'bonafide' if labels.all() else 'spoof'} clip: two classes are needed")
+    scores = worst_where_unscored(labels, scored)
+    voices = [clip.voice for clip in clips]
+    found = bootstrap(SUMMARY, labels, scores, voices, draws=draws)
+    known = np.array([one.sha256[:12] in model.trained_on for one in scored])
+    return {
+        **{name: value for name, (value, _, _) in found.items()},
+        "intervals": {name: [low, high] for name, (_, low, high) in found.items()},
+        "model": {"name": model.name, "sha256": model.sha256},
+        "clips": len(clips),
+        "bonafide": int((~labels).sum()),
+        "spoof": int(labels.sum()),
+        "speakers": len(set(voices)),
+        "unscored": sum(one.score is None for one in scored),
+        "trained_on": int(known.sum()),
+        "not_trained_on": _part(labels, scores, voices, ~known, draws) if 0 < known.sum() < len(known) else None,
+        "thresholds": {
+            name: _at_threshold(labels, scores, voices, threshold, draws)
+            for name, threshold in model.thresholds.items()
+        },
+        "results": {
+            label: {answer: sum(one.result == answer for one in of_class) for answer in ANSWERS}
+            | {"error": sum(not one.result for one in of_class)}
+            for label in ("bonafide", "spoof")
+            for of_class in [[one for clip, one in zip(clips, scored, strict=True) if clip.label == label]]
+        },
+        "by": {
+            name: rows for name, key in ASPECTS.items() if (rows := _rows(clips, scored, labels, scores, key, model))
+        },
+    }
+
+
+ANSWERS = ("Real", "Inconclusive", "Fake", "No Speech")
+
+
+def worst_where_unscored(labels: Labels, scored: Sequence[Scored]) -> Scores:
+    """Scores; what has none gets one beyond the most wrong, so that failing never looks good."""
+    known = [one.score for one in scored if one.score is not None]
+    if not known:
+        raise CorpusError(f"not one recording could be scored; the first: {scored[0].error}")
+    low, high = min(known) - 1, max(known) + 1
+    return np.array(
+        [
+            one.score if one.score is not None else low if is_spoof else high
+            for one, is_spoof in zip(scored, labels, strict=True)
+        ]
+    )
+
+
+def _part(labels: Labels, scores: Scores, voices: Sequence[str], chosen: Labels, draws: int) -> dict[str, Any] | None:
+    if not 0 < labels[chosen].sum() < chosen.sum():
+        return None
+    own = [voice for voice, keep in zip(voices, chosen, strict=True) if keep]
+    found = bootstrap({"eer": eer, "auc": auc}, labels[chosen], scores[chosen], own, draws=draws)
+    return {"clips": int(chosen.sum())} | {
+        name: {"value": value, "low": low, "high": high} for name, (value, low, high) in found.items()
+    }
+
+
+def _at_threshold(
+    labels: Labels, scores: Scores, voices: Sequence[str], threshold: float, draws: int
+) -> dict[str, Any]:
+    metrics = {
+        "miss_rate": lambda y, s: miss_rate(y, s >= threshold),
+        "false_alarm_rate": lambda y, s: false_alarm_rate(y, s >= threshold),
+    }
+    found = bootstrap(metrics, labels, scores, voices, draws=draws)
+    return {"threshold": threshold} | {
+        name: {"value": value, "low": low, "high": high} for name, (value, low, high) in found.items()
+    }
+
+
+def _rows(
+    clips: Sequence[Clip],
+    scored: Sequence[Scored],
+    labels: Labels,
+    scores: Scores,
+    key: Callable[[Clip, Scored], str],
+    model: Model,
+) -> list[dict[str, Any]]:
+    """A row for each value of an aspect that has one. A generator's clips are set against all bona fide clips."""
+    values = np.array([key(clip, one) for clip, one in zip(clips, scored, strict=True)])
+    by_generator = key is ASPECTS["generator"]
+    rows = []
+    for value in sorted(set(values) - {""}):
+        chosen = values == value
+        if by_generator:
+            chosen = (chosen & labels) | ~labels
+        y, s = labels[chosen], scores[chosen]
+        both, called = 0 < y.sum() < len(y), s >= model.thresholds["balanced"]
+        rows.append(
+            {
+                "value": str(value),
+                "bonafide": 0 if by_generator else int((~y).sum()),
+                "spoof": int(y.sum()),
+                "eer": eer(y, s) if both else None,
+                "auc": auc(y, s) if both else None,
+                "miss_rate": miss_rate(y, called) if y.any() else None,
+                "false_alarm_rate": false_alarm_rate(y, called) if not by_generator and not y.all() else None,
+            }
+        )
+    return rows
+
+
+def write_scores(path: Path, clips: Sequence[Clip], scored: Sequence[Scored]) -> None:
+    """`scores.csv`: every row of the manifest, in its order."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "score", "probability", "result", "error"))
+        for clip, one in zip(clips, scored, strict=True):
+            numbers = ["" if value is None else f"{value:.4f}" for value in (one.score, one.probability)]
+            writer.writerow((clip.listed, clip.label, *numbers, one.result, one.error))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tune.evaluate", description=__doc__.split("\n")[0])
+    parser.add_argument("--manifest", type=Path, required=True, help="the recordings and their labels")
+    parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json, scores.csv and report.html")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--bundle", type=Path, help="model bundle (default: the configuration's)")
+    what.add_argument("--url", help="a deployment to ask instead, such as http://localhost:8000")
+    parser.add_argument("--detector", type=Path, help="configuration of the detector (default: configs/detector.yaml)")
+    parser.add_argument("--address", help="Ray cluster to work on, such as auto (default: one of its own)")
+    parser.add_argument("--actors", type=int, help="processes, or with --url clients (default: one a CPU, or 4)")
+    parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU each process takes")
+    arguments = parser.parse_args(argv)
+    clips = read_manifest(arguments.manifest)
+    if len({clip.label for clip in clips}) < 2:
+        raise CorpusError(f"the manifest has {clips[0].label} clips only: two classes are needed")
+    outcomes: Iterable[tuple[int, Scored]]
+    if arguments.url:
+        model = deployed_model(arguments.url)
+        outcomes = score_over_http(clips, arguments.url, clients=arguments.actors or 4)
+    else:
+        config = DetectorConfig.load(arguments.detector)
+        if arguments.bundle:
+            config = config.model_copy(update={"bundle": arguments.bundle.resolve()})
+        model = local_model(config)
+        outcomes = score_locally(
+            clips, config, address=arguments.address, actors=arguments.actors, num_gpus=arguments.gpu
+        )
+    by_index = dict(with_progress(outcomes, len(clips), "scores"))
+    scored = [by_index[index] for index in range(len(clips))]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_scores(arguments.out / "scores.csv", clips, scored)
+    metrics = evaluate(clips, scored, model)
+    (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    labels = np.array([clip.is_spoof for clip in clips])
+    write_report(arguments.out / "report.html", metrics, labels, worst_where_unscored(labels, scored))
+    for name in SUMMARY:
+        low, high = metrics["intervals"][name]
+        print(f"{name.replace('_', ' '):18} {metrics[name]:.3f}  [{low:.3f}, {high:.3f}]")
+    if metrics["unscored"]:
+        print(f"{metrics['unscored']} of {len(clips)} could not be scored: see scores.csv", file=sys.stderr)
+    if metrics["trained_on"]:
+        print(
+            f"the bundle was trained on {metrics['trained_on']} of these {len(clips)} recordings: on them it looks "
+            "better than it is",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    # By its name, because Ray's workers find nothing in __main__.
+    from tune.evaluate import main as command
+
+    run(command)

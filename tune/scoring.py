@@ -1,0 +1,155 @@
+"""Scores of recordings as users get them: from a Detector in each actor, or from a deployment over HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pipeline.aggregate import to_dict
+from pipeline.bundle import Bundle
+from pipeline.config import DetectorConfig
+from pipeline.detector import Detector
+from pipeline.errors import InputError
+from tune.cluster import connected, default_actors, map_with_actors
+from tune.errors import CorpusError
+from tune.manifest import Clip
+
+HTTP_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of one recording. Without a score there is an error that says why."""
+
+    score: float | None
+    probability: float | None
+    result: str
+    error: str
+    category: str = ""
+    original_format: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model behind the scores: its name, its SHA-256, its operating points, and which files it was trained on by
+    the start of their SHA-256 (unknown of a deployment)."""
+
+    name: str
+    sha256: str
+    thresholds: dict[str, float]
+    trained_on: frozenset[str] = frozenset()
+
+
+def failed(error: str) -> Scored:
+    return Scored(None, None, "", error)
+
+
+def from_body(body: Mapping[str, Any], sha256: str) -> Scored:
+    """From the JSON of a verdict. A recording without speech has no score, which is an error here: it has a label."""
+    error = "no speech found" if body["score"] is None else ""
+    return Scored(
+        body["score"],
+        body["mean_probability"],
+        body["overall"],
+        error,
+        body["duration_config"]["category"],
+        body["original_format"],
+        sha256,
+    )
+
+
+class Scoring:
+    """An actor: verdicts on a few recordings at a time."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        self.detector = Detector(config)
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[Any]]:
+        """Columns `index` and `path` -> `index` and `scored`, the fields of Scored as JSON."""
+        scored = [self.score(Path(path)) for path in batch["path"]]
+        return {"index": list(batch["index"]), "scored": [json.dumps(vars(one)) for one in scored]}
+
+    def score(self, path: Path) -> Scored:
+        try:
+            data = path.read_bytes()
+            return from_body(to_dict(self.detector.predict(data)), hashlib.sha256(data).hexdigest())
+        except OSError:
+            return failed("the file is missing or cannot be read")
+        except InputError as error:
+            return failed(error.detail)
+
+
+def score_locally(
+    clips: Sequence[Clip], config: DetectorConfig, *, address: str | None, actors: int | None, num_gpus: float
+) -> Iterator[tuple[int, Scored]]:
+    """Index and outcome of each clip, as they come, from Detectors on a Ray cluster."""
+    rows = [{"index": index, "path": str(clip.path.resolve())} for index, clip in enumerate(clips)]
+    with connected(address):
+        pool = min(actors or default_actors(), len(clips))
+        for row in map_with_actors(Scoring, (config,), rows, actors=pool, num_gpus=num_gpus):
+            yield int(row["index"]), Scored(**json.loads(row["scored"]))
+
+
+def local_model(config: DetectorConfig) -> Model:
+    bundle = Bundle.load(config.bundle_path)
+    info = bundle.info
+    thresholds = {point: getattr(info.thresholds, point) for point in ("balanced", "recall", "precision")}
+    return Model(info.name, bundle.sha256, thresholds, frozenset(info.corpus.get("clips", ())))
+
+
+def score_over_http(clips: Sequence[Clip], url: str, *, clients: int) -> Iterator[tuple[int, Scored]]:
+    """Index and outcome of each clip from the deployment at `url`, asked by so many clients at once."""
+    with ThreadPoolExecutor(clients) as pool:
+        yield from enumerate(pool.map(lambda clip: _post(url, clip.path), clips))
+
+
+def deployed_model(url: str) -> Model:
+    """The model of the deployment at `url`. Raises CorpusError where none answers."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/info", timeout=HTTP_SECONDS) as response:
+            info = json.load(response)
+        thresholds = {name: point["threshold"] for name, point in info["operating_points"].items()}
+        return Model(info["model"]["name"], info["model"]["sha256"], thresholds)
+    except (OSError, ValueError, KeyError) as error:
+        raise CorpusError(f"no deployment of Sound Sentry answers at {url}") from error
+
+
+def _post(url: str, path: Path) -> Scored:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return failed("the file is missing or cannot be read")
+    boundary = secrets.token_hex(16)
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="audio"; filename="audio"\r\n\r\n'
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/predict",
+        data=head.encode() + data + f"\r\n--{boundary}--\r\n".encode(),
+        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as response:
+            return from_body(json.load(response), hashlib.sha256(data).hexdigest())
+    except urllib.error.HTTPError as error:
+        with error:
+            return failed(f"HTTP {error.code}: {_detail(error.read())}")
+    except (OSError, ValueError):
+        return failed("the deployment did not answer")
+
+
+def _detail(body: bytes) -> str:
+    """The sentence of a problem document (RFC 9457)."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return "no reason given"
