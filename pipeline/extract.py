@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.bundle import Bundle
 from pipeline.config import DetectorConfig
 from pipeline.quality import measure_quality
-from pipeline.tkan import NeuronStatistics, TkanSpec, vectors
+from pipeline.tkan import TkanSpec, layer_features
 from pipeline.types import (
     SAMPLE_RATE,
     Features,
     Recording,
+    Segment,
     Speech,
     Turn,
     Waveform,
@@ -60,35 +63,41 @@ class TkanExtractor:
     @torch.inference_mode()
     def window_vectors(self, waveform: Waveform, windows: tuple[Window, ...]) -> NDArray[np.float32]:
         """(windows, dimension): the recipe's features of each window of `waveform`."""
-        statistics = {layer: NeuronStatistics(len(windows)) for layer in self.layers}
+        vectors: dict[int, NDArray[np.float32]] = {}
+        heard: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         for chunk in plan_chunks(windows, waveform.duration_seconds):
             activations = self.backbone.activations(normalize_peak(waveform.crop(chunk)), self.layers)
-            rows = [
-                row
-                for row, window in enumerate(windows)
-                if window.parts[0].start < chunk.end and chunk.start < window.parts[-1].end
-            ]
-            weights: dict[int, torch.Tensor] = {}
-            for layer, frames in activations.items():
-                count = frames.shape[1]
-                if count not in weights:
-                    edges = np.linspace(chunk.start, chunk.end, count + 1)
-                    covered = np.stack([coverage(windows[row].parts, edges) for row in rows])
-                    weights[count] = torch.from_numpy(covered).to(frames.device)
-                statistics[layer].add(frames, weights[count], rows)
-        return vectors(self.spec, [statistics[layer] for layer in self.layers]).cpu().numpy()
+            for row, window in enumerate(windows):
+                if window.parts[0].start >= chunk.end or window.parts[-1].end <= chunk.start:
+                    continue
+                for layer, frames in activations.items():
+                    heard[row][layer] += spoken_stretches(frames, chunk, window)
+                if window.parts[-1].end <= chunk.end:
+                    layers = heard.pop(row)
+                    features = torch.cat([layer_features(self.spec, layers[layer]) for layer in self.layers])
+                    vectors[row] = features.cpu().numpy()
+        return np.stack([vectors[row] for row in range(len(windows))])
+
+
+def spoken_stretches(frames: Tensor, chunk: Segment, window: Window) -> list[Tensor]:
+    """The frames of `chunk` that lie in `window`, as stretches of consecutive ones: (neurons, frames) each.
+
+    A frame belongs to the window if half of it does, or if no other does more.
+    """
+    edges = np.linspace(chunk.start, chunk.end, frames.shape[1] + 1)
+    covered = coverage(window.parts, edges)
+    if not covered.any():
+        return []
+    inside = np.concatenate([[False], covered >= min(0.5, covered.max()), [False]])
+    bounds = np.flatnonzero(inside[1:] != inside[:-1])
+    return [frames[:, start:end] for start, end in bounds.reshape(-1, 2)]
 
 
 def layer_sizes(extractor: TkanExtractor) -> dict[str, int]:
     """How many features each layer yields, in their order; found by a trial on one second of noise."""
     noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE, dtype=np.float32)
-    sizes = {}
-    for layer in extractor.layers:
-        statistics = NeuronStatistics(1)
-        frames = extractor.backbone.activations(Waveform(noise), [layer])[layer]
-        statistics.add(frames, frames.new_ones(1, frames.shape[1]), [0])
-        sizes[layer] = vectors(extractor.spec, [statistics]).shape[1]
-    return sizes
+    activations = extractor.backbone.activations(Waveform(noise), extractor.layers)
+    return {layer: len(layer_features(extractor.spec, [activations[layer]])) for layer in extractor.layers}
 
 
 def normalize_peak(waveform: Waveform) -> Waveform:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, Self
@@ -22,6 +22,19 @@ from torch import Tensor
 
 from pipeline.config import ROOT, Strict, parse
 from pipeline.errors import ConfigurationError
+
+Statistic = Literal[
+    "mean",
+    "sd",
+    "log_sd",
+    "skewness",
+    "log_kurtosis",
+    "change_1",
+    "change_4",
+    "upper_tail",
+    "lower_tail",
+    "peak",
+]
 
 PRESETS = ROOT / "configs" / "features"
 
@@ -37,7 +50,7 @@ class TkanSpec(Strict):
     name: str
     backbone: Literal["campplus", "pyannote/embedding", "wespeaker"] = "campplus"
     layers: tuple[str, ...] = Field(min_length=1)
-    statistics: tuple[Literal["mean", "sd", "log_sd"], ...] = Field(("mean",), min_length=1)
+    statistics: tuple[Statistic, ...] = Field(("mean",), min_length=1)
     reduction: Literal["none", "top_k", "acn"] = "none"
     k: int = Field(5, ge=1)
 
@@ -69,48 +82,60 @@ def load_spec(preset: str) -> TkanSpec:
     return parse(TkanSpec, named if named.exists() else Path(preset))
 
 
-class NeuronStatistics:
-    """Weighted mean and standard deviation of one layer's neurons in each window, over any number of chunks.
+class Frames:
+    """What one layer's neurons did in one window: stretches of consecutive frames, each (neurons, frames)."""
 
-    Sums are kept around a first estimate of each neuron's mean, so that float32 suffices.
-    """
+    def __init__(self, stretches: Sequence[Tensor]) -> None:
+        self.stretches = stretches
+        self.all = torch.cat(tuple(stretches), dim=1)
+        self.mean = self.all.mean(dim=1)
+        self.deviations = self.all - self.mean[:, None]
+        self.sd = self.deviations.square().mean(dim=1).sqrt()
 
-    def __init__(self, windows: int) -> None:
-        self.windows = windows
-        self.centre: Tensor | None = None
+    @property
+    def standardized(self) -> Tensor:
+        return self.deviations / self.sd.clamp(min=1e-5)[:, None]
 
-    def add(self, activations: Tensor, weights: Tensor, rows: Sequence[int]) -> None:
-        """Take in a chunk: activations (neurons, frames), weights (len(rows), frames) in [0, 1] of windows `rows`."""
-        if self.centre is None:
-            self.centre = activations.mean(dim=1, keepdim=True)
-            shape = (self.windows, len(activations))
-            self.weight = activations.new_zeros(self.windows, 1)
-            self.sum, self.square_sum = (
-                activations.new_zeros(shape),
-                activations.new_zeros(shape),
-            )
-        deviations = activations - self.centre
-        self.weight[rows] += weights.sum(dim=1, keepdim=True)
-        self.sum[rows] += weights @ deviations.T
-        self.square_sum[rows] += weights @ deviations.square_().T
+    def change(self, lag: int) -> Tensor:
+        """Root mean square difference between frames `lag` apart, (neurons,); 0 where no stretch is that long."""
+        differences = [s[:, lag:] - s[:, :-lag] for s in self.stretches if s.shape[1] > lag]
+        if not differences:
+            return torch.zeros_like(self.mean)
+        return torch.cat(differences, dim=1).square().mean(dim=1).sqrt()
 
-    def mean_and_sd(self) -> tuple[Tensor, Tensor]:
-        """Two (windows, neurons) tensors."""
-        assert self.centre is not None, "no chunk was added"
-        weight = self.weight.clamp(min=1e-6)
-        offset = self.sum / weight
-        variance = (self.square_sum / weight - offset.square()).clamp(min=0)
-        return offset + self.centre.T, variance.sqrt()
+    def relative(self, values: Tensor) -> Tensor:
+        """In standard deviations of the neuron: what the gain of a channel cannot alter."""
+        return values / (self.sd + SMALL)
+
+    def quantile(self, share: float) -> Tensor:
+        """(neurons,): the lowest value that at least this share of the frames stays under or at."""
+        count = self.all.shape[1]
+        return self.all.kthvalue(min(count, int(share * count) + 1), dim=1).values
 
 
-def vectors(spec: TkanSpec, layers: Sequence[NeuronStatistics]) -> Tensor:
-    """The features of each window, (windows, dimension): layer by layer, statistic by statistic."""
-    blocks = []
-    for layer in layers:
-        mean, sd = layer.mean_and_sd()
-        if spec.reduction == "top_k":
-            blocks.append(mean.topk(min(spec.k, mean.shape[1]), dim=1).values)
-            continue
-        values = {"mean": mean, "sd": sd, "log_sd": (sd + 1e-3).log()}
-        blocks += [values[statistic] for statistic in spec.statistics]
-    return torch.cat(blocks, dim=1)
+SMALL = 1e-3
+"""Keeps neurons that never fire from dividing by nothing."""
+
+STATISTICS: dict[Statistic, Callable[[Frames], Tensor]] = {
+    "mean": lambda f: f.mean,
+    "sd": lambda f: f.sd,
+    "log_sd": lambda f: (f.sd + SMALL).log(),
+    "skewness": lambda f: f.standardized.pow(3).mean(dim=1),
+    "log_kurtosis": lambda f: f.standardized.pow(4).mean(dim=1).clamp(max=50).log1p(),
+    "change_1": lambda f: ((f.change(1) + SMALL) / (f.sd + SMALL)).log(),
+    "change_4": lambda f: ((f.change(4) + SMALL) / (f.sd + SMALL)).log(),
+    "upper_tail": lambda f: f.relative(f.quantile(0.95) - f.quantile(0.5)),
+    "lower_tail": lambda f: f.relative(f.quantile(0.5) - f.quantile(0.05)),
+    "peak": lambda f: f.relative(f.all.topk(min(5, f.all.shape[1]), dim=1).values.mean(dim=1) - f.mean),
+}
+"""Of each neuron over the frames of a window, (neurons,): how strongly it fires, how much that varies, the shape of
+its distribution, how fast it changes, and how far its extremes reach. All but the first three are free of scale and
+offset, so that they say little about level and channel."""
+
+
+def layer_features(spec: TkanSpec, stretches: Sequence[Tensor]) -> Tensor:
+    """The features of one layer in one window, (features,), statistic by statistic."""
+    frames = Frames(stretches)
+    if spec.reduction == "top_k":
+        return frames.mean.topk(min(spec.k, len(frames.mean))).values
+    return torch.cat([STATISTICS[statistic](frames) for statistic in spec.statistics])

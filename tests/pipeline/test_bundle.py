@@ -30,7 +30,7 @@ def test_an_unknown_key_is_refused(tmp_path: Path) -> None:
     save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n")
     manifest = tmp_path / "b" / "bundle.json"
     manifest.write_text(manifest.read_text().replace('"seed"', '"sead"'))
-    with pytest.raises(BundleError, match="bundle.json"):
+    with pytest.raises(BundleError, match=r"bundle\.json"):
         Bundle.load(tmp_path / "b")
 
 

@@ -3,30 +3,59 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kurtosis, skew
+from torch import Tensor
 
 from pipeline.errors import ConfigurationError
-from pipeline.tkan import PRESETS, NeuronStatistics, TkanSpec, load_spec, vectors
+from pipeline.tkan import PRESETS, STATISTICS, Frames, TkanSpec, layer_features, load_spec
 
 
-def test_statistics_over_chunks_equal_those_of_the_whole() -> None:
+def features(stretches: list[Tensor], *statistics: str) -> Tensor:
+    return layer_features(TkanSpec(name="x", layers=("a",), statistics=statistics), stretches)
+
+
+def test_statistics_over_stretches_equal_those_of_the_whole() -> None:
     frames = torch.randn(7, 300) * 3 + 100
-    chosen = torch.zeros(300)
-    chosen[40:260] = 1
-    statistics = NeuronStatistics(windows=2)
-    for start, end in ((0, 120), (120, 300)):
-        statistics.add(frames[:, start:end], chosen[None, start:end], rows=[1])
-    mean, sd = statistics.mean_and_sd()
-    torch.testing.assert_close(mean[1], frames[:, 40:260].mean(dim=1), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(sd[1], frames[:, 40:260].std(dim=1, correction=0), rtol=1e-3, atol=1e-3)
+    whole = features([frames], "mean", "sd", "skewness", "upper_tail", "lower_tail", "peak")
+    parts = features([frames[:, :120], frames[:, 120:]], "mean", "sd", "skewness", "upper_tail", "lower_tail", "peak")
+    torch.testing.assert_close(parts, whole)
 
 
-def test_top_k_takes_the_highest_means_of_each_layer() -> None:
-    spec = TkanSpec(name="x", layers=("a", "b"), reduction="top_k", k=2)
-    layers = []
-    for means in ([1.0, 4.0, 3.0], [7.0, 5.0, 6.0]):
-        layers.append(NeuronStatistics(1))
-        layers[-1].add(torch.tensor(means)[:, None].expand(3, 10), torch.ones(1, 10), [0])
-    np.testing.assert_allclose(vectors(spec, layers).numpy(), [[4, 3, 7, 6]])
+def test_moments_and_quantiles_match_numpy_and_scipy() -> None:
+    frames = torch.from_numpy(np.random.default_rng(0).gamma(2.0, size=(5, 400)).astype(np.float32))
+    found = features([frames], "mean", "sd", "skewness", "log_kurtosis", "upper_tail").reshape(5, 5)
+    values = frames.numpy()
+    upper = np.quantile(values, 0.95, axis=1) - np.quantile(values, 0.5, axis=1)
+    expected = [
+        values.mean(axis=1),
+        values.std(axis=1),
+        skew(values, axis=1),
+        np.log1p(kurtosis(values, axis=1, fisher=False)),
+        upper / values.std(axis=1),
+    ]
+    np.testing.assert_allclose(found.numpy(), np.stack(expected), rtol=0.06)
+
+
+def test_shape_statistics_are_free_of_gain_and_offset() -> None:
+    frames = torch.randn(5, 400).abs() * 2
+    shape = ("skewness", "log_kurtosis", "change_1", "change_4", "upper_tail", "lower_tail", "peak")
+    torch.testing.assert_close(features([frames * 10 - 3], *shape), features([frames], *shape), rtol=1e-2, atol=2e-2)
+
+
+def test_change_is_not_measured_across_a_gap() -> None:
+    still = [torch.zeros(1, 10), torch.full((1, 10), 5.0)]
+    assert Frames(still).change(1).item() == 0
+    assert Frames([torch.cat(still, dim=1)]).change(1).item() > 0
+
+
+def test_one_frame_has_features() -> None:
+    assert torch.isfinite(features([torch.randn(3, 1)], *STATISTICS)).all()
+
+
+def test_top_k_takes_the_highest_means() -> None:
+    spec = TkanSpec(name="x", layers=("a",), reduction="top_k", k=2)
+    frames = torch.tensor([1.0, 4.0, 3.0])[:, None].expand(3, 10)
+    assert layer_features(spec, [frames]).tolist() == [4, 3]
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def test_chunks_hold_every_window_and_stay_short() -> None:
     assert max(chunk.duration_seconds for chunk in chunks) <= 10.0
     assert min(chunk.duration_seconds for chunk in chunks) >= 0.299
     assert subtract((part for window in windows for part in window.parts), chunks) == ()
-    assert all(a.end <= b.start for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(chunks))
 
 
 def test_coverage_of_bins() -> None:

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import DetectorConfig
+from pipeline.extract import TkanExtractor, layer_sizes, spoken_stretches
+from pipeline.tkan import load_spec
+from pipeline.types import Recording, Segment, Speech, Waveform, Window
+
+
+def test_frames_of_a_window_come_in_stretches() -> None:
+    frames = torch.arange(100.0)[None]
+    window = Window((Segment(10.0, 10.2), Segment(10.5, 10.7)))
+    stretches = spoken_stretches(frames, Segment(10.0, 11.0), window)
+    assert [(s[0, 0].item(), s.shape[1]) for s in stretches] == [(0, 20), (50, 20)]
+    assert spoken_stretches(frames, Segment(11.0, 12.0), window) == []
+
+
+def test_a_window_narrower_than_a_frame_gets_one() -> None:
+    assert len(spoken_stretches(torch.zeros(1, 10), Segment(0, 10), Window((Segment(3.1, 3.2),)))) == 1
+
+
+@pytest.fixture(scope="module")
+def extractor() -> TkanExtractor:
+    return TkanExtractor(DetectorConfig(), load_spec("sound-sentry-45"))
+
+
+def noise(seconds: float) -> Waveform:
+    samples = np.random.default_rng(0).standard_normal(int(seconds * 16_000), dtype=np.float32)
+    return Waveform(samples * np.float32(0.1))
+
+
+def speech(*bounds: tuple[float, float], duration_seconds: float) -> Speech:
+    return Speech(tuple(Segment(a, b) for a, b in bounds), duration_seconds, "wav")
+
+
+def test_features_are_one_vector_a_window(extractor: TkanExtractor) -> None:
+    found = speech((0.5, 9.0), (14.0, 20.0), duration_seconds=25.0)
+    features = extractor.extract(Recording(noise(25.0), "wav"), found, None)
+    assert features.vectors.shape == (len(features.windows), 45) == (7, 45)
+    assert sum(layer_sizes(extractor).values()) == 45
+    assert np.isfinite(features.vectors).all()
+    assert features.spec_id == extractor.spec.spec_id
+
+
+def test_level_does_not_matter(extractor: TkanExtractor) -> None:
+    loud = noise(3.0)
+    quiet = Waveform(loud.samples * np.float32(0.01))
+    found = speech((0.0, 3.0), duration_seconds=3.0)
+    first, second = (extractor.extract(Recording(w, "wav"), found, None).vectors for w in (loud, quiet))
+    np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-3)
+
+
+def test_a_tenth_of_a_second_has_features(extractor: TkanExtractor) -> None:
+    found = speech((0.0, 0.1), duration_seconds=0.1)
+    assert extractor.extract(Recording(noise(0.1), "wav"), found, None).vectors.shape == (1, 45)
