@@ -20,6 +20,13 @@ MIN_SAMPLES = SAMPLE_RATE // 2
 """A shorter waveform is repeated up to this length, which every network's receptive field fits into."""
 
 
+def load_campplus() -> CamPlusPlus:
+    """CAM++ with its published parameters."""
+    network = CamPlusPlus()
+    network.load_state_dict(load_checkpoint("campplus"))
+    return network.eval()
+
+
 def filterbank(samples: Tensor) -> Tensor:
     """Log mel energies with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80).
 
@@ -101,9 +108,7 @@ def load_backbone(name: str, device: str = "cpu") -> Backbone:
     """
     match name:
         case "campplus":
-            network = CamPlusPlus()
-            network.load_state_dict(load_checkpoint(name))
-            return Backbone(name, network, lambda samples: filterbank(samples).unsqueeze(0), device)
+            return Backbone(name, load_campplus(), lambda samples: filterbank(samples).unsqueeze(0), device)
         case "pyannote/embedding" | "wespeaker":
             from pipeline.pyannote_models import load_embedding
 

@@ -111,6 +111,22 @@ REGISTRY = {
             "MIT",
         ),
         Weights(
+            "speaker-diarization-3.1/config",
+            Hub("pyannote/speaker-diarization-3.1", "84fd25912480287da0247647c3d2b4853cb3ee5d", gated=True),
+            "config.yaml",
+            "04ad9cd59a93c3a7c754200ecc9e1c4ba87bf1657ef8a4debf7555e711daeeda",
+            469,
+            "MIT",
+        ),
+        Weights(
+            "community-1/config",
+            COMMUNITY,
+            "config.yaml",
+            "5ce2bfa9a938dc132cec1172592d65173cbb8f444ea1e4133f10f9391de155be",
+            444,
+            "CC-BY-4.0",
+        ),
+        Weights(
             "community-1/segmentation",
             COMMUNITY,
             "segmentation/pytorch_model.bin",

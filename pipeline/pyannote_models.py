@@ -1,4 +1,4 @@
-"""pyannote's networks, built from checkpoints that are read as data only.
+"""pyannote's networks, built from checkpoints that are read as data only, and CAM++ as one of them.
 
 pyannote's own loader unpickles whatever a checkpoint holds; `load_checkpoint` does not.
 """
@@ -9,14 +9,30 @@ import os
 
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # read when pyannote.audio is imported; nobody asked to be counted
 
+import torch
 from pyannote.audio import Model
+from pyannote.audio.core.plda import PLDA
 from pyannote.audio.core.task import Specifications
+from pyannote.audio.models.blocks.pooling import StatsPool
 from pyannote.audio.models.embedding import WeSpeakerResNet34, XVectorSincNet
 from pyannote.audio.models.segmentation import PyanNet
+from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.utils.powerset import Powerset
 from torch import Tensor
 
+from pipeline.backbones import filterbank, load_campplus
+from pipeline.campplus import EMBEDDING_SIZE
 from pipeline.models import load_checkpoint
+
+__all__ = [
+    "PLDA",
+    "CampplusEmbedding",
+    "NoPlda",
+    "SpeakerDiarization",
+    "load_embedding",
+    "load_segmentation",
+    "speaker_probabilities",
+]
 
 
 def load_segmentation(name: str = "segmentation-3.0") -> PyanNet:
@@ -48,3 +64,31 @@ def load_embedding(name: str) -> Model:
     # The loss the network was trained with has parameters of its own.
     network.load_state_dict({k: v for k, v in parameters.items() if not k.startswith("loss_func.")})
     return network.eval()
+
+
+class CampplusEmbedding(Model):
+    """CAM++ where pyannote expects a speaker embedding: (batch, 1, samples) -> (batch, 192).
+
+    `weights` (batch, frames) say which frames count. Waveforms that follow each other and are equal, as those of one
+    chunk's speakers are, go through the network once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sample_rate=16_000, num_channels=1)
+        self.network = load_campplus()
+        self.pool = StatsPool()
+
+    @property
+    def dimension(self) -> int:
+        return EMBEDDING_SIZE
+
+    def forward(self, waveforms: Tensor, weights: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        distinct, index = torch.unique_consecutive(waveforms.squeeze(1), dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
+        frames = self.network.frames(torch.stack([filterbank(samples) for samples in distinct]))
+        return self.network.embed(self.pool(frames[index], weights))
+
+
+class NoPlda(PLDA):
+    """For pyannote's pipelines whose clustering uses no PLDA; without one they would fetch it from the hub."""
+
+    def __init__(self) -> None: ...

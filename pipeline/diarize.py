@@ -1,0 +1,100 @@
+"""The Diarizer: who speaks when."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.config import DetectorConfig, Diarization
+from pipeline.extract import choose_device
+from pipeline.models import weights
+from pipeline.pyannote_models import (
+    PLDA,
+    CampplusEmbedding,
+    NoPlda,
+    SpeakerDiarization,
+    load_embedding,
+    load_segmentation,
+)
+from pipeline.types import SAMPLE_RATE, Recording, Turn
+
+PUBLISHED = {
+    "pyannote/speaker-diarization-3.1": ("speaker-diarization-3.1/config", "segmentation-3.0", "wespeaker"),
+    "pyannote/speaker-diarization-community-1": (
+        "community-1/config",
+        "community-1/segmentation",
+        "community-1/embedding",
+    ),
+}
+"""The weights of each published pipeline: its settings, its segmentation, its embedding."""
+
+
+class Diarizer:
+    """Finds speaker turns with pyannote's speaker diarization, as configured."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        self.pipeline = load_pipeline(config.diarization, torch.device(choose_device(config.device)))
+
+    def diarize(self, recording: Recording) -> tuple[Turn, ...]:
+        """The turns in `recording`, by start; speakers are SPEAKER_00, SPEAKER_01, ... as they appear.
+
+        Turns of different speakers may overlap.
+        """
+        samples = torch.tensor(recording.waveform.samples)
+        if not len(samples):
+            return ()
+        with warnings.catch_warnings():
+            # pyannote takes the mean of no embeddings where nobody speaks for long.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found: Any = self.pipeline({"waveform": samples.unsqueeze(0), "sample_rate": SAMPLE_RATE})
+        duration_seconds = recording.waveform.duration_seconds
+        names: dict[str, str] = {}
+        turns = []
+        for segment, _, label in sorted(found.speaker_diarization.itertracks(yield_label=True)):
+            start, end = max(0.0, segment.start), min(duration_seconds, segment.end)
+            if start < end:
+                turns.append(Turn(start, end, names.setdefault(label, f"SPEAKER_{len(names):02d}")))
+        return tuple(turns)
+
+
+def load_pipeline(config: Diarization, device: torch.device) -> SpeakerDiarization:
+    """The configured pipeline. Raises ModelUnavailable where a file of it cannot be had."""
+    options: dict[str, Any]
+    if config.pipeline == "embedded":
+        options = {
+            "segmentation": load_segmentation("segmentation-3.0"),
+            "segmentation_step": config.segmentation_step,
+            "embedding": CampplusEmbedding(),
+            "clustering": "AgglomerativeClustering",
+        }
+        parameters: dict[str, Any] = {
+            "clustering": {
+                "method": "centroid",
+                "threshold": config.clustering_threshold,
+                "min_cluster_size": config.min_cluster_size,
+            },
+            "segmentation": {"min_duration_off": 0.0},
+        }
+    else:
+        settings, segmentation, embedding = PUBLISHED[config.pipeline]
+        published = yaml.safe_load(weights(settings).read_text(encoding="utf-8"))
+        options = published["pipeline"]["params"] | {
+            "segmentation": load_segmentation(segmentation),
+            "embedding": load_embedding(embedding),
+        }
+        parameters = published["params"]
+    if options["clustering"] == "VBxClustering":
+        options["plda"] = PLDA(weights("community-1/plda-transform"), weights("community-1/plda"))
+    else:
+        options["plda"] = NoPlda()
+    # A CPU gains nothing from batches, but the three speakers of a chunk share one pass through CAM++.
+    gpu = device.type == "cuda"
+    options["segmentation_batch_size"] = 32 if gpu else 1
+    options["embedding_batch_size"] = 33 if gpu else 3
+    pipeline = SpeakerDiarization(**options)
+    pipeline.instantiate(parameters)
+    pipeline.to(device)
+    return pipeline
