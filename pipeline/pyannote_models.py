@@ -83,7 +83,7 @@ class CampplusEmbedding(Model):
         return EMBEDDING_SIZE
 
     def forward(self, waveforms: Tensor, weights: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        distinct, index = torch.unique_consecutive(waveforms.squeeze(1), dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
+        distinct, index = torch.unique_consecutive(waveforms.squeeze(1), dim=0, return_inverse=True)
         frames = self.network.frames(torch.stack([filterbank(samples) for samples in distinct]))
         return self.network.embed(self.pool(frames[index], weights))
 

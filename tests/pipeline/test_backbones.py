@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pyannote.audio import Model
 from pyannote.audio.core.model import Introspection
+from pyannote.audio.models.embedding import WeSpeakerResNet34, XVectorSincNet
 from torch import nn
 
 from pipeline import models
 from pipeline.backbones import Backbone, filterbank, load_backbone
 from pipeline.campplus import CamPlusPlus
 from pipeline.errors import ConfigurationError, ModelUnavailable
-from pipeline.pyannote_models import Model, WeSpeakerResNet34, XVectorSincNet
 from pipeline.types import Waveform
+from tests.pipeline.conftest import InstallWeights
 
 DEFAULT_LAYERS = {
     "head.layer1": 1280,
@@ -152,20 +152,17 @@ def test_an_unknown_backbone_is_named() -> None:
         load_backbone("ecapa")
 
 
-def test_a_gated_backbone_needs_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.delenv(models.TOKEN_VARIABLE, raising=False)
+def test_a_gated_backbone_needs_a_token(empty_hub_cache: Path) -> None:
     with pytest.raises(ModelUnavailable, match="HUGGING_FACE_TOKEN"):
         load_backbone("pyannote/embedding")
 
 
-def checkpoint_of(network: Model, path: Path) -> str:
+def save_checkpoint(network: Model, path: Path) -> None:
     """A checkpoint as pyannote publishes them, objects of the training run and parameters of the loss included."""
     parameters = dict(network.state_dict()) | {"loss_func.W": torch.ones(3)}
     training = Introspection()
     training.__dict__["min_num_samples"] = 1
     torch.save({"state_dict": parameters, "pyannote.audio": {"introspection": training}}, path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -185,13 +182,12 @@ def test_pyannotes_networks_load_and_are_watched(
     layers: list[str],
     waveform: Waveform,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    install_weights: InstallWeights,
 ) -> None:
     torch.manual_seed(0)
     original, path = network().eval(), tmp_path / "pytorch_model.bin"
-    sha256 = checkpoint_of(original, path)
-    monkeypatch.setattr(models, "_locate", lambda entry: path)
-    monkeypatch.setitem(models.REGISTRY, name, replace(models.REGISTRY[name], sha256=sha256))
+    save_checkpoint(original, path)
+    sha256 = install_weights(name, path)
     backbone = load_backbone(name)
     assert backbone.sha256 == sha256
     activations = backbone.activations(waveform, layers)

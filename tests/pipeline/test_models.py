@@ -57,16 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, no token, and verdicts on files forgotten."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.delenv(models.TOKEN_VARIABLE, raising=False)
-    models._verified.cache_clear()
-    return tmp_path
-
-
-@pytest.fixture
-def hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+def hub(empty_hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
     server = StandInHub(b"weights" * 1000)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -99,12 +90,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gated_file_is_fetched_with_the_token_and_verified(
-    hub: StandInHub, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+    hub: StandInHub, empty_hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(models.TOKEN_VARIABLE, TOKEN)
     path = models.weights("pyannote/embedding")
     assert path.read_bytes() == hub.content
-    assert path.is_relative_to(hub_cache)
+    assert path.is_relative_to(empty_hub_cache)
     assert models.weights_sha256("pyannote/embedding") == hashlib.sha256(hub.content).hexdigest()
     asked = len(hub.authorizations)
     monkeypatch.delenv(models.TOKEN_VARIABLE)
@@ -142,7 +133,7 @@ def test_a_token_without_the_licence_is_told_what_to_accept(hub: StandInHub, mon
     assert "hf_anotherToken" not in caught.value.detail
 
 
-def test_an_unreachable_hub_is_an_error_that_says_so(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_error_that_says_so(empty_hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(models.TOKEN_VARIABLE, TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelUnavailable, match="could not be fetched from"):
@@ -150,7 +141,7 @@ def test_an_unreachable_hub_is_an_error_that_says_so(hub_cache: Path, monkeypatc
 
 
 def test_the_command_lists_all_and_excuses_what_needs_a_token(
-    hub_cache: Path, capsys: pytest.CaptureFixture[str]
+    empty_hub_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert models.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -160,7 +151,7 @@ def test_the_command_lists_all_and_excuses_what_needs_a_token(
 
 
 def test_the_command_fails_for_gated_weights_asked_for_by_name(
-    hub_cache: Path, capsys: pytest.CaptureFixture[str]
+    empty_hub_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert models.main(["silero", "pyannote/embedding"]) == 2
     assert "accept it at https://huggingface.co/pyannote/embedding" in capsys.readouterr().err

@@ -1,0 +1,207 @@
+"""Diarization: who speaks when, by each of the configured pipelines."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyannote.audio
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+from pyannote.audio.models.embedding import WeSpeakerResNet34
+from pyannote.core import Annotation
+from pyannote.core import Segment as PyannoteSegment
+from pyannote.core import Timeline as PyannoteTimeline
+from pyannote.database.util import load_rttm
+from pyannote.metrics.diarization import DiarizationErrorRate
+
+from pipeline import models
+from pipeline.config import DetectorConfig, Diarization
+from pipeline.diarize import Diarizer
+from pipeline.errors import ModelUnavailable
+from pipeline.pyannote_models import CampplusEmbedding
+from pipeline.types import Recording, Turn, Waveform
+from tests.pipeline.conftest import InstallWeights
+
+Published = Literal["pyannote/speaker-diarization-3.1", "pyannote/speaker-diarization-community-1"]
+Samples = NDArray[np.float32]
+
+SETTINGS_31 = """\
+version: 3.1.0
+
+pipeline:
+  name: pyannote.audio.pipelines.SpeakerDiarization
+  params:
+    clustering: AgglomerativeClustering
+    embedding: pyannote/wespeaker-voxceleb-resnet34-LM
+    embedding_batch_size: 32
+    embedding_exclude_overlap: true
+    segmentation: pyannote/segmentation-3.0
+    segmentation_batch_size: 32
+
+params:
+  clustering:
+    method: centroid
+    min_cluster_size: 12
+    threshold: 0.7045654963945799
+  segmentation:
+    min_duration_off: 0.0
+"""
+SETTINGS_COMMUNITY_1 = """\
+dependencies:
+  pyannote.audio: 4.0.0
+
+pipeline:
+  name: pyannote.audio.pipelines.SpeakerDiarization
+  params:
+    clustering: VBxClustering
+    segmentation: $model/segmentation
+    segmentation_batch_size: 32
+    embedding: $model/embedding
+    embedding_batch_size: 32
+    embedding_exclude_overlap: true
+    plda: $model/plda
+
+params:
+  clustering:
+    threshold: 0.6
+    Fa: 0.07
+    Fb: 0.8
+  segmentation:
+    min_duration_off: 0.0
+"""
+
+
+@pytest.fixture(scope="module")
+def diarizer() -> Diarizer:
+    return Diarizer(DetectorConfig(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def sample(sample_wav: bytes) -> Samples:
+    samples: Samples = soundfile.read(io.BytesIO(sample_wav), dtype="float32")[0]
+    return samples
+
+
+def recording(samples: Samples) -> Recording:
+    return Recording(Waveform(samples), "wav")
+
+
+def error_rate(turns: tuple[Turn, ...]) -> float:
+    """Diarization error rate on the sample against its annotation, with no collar."""
+    reference = load_rttm(Path(pyannote.audio.__file__).parent / "sample" / "sample.rttm")["sample"]
+    hypothesis = Annotation()
+    for index, turn in enumerate(turns):
+        hypothesis[PyannoteSegment(turn.start, turn.end), index] = turn.speaker
+    return float(DiarizationErrorRate()(reference, hypothesis, uem=PyannoteTimeline([PyannoteSegment(0, 30)])))
+
+
+def test_the_sample_has_its_two_speakers(diarizer: Diarizer, sample: Samples) -> None:
+    turns = diarizer.diarize(recording(sample))
+    assert {turn.speaker for turn in turns} == {"SPEAKER_00", "SPEAKER_01"}
+    assert error_rate(turns) < 0.12
+    assert list(turns) == sorted(turns, key=lambda turn: turn.start)
+    assert turns[0].speaker == "SPEAKER_00", "speakers are named as they appear"
+    assert all(0 <= turn.start < turn.end <= 30 for turn in turns)
+    assert diarizer.diarize(recording(sample)) == turns, "the same samples give the same turns"
+
+
+@pytest.mark.parametrize("samples", [0, 1, 100, 399, 1_600, 24_000])
+def test_very_short_recordings_are_taken(diarizer: Diarizer, samples: int, sample: Samples) -> None:
+    turns = diarizer.diarize(recording(sample[110_000 : 110_000 + samples]))
+    assert all(turn.speaker == "SPEAKER_00" and turn.end <= samples / 16_000 for turn in turns)
+    assert bool(turns) == (samples >= 1_600)
+
+
+def test_silence_has_no_turns(diarizer: Diarizer) -> None:
+    assert diarizer.diarize(recording(np.zeros(48_000, np.float32))) == ()
+
+
+def test_the_configuration_decides_how_many_speakers_there_are(sample: Samples) -> None:
+    keen = Diarization(clustering_threshold=0.3, min_cluster_size=1)
+    turns = Diarizer(DetectorConfig(device="cpu", diarization=keen)).diarize(recording(sample))
+    assert len({turn.speaker for turn in turns}) > 2
+
+
+def test_a_chunks_speakers_share_one_pass(sample: Samples) -> None:
+    embedding = CampplusEmbedding().eval()
+    first, second = (torch.from_numpy(sample[start : start + 32_000])[None] for start in (120_000, 240_000))
+    masks = torch.zeros(3, 118)
+    masks[0, :50] = masks[1, 60:] = masks[2] = 1
+    passes: list[int] = []
+    embedding.network.head.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    with torch.inference_mode():
+        together = embedding(torch.stack([first, first, second]), masks)
+        apart = torch.cat([embedding(w[None], m[None]) for w, m in zip([first, first, second], masks, strict=True)])
+    assert passes == [2, 1, 1, 1]
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=0.1), "each speaker's frames count for it alone"
+
+
+def test_unweighted_embeddings_are_campplus_own(sample: Samples) -> None:
+    from pipeline.backbones import filterbank
+
+    embedding, samples = CampplusEmbedding().eval(), torch.from_numpy(sample[120_000:160_000])
+    with torch.inference_mode():
+        expected = embedding.network(filterbank(samples)[None])
+        torch.testing.assert_close(embedding(samples[None, None]), expected, rtol=0, atol=1e-5)
+
+
+def test_nothing_is_told_to_pyannote() -> None:
+    assert os.environ["PYANNOTE_METRICS_ENABLED"] == "0"
+
+
+@pytest.mark.parametrize("pipeline", ["pyannote/speaker-diarization-3.1", "pyannote/speaker-diarization-community-1"])
+def test_the_published_pipelines_need_a_token(pipeline: Published, empty_hub_cache: Path) -> None:
+    with pytest.raises(ModelUnavailable) as caught:
+        Diarizer(DetectorConfig(device="cpu", diarization=Diarization(pipeline=pipeline)))
+    assert f"accept it at https://huggingface.co/{pipeline}" in caught.value.detail
+    assert "HUGGING_FACE_TOKEN" in caught.value.detail
+
+
+@pytest.fixture
+def wespeaker(tmp_path: Path) -> Path:
+    """A checkpoint of pyannote's WeSpeaker network with random parameters."""
+    torch.manual_seed(0)
+    torch.save({"state_dict": WeSpeakerResNet34().state_dict()}, tmp_path / "wespeaker.bin")
+    return tmp_path / "wespeaker.bin"
+
+
+def test_speaker_diarization_31_runs_as_published(
+    wespeaker: Path, sample: Samples, tmp_path: Path, install_weights: InstallWeights
+) -> None:
+    settings = tmp_path / "config.yaml"
+    settings.write_text(SETTINGS_31)
+    published = models.REGISTRY["speaker-diarization-3.1/config"].sha256
+    assert install_weights("speaker-diarization-3.1/config", settings) == published
+    install_weights("wespeaker", wespeaker)
+    config = Diarization(pipeline="pyannote/speaker-diarization-3.1")
+    diarizer = Diarizer(DetectorConfig(device="cpu", diarization=config))
+    assert diarizer.pipeline.clustering.threshold == 0.7045654963945799
+    assert diarizer.pipeline.embedding_exclude_overlap
+    assert diarizer.pipeline.segmentation_step == 0.1
+    assert diarizer.diarize(recording(sample[110_000:150_000]))
+
+
+def test_community_1_runs_as_published(
+    wespeaker: Path, sample: Samples, tmp_path: Path, install_weights: InstallWeights
+) -> None:
+    settings = tmp_path / "config.yaml"
+    settings.write_text(SETTINGS_COMMUNITY_1)
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "transform.npz", mean1=np.zeros(256), mean2=np.zeros(128), lda=random.normal(size=(256, 128)))
+    np.savez(tmp_path / "plda.npz", mu=np.zeros(128), tr=np.eye(128), psi=np.linspace(2, 1, 128))
+    install_weights("community-1/config", settings)
+    install_weights("community-1/segmentation", models.weights("segmentation-3.0"))
+    install_weights("community-1/embedding", wespeaker)
+    install_weights("community-1/plda-transform", tmp_path / "transform.npz")
+    install_weights("community-1/plda", tmp_path / "plda.npz")
+    config = Diarization(pipeline="pyannote/speaker-diarization-community-1")
+    diarizer = Diarizer(DetectorConfig(device="cpu", diarization=config))
+    assert (diarizer.pipeline.clustering.Fa, diarizer.pipeline.clustering.Fb) == (0.07, 0.8)
+    assert diarizer.diarize(recording(sample[110_000:150_000]))
