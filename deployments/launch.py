@@ -71,9 +71,11 @@ def main() -> int:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too, makes Ray listen on the loopback address alone
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # the stages are what is to run here
+        "SERVE_SLOW_STARTUP_WARNING_S": "180",  # on two cores, loading the networks takes longer than Serve's 30 s
     }
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
+    print("Starting Ray and the stages: about a minute.", flush=True)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(config, file)
         file.flush()
@@ -86,8 +88,8 @@ def main() -> int:
         )
         try:
             wait_until_running(serve, token)
-            print(BANNER.format(host=HOST, port=port, dashboard_port=DASHBOARD_PORT, token=token, sample=sample()))
-            sys.stdout.flush()
+            where = {"host": HOST, "port": port, "dashboard_port": DASHBOARD_PORT, "token": token, "sample": sample()}
+            print(BANNER.format(**where), flush=True)
             serve.wait()
             return 1
         except KeyboardInterrupt:
