@@ -6,11 +6,17 @@ pyannote's own loader unpickles whatever a checkpoint holds; `load_checkpoint` d
 from __future__ import annotations
 
 import os
-
-os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # read when pyannote.audio is imported; nobody asked to be counted
+import warnings
 
 import torch
-from pyannote.audio import Model
+from torch import Tensor
+
+os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # read when pyannote.audio is imported; nobody asked to be counted
+with warnings.catch_warnings():
+    # Where FFmpeg is missing it says at length that it cannot read files. It is given samples.
+    warnings.filterwarnings("ignore", message=r"\s*torchcodec is not installed correctly")
+    from pyannote.audio import Model
+
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.core.task import Specifications
 from pyannote.audio.models.blocks.pooling import StatsPool
@@ -18,7 +24,6 @@ from pyannote.audio.models.embedding import WeSpeakerResNet34, XVectorSincNet
 from pyannote.audio.models.segmentation import PyanNet
 from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.utils.powerset import Powerset
-from torch import Tensor
 
 from pipeline.backbones import filterbank, load_campplus
 from pipeline.campplus import EMBEDDING_SIZE

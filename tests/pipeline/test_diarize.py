@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +23,7 @@ from pyannote.database.util import load_rttm
 from pyannote.metrics.diarization import DiarizationErrorRate
 
 from pipeline import models
-from pipeline.config import DetectorConfig, Diarization
+from pipeline.config import ROOT, DetectorConfig, Diarization
 from pipeline.diarize import Diarizer
 from pipeline.errors import ModelUnavailable
 from pipeline.pyannote_models import CampplusEmbedding
@@ -152,8 +154,17 @@ def test_unweighted_embeddings_are_campplus_own(sample: Samples) -> None:
         torch.testing.assert_close(embedding(samples[None, None]), expected, rtol=0, atol=1e-5)
 
 
-def test_nothing_is_told_to_pyannote() -> None:
-    assert os.environ["PYANNOTE_METRICS_ENABLED"] == "0"
+def test_pyannote_is_imported_quietly_and_without_torchcodec() -> None:
+    """A machine without FFmpeg has no torchcodec; and pyannote must not count who uses it."""
+    script = (
+        "import sys; sys.modules['torchcodec'] = None\n"
+        "import pipeline.diarize\n"
+        "from pyannote.audio.telemetry.metrics import is_metrics_enabled\n"
+        "assert not is_metrics_enabled()"
+    )
+    command = [sys.executable, "-W", "error::UserWarning", "-c", script]
+    environment = {k: v for k, v in os.environ.items() if k != "PYANNOTE_METRICS_ENABLED"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
 
 @pytest.mark.parametrize("pipeline", ["pyannote/speaker-diarization-3.1", "pyannote/speaker-diarization-community-1"])
