@@ -262,8 +262,8 @@ def load_checkpoint(name: str) -> dict[str, Any]:
 def survey(names: Sequence[str]) -> list[dict[str, Any]]:
     """Fetch and verify `names`, or all weights where none is named; one row each, with `status` and `detail`.
 
-    Status: `ok`, `failed`, or `needs HUGGING_FACE_TOKEN` for what is on the hub while there is no token and nobody
-    asked for it by name.
+    Status: `ok` or `failed`. What is on the hub is left there while there is no token and nobody asks for it by
+    name: `needs HUGGING_FACE_TOKEN` where it is gated, else `on request`.
     """
     rows = []
     for entry in [REGISTRY[name] for name in names] or REGISTRY.values():
@@ -277,14 +277,15 @@ def survey(names: Sequence[str]) -> list[dict[str, Any]]:
             "size_bytes": entry.size_bytes,
             "sha256": entry.sha256,
         }
-        if names or os.environ.get(TOKEN_VARIABLE) or not isinstance(entry.source, Hub) or _cached(entry):
+        spared = not names and not os.environ.get(TOKEN_VARIABLE) and not _cached(entry)
+        if spared and isinstance(entry.source, Hub):
+            row["status"] = f"needs {TOKEN_VARIABLE}" if entry.source.gated else "on request"
+        else:
             try:
                 size_bytes = weights(entry.name).stat().st_size
                 row |= {"size_bytes": size_bytes, "sha256": weights_sha256(entry.name)}
             except ModelUnavailable as error:
                 row |= {"status": "failed", "detail": error.detail}
-        else:
-            row["status"] = f"needs {TOKEN_VARIABLE}"
         rows.append(row)
     return rows
 
@@ -304,10 +305,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
-        print(f"{'NAME':<28}{'SIZE':>9}  {'LICENCE':<12}{'SOURCE':<68}STATUS")
+        print(f"{'NAME':<32}{'BYTES':>10}  {'LICENCE':<12}{'SOURCE':<68}STATUS")
         for row in rows:
-            size = f"{row['size_bytes'] / 1e6:.1f} MB" if row["size_bytes"] else ""
-            print(f"{row['name']:<28}{size:>9}  {row['licence']:<12}{row['source']:<68}{row['status']}")
+            size = f"{row['size_bytes']:,}" if row["size_bytes"] else ""
+            print(f"{row['name']:<32}{size:>10}  {row['licence']:<12}{row['source']:<68}{row['status']}")
         for row in rows:
             if row["status"] == "failed":
                 print(row["detail"], file=sys.stderr)

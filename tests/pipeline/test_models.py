@@ -146,7 +146,7 @@ def test_the_command_lists_all_and_excuses_what_needs_a_token(
     assert models.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(models.REGISTRY)
-    assert all(line.endswith((" ok", "needs HUGGING_FACE_TOKEN")) for line in lines[1:])
+    assert all(line.endswith((" ok", " on request", "needs HUGGING_FACE_TOKEN")) for line in lines[1:])
     assert sum(line.endswith(" ok") for line in lines) == len(EMBEDDED)
 
 
