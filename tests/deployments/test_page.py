@@ -1,0 +1,201 @@
+"""The page, in a real browser, against the real graph."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+
+from tests.audio import encode
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+POLICY = "default-src 'self'"
+ANSWER_MS = 60_000
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
+    """The page under the strictest policy it must work with. It may ask no other host and throw nothing."""
+    origin = str(service.base_url).rstrip("/") + "/"
+    faults: list[str] = []
+
+    def add_policy(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, headers=answer.headers | {"content-security-policy": POLICY})
+
+    with browser.new_context(viewport={"width": 1_000, "height": 900}) as context:
+        page = context.new_page()
+        page.set_default_timeout(ANSWER_MS)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith(origin) else faults.append(request.url))
+        page.route(origin, add_policy)
+        page.goto(origin)
+        yield page
+    assert faults == []
+
+
+def choose(page: Page, data: bytes, name: str = "sample.wav") -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": "audio/wav", "buffer": data})
+
+
+def drop(page: Page, data: bytes, name: str = "sample.wav") -> None:
+    """What dropping a file from the desktop does."""
+    page.evaluate(
+        """([encoded, name]) => {
+            const bytes = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))
+            const dataTransfer = new DataTransfer()
+            dataTransfer.items.add(new File([bytes], name, { type: 'audio/wav' }))
+            const target = document.getElementById('drop')
+            for (const kind of ['dragenter', 'dragover', 'drop']) {
+                target.dispatchEvent(new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true }))
+            }
+        }""",
+        [base64.b64encode(data).decode(), name],
+    )
+
+
+def predict(service: httpx.Client, data: bytes, **fields: str) -> dict[str, Any]:
+    response = service.post("/predict", files={"audio": ("sample.wav", data)}, data=fields)
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def test_a_dropped_recording_is_judged(page: Page, service: httpx.Client, sample_wav: bytes) -> None:
+    drop(page, sample_wav)
+    expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
+    answer = predict(service, sample_wav)
+    expect(page.locator("#overall")).to_have_text(answer["overall"])
+    expect(page.locator("#name")).to_have_text("sample.wav")
+    expect(page.locator("#gauge")).to_have_attribute(
+        "aria-label", f"Probability of machine-made speech {percent(answer['mean_probability'])}, between "
+        f"{percent(answer['interval'][0])} and {percent(answer['interval'][1])}"
+    )  # fmt: skip
+    expect(page.locator("#facts")).to_contain_text(percent(answer["confidence"]))
+    expect(page.locator("#reasons li")).to_have_count(len(answer["reasons"]))
+    expect(page.locator("#warnings li")).to_have_count(len(answer["warnings"]))
+    expect(page.locator("#rows tr")).to_have_count(len(answer["details"]))
+    expect(page.locator(".lane")).to_have_count(1)
+    expect(page.locator(".lane .turn")).to_have_count(len(answer["details"]))
+    expect(page.locator("#problem")).to_be_hidden()
+    assert page.evaluate("document.getElementById('heat').width") == len(answer["timeline"]["probability"])
+
+
+def percent(p: float) -> str:
+    return "< 1 %" if 0 < p < 0.01 else "> 99 %" if 0.99 < p < 1 else f"{int(100 * p + 0.5)} %"
+
+
+def test_the_waveform_is_drawn_and_plays(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    choose(page, encode(ten_seconds))
+    expect(page.locator("#play")).to_be_visible(timeout=ANSWER_MS)
+    page.evaluate(
+        """async () => {
+            const root = document.querySelector('#waveform div').shadowRoot
+            const isDrawn = (canvas) =>
+                canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value > 0)
+            while (![...root.querySelectorAll('canvas')].some(isDrawn)) await new Promise(requestAnimationFrame)
+        }"""
+    )
+    page.click("#play")
+    expect(page.locator("#strip")).not_to_have_attribute("aria-valuenow", "0.0")
+    expect(page.locator("#play")).to_have_text("Pause")
+    page.click("#play")
+    expect(page.locator("#play")).to_have_text("Play")
+
+
+def test_each_speaker_has_a_lane(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    recording = encode(ten_seconds)
+    page.check("#diarize")
+    choose(page, recording)
+    expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
+    answer = predict(service, recording, use_diarization="true")
+    assert len(answer["speakers"]) == 2
+    names = page.locator(".lane-name")
+    expect(names).to_have_count(2)
+    for index, speaker in enumerate(answer["speakers"]):
+        expect(names.nth(index)).to_contain_text(f"{speaker['speaker']}: {speaker['result']}")
+        expect(page.locator("#rows")).to_contain_text(speaker["speaker"])
+
+
+def test_the_operating_point_is_sent(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    page.select_option("#operating-point", "precision")
+    with page.expect_request("**/predict") as request:
+        choose(page, encode(ten_seconds[:32_000]))
+    sent = request.value.post_data_buffer or b""
+    assert b'name="operating_point"\r\n\r\nprecision' in sent
+    expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
+
+
+def test_a_refusal_is_shown_as_the_service_words_it(page: Page, service: httpx.Client) -> None:
+    data = b"#EXTM3U\nhttp://127.0.0.1/a.ts\n"
+    choose(page, data, "call.mp3")
+    problem = predict(service, data)
+    expect(page.locator("#problem-title")).to_have_text(problem["title"])
+    expect(page.locator("#problem-detail")).to_have_text(problem["detail"])
+    expect(page.locator("#result")).to_be_hidden()
+
+
+def test_silence_is_no_verdict(page: Page) -> None:
+    choose(page, encode(np.zeros(48_000, dtype=np.float32)))
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
+    expect(page.locator("#gauge")).to_be_hidden()
+    expect(page.locator("#details")).to_be_hidden()
+
+
+def test_the_keyboard_moves_through_the_recording(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    choose(page, encode(ten_seconds))
+    strip = page.locator("#strip")
+    expect(strip).to_be_visible(timeout=ANSWER_MS)
+    strip.focus()
+    for key, position in (
+        ("End", "10.0"),
+        ("Home", "0.0"),
+        ("ArrowRight", "0.5"),
+        ("PageUp", "5.5"),
+        ("ArrowLeft", "5.0"),
+    ):
+        page.keyboard.press(key)
+        expect(strip).to_have_attribute("aria-valuenow", position)
+    assert (strip.get_attribute("aria-valuetext") or "").startswith("0:05.0, ")
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.check("#diarize")
+    choose(page, encode(ten_seconds))
+    expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_text_never_becomes_markup(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    recording = encode(ten_seconds[:32_000])
+    markup = "<img src=x onerror=alert(1)>"
+    answer = predict(service, recording)
+    hostile = answer | {"filename": markup, "overall": markup, "warnings": [markup], "reasons": [markup]}
+    hostile["details"] = [{"speaker": markup, "start": 0.0, "end": 1.0, "result": markup, "probability": 0.5}]
+    hostile["speakers"] = [{"speaker": markup, "result": markup, "probability": 0.5, "speech_seconds": 1.0}]
+    page.route("**/predict", lambda route: route.fulfill(body=json.dumps(hostile), content_type="application/json"))
+    choose(page, recording)
+    expect(page.locator("#overall")).to_have_text(markup)
+    expect(page.locator("#name")).to_have_text(markup)
+    page.route("**/predict", lambda route: route.fulfill(status=500, json={"title": markup, "detail": markup}))
+    choose(page, recording)
+    expect(page.locator("#problem-detail")).to_have_text(markup)
+    assert page.locator("img").count() == 0
