@@ -1,9 +1,10 @@
 """What the service answers, as models for the OpenAPI document; the tests hold real answers against them."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.config import Limits
 from pipeline.errors import (
     EmptyAudio,
     InputError,
@@ -18,6 +19,7 @@ from pipeline.errors import (
     UnsupportedFormat,
     UploadTooLarge,
 )
+from pipeline.formats import SUPPORTED_FORMATS
 from pipeline.types import Label
 
 Probability = float | None
@@ -278,7 +280,39 @@ _DOWN = {"status": "unhealthy", "stages": _STAGES | {"Diarizer": {"status": "dow
 HEALTH = ok(HealthAnswer, healthy=_HEALTHY)
 HEALTH[503] = {**ok(HealthAnswer, stage_down=_HEALTHY | _DOWN)[200], "description": "A stage is down"}
 
-INFO = {**ok(InfoAnswer), **problems(*STAGE_ERRORS)}
+INFO = {
+    **ok(
+        InfoAnswer,
+        defaults={
+            "model": {"name": "default", "sha256": SHA256, "refused_update": None},
+            "operating_points": {
+                "balanced": {"threshold": 0.0},
+                "recall": {"threshold": -1.1},
+                "precision": {"threshold": 1.4},
+            },
+            "inconclusive_margin": 0.2,
+            "features": {
+                "preset": "neuron-statistics",
+                "backbone": "campplus",
+                "backbone_sha256": SHA256,
+                "layers": ["head.layer1", "xvector.tdnn"],
+                "statistics": ["mean", "sd"],
+                "reduction": "none",
+                "k": None,
+                "dimension": 1536,
+            },
+            "duration_categories": {"very_short": "< 3 s", "short": "3-6 s", "normal": ">= 6 s"},
+            "voice_activity": {"model": "segmentation-3.0", "onset": 0.5, "offset": 0.5},
+            "diarization": {"pipeline": "embedded", "clustering_threshold": 0.7},
+            "windows": {"seconds": 4.0, "hop_seconds": 2.0, "step_seconds": 0.5},
+            "possible_results": list(get_args(Label)),
+            "limits": Limits().model_dump(),
+            "supported_formats": list(SUPPORTED_FORMATS),
+            "timestamp": TIMESTAMP,
+        },
+    ),
+    **problems(*STAGE_ERRORS),
+}
 
 PREDICT = {
     **ok(

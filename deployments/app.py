@@ -1,6 +1,6 @@
 """The application builder that serve_config.yaml names."""
 
-from __future__ import annotations
+# Serve reads the annotation of the builder: no `from __future__ import annotations` here.
 
 import ray
 from ray.serve import Application, Deployment
@@ -25,7 +25,7 @@ def build(args: BuildArgs) -> Application:
             check_serve_config(ROOT / args.serve_config)
         config = DetectorConfig.load(ROOT / args.config)
     except ConfigurationError as error:
-        # Serve shows this exception's message and no stack, and does not try again in vain.
+        # Serve shows its message and no stack, and does not build again in vain.
         raise RayServeException(error.detail) from error
 
     gpus = args.accelerator == "gpu" or (args.accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from ray.serve.exceptions import RayServeException
 
-from pipeline.config import Strict
+from pipeline.config import Strict, describe_misfits
 
 
 class Stage(Strict):
@@ -46,6 +47,15 @@ class BuildArgs(Strict):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     cors_origins: tuple[str, ...] = ()
     stages: Stages = Stages()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse(cls, values: Any, validate: ModelWrapValidatorHandler[BuildArgs]) -> BuildArgs:
+        """Raises RayServeException: Serve shows its message and no stack, and does not build again in vain."""
+        try:
+            return validate(values)
+        except ValidationError as error:
+            raise RayServeException(describe_misfits(error, "args.")) from error
 
 
 class ClassifierSettings(Strict):

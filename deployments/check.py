@@ -15,10 +15,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 from ray.runtime_env import RuntimeEnv
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.args import BatchSettings, BuildArgs, ClassifierSettings
-from pipeline.config import ROOT, DetectorConfig
+from pipeline.config import ROOT, DetectorConfig, describe_misfits
 from pipeline.errors import ConfigurationError
 
 BUILDER = "deployments.app:build"
@@ -73,7 +74,11 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _check_application(application: dict[str, Any]) -> list[str]:
-    problems = _misfits(BuildArgs, application.get("args", {}), "args.")
+    problems = []
+    try:
+        BuildArgs.model_validate(application.get("args", {}))
+    except RayServeException as error:
+        problems.append(str(error))
     for deployment in application.get("deployments", []):
         name, settings = deployment["name"], deployment.get("user_config")
         if settings is not None and name not in USER_CONFIGS:
@@ -87,9 +92,7 @@ def _misfits(model: type[BaseModel], value: Any, where: str = "") -> list[str]:
     try:
         model.model_validate(value)
     except ValidationError as error:
-        return [
-            where + ".".join(str(part) for part in problem["loc"]) + ": " + problem["msg"] for problem in error.errors()
-        ]
+        return [describe_misfits(error, where)]
     return []
 
 

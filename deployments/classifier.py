@@ -84,7 +84,7 @@ class Classifier:
                 "statistics": list(info.features.statistics),
                 "reduction": info.features.reduction,
                 "k": info.features.k if info.features.reduction == "top_k" else None,
-                "dimension": sum(info.layers.values()),
+                "dimension": len(bundle.arrays["mean"]),
             },
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -77,7 +78,7 @@ class Graph:
             speech: Speech = await self._result(speech_call)
             if not speech.segments:
                 if turns_call:
-                    turns_call.response.cancel()
+                    _cancel(turns_call)
                 no_speech: Verdict = await self._result(self._start("Classifier", "no_speech", speech, use_diarization))
                 return no_speech
             turns: tuple[Turn, ...] | None = await self._result(turns_call) if turns_call else None
@@ -88,7 +89,7 @@ class Graph:
             return verdict
         except BaseException:
             for call in calls:
-                call.response.cancel()
+                _cancel(call)
             raise
 
     async def describe_model(self) -> dict[str, Any]:
@@ -164,6 +165,12 @@ class Graph:
         if isinstance(cause, UNAVAILABLE):
             return StageUnavailable(f"The {stage} is down or has too many requests waiting. Try again in a while.")
         return StageFailed(f"The {stage} failed on this recording. Nothing can be said about it.")
+
+
+def _cancel(call: Call) -> None:
+    """Let a stage stop, if it still can. A call that had failed raises its error here too, which is known by now."""
+    with suppress(Exception):
+        call.response.cancel()
 
 
 def _is_late(error: Exception) -> bool:

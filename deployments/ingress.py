@@ -24,8 +24,8 @@ from deployments.graph import Graph
 from deployments.uploads import Options, Upload, check_size, read_form
 from pipeline.aggregate import to_dict
 from pipeline.config import ROOT, DetectorConfig
-from pipeline.decode import SUPPORTED_FORMATS
 from pipeline.errors import InputError, SoundSentryError
+from pipeline.formats import SUPPORTED_FORMATS
 from pipeline.types import Label
 
 PAGE = ROOT / "deployments" / "page"
@@ -81,7 +81,7 @@ class Ingress:
             responses=answers.BATCH,
             openapi_extra=BATCH_FORM,
         )
-        app.mount("/page", StaticFiles(directory=PAGE))
+        app.mount("/page", StaticFiles(directory=PAGE, check_dir=False))
         return app
 
     async def home(self, request: Request) -> Response:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from pipeline.config import Limits
+from pipeline.config import Limits, describe_misfits
 from pipeline.errors import InputError, MissingInput, TooManyFiles, UploadTooLarge
 from pipeline.types import OperatingPoint
 
@@ -80,7 +80,7 @@ async def read_form(request: Request, field: str, limits: Limits, max_files: int
     try:
         return uploads, Options.model_validate(values)
     except ValidationError as error:
-        raise InputError("; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())) from error
+        raise InputError(describe_misfits(error)) from error
 
 
 def check_size(upload: Upload, limits: Limits) -> None:

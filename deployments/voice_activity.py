@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from ray import serve
@@ -15,14 +16,16 @@ from pipeline.types import Recording, Speech
 
 @serve.deployment
 class VoiceActivityDetector:
+    """One thread runs the network, which may keep state while it listens; more replicas hear more at once."""
+
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)
         self._detector = vad.VoiceActivityDetector(config)
         self._detector.detect(PROBE)
+        self._thread = ThreadPoolExecutor(max_workers=1)
 
-    def detect(self, recording: Recording) -> Speech:
-        return self._detector.detect(recording)
+    async def detect(self, recording: Recording) -> Speech:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._detector.detect, recording)
 
     async def check_health(self) -> None:
-        # In a thread of its own, so that a busy replica is not taken for a broken one.
-        await asyncio.to_thread(self._detector.detect, PROBE)
+        await self.detect(PROBE)

@@ -118,8 +118,12 @@ def parse(model: type[Model], path: Path) -> Model:
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'the file'}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise ConfigurationError(f"{path.name}: {problems}") from error
+        raise ConfigurationError(f"{path.name}: {describe_misfits(error)}") from error
+
+
+def describe_misfits(error: ValidationError, where: str = "") -> str:
+    """Each key that pydantic refused, as `where` and the key's path, and why."""
+    return "; ".join(
+        f"{where + '.'.join(str(part) for part in problem['loc']) or 'the file'}: {problem['msg']}"
+        for problem in error.errors()
+    )

@@ -30,8 +30,8 @@ from pipeline.config import ROOT
 SERVE_CONFIG = ROOT / "serve_config.yaml"
 BIN = Path(sys.executable).parent
 
-START_SECONDS = 120
-DEPLOY_SECONDS = 240
+START_SECONDS = 300
+DEPLOY_SECONDS = 600
 STOP_SECONDS = 60
 
 
@@ -78,10 +78,11 @@ def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(ROOT),  # where `deploy`, which no process of ours stands behind, finds the application
         "RAY_worker_niceness": "0",  # Ray's 15 would make replicas slower than the process they are compared with
     }
     environment.pop("RAY_ADDRESS", None)
-    command = [BIN / "ray", "start", "--head", "--block", f"--temp-dir={folder}"]
+    command: list[str | Path] = [BIN / "ray", "start", "--head", "--block", f"--temp-dir={folder}"]
     command += [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     command += [f"--ray-client-server-port={free_port()}"]
@@ -104,7 +105,7 @@ def served_graph(cluster: Cluster, config: dict[str, Any]) -> Iterator[str]:
     """The graph that `config`, the content of a Serve config file, describes; its address."""
     file = cluster.folder / "serve_config.yaml"
     file.write_text(yaml.safe_dump(config))
-    command = [BIN / "serve", "run", f"--address={cluster.address}", file]
+    command: list[str | Path] = [BIN / "serve", "run", f"--address={cluster.address}", file]
     with running(command, cluster.environment, cluster.folder / "serve.log", signal.SIGINT):
         cluster.wait_for("RUNNING")
         yield f"http://127.0.0.1:{config['http_options']['port']}"

@@ -44,6 +44,8 @@ class Answer:
 
     def cancel(self) -> None:
         self.cancelled = True
+        if self.task.done():
+            self.task.result()  # so does Serve's, where a request failed before it reached a replica
         self.task.cancel()
 
 

@@ -1,0 +1,111 @@
+"""How fast the parts and the whole are, in one run on one machine.
+
+    python -m tests.bench [--rounds N]
+
+On 10 s of pyannote's sample: the forward passes of the networks alone, the Detector in this process, and the served
+graph with one client. They take turns, so that whatever else the machine does falls on all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import statistics
+import time
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from pipeline.aggregate import to_dict
+from pipeline.decode import decode
+from pipeline.detector import Detector
+from pipeline.types import Recording
+from tests.graph import ray_cluster, serve_config, served_graph
+
+SECONDS = 10
+WARM_UP_ROUNDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the parts and the whole.")
+    parser.add_argument("--rounds", type=int, default=50, help="how often each is timed")
+    rounds = parser.parse_args().rounds
+
+    console = Console()
+    detector = Detector.from_config()
+    data = sample()
+    recording = decode(data, detector.config.limits)
+    console.print("Starting the graph ...")
+    with (
+        ray_cluster() as cluster,
+        served_graph(cluster, serve_config()) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+
+        def served() -> dict[str, object]:
+            answer: dict[str, object] = client.post("/predict", files={"audio": data}).raise_for_status().json()
+            return answer
+
+        expected = to_dict(detector.predict(data))
+        assert expected.items() <= served().items(), "the graph must answer what the Detector does"
+        parts: dict[str, Callable[[], object]] = {
+            f"{detector.extractor.backbone.name} forward": lambda: forward_backbone(detector, recording),
+            "VAD forward": lambda: detector.voice_activity.frames(torch.from_numpy(recording.waveform.samples)),
+            "Detector": lambda: detector.predict(data),
+            "served graph, one client": served,
+        }
+        times = measure(parts, rounds)
+    console.print(report(times, detector.config.threads))
+
+
+def sample() -> bytes:
+    """The first seconds of the recording that pyannote.audio brings, as a WAV file."""
+    package = importlib.util.find_spec("pyannote.audio")
+    assert package is not None and package.origin is not None
+    cut = io.BytesIO()
+    with wave.open(str(Path(package.origin).parent / "sample" / "sample.wav")) as whole, wave.open(cut, "wb") as part:
+        part.setparams(whole.getparams())
+        part.writeframes(whole.readframes(SECONDS * whole.getframerate()))
+    return cut.getvalue()
+
+
+@torch.inference_mode()
+def forward_backbone(detector: Detector, recording: Recording) -> None:
+    """The whole network on the whole recording, filter bank included, with nothing captured."""
+    backbone = detector.extractor.backbone
+    backbone.network(backbone.front_end(torch.from_numpy(recording.waveform.samples)))
+
+
+def measure(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds that each part took in each round."""
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in track(range(WARM_UP_ROUNDS + rounds), description="Measuring", transient=True):
+        for name, part in parts.items():
+            start = time.perf_counter()
+            part()
+            if turn >= WARM_UP_ROUNDS:
+                times[name].append((time.perf_counter() - start) * 1_000)
+    return times
+
+
+def report(times: dict[str, list[float]], threads: int) -> Table:
+    rounds = len(times["Detector"])
+    table = Table(title=f"{SECONDS} s of speech, {rounds} rounds, {threads} thread(s) a process", title_justify="left")
+    for heading in ("", "median ms", "quartiles ms", "x Detector"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    whole = statistics.median(times["Detector"])
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        table.add_row(name, f"{median:.0f}", f"{low:.0f} - {high:.0f}", f"{median / whole:.2f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()

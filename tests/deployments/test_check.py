@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.check import check_serve_config
+from pipeline.errors import ConfigurationError
+from tests.graph import SERVE_CONFIG
+
+
+def paths(value: Any, where: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every key in what YAML holds."""
+    if isinstance(value, dict):
+        return [(*where, key) for key in value] + [p for key in value for p in paths(value[key], (*where, key))]
+    if isinstance(value, list):
+        return [p for index, item in enumerate(value) for p in paths(item, (*where, index))]
+    return []
+
+
+def misspell(document: Any, path: tuple[Any, ...]) -> str:
+    """Misspell the last key of `path` in the document; returns the misspelt key."""
+    for step in path[:-1]:
+        document = document[step]
+    document[f"{path[-1]}z"] = document.pop(path[-1])
+    return f"{path[-1]}z"
+
+
+CONFIG = SERVE_CONFIG.read_text(encoding="utf-8")
+FREE = {"env_vars"}
+"""Keys under which any key goes."""
+
+
+def test_the_file_as_it_is() -> None:
+    check_serve_config(SERVE_CONFIG)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in paths(yaml.safe_load(CONFIG)) if not FREE & set(path[:-1])],
+    ids=lambda path: ".".join(str(step) for step in path),
+)
+def test_every_key_is_known_and_misspelt_is_named(path: tuple[Any, ...], tmp_path: Path) -> None:
+    document = yaml.safe_load(CONFIG)
+    key = misspell(document, path)
+    file = tmp_path / "serve_config.yaml"
+    file.write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigurationError, match=rf"^serve_config.yaml: .*\b{key}\b"):
+        check_serve_config(file)

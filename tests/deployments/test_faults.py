@@ -1,0 +1,138 @@
+"""The graph while something in it breaks, and while its model is exchanged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.aggregate import to_dict
+from pipeline.bundle import Calibration, save_bundle
+from pipeline.classifier import Classifier
+from pipeline.decode import decode
+from pipeline.detector import Detector
+from tests.audio import encode
+from tests.graph import Cluster, wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_a_replica_dies_with_a_request_in_hand(service: httpx.Client, cluster: Cluster, sample_wav: bytes) -> None:
+    (replica,) = cluster.application()["deployments"]["Diarizer"]["replicas"]
+    with ThreadPoolExecutor(1) as other:
+        answer = other.submit(service.post, "/predict", files={"audio": sample_wav}, data={"use_diarization": "true"})
+        time.sleep(2.0)  # by now the Diarizer is at work on it, for several seconds more
+        assert not answer.done()
+        os.kill(replica["pid"], signal.SIGKILL)
+        response = answer.result()
+
+    assert response.status_code == 503, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert int(response.headers["retry-after"]) > 0
+    assert "The Diarizer is down" in response.json()["detail"]
+
+    wait_until(lambda: service.get("/health").status_code == 503, 30)
+    body = service.get("/health").json()
+    assert body["status"] == "unhealthy"
+    assert {stage for stage, state in body["stages"].items() if state["status"] != "healthy"} == {"Diarizer"}
+
+    without = service.post("/predict", files={"audio": sample_wav})
+    assert without.status_code == 200, "a stage that is not asked for need not be up"
+
+    wait_until(lambda: service.get("/health").status_code == 200, 120)
+    short = sample_wav[: 44 + 5 * 32_000]
+    again = service.post("/predict", files={"audio": short}, data={"use_diarization": "true"})
+    assert again.status_code == 200, again.text
+
+
+def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
+    service: httpx.Client,
+    cluster: Cluster,
+    config: dict[str, Any],
+    detector: Detector,
+    ten_seconds: NDArray[np.float32],
+    tmp_path: Path,
+) -> None:
+    clip = encode(ten_seconds[: 3 * 16_000])
+    old = detector.classifier.bundle
+    shifted = old.info.model_copy(
+        update={"name": "shifted", "calibration": Calibration(scale=1.0, offset=old.info.calibration.offset + 3)}
+    )
+    new = save_bundle(tmp_path / "shifted", shifted, old.arrays, "# shifted")
+
+    def deploy(bundle: Path) -> None:
+        changed = deepcopy(config)
+        (classifier,) = [d for d in changed["applications"][0]["deployments"] if d["name"] == "Classifier"]
+        classifier["user_config"] = {"bundle": str(bundle)}
+        cluster.deploy(changed)
+
+    def model() -> dict[str, Any]:
+        body: dict[str, Any] = service.get("/info").json()["model"]
+        return body
+
+    def judge() -> dict[str, Any]:
+        response = service.post("/predict", files={"audio": clip})
+        assert response.status_code == 200, response.text
+        body: dict[str, Any] = response.json()
+        return body
+
+    def swapped() -> bool:
+        seen.append(judge()["model"]["name"])
+        return seen[-1] == "shifted"
+
+    replicas = replica_ids(cluster)
+    seen: list[str] = []
+    deploy(tmp_path / "shifted")
+    wait_until(swapped, 60)
+    assert seen[0] == old.info.name
+    assert model() == {"name": "shifted", "sha256": new.sha256, "refused_update": None}
+
+    features = detector.extractor.extract(*heard(detector, clip), None)
+    expected = to_dict(Classifier(detector.config, new).classify(features))
+    answer = judge()
+    assert {key: answer[key] for key in expected} == expected
+
+    damaged = tmp_path / "damaged"
+    save_bundle(damaged, shifted, old.arrays, "# damaged")
+    with (damaged / "classifier.safetensors").open("ab") as file:
+        file.write(b"x")
+    deploy(damaged)
+    wait_until(lambda: model()["refused_update"] is not None, 60)
+    assert "damaged" in model()["refused_update"]
+    assert judge()["model"]["sha256"] == new.sha256
+
+    other_features = shifted.model_copy(
+        update={"features": shifted.features.model_copy(update={"layers": shifted.features.layers[:1]})}
+    )
+    save_bundle(tmp_path / "foreign", other_features, old.arrays, "# foreign")
+    deploy(tmp_path / "foreign")
+    wait_until(lambda: "foreign" in (model()["refused_update"] or ""), 60)
+    assert judge()["model"]["sha256"] == new.sha256
+
+    deploy(detector.config.bundle)
+    wait_until(lambda: model() == {"name": old.info.name, "sha256": old.sha256, "refused_update": None}, 60)
+    assert replica_ids(cluster) == replicas, "no replica was replaced"
+    assert service.get("/health").status_code == 200
+
+
+def heard(detector: Detector, data: bytes) -> tuple[Any, Any]:
+    """The recording in a file, and its speech."""
+    recording = decode(data, detector.config.limits)
+    return recording, detector.voice_activity.detect(recording)
+
+
+def replica_ids(cluster: Cluster) -> set[str]:
+    return {
+        replica["replica_id"]
+        for deployment in cluster.application()["deployments"].values()
+        for replica in deployment["replicas"]
+    }

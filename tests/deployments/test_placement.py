@@ -1,0 +1,74 @@
+"""Where serve_config.yaml puts the stages on a cluster with a GPU, and what comes of a misspelt key at start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.graph import Cluster, ray_cluster, serve_config
+
+pytestmark = pytest.mark.timeout(900)
+
+FRACTIONS = {"VoiceActivityDetector": 0.1, "Diarizer": 0.3, "TkanExtractor": 0.3}
+
+
+@pytest.fixture(scope="module")
+def gpu_cluster() -> Iterator[Cluster]:
+    """A cluster that counts one GPU; there need not be one."""
+    with ray_cluster(num_gpus=1) as cluster:
+        yield cluster
+
+
+def test_a_misspelt_argument_fails_at_start_and_is_named(gpu_cluster: Cluster) -> None:
+    config = serve_config()
+    stage = config["applications"][0]["args"]["stages"]["TkanExtractor"]
+    stage["gpu_fractoin"] = stage.pop("gpu_fraction")
+    gpu_cluster.deploy(config)
+    with pytest.raises(RuntimeError, match=r"args\.stages\.TkanExtractor\.gpu_fractoin"):
+        gpu_cluster.wait_for("RUNNING")
+
+
+def test_a_key_that_serve_overlooks_fails_at_start_and_is_named(gpu_cluster: Cluster, tmp_path: Path) -> None:
+    config = serve_config()
+    autoscaling = config["applications"][0]["deployments"][-1]["autoscaling_config"]
+    autoscaling["max_replicaz"] = autoscaling.pop("max_replicas")
+    file = tmp_path / "serve_config.yaml"
+    config["applications"][0]["args"]["serve_config"] = str(file)
+    file.write_text(yaml.safe_dump(config))
+    gpu_cluster.deploy(config)
+    with pytest.raises(RuntimeError, match=r"deployments\.Classifier\.autoscaling_config\.max_replicaz"):
+        gpu_cluster.wait_for("RUNNING")
+
+
+def test_each_stage_gets_its_fraction_of_the_one_gpu(gpu_cluster: Cluster) -> None:
+    config = serve_config()
+    stages = config["applications"][0]["args"]["stages"]
+    configured = {name: stage["gpu_fraction"] for name, stage in stages.items() if stage.get("gpu_fraction")}
+    assert configured == FRACTIONS
+    gpu_cluster.deploy(config)
+    gpu_cluster.wait_for("RUNNING")
+    assert gpu_shares(gpu_cluster) == configured
+
+
+def test_without_a_gpu_the_same_file_asks_for_none(service: httpx.Client, cluster: Cluster) -> None:
+    assert gpu_shares(cluster) == {}
+
+
+def gpu_shares(cluster: Cluster) -> dict[str, float]:
+    """What of a GPU each stage's replica holds, as Ray itself accounts for it; stages that hold none are left out."""
+    actors: list[dict[str, Any]] = cluster.dashboard(
+        "GET",
+        "/api/v0/actors",
+        params={"detail": "true", "filter_keys": "state", "filter_predicates": "=", "filter_values": "ALIVE"},
+    )["data"]["result"]["result"]
+    shares = {}
+    for actor in actors:
+        gpus = actor["required_resources"].get("GPU")
+        if gpus:
+            shares[actor["class_name"].split(":")[-1]] = gpus
+    return shares

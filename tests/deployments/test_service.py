@@ -1,0 +1,246 @@
+"""The HTTP contract, on the real graph."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from deployments.answers import BatchAnswer, HealthAnswer, HomeAnswer, InfoAnswer, PredictAnswer, Problem
+from pipeline.aggregate import to_dict
+from pipeline.config import DetectorConfig
+from pipeline.detector import Detector
+from tests.audio import CODECS, encode
+
+pytestmark = pytest.mark.timeout(900)
+
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+LIMITS = DetectorConfig.load().limits
+
+
+def predict(service: httpx.Client, data: bytes, name: str = "audio.webm", **fields: str) -> httpx.Response:
+    return service.post("/predict", files={"audio": (name, data)}, data=fields)
+
+
+def verdict(response: httpx.Response) -> dict[str, Any]:
+    """The verdict of an answer that keeps to its schema, without what /predict adds to it."""
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    PredictAnswer.model_validate(body, strict=False)
+    assert TIMESTAMP.fullmatch(body.pop("timestamp"))
+    del body["filename"]
+    return body
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem document of an answer with that status."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = Problem.model_validate_json(response.text)
+    assert document.status == status
+    assert "/" not in document.detail.replace("multipart/form-data", "").replace("/docs", "")
+    assert "Traceback" not in response.text
+    return document.model_dump()
+
+
+@pytest.mark.parametrize("use_diarization", [False, True])
+def test_the_verdict_is_the_detectors(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32], use_diarization: bool
+) -> None:
+    recordings = {
+        "wav": encode(ten_seconds),
+        "webm": encode(ten_seconds[: 4 * 16_000], "webm"),
+        "m4a": encode(ten_seconds[32_000 : 32_000 + 7 * 16_000], "m4a"),
+    }
+    for name, data in recordings.items():
+        answer = predict(service, data, use_diarization=str(use_diarization).lower())
+        expected = to_dict(detector.predict(data, use_diarization=use_diarization))
+        assert verdict(answer) == expected
+        assert expected["original_format"] == name
+        assert expected["overall"] != "No Speech"
+
+
+def test_operating_point_and_explanation_are_the_detectors(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]
+) -> None:
+    data = encode(ten_seconds[: 3 * 16_000])
+    answer = verdict(predict(service, data, operating_point="recall", explain="true"))
+    assert answer == to_dict(detector.predict(data, operating_point="recall", explain=True))
+    assert answer["explanation"]["layers"]
+
+
+def test_the_whole_sample_has_two_speakers(service: httpx.Client, sample_wav: bytes) -> None:
+    answer = verdict(predict(service, sample_wav, use_diarization="true"))
+    assert len(answer["speakers"]) == 2
+    assert {detail["speaker"] for detail in answer["details"]} == {s["speaker"] for s in answer["speakers"]}
+
+
+def test_every_format_gets_the_same_verdict(service: httpx.Client, sample_versions: dict[str, bytes]) -> None:
+    answers = {name: verdict(predict(service, data)) for name, data in sample_versions.items()}
+    assert set(answers) == set(CODECS)
+    assert {name: answer["original_format"] for name, answer in answers.items()} == {name: name for name in CODECS}
+    assert len({answer["overall"] for answer in answers.values()}) == 1
+    lossless = answers["wav"]
+    for answer in answers.values():
+        assert answer["mean_probability"] == pytest.approx(lossless["mean_probability"], abs=0.15)
+        assert answer["speech_seconds"] == pytest.approx(lossless["speech_seconds"], abs=1.0)
+    assert answers["flac"]["mean_probability"] == pytest.approx(lossless["mean_probability"], abs=1e-3)
+
+
+def test_the_extensions_request(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    """Four seconds as a browser records them: no length in the header, no other field."""
+    clip = encode(ten_seconds[: 4 * 16_000], "webm", live=True)
+    body = service.post("/predict", files={"audio": ("audio.webm", clip, "audio/webm;codecs=opus")}).json()
+    assert body["overall"] in ("Real", "Fake", "Inconclusive")
+    assert 0 <= body["mean_probability"] <= 1
+    assert body["duration_config"] == {"use_diarization": False, "category": "short"}
+
+
+def test_silence_is_no_speech(service: httpx.Client, detector: Detector) -> None:
+    data = encode(np.zeros(3 * 16_000, np.float32))
+    for use_diarization in (False, True):
+        answer = verdict(predict(service, data, use_diarization=str(use_diarization)))
+        assert answer == to_dict(detector.predict(data, use_diarization=use_diarization))
+        assert answer["overall"] == "No Speech"
+        assert answer["mean_probability"] is None
+
+
+def test_a_file_name_is_cleaned_and_a_wrong_one_does_no_harm(
+    service: httpx.Client, ten_seconds: NDArray[np.float32]
+) -> None:
+    response = predict(service, encode(ten_seconds[:32_000], "flac"), name="../../x.m3u8")
+    assert response.json()["filename"] == "x.m3u8"
+    assert response.json()["original_format"] == "flac"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "status", "code"),
+    [
+        ("text", b"no recording at all " * 100, 415, "unsupported-format"),
+        ("playlist", b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/a.wav\n", 415, "unsupported-format"),
+        ("empty", b"", 422, "empty-audio"),
+        ("header only", encode(np.zeros(0, np.float32)), 422, "empty-audio"),
+        ("too long", encode(np.zeros(601 * 8_000, np.float32), "flac", rate=8_000), 413, "recording-too-long"),
+        ("too large", bytes(LIMITS.max_upload_bytes + 1), 413, "upload-too-large"),
+        ("far too large", bytes(2 * LIMITS.max_upload_bytes), 413, "upload-too-large"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_recording_that_cannot_be_judged(
+    service: httpx.Client, name: str, data: bytes, status: int, code: str
+) -> None:
+    assert problem(predict(service, data, name="audio.wav"), status)["type"] == f"/docs#{code}"
+
+
+def test_a_body_without_end_is_refused_while_reading(service: httpx.Client) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a.wav"\r\n\r\n'
+
+    def endless() -> Any:
+        yield head
+        for _ in range(4 * int(LIMITS.max_upload_mib)):
+            yield bytes(2**20)
+
+    response = service.post("/predict", content=endless(), headers={"content-type": "multipart/form-data; boundary=b"})
+    problem(response, 413)
+
+
+def test_forms_that_are_wrong(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    clip = encode(ten_seconds[:16_000])
+    assert problem(service.post("/predict"), 422)["title"] == "Input missing"
+    assert problem(service.post("/predict", data={"audio": "text"}), 422)["title"] == "Input missing"
+    assert problem(service.post("/predict", json={"audio": "text"}), 422)["title"] == "Input missing"
+    assert problem(service.post("/batch-predict", files={"audio": clip}), 422)["title"] == "Input missing"
+    assert "use_diarization" in problem(predict(service, clip, use_diarization="perhaps"), 422)["detail"]
+    assert "operating_point" in problem(predict(service, clip, operating_point="best"), 422)["detail"]
+    eleven = [("files", ("a.wav", clip))] * 11
+    assert problem(service.post("/batch-predict", files=eleven), 413)["title"] == "Too many files"
+
+
+def test_a_batch_of_ten_with_a_broken_one(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]
+) -> None:
+    clips = [encode(ten_seconds[i * 8_000 : i * 8_000 + 32_000]) for i in range(8)]
+    files = [*clips[:4], b"broken", *clips[4:], encode(np.zeros(16_000, np.float32))]
+    response = service.post(
+        "/batch-predict", files=[("files", (f"{index}.wav", data)) for index, data in enumerate(files)]
+    )
+    answer = BatchAnswer.model_validate_json(response.text)
+    assert (answer.total_files, answer.successful, answer.failed) == (10, 9, 1)
+    assert [result.filename for result in answer.results] == [f"{index}.wav" for index in range(10)]
+    statuses = [result.status for result in answer.results]
+    assert statuses == ["success"] * 4 + ["failed"] + ["success"] * 4 + ["no_speech"]
+    broken = response.json()["results"][4]
+    assert broken["error"]["status"] == 415
+    assert "overall" not in broken
+    first = {key: value for key, value in response.json()["results"][0].items() if key not in ("filename", "status")}
+    assert first == to_dict(detector.predict(clips[0]))
+
+
+def test_home_for_programs_and_for_browsers(service: httpx.Client) -> None:
+    home = HomeAnswer.model_validate_json(service.get("/").text)
+    assert TIMESTAMP.fullmatch(home.timestamp)
+    page = service.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert "Accept" in page.headers["vary"]
+    assert service.get("/page/index.html").text == page.text
+
+
+def test_health(service: httpx.Client) -> None:
+    response = service.get("/health")
+    health = HealthAnswer.model_validate_json(response.text)
+    assert response.status_code == 200
+    assert (health.status, health.classifier_loaded) == ("healthy", True)
+    assert set(health.stages) == {"Decoder", "VoiceActivityDetector", "Diarizer", "TkanExtractor", "Classifier"}
+
+
+def test_info(service: httpx.Client, detector: Detector) -> None:
+    info = InfoAnswer.model_validate_json(service.get("/info").text)
+    bundle = detector.classifier.bundle
+    assert info.model == {"name": bundle.info.name, "sha256": bundle.sha256, "refused_update": None}
+    assert info.operating_points["balanced"]["threshold"] == bundle.info.thresholds.balanced
+    assert info.features["dimension"] == len(bundle.arrays["mean"])
+    assert info.limits["max_upload_mib"] == LIMITS.max_upload_mib
+    assert set(info.supported_formats) == set(CODECS)
+    assert info.possible_results == ["Real", "Fake", "Inconclusive", "No Speech"]
+
+
+def test_unknown_paths_and_methods_are_problems(service: httpx.Client) -> None:
+    assert problem(service.get("/nothing"), 404)["type"] == "about:blank"
+    assert problem(service.get("/page/nothing.js"), 404)["type"] == "about:blank"
+    response = service.get("/predict")
+    problem(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+def test_other_origins_may_not_read(service: httpx.Client) -> None:
+    response = service.get("/health", headers={"origin": "https://elsewhere.example"})
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_the_documentation_has_an_example_for_each_answer(service: httpx.Client) -> None:
+    assert service.get("/docs").status_code == 200
+    document = service.get("/openapi.json").json()
+    models = {
+        "/": HomeAnswer,
+        "/health": HealthAnswer,
+        "/info": InfoAnswer,
+        "/predict": PredictAnswer,
+        "/batch-predict": BatchAnswer,
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert "requestBody" in operation or path not in ("/predict", "/batch-predict")
+            for status, response in operation["responses"].items():
+                for media_type, content in response["content"].items():
+                    if media_type == "text/html":
+                        continue
+                    assert content["examples"], (path, status)
+                    model = Problem if media_type == "application/problem+json" else models[path]
+                    for example in content["examples"].values():
+                        model.model_validate(example["value"])
+    statuses = set(document["paths"]["/predict"]["post"]["responses"])
+    assert statuses == {"200", "413", "415", "422", "500", "503", "504"}
