@@ -16,6 +16,9 @@ from pipeline.bundle import Arrays
 
 Matrix = NDArray[np.float32]
 
+CLIP = 5.0
+"""Standard deviations a feature may count for: no single neuron decides."""
+
 
 def count_activated(vectors: Matrix, thresholds: Matrix, layer_sizes: Sequence[int]) -> Matrix:
     """ACN: (windows, neurons) time means -> (windows, layers) counts of neurons above their layer's threshold.
@@ -28,10 +31,10 @@ def count_activated(vectors: Matrix, thresholds: Matrix, layer_sizes: Sequence[i
 
 
 def standardize(arrays: Arrays, vectors: Matrix, layer_sizes: Sequence[int]) -> Matrix:
-    """Features in units of the training data's standard deviation: (windows, dimension)."""
+    """Features in units of the training data's standard deviation, none beyond CLIP of them: (windows, dimension)."""
     if "thresholds" in arrays:
         vectors = count_activated(vectors, arrays["thresholds"], layer_sizes)
-    standardized: Matrix = (vectors - arrays["mean"]) / arrays["scale"]
+    standardized: Matrix = np.clip((vectors - arrays["mean"]) / arrays["scale"], -CLIP, CLIP)
     return standardized
 
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -188,9 +188,16 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU each of them takes")
 
 
-def load_table(arguments: argparse.Namespace, preset: str, draws: int = 0) -> Table:
-    """The table that those arguments ask for; clips that give no features are named on the standard error."""
+def load_table(
+    arguments: argparse.Namespace, preset: str, draws: int = 0, speakers_of: Literal["corpus", "site"] = "corpus"
+) -> Table:
+    """The table that those arguments ask for; clips that give no features are named on the standard error.
+
+    Where `speakers_of` is `site`, a speaker's name means the same speaker only within one site.
+    """
     clips = [clip for manifest in arguments.manifest for clip in read_manifest(manifest)]
+    if speakers_of == "site":
+        clips = [replace(clip, speaker=f"{clip.site}: {clip.voice}") for clip in clips]
     table, bad = extract(
         clips,
         Recipe(load_spec(preset), DetectorConfig.load(arguments.detector)),

@@ -290,7 +290,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             for value in values:
                 config.at({key: value})
     with connected(arguments.address):
-        tables = {preset: load_table(arguments, preset, config.draws) for preset in config.presets()}
+        tables = {
+            preset: load_table(arguments, preset, config.draws, config.speakers_of) for preset in config.presets()
+        }
         rows = search(
             config,
             tables,

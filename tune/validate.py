@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,12 +27,15 @@ NOVELTY_QUANTILE = 0.995
 class TrainingConfig(Strict):
     """All of `configs/train.yaml`.
 
-    `draws` is the number of augmented copies of each clip to train on. `folds` divide the corpus for the figures that are quoted; `calibration` divides each training part again, for
-    the scores that calibration and thresholds are fitted to.
+    `draws` is the number of augmented copies of each clip to train on. `folds` divide the corpus for the figures that
+    are quoted; `calibration` divides each training part again, for the scores that calibration and thresholds are
+    fitted to. `speakers_of: site` lets a speaker recur on another site: whole sites are left out, famous voices and
+    all that was published of them are not.
     """
 
     features: str = "neuron-statistics"
     draws: int = Field(0, ge=0)
+    speakers_of: Literal["corpus", "site"] = "corpus"
     estimator: EstimatorConfig = EstimatorConfig()
     folds: FoldsConfig = FoldsConfig()
     calibration: FoldsConfig = FoldsConfig(k=5)

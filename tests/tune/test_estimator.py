@@ -20,17 +20,20 @@ from tune.validate import head_scores
 SMALL_MLP = MlpHead(kind="mlp", hidden=(16,), batch_size=32, max_epochs=20, stop_share=0.25, learning_rate=5e-3)
 
 
-@pytest.mark.parametrize("imbalance", ["none", "weights", "smote"])
-def test_what_serving_computes_equals_scikit_learns_decision(table: Table, imbalance: str) -> None:
-    clips = np.arange(90)
-    arrays = fit(EstimatorConfig(imbalance=imbalance, head=LogisticHead(c=0.1)), table, clips)
+@pytest.mark.parametrize(("imbalance", "count"), [("none", 90), ("weights", 90), ("smote", 90), ("weights", 15)])
+def test_what_serving_computes_equals_scikit_learns_decision(table: Table, imbalance: str, count: int) -> None:
+    """With more windows than features, and with fewer."""
+    clips = np.arange(90)[:: 90 // count]
+    dimension = table.vectors.shape[1]
+    arrays = fit(EstimatorConfig(imbalance=imbalance, head=LogisticHead(c=0.1 * dimension)), table, clips)
     rows = table.rows(clips)
-    steps = [StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced" if imbalance == "weights" else None)]
+    weights = "balanced" if imbalance == "weights" else None
+    steps = [StandardScaler(), LogisticRegression(C=0.1, class_weight=weights, tol=1e-8)]
     if imbalance == "smote":
         steps.insert(1, SMOTE(random_state=0))
     pipeline = make_pipeline(*steps).fit(table.vectors[rows], table.labels[table.owner[rows]])
     expected = pipeline.decision_function(table.vectors)
-    assert score_windows(arrays, table.vectors, table.kind) == pytest.approx(expected, abs=1e-3)
+    assert score_windows(arrays, table.vectors, table.kind) == pytest.approx(expected, abs=5e-3)
 
 
 @pytest.mark.parametrize("acn", [False, True])
