@@ -13,7 +13,6 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
-from ray.serve.schema import ReplicaState
 
 from pipeline.errors import SoundSentryError, StageFailed, StageTimeout, StageUnavailable
 from pipeline.types import OperatingPoint, Speech, Turn, Verdict
@@ -118,7 +117,7 @@ class Graph:
             return {stage: {"status": "unknown", "replicas": 0} for stage in self._stages}
         states: dict[str, StageState] = {}
         for stage in self._stages:
-            replicas = deployments[stage].replica_states.get(ReplicaState.RUNNING, 0)
+            replicas = deployments[stage].replica_states.get("RUNNING", 0)
             states[stage] = {"status": "healthy" if replicas else "down", "replicas": replicas}
         return states
 

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from ray import serve
@@ -29,6 +30,9 @@ from pipeline.formats import SUPPORTED_FORMATS
 from pipeline.types import Label
 
 PAGE = ROOT / "deployments" / "page"
+
+POLICY = "default-src 'self'"
+"""The page needs nothing from elsewhere, and may get nothing."""
 
 RETRY_AFTER_SECONDS = 5
 
@@ -56,7 +60,9 @@ class Ingress:
         app = FastAPI(
             title="Sound Sentry",
             summary="Is this speech a human's or a machine's?",
+            description="Every error is a problem document (RFC 9457); its type ends in its name.",
             version=self._version,
+            docs_url=None,  # in favour of our own, which needs no content delivery network
             redoc_url=None,
             middleware=[
                 Middleware(CORSMiddleware, allow_origins=list(self._cors_origins), allow_methods=["GET", "POST"])
@@ -69,6 +75,7 @@ class Ingress:
             },
         )
         app.add_api_route("/", self.home, responses=answers.HOME)
+        app.add_api_route("/docs", self.docs, include_in_schema=False)
         app.add_api_route("/health", self.health, responses=answers.HEALTH)
         app.add_api_route("/info", self.info, responses=answers.INFO)
         app.add_api_route(
@@ -81,13 +88,13 @@ class Ingress:
             responses=answers.BATCH,
             openapi_extra=BATCH_FORM,
         )
-        app.mount("/page", StaticFiles(directory=PAGE, check_dir=False))
+        app.mount("/page", StaticFiles(directory=PAGE))
         return app
 
     async def home(self, request: Request) -> Response:
         """Name, version and state of the service. A browser gets the page on which to drop a recording."""
         if "text/html" in request.headers.get("accept", ""):
-            return FileResponse(PAGE / "index.html", headers={"Vary": "Accept"})
+            return FileResponse(PAGE / "index.html", headers={"Vary": "Accept", "Content-Security-Policy": POLICY})
         return JSONResponse(
             {
                 "service": "Sound Sentry",
@@ -96,6 +103,15 @@ class Ingress:
                 "timestamp": _now(),
             },
             headers={"Vary": "Accept"},
+        )
+
+    async def docs(self) -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Sound Sentry",
+            swagger_js_url="/page/vendor/swagger-ui-bundle.js",
+            swagger_css_url="/page/vendor/swagger-ui.css",
+            swagger_favicon_url="/page/icon.svg",
         )
 
     async def health(self) -> JSONResponse:

@@ -8,12 +8,11 @@ a speaker, or a passage, that is synthetic among real ones.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import Bundle, BundleInfo, Thresholds
 from pipeline.config import Decision, DetectorConfig
 from pipeline.types import (
     Detail,
@@ -29,6 +28,9 @@ from pipeline.types import (
     Verdict,
 )
 from pipeline.windows import coverage
+
+if TYPE_CHECKING:  # it brings torch, which a process that only passes verdicts on need not load
+    from pipeline.bundle import Bundle, BundleInfo, Thresholds
 
 INTERVAL_Z = 1.645
 """Half width of a 90 % interval in standard errors."""

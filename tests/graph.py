@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -72,32 +71,29 @@ class Cluster:
 @contextmanager
 def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
     """A cluster of one node with that many logical CPUs and GPUs."""
-    folder = Path(tempfile.mkdtemp(prefix="ss", dir="/tmp"))
-    dashboard_port = free_port()
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": str(ROOT),  # where `deploy`, which no process of ours stands behind, finds the application
         "RAY_worker_niceness": "0",  # Ray's 15 would make replicas slower than the process they are compared with
+        "PYTHONPATH": str(ROOT),  # where `deploy`, which no process of ours stands behind, finds the application
     }
     environment.pop("RAY_ADDRESS", None)
-    command: list[str | Path] = [BIN / "ray", "start", "--head", "--block", f"--temp-dir={folder}"]
-    command += [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
-    command += [f"--ray-client-server-port={free_port()}"]
-    command += ["--min-worker-port=0", "--max-worker-port=0"]
-    command += [
-        f"--{name}=0"
-        for name in ("port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
-    ]
-    address_file = folder / "ray_current_cluster"
-    with running(command, environment, folder / "ray.log", signal.SIGTERM) as process:
-        wait_until(lambda: address_file.exists() or process.poll() is not None, START_SECONDS)
-        if process.poll() is not None:
-            raise RuntimeError((folder / "ray.log").read_text())
-        yield Cluster(folder, address_file.read_text(), f"http://127.0.0.1:{dashboard_port}", environment)
-    shutil.rmtree(folder)
+    dashboard_port = free_port()
+    options: dict[str, object] = {"num-cpus": num_cpus, "num-gpus": num_gpus, "ray-client-server-port": free_port()}
+    options |= {"dashboard-host": "127.0.0.1", "dashboard-port": dashboard_port}
+    options |= dict.fromkeys(("port", "min-worker-port", "max-worker-port", "metrics-export-port"), 0)
+    options |= dict.fromkeys(("dashboard-agent-listen-port", "dashboard-agent-grpc-port"), 0)
+    with tempfile.TemporaryDirectory(prefix="ss", dir="/tmp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        address, log = folder / "ray_current_cluster", folder / "ray.log"
+        command: list[str | Path] = [BIN / "ray", "start", "--head", "--block", f"--temp-dir={folder}"]
+        command += [f"--{option}={value}" for option, value in options.items()]
+        with running(command, environment, log, signal.SIGTERM) as process:
+            wait_until(lambda: address.exists() or process.poll() is not None, START_SECONDS)
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text())
+            yield Cluster(folder, address.read_text(), f"http://127.0.0.1:{dashboard_port}", environment)
 
 
 @contextmanager
@@ -120,7 +116,7 @@ def serve_config() -> dict[str, Any]:
 
 @contextmanager
 def running(
-    command: list[str | Path], environment: dict[str, str], log: Path, stop: signal.Signals
+    command: Sequence[str | Path], environment: dict[str, str], log: Path, stop: signal.Signals
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in the repository's root, stopped by a signal at the end."""
     with log.open("wb") as output:

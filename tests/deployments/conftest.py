@@ -25,7 +25,9 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def config() -> dict[str, Any]:
     """The content of the Serve config file that `service` was started with."""
-    return serve_config()
+    config = serve_config()
+    config["applications"][0]["args"]["cors_origins"] = ["chrome-extension://abcdefghijklmnopabcdefghijklmnop"]
+    return config
 
 
 @pytest.fixture(scope="session")

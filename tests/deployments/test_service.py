@@ -186,6 +186,7 @@ def test_home_for_programs_and_for_browsers(service: httpx.Client) -> None:
     page = service.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert page.headers["content-type"].startswith("text/html")
     assert "Accept" in page.headers["vary"]
+    assert page.headers["content-security-policy"] == "default-src 'self'"
     assert service.get("/page/index.html").text == page.text
 
 
@@ -216,13 +217,20 @@ def test_unknown_paths_and_methods_are_problems(service: httpx.Client) -> None:
     assert response.headers["allow"] == "POST"
 
 
-def test_other_origins_may_not_read(service: httpx.Client) -> None:
+def test_only_the_origins_on_the_list_may_read(service: httpx.Client, config: dict[str, Any]) -> None:
+    (extension,) = config["applications"][0]["args"]["cors_origins"]
     response = service.get("/health", headers={"origin": "https://elsewhere.example"})
     assert "access-control-allow-origin" not in response.headers
+    response = service.post("/predict", headers={"origin": extension})
+    assert response.headers["access-control-allow-origin"] == extension
+    assert "access-control-allow-credentials" not in response.headers
 
 
 def test_the_documentation_has_an_example_for_each_answer(service: httpx.Client) -> None:
-    assert service.get("/docs").status_code == 200
+    docs = service.get("/docs").text
+    assert re.findall(r'(?:src|href)="([^"]*)"', docs) and "http" not in docs, "all it loads is served here"
+    for path in re.findall(r'(?:src|href)="([^"]*)"', docs):
+        assert service.get(path).status_code == 200, path
     document = service.get("/openapi.json").json()
     models = {
         "/": HomeAnswer,
