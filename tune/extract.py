@@ -216,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.extract", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
     parser.add_argument("--features", default="neuron-statistics", help="preset (default %(default)s) or YAML file")
+    parser.add_argument("--draws", type=int, default=0, help="augmented copies of each clip, too (default %(default)s)")
     parser.add_argument(
         "--out", type=Path, help="folder for features.npy, labels.npy and the manifest's rows they are of"
     )

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from tune.table import Table
 from tune.train import main as train_main
 
 FEATURES = "sound-sentry-45"
+
+# Ray warns of its own settings.
+pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*", r"ignore::FutureWarning:ray\..*")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -279,17 +283,29 @@ def grid_free(tmp_path: Path) -> Path:
     return path
 
 
-def kill_when(command: list[str], reached: Any) -> None:
+def kill_when(command: list[str], reached: Callable[[], bool]) -> None:
     """Run a command in a process group of its own until `reached()`, then kill it as a power cut would."""
+    # What a killed Ray leaves in its temporary folder is swept up here; its sockets want a short path.
+    with tempfile.TemporaryDirectory(prefix="ss", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        _kill_when(command, reached, os.environ | {"TMPDIR": folder})
+
+
+def _kill_when(command: list[str], reached: Callable[[], bool], environment: dict[str, str]) -> None:
     process = subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 200
         while not reached():
             assert process.poll() is None, "the command ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
