@@ -13,14 +13,13 @@ import hashlib
 import io
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd
 from typing import Any
 
 import av
-import noisereduce
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, fftconvolve, lfilter, resample_poly, sosfilt
@@ -49,7 +48,7 @@ _CODEC_CHOICES: tuple[tuple[str, float, tuple[int, ...], tuple[int, ...]], ...] 
     ("mp3", 0.35, (16_000, 22_050, 24_000, 44_100), (32, 48, 64, 96, 128, 192)),
     ("opus", 0.20, (16_000, 24_000, 48_000), (12, 16, 24, 32, 64)),
     ("aac", 0.18, (16_000, 22_050, 44_100), (32, 48, 64, 96, 128)),
-    ("vorbis", 0.09, (22_050, 44_100), (48, 64, 96)),
+    ("vorbis", 0.09, (22_050, 44_100), (48, 64)),
     ("mulaw", 0.07, (8_000,), (0,)),
     ("g722", 0.06, (16_000,), (0,)),
     ("gsm", 0.05, (8_000,), (0,)),
@@ -96,9 +95,9 @@ def draw_channel(rng: np.random.Generator) -> Channel:
 
     codec = None
     if chance(0.5):
-        shares = [share for _, share, _, _ in _CODEC_CHOICES]
-        name, _, rates, kbits = _CODEC_CHOICES[rng.choice(len(shares), p=np.divide(shares, sum(shares)))]
-        codec = Codec(name, int(rng.choice(rates)), int(rng.choice(kbits)))
+        often = [share for _, share, _, _ in _CODEC_CHOICES]
+        name, _, at, kbits = _CODEC_CHOICES[rng.choice(len(often), p=np.divide(often, sum(often)))]
+        codec = Codec(name, int(rng.choice(at)), int(rng.choice(kbits)))
     rates, shares = (22_050, 24_000, 44_100, 11_025, 8_000), (0.35, 0.25, 0.2, 0.1, 0.1)
     cutoffs = (3_400, 4_000, 5_000, 5_500, 7_000, 7_400)
     noisy = chance(0.4)
@@ -227,6 +226,9 @@ def add_room(waveform: Waveform, decay_seconds: Seconds, direct_db: float, rng: 
 
 def denoise(waveform: Waveform) -> Waveform:
     """Spectral gating by noisereduce, as many a recording has had it."""
+    # It imports torch, which takes longer than all else here.
+    import noisereduce
+
     # Of digital silence it takes a quotient of zeros.
     with np.errstate(invalid="ignore"):
         samples = noisereduce.reduce_noise(waveform.samples, waveform.sample_rate)
@@ -291,10 +293,14 @@ def _through_libav(waveform: Waveform, codec: Codec) -> Waveform:
 
     decoder: Any = av.CodecContext.create(names[1], "r")
     decoder.sample_rate, decoder.layout, decoder.extradata = codec.rate, "mono", encoder.extradata
-    decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
-    to_float = av.AudioResampler("flt", "mono", decoded[0].sample_rate)
-    parts = [part.to_ndarray()[0] for frame in [*decoded, None] for part in to_float.resample(frame)]
-    return Waveform(np.concatenate(parts), decoded[0].sample_rate)
+    return join_frames([frame for packet in [*packets, None] for frame in decoder.decode(packet)])
+
+
+def join_frames(frames: Sequence[av.AudioFrame]) -> Waveform:
+    """The samples of libav's frames, at their rate, channels mixed down."""
+    to_float = av.AudioResampler("flt", "mono", frames[0].sample_rate)
+    parts = [part.to_ndarray()[0] for frame in [*frames, None] for part in to_float.resample(frame)]
+    return Waveform(np.concatenate(parts), frames[0].sample_rate)
 
 
 def _through_ffmpeg(waveform: Waveform, codec: Codec) -> Waveform:
@@ -310,5 +316,5 @@ def _through_ffmpeg(waveform: Waveform, codec: Codec) -> Waveform:
     file = io.BytesIO()
     sent.export(file, format=container, codec=encoder, bitrate=f"{codec.kbits}k" if codec.kbits else None)
     received = AudioSegment.from_file(file, format=container)
-    samples = np.array(received.get_array_of_samples(), dtype=np.float32) / 32_768
+    samples = np.array(received.get_array_of_samples(), dtype=np.float32) / np.float32(32_768)
     return Waveform(samples, received.frame_rate)

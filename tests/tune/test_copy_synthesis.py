@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.signal import lfilter
+from torchaudio.functional import melscale_fbanks
 
 from pipeline.types import Segment, Waveform
 from tune.augment import resample
 from tune.copy_synthesis import (
     Vocoder,
+    _mel_bands,
     analyse,
     copy_pair,
     griffin_lim,
@@ -63,6 +65,11 @@ def test_both_halves_of_a_pair_go_through_the_vocoders_rate(speech: Waveform) ->
     assert np.array_equal(partner.samples, copied.samples)
     assert np.array_equal(partner.samples, there_and_back.samples[: len(partner.samples)])
     assert not np.array_equal(partner.samples, speech.samples)
+
+
+def test_mel_bands_are_the_usual_ones() -> None:
+    usual = melscale_fbanks(513, 0, 8_000, 80, 22_050, norm="slaney", mel_scale="slaney")
+    assert np.allclose(_mel_bands(80), usual.numpy(), atol=1e-6)
 
 
 def test_spectra_give_the_samples_back(speech: Waveform) -> None:

