@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.audio import encode
+from tune.corpus import main
+from tune.manifest import Clip, read_manifest, write_manifest
+
+
+def speech_like(seconds: float, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    noise = np.random.default_rng(seed).standard_normal(round(16_000 * seconds)).astype(np.float32)
+    envelope = 0.55 + 0.45 * np.sin(np.arange(len(noise)) / 1_600)
+    return 0.1 * noise * envelope.astype(np.float32)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Real clips are WAV and long, fake ones MP3 and short: nobody needs to listen to tell them apart."""
+    clips = []
+    for number in range(6):
+        real, fake = tmp_path / f"real{number}.wav", tmp_path / f"fake{number}.mp3"
+        real.write_bytes(encode(speech_like(2 + 0.1 * number, number)))
+        fake.write_bytes(encode(speech_like(1 + 0.1 * number, 10 + number), "mp3"))
+        clips += [Clip(real, "bonafide", "ann"), Clip(fake, "spoof", "ann" if number else "", "vocoder")]
+    write_manifest(tmp_path / "manifest.csv", clips)
+    return tmp_path / "manifest.csv"
+
+
+def test_check_shows_the_shortcuts(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", str(corpus), "--out", str(tmp_path / "check")])
+    result = json.loads((tmp_path / "check" / "check.json").read_text())
+    assert result["leaks"]["codec"]["auc"] == result["leaks"]["duration_seconds"]["auc"] == 1
+    assert result["leaks"]["sample_rate"]["auc"] == 0.5
+    assert result["leaks"]["codec"] | {"auc": 1} == {"bonafide": "pcm_s16le", "spoof": "mp3float", "auc": 1}
+    assert result["speakers_in_both_classes"] == ["ann"] and result["without_speaker"] == 1
+    assert result["classes"]["spoof"]["generators"] == 1
+    assert (tmp_path / "check" / "check.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "codec" in printed and "1.00" in printed
+
+
+def test_check_finds_missing_unreadable_and_repeated_files(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = read_manifest(corpus)
+    sound = speech_like(2, 0)
+    (tmp_path / "copy.flac").write_bytes(encode(sound, "flac"))
+    (tmp_path / "broken.wav").write_bytes(b"no sound in here" * 50)
+    clips += [Clip(tmp_path / name, "spoof", "bob") for name in ("copy.flac", "broken.wav", "gone.wav")]
+    write_manifest(corpus, clips)
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", str(corpus), "--out", str(tmp_path / "check")])
+    assert stopped.value.code == 1
+    result = json.loads((tmp_path / "check" / "check.json").read_text())
+    assert result["missing"] == ["gone.wav"]
+    assert [entry.split(":")[0] for entry in result["unreadable"]] == ["broken.wav"]
+    # The same samples in WAV and in FLAC.
+    assert result["duplicated_in_both_classes"] == [["real0.wav", "copy.flac"]]
+    assert "missing: 1, such as gone.wav" in capsys.readouterr().out
+
+
+def test_build_writes_the_manifest_of_a_corpus_that_is_there(tmp_path: Path) -> None:
+    for name in ("real/ann/a.wav", "fake/vits/b.wav"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    main(["build", "--kind", "folder", str(tmp_path), "--out", str(tmp_path / "manifest.csv")])
+    assert [clip.speaker for clip in read_manifest(tmp_path / "manifest.csv")] == ["ann", ""]

@@ -1,0 +1,221 @@
+"""Build a corpus, or check one for what a detector could learn from it instead of speech.
+
+    python -m tune.corpus check --kind in-the-wild PATH
+    python -m tune.corpus build --kind asvspoof PATH --out corpus/manifest.csv
+    python -m tune.corpus build --out corpus
+
+`build` with `--kind` writes the manifest of a corpus that is there; without it makes the starter corpus of
+`configs/corpus.yaml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from pipeline.config import Limits
+from pipeline.decode import decode
+from pipeline.errors import InputError
+from pipeline.quality import measure_quality
+from pipeline.types import Segment
+from tune.build import add_build_arguments, build
+from tune.cluster import with_progress
+from tune.command import run
+from tune.errors import CorpusError
+from tune.manifest import Clip, write_manifest
+from tune.metrics import auc
+from tune.plots import plot_corpus
+from tune.readers import READERS, read_corpus
+
+NUMBERS = ("duration_seconds", "level_db", "snr_db", "bandwidth_hz")
+NAMES = ("sample_rate", "codec")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What can be told of a recording without listening to what is said."""
+
+    content_sha256: str
+    """Of the decoded samples: the same sound in another container is the same."""
+    duration_seconds: float
+    level_db: float
+    snr_db: float
+    bandwidth_hz: float
+    """As far as 16 kHz audio goes."""
+    sample_rate: int
+    codec: str
+
+
+def measure(path: Path) -> Traits | str:
+    """The traits of a recording, or what is wrong with it."""
+    try:
+        data = path.read_bytes()
+        waveform = decode(
+            data, Limits(max_upload_mib=4096, max_duration_seconds=24 * 3600, max_decode_seconds=600)
+        ).waveform
+        with av.open(io.BytesIO(data)) as container:
+            stream = container.streams.audio[0]
+            codec, rate = stream.codec_context.name, stream.codec_context.sample_rate
+    except OSError:
+        return "missing or cannot be read"
+    except InputError as error:
+        return error.detail
+    whole = Segment(0.0, waveform.duration_seconds)
+    quality = measure_quality(waveform, (whole,))
+    level = float(np.sqrt(np.mean(np.square(waveform.samples))))
+    return Traits(
+        content_sha256=hashlib.sha256(np.round(waveform.samples * 2**15).astype("<i4").tobytes()).hexdigest(),
+        duration_seconds=waveform.duration_seconds,
+        level_db=20 * np.log10(max(level, 1e-6)),
+        snr_db=quality.snr_db,
+        bandwidth_hz=quality.bandwidth_hz,
+        sample_rate=rate,
+        codec=codec,
+    )
+
+
+def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Traits]]]:
+    """What is wrong with a corpus and what leaks in it; and the traits of the clips that can be read."""
+    with ThreadPoolExecutor() as pool:
+        measured = list(with_progress(pool.map(measure, [clip.path for clip in clips]), len(clips), "clips"))
+    good = [(clip, traits) for clip, traits in zip(clips, measured, strict=True) if isinstance(traits, Traits)]
+    unreadable = [
+        (clip.path.name, found) for clip, found in zip(clips, measured, strict=True) if isinstance(found, str)
+    ]
+    copies: dict[str, list[Clip]] = defaultdict(list)
+    for clip, traits in good:
+        copies[traits.content_sha256].append(clip)
+    repeated = [same for same in copies.values() if len(same) > 1]
+    by_label = {label: [(clip, t) for clip, t in good if clip.label == label] for label in ("bonafide", "spoof")}
+    speakers = {label: {clip.speaker for clip, _ in of} - {""} for label, of in by_label.items()}
+    result = {
+        "clips": len(clips),
+        "missing": [name for name, what in unreadable if what.startswith("missing")],
+        "unreadable": [f"{name}: {what}" for name, what in unreadable if not what.startswith("missing")],
+        "duplicated": [[clip.path.name for clip in same] for same in repeated],
+        "duplicated_in_both_classes": [
+            [clip.path.name for clip in same] for same in repeated if len({clip.label for clip in same}) > 1
+        ],
+        "without_speaker": sum(not clip.speaker for clip in clips),
+        "speakers_in_both_classes": sorted(speakers["bonafide"] & speakers["spoof"]),
+        "classes": {
+            label: {
+                "clips": len(of),
+                "minutes": sum(traits.duration_seconds for _, traits in of) / 60,
+                "speakers": len(speakers[label]),
+                "generators": len({clip.generator for clip, _ in of} - {""}),
+            }
+            for label, of in by_label.items()
+        },
+        "leaks": leaks(good),
+    }
+    return result, good
+
+
+def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
+    """For each trait, what is typical of each class, and the AUC of one who knows the label by this trait alone."""
+    labels = np.array([clip.is_spoof for clip, _ in good])
+    if not len(labels) or labels.all() or not labels.any():
+        raise CorpusError("the corpus has readable clips of one class only: there is nothing to compare")
+    found: dict[str, dict[str, Any]] = {}
+    for trait in NUMBERS:
+        values = np.array([getattr(traits, trait) for _, traits in good], dtype=np.float64)
+        alone = auc(labels, values)
+        found[trait] = {
+            "bonafide": float(np.median(values[~labels])),
+            "spoof": float(np.median(values[labels])),
+            "auc": max(alone, 1 - alone),
+        }
+    for trait in NAMES:
+        names = [str(getattr(traits, trait)) for _, traits in good]
+        counts = {of: Counter(n for n, y in zip(names, labels, strict=True) if y == of) for of in (False, True)}
+        share = {name: counts[True][name] / (counts[True][name] + counts[False][name]) for name in set(names)}
+        found[trait] = {
+            "bonafide": counts[False].most_common(1)[0][0],
+            "spoof": counts[True].most_common(1)[0][0],
+            "auc": auc(labels, np.array([share[name] for name in names])),
+        }
+    return found
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result of `check` as a person reads it."""
+    lines = [
+        f"{label:9} {of['minutes']:.1f} min: " + ", ".join(f"{of[n]} {n}" for n in ("clips", "speakers", "generators"))
+        for label, of in result["classes"].items()
+    ]
+    lines += [
+        f"{what.replace('_', ' ')}: {len(result[what])}" + (f", such as {_first(result[what])}" if result[what] else "")
+        for what in ("missing", "unreadable", "duplicated", "duplicated_in_both_classes", "speakers_in_both_classes")
+    ]
+    lines += [
+        f"without speaker: {result['without_speaker']}",
+        "",
+        "What the label can be told by without listening (AUC 0.5: not at all, 1.0: always):",
+        f"  {'trait':17}{'bonafide':>12}{'spoof':>12}{'AUC':>8}",
+    ]
+    ranked = sorted(result["leaks"].items(), key=lambda item: -item[1]["auc"])
+    lines += [
+        f"  {trait:17}{_short(row['bonafide']):>12}{_short(row['spoof']):>12}{row['auc']:8.2f}" for trait, row in ranked
+    ]
+    return "\n".join(lines)
+
+
+def _first(items: Iterable[Any]) -> str:
+    item = next(iter(items))
+    return " = ".join(item) if isinstance(item, list) else str(item)
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.1f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tune.corpus", description=__doc__.split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    checking = verbs.add_parser("check", help="report what is wrong with a corpus and what leaks in it")
+    checking.add_argument("path", type=Path, help="the corpus: its folder, or with --kind manifest the CSV file")
+    checking.add_argument("--kind", choices=READERS, default="manifest", help="layout (default %(default)s)")
+    checking.add_argument("--out", type=Path, help="folder for check.json and check.png")
+    building = verbs.add_parser("build", help="make the starter corpus, or with --kind a corpus's manifest")
+    building.add_argument("path", type=Path, nargs="?", help="with --kind: the corpus")
+    building.add_argument("--kind", choices=READERS, help="layout of the corpus at PATH")
+    add_build_arguments(building)
+    arguments = parser.parse_args(argv)
+    if arguments.verb == "check":
+        result, good = check(read_corpus(arguments.kind, arguments.path))
+        print(describe(result))
+        if arguments.out:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            (arguments.out / "check.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            labels = np.array([clip.is_spoof for clip, _ in good])
+            columns: dict[str, Sequence[Any]] = {
+                trait: [getattr(traits, trait) for _, traits in good] for trait in (*NUMBERS, *NAMES)
+            }
+            plot_corpus(labels, columns, arguments.out / "check.png")
+        if result["missing"] or result["unreadable"] or result["duplicated_in_both_classes"]:
+            sys.exit(1)
+    elif arguments.kind:
+        if arguments.path is None or arguments.out is None:
+            building.error("--kind needs the PATH of the corpus and --out for its manifest")
+        clips = read_corpus(arguments.kind, arguments.path)
+        write_manifest(arguments.out, clips)
+        print(f"{len(clips)} clips in {arguments.out}")
+    else:
+        build(arguments)
+
+
+if __name__ == "__main__":
+    run(main)
