@@ -145,15 +145,15 @@ def csv_writer() -> Write:
 def table_writer(paths: Sequence[str]) -> Write:
     """Writes the header, then a row a file and, where it was diarized, a row a speaker."""
     console = Console(soft_wrap=True, highlight=False, emoji=False)
-    width = min(max(cell_len(shown(path)) for path in paths), 60)
+    width = min(max(cell_len(name) for name in ("  SPEAKER_00", *map(shown, paths))), 60)
 
     def row(name: str, result: str, probability: str, interval: str, speech: str, notes: str) -> Text:
         padding = " " * max(0, width - cell_len(name))
         text = Text(f"{name}{padding}  ")
         text.append(f"{result:<13}", STYLES.get(result, "bold"))
-        return text.append(f"{probability:>7}  {interval:<12}{speech:>9}  {notes}".rstrip())
+        return text.append(f"{probability:>7}  {interval:<13}{speech:>9}  {notes}".rstrip())
 
-    console.print(row("FILE", "RESULT", "P(FAKE)", "90 % SURE", "SPEECH", "NOTES"))
+    console.print(row("FILE", "RESULT", "P(FAKE)", "90 % INTERVAL", "SPEECH", "NOTES"))
 
     def write(path: str, answer: Answer) -> None:
         if isinstance(answer, SoundSentryError):
