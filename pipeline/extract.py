@@ -65,14 +65,16 @@ class TkanExtractor:
         """(windows, dimension): the recipe's features of each window of `waveform`."""
         vectors: dict[int, NDArray[np.float32]] = {}
         heard: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        for chunk in plan_chunks(windows, waveform.duration_seconds):
+        chunks = plan_chunks(windows, waveform.duration_seconds)
+        for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
             activations = self.backbone.activations(normalize_peak(waveform.crop(chunk)), self.layers)
             for row, window in enumerate(windows):
                 if window.parts[0].start >= chunk.end or window.parts[-1].end <= chunk.start:
                     continue
                 for layer, frames in activations.items():
                     heard[row][layer] += spoken_stretches(frames, chunk, window)
-                if window.parts[-1].end <= chunk.end:
+                # What a window heard is summed up as soon as no chunk can add to it: an hour would not fit in memory.
+                if following is None or window.parts[-1].end <= following.start:
                     layers = heard.pop(row)
                     features = torch.cat([layer_features(self.spec, layers[layer]) for layer in self.layers])
                     vectors[row] = features.cpu().numpy()

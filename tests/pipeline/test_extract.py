@@ -54,3 +54,13 @@ def test_level_does_not_matter(extractor: TkanExtractor) -> None:
 def test_a_tenth_of_a_second_has_features(extractor: TkanExtractor) -> None:
     found = speech((0.0, 0.1), duration_seconds=0.1)
     assert extractor.extract(Recording(noise(0.1), "wav"), found, None).vectors.shape == (1, 45)
+
+
+def test_every_window_has_features_wherever_speech_ends(extractor: TkanExtractor) -> None:
+    """Edges of chunks and of windows come from different sums, which differ in their last bits."""
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        bounds = np.sort(rng.uniform(0, 25, size=6))
+        found = speech(*bounds.reshape(-1, 2).tolist(), duration_seconds=25.0)
+        features = extractor.extract(Recording(noise(25.0), "wav"), found, None)
+        assert len(features.vectors) == len(features.windows)
