@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ Indices = NDArray[np.intp]
 
 
 class FoldsConfig(Strict):
-    """How a corpus is divided. `speaker` gives k folds of speakers, stratified by class; any other leaves out one
-    generator, site, source or language at a time, and from training whatever shares a speaker or utterance with it."""
+    """How a corpus is divided. `speaker` gives k folds of speakers, stratified by class; any other leaves out
+    `at_once` generators, sites, sources or languages at a time, and from training whatever shares a speaker or
+    utterance with them."""
 
     by: Literal["speaker", "generator", "site", "source", "language"] = "speaker"
     k: int = Field(10, ge=2)
+    at_once: int = Field(1, ge=1)
     seed: int = 0
 
 
@@ -75,12 +78,15 @@ def make_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
         raise CorpusError(f"{len(blank)} clips name no {config.by}, {blank[0]} for one: folds by it need all named")
     if len(set(names)) < 2:
         raise CorpusError(f"all clips are of one {config.by}, {names[0]}: there is no other to leave out")
+    by_size = [name for name, _ in sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))]
+    # The large ones are dealt to different folds.
+    count = max(2, math.ceil(len(by_size) / config.at_once))
     folds = []
-    for name in sorted(set(names)):
-        test = np.array([i for i, other in enumerate(names) if other == name])
+    for left_out in sorted(sorted(by_size[start::count]) for start in range(count)):
+        test = np.array([i for i, name in enumerate(names) if name in left_out])
         tied = {tie for i in test for tie in ties(clips[i])}
-        train = [i for i, other in enumerate(names) if other != name and not tied & set(ties(clips[i]))]
-        folds.append(make_fold(f"{config.by} {name}", clips, np.array(train, dtype=np.intp), test))
+        train = [i for i, name in enumerate(names) if name not in left_out and not tied & set(ties(clips[i]))]
+        folds.append(make_fold(f"{config.by} {', '.join(left_out)}", clips, np.array(train, dtype=np.intp), test))
     return folds
 
 

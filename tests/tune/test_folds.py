@@ -89,3 +89,12 @@ def test_a_corpus_too_small_is_refused_by_name(clips: list[Clip], config: FoldsC
 def test_folds_do_not_change_from_run_to_run(clips: list[Clip]) -> None:
     first, second = (make_folds(clips, FoldsConfig(k=4)) for _ in range(2))
     assert all((a.test == b.test).all() for a, b in zip(first, second, strict=True))
+
+
+def test_several_sites_are_left_out_at_once() -> None:
+    clips = make_clips(sites=5)
+    folds = make_folds(clips, FoldsConfig(by="site", at_once=2))
+    assert len(folds) == 3
+    assert sorted(i for fold in folds for i in fold.test) == list(range(len(clips)))
+    for fold in folds:
+        assert not {clips[i].site for i in fold.train} & {clips[i].site for i in fold.test}
