@@ -52,9 +52,7 @@ class Waveform:
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 1 or self.samples.dtype != np.float32:
-            raise ValueError(
-                f"samples must be (time,) float32, got {self.samples.shape = }, {self.samples.dtype = }"
-            )
+            raise ValueError(f"samples must be (time,) float32, got {self.samples.shape = }, {self.samples.dtype = }")
 
     def __repr__(self) -> str:
         return f"Waveform({self.duration_seconds:.2f} s, {self.sample_rate} Hz)"

@@ -23,7 +23,7 @@ from tune.extract import add_corpus_arguments, load_table
 from tune.folds import make_folds
 from tune.metrics import SUMMARY, Intervals, bootstrap
 from tune.table import Table
-from tune.validate import TrainingConfig, cross_validate, train
+from tune.validate import Trained, TrainingConfig, cross_validate, train
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
 PACKAGES = ("torch", "scikit-learn", "imbalanced-learn", "numpy")
@@ -35,7 +35,21 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
     scores = cross_validate(config, table, folds)
     metrics = bootstrap(SUMMARY, table.labels, scores, [clip.voice for clip in table.clips])
     trained = train(config, table, np.arange(len(table.clips)))
-    info = BundleInfo(
+    tested = {
+        "of": f"clips of each {config.folds.by} left out of training, calibration and thresholds",
+        "folds": len(folds),
+        "interval": "95 % over speakers",
+        **{key: dict(zip(("value", "low", "high"), found, strict=True)) for key, found in metrics.items()},
+    }
+    info = describe(config, table, trained, name, tested)
+    return save_bundle(folder, info, trained.arrays, model_card(info, config, table, metrics))
+
+
+def describe(
+    config: TrainingConfig, table: Table, trained: Trained, name: str, metrics: dict[str, Any] | None = None
+) -> BundleInfo:
+    """The `bundle.json` of a trained detector, but for the hash of its arrays, which saving adds."""
+    return BundleInfo(
         name=name,
         features=table.kind.spec,
         layers=table.kind.layers,
@@ -46,17 +60,11 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
         thresholds=trained.thresholds,
         window_sd=trained.window_sd,
         novelty_limit=trained.novelty_limit,
-        metrics={
-            "of": f"clips of each {config.folds.by} left out of training, calibration and thresholds",
-            "folds": len(folds),
-            "interval": "95 % over speakers",
-            **{key: dict(zip(("value", "low", "high"), found, strict=True)) for key, found in metrics.items()},
-        },
+        metrics=metrics or {},
         corpus=describe_corpus(table),
         versions={package: version(package) for package in PACKAGES},
         seed=config.estimator.seed,
     )
-    return save_bundle(folder, info, trained.arrays, model_card(info, config, table, metrics))
 
 
 def describe_corpus(table: Table) -> dict[str, Any]:

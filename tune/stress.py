@@ -1,0 +1,260 @@
+"""How a detector holds up on sites it was not trained on: through other channels, at any length, in mixed recordings.
+
+    python -m tune.stress --config configs/train-demo-pages.yaml --manifest corpus/manifest.csv --out runs/stress
+
+Every clip is judged by a detector that was trained, calibrated and thresholded without its fold. Recordings are
+assembled from clips of one fold and judged as users meet them, but for decoding: by the real voice activity,
+extraction and classification. Writes `stress.json` and `stress.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import Bundle
+from pipeline.classifier import Classifier
+from pipeline.config import DetectorConfig, parse
+from pipeline.decode import decode
+from pipeline.extract import TkanExtractor
+from pipeline.tkan import load_spec
+from pipeline.types import SAMPLE_RATE, Recording, Seconds, Turn, Verdict, Waveform
+from pipeline.vad import VoiceActivityDetector
+from tune.augment import CONDITIONS
+from tune.command import run
+from tune.extract import Recipe, add_corpus_arguments, extract, load_table
+from tune.folds import Fold, FoldsConfig, make_folds
+from tune.manifest import Clip
+from tune.metrics import auc, eer
+from tune.table import Table
+from tune.train import describe
+from tune.validate import Trained, TrainingConfig, train
+
+LENGTHS: tuple[Seconds, ...] = (2, 5, 10, 30, 60, 300, 600)
+GAP = np.zeros(SAMPLE_RATE // 4, np.float32)
+"""Silence between the clips of an assembled recording."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A fold's detector, and the clips that had no part in it."""
+
+    voice_activity: VoiceActivityDetector
+    extractor: TkanExtractor
+    classifier: Classifier
+
+    def verdict(self, samples: NDArray[np.float32], turns: tuple[Turn, ...] | None = None) -> Verdict:
+        recording = Recording(Waveform(samples), "wav")
+        speech = self.voice_activity.detect(recording)
+        if not speech.segments:
+            return self.classifier.no_speech(speech, use_diarization=turns is not None)
+        return self.classifier.classify(self.extractor.extract(recording, speech, turns))
+
+
+def robustness(
+    trained: Sequence[Trained], folds: Sequence[Fold], clean: Table, tables: dict[str, Table]
+) -> dict[str, dict[str, float]]:
+    """EER and AUC of the held-out clips through each condition; of the same clips without it, as `clean`."""
+    rows = {}
+    for name, table in tables.items():
+        index = {clip.path: i for i, clip in enumerate(table.clips)}
+        scores = np.full(len(table.clips), np.nan)
+        for detector, fold in zip(trained, folds, strict=True):
+            held_out = [index[clean.clips[i].path] for i in fold.test if clean.clips[i].path in index]
+            part = np.array(held_out, dtype=np.intp)
+            scores[part] = detector.score(table, part)
+        rows[name] = {"eer": eer(table.labels, scores), "auc": auc(table.labels, scores), "clips": len(scores)}
+    return rows
+
+
+def false_alarms(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) -> dict[str, Any]:
+    """Verdicts on real speech at each of LENGTHS, from about `seconds` of it each: clips of one site in a row."""
+    by_site = defaultdict(list)
+    for clip in clips:
+        if not clip.is_spoof:
+            by_site[clip.site].append(clip)
+    sites = [own for own in by_site.values() if len(own) >= 5]
+    found: dict[str, Any] = {}
+    for length in LENGTHS:
+        counts: dict[str, int] = defaultdict(int)
+        for _ in range(max(2, round(seconds / length))):
+            own = sites[rng.integers(len(sites))]
+            counts[judge.verdict(assemble(own, rng, length)).overall] += 1
+        found[f"{length:g}"] = dict(counts)
+    return found
+
+
+def assemble(clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) -> NDArray[np.float32]:
+    """Clips in random order, again if need be, until there are so many seconds."""
+    parts: list[NDArray[np.float32]] = []
+    while sum(map(len, parts)) < seconds * SAMPLE_RATE:
+        parts += [GAP, samples_of(clips[rng.integers(len(clips))])]
+    return np.concatenate(parts)[: round(seconds * SAMPLE_RATE)]
+
+
+def samples_of(clip: Clip) -> NDArray[np.float32]:
+    """The clip at the level of all others, so that no seam shows by its level alone."""
+    samples = decode(clip.path.read_bytes(), DetectorConfig().limits).waveform.samples
+    return samples * np.float32(0.1 / max(float(np.sqrt(np.square(samples).mean())), 1e-6))
+
+
+def mixtures(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
+    """Recordings of three real speakers and a synthetic one, by turns as they were laid, and of a real speaker with a
+    synthetic passage spliced in; each clip of one site, so that the channel does not give it away."""
+    by_site: dict[str, dict[bool, dict[str, list[Clip]]]] = defaultdict(lambda: {True: {}, False: {}})
+    for clip in clips:
+        by_site[clip.site][clip.is_spoof].setdefault(clip.voice, []).append(clip)
+    rows = []
+    talkers = [own for own in by_site.values() if len(own[False]) >= 3 and own[True]]
+    spliced = [own for own in by_site.values() if own[True] and max(map(len, own[False].values()), default=0) >= 4]
+    for _ in range(count if talkers else 0):
+        own = talkers[rng.integers(len(talkers))]
+        voices = [own[False][name] for name in rng.choice(sorted(own[False]), 3, replace=False)]
+        voices.append(own[True][str(rng.choice(sorted(own[True])))])
+        samples, turns = lay_turns([(str(i), clip) for i in (0, 3, 1, 3, 2) for clip in pick(voices[int(i)], rng, 2)])
+        for speaker in judge.verdict(samples, turns).speakers:
+            rows.append(
+                {
+                    "kind": "speaker",
+                    "spoof": speaker.speaker == "3",
+                    "result": speaker.result,
+                    "probability": speaker.probability,
+                }
+            )
+    for _ in range(count if spliced else 0):
+        own = spliced[rng.integers(len(spliced))]
+        voice = max(own[False].values(), key=len)
+        fakes = own[True][str(rng.choice(sorted(own[True])))]
+        real, fake = pick(voice, rng, 6), pick(fakes, rng, 1)
+        samples, turns = lay_turns(
+            [("r", c) for c in real[:3]] + [("f", c) for c in fake] + [("r", c) for c in real[3:]]
+        )
+        verdict = judge.verdict(samples)
+        passage = next(turn for turn in turns if turn.speaker == "f")
+        step = verdict.timeline.step_seconds
+        for number, probability in enumerate(verdict.timeline.probability):
+            if probability is not None:
+                inside = passage.start <= (number + 0.5) * step < passage.end
+                rows.append({"kind": "step", "spoof": inside, "probability": probability})
+        rows.append({"kind": "splice", "spoof": True, "result": verdict.overall, "reasons": list(verdict.reasons)})
+    return rows
+
+
+def pick(clips: Sequence[Clip], rng: np.random.Generator, count: int) -> list[Clip]:
+    return [clips[i] for i in rng.choice(len(clips), count, replace=len(clips) < count)]
+
+
+def lay_turns(clips: Sequence[tuple[str, Clip]]) -> tuple[NDArray[np.float32], tuple[Turn, ...]]:
+    """The clips in a row, and who speaks when."""
+    parts: list[NDArray[np.float32]] = []
+    turns, at = [], 0
+    for speaker, clip in clips:
+        samples = samples_of(clip)
+        turns.append(Turn(at / SAMPLE_RATE, (at + len(samples)) / SAMPLE_RATE, speaker))
+        parts += [samples, GAP]
+        at += len(samples) + len(GAP)
+    return np.concatenate(parts), tuple(turns)
+
+
+def report(results: dict[str, Any]) -> str:
+    """The tables of a model card."""
+    lines = ["| condition | EER % | AUC | clips |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {100 * row['eer']:.1f} | {row['auc']:.3f} | {row['clips']} |"
+        for name, row in results["robustness"].items()
+    ]
+    lines += ["", "| seconds of real speech | recordings | Fake | Inconclusive | Real | false alarms an hour |"]
+    lines.append("|---|---|---|---|---|---|")
+    for length, counts in results["false_alarms"].items():
+        total = sum(counts.values())
+        fake, unsure, real = (counts.get(name, 0) for name in ("Fake", "Inconclusive", "Real"))
+        hours = total * float(length) / 3600
+        lines.append(f"| {length} | {total} | {fake} ({fake / total:.0%}) | {unsure} | {real} | {fake / hours:.1f} |")
+    mixed = results["mixed"]
+    lines += ["", "| mixed recordings | |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in mixed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for kind, name in (("speaker", "speaker"), ("step", "half_second")):
+        own = [row for row in rows if row["kind"] == kind]
+        labels = np.array([row["spoof"] for row in own], dtype=bool)
+        if labels.any() and not labels.all():
+            scores = np.array([row["probability"] for row in own])
+            summary[f"{name}_eer_percent"] = round(100 * eer(labels, scores), 1)
+            summary[f"{name}_auc"] = round(auc(labels, scores), 3)
+    speakers = [row for row in rows if row["kind"] == "speaker"]
+    for spoof, name in ((True, "synthetic_speakers"), (False, "real_speakers")):
+        called = [row["result"] for row in speakers if row["spoof"] == spoof]
+        summary[name] = ", ".join(f"{called.count(r)} {r}" for r in ("Fake", "Inconclusive", "Real"))
+    splices = [row["result"] for row in rows if row["kind"] == "splice"]
+    summary["spliced_recordings"] = ", ".join(f"{splices.count(r)} {r}" for r in ("Fake", "Inconclusive", "Real"))
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tune.stress", description=__doc__.split("\n")[0])
+    add_corpus_arguments(parser)
+    parser.add_argument("--config", type=Path, required=True, help="the training to test, as for tune.train")
+    parser.add_argument("--out", type=Path, required=True, help="folder of stress.json and stress.md")
+    parser.add_argument(
+        "--clips", type=int, default=400, help="clips sent through each condition (default %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=1200, help="real speech at each length (default %(default)s)")
+    parser.add_argument("--mixtures", type=int, default=40, help="mixed recordings of each kind (default %(default)s)")
+    arguments = parser.parse_args(argv)
+    config = parse(TrainingConfig, arguments.config)
+    clean = load_table(arguments, config.features, config.draws, config.speakers_of)
+    folds = make_folds(clean.clips, FoldsConfig(by="site", at_once=5))
+    trained = [train(config, clean, fold.train) for fold in folds]
+    print(f"{len(folds)} detectors trained", file=sys.stderr)
+
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(len(clean.clips))[: arguments.clips])
+    recipe = Recipe(load_spec(config.features), DetectorConfig.load(arguments.detector))
+    tables = {}
+    for condition in ("clean", *CONDITIONS):
+        tables[condition], _ = extract(
+            [clean.clips[i] for i in chosen],
+            replace(recipe, law=condition),
+            cache_folder=arguments.cache,
+            address=arguments.address,
+            actors=arguments.actors,
+            num_gpus=arguments.gpu,
+        )
+    results: dict[str, Any] = {"robustness": robustness(trained, folds, clean, tables)}
+
+    alarms: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    mixed: list[dict[str, Any]] = []
+    voice_activity, extractor = VoiceActivityDetector(recipe.detector), TkanExtractor(recipe.detector, recipe.spec)
+    for detector, fold in zip(trained, folds, strict=True):
+        bundle = Bundle(describe(config, clean, detector, "stress"), detector.arrays, "")
+        judge = Judge(voice_activity, extractor, Classifier(recipe.detector, bundle))
+        held_out = [clean.clips[i] for i in fold.test]
+        for length, counts in false_alarms(judge, held_out, rng, arguments.seconds / len(folds)).items():
+            for result, count in counts.items():
+                alarms[length][result] += count
+        mixed += mixtures(judge, held_out, rng, arguments.mixtures // len(folds))
+    results |= {"false_alarms": alarms, "mixed": summarise(mixed)}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "stress.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (arguments.out / "stress.md").write_text(report(results), encoding="utf-8")
+    print(report(results))
+
+
+if __name__ == "__main__":
+    # Under its own name, by which the actors of a cluster find what is defined here.
+    from tune.stress import main as importable_main
+
+    run(importable_main)
