@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.tune.synthetic import make_clips, make_table
+from tune.errors import LeakError
+from tune.folds import FoldsConfig, make_folds
+from tune.manifest import Clip
+from tune.stress import assemble, lay_turns, report, robustness, summarise
+from tune.table import Table
+from tune.validate import TrainingConfig, train
+
+CONFIG = TrainingConfig(calibration=FoldsConfig(k=3))
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> list[Clip]:
+    clips = []
+    for number, seconds in enumerate((1.0, 2.0)):
+        tone = np.sin(np.arange(int(seconds * 16_000)) * 0.2) * 0.1 * (number + 1)
+        soundfile.write(tmp_path / f"{number}.wav", tone, 16_000)
+        clips.append(Clip(tmp_path / f"{number}.wav", "bonafide"))
+    return clips
+
+
+def test_turns_say_where_each_clip_lies(recorded: list[Clip]) -> None:
+    samples, turns = lay_turns([("a", recorded[0]), ("b", recorded[1])])
+    assert [(turn.speaker, turn.start, turn.end) for turn in turns] == [("a", 0.0, 1.0), ("b", 1.25, 3.25)]
+    assert not samples[16_000 : 16_000 + 4_000].any()
+    levels = [np.std(samples[int(t.start * 16_000) : int(t.end * 16_000)]) for t in turns]
+    assert levels[0] == pytest.approx(levels[1], rel=0.01)
+
+
+def test_assembled_speech_has_the_length_asked_for(recorded: list[Clip]) -> None:
+    assert len(assemble(recorded, np.random.default_rng(0), 7.0)) == 7 * 16_000
+
+
+def test_robustness_compares_conditions_on_held_out_clips() -> None:
+    clean = make_table(make_clips(), separation=3)
+    folds = make_folds(clean.clips, FoldsConfig(by="site", at_once=2))
+    trained = [train(CONFIG, clean, fold.train) for fold in folds]
+    rng = np.random.default_rng(0)
+    parts = [[clean.vectors[clean.owner == i] + rng.normal(size=40) * 4] for i in range(len(clean.clips))]
+    noisy = Table.of(clean.clips, [[part.astype(np.float32) for part in own] for own in parts], clean.kind)
+    rows = robustness(trained, folds, clean, {"clean": clean, "noisy": noisy})
+    assert rows["clean"]["eer"] < 0.1 < rows["noisy"]["eer"]
+    with pytest.raises(LeakError):
+        robustness(trained[::-1], folds, clean, {"clean": clean})
+
+
+def test_summary_and_report() -> None:
+    speakers = [
+        {"kind": "speaker", "spoof": spoof, "result": result, "probability": p}
+        for spoof, result, p in ((True, "Fake", 0.9), (True, "Real", 0.2), (False, "Real", 0.1), (False, "Real", 0.3))
+    ]
+    steps = [{"kind": "step", "spoof": p > 0.5, "probability": p} for p in (0.1, 0.9)]
+    splice = {"kind": "splice", "spoof": True, "result": "Inconclusive", "reasons": ["mixed_passages"]}
+    summary = summarise([*speakers, *steps, splice])
+    assert summary["synthetic_speakers"] == "1 Fake, 0 Inconclusive, 1 Real"
+    assert summary["real_speakers"] == "0 Fake, 0 Inconclusive, 2 Real"
+    assert summary["half_second_eer_percent"] == 0
+    text = report(
+        {
+            "robustness": {"clean": {"eer": 0.125, "auc": 0.9, "clips": 8}},
+            "false_alarms": {"60": {"Fake": 1, "Real": 59}},
+            "mixed": summary,
+        }
+    )
+    assert "| clean | 12.5 | 0.900 | 8 |" in text
+    assert "| 60 | 60 | 1 (2%) | 0 | 59 | 1.0 |" in text
