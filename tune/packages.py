@@ -176,7 +176,8 @@ def read_recordings(paths: Sequence[Path], rng: np.random.Generator) -> Iterator
 
 def read_audio(path: Path) -> Waveform:
     """A file that is trusted, of any kind that libav reads, as 16 kHz mono."""
-    with av.open(str(path), format=_RAW_FORMATS.get(path.suffix)) as container:
+    # Old files have titles in encodings of their own.
+    with av.open(str(path), format=_RAW_FORMATS.get(path.suffix), metadata_errors="ignore") as container:
         return resample(join_frames(list(container.decode(audio=0))), SAMPLE_RATE)
 
 

@@ -41,6 +41,10 @@ class Hibari:
 """
 
 
+TITLE = b"LIST" + (16).to_bytes(4, "little") + b"INFOINAM" + (4).to_bytes(4, "little") + "Ёлка".encode("koi8-r")
+"""A RIFF chunk, as old recordings have it: a title that is not UTF-8."""
+
+
 def speech_like(seconds: float, seed: int) -> np.ndarray:
     """Noise in syllables."""
     noise = np.random.default_rng(seed).normal(0, 0.1, round(seconds * SAMPLE_RATE))
@@ -57,7 +61,7 @@ def place(tmp_path: Path) -> Path:
         for index in range(8):
             recording = root / f"usr/share/talks/{language}/{speaker}/{index}.wav"
             recording.parent.mkdir(parents=True, exist_ok=True)
-            recording.write_bytes(encode(speech_like(1.0 + index / 2, index), "wav"))
+            recording.write_bytes(encode(speech_like(1.0 + index / 2, index), "wav") + TITLE)
         (recording.parent / "beep.wav").write_bytes(encode(speech_like(30, 0), "wav"))
         (recording.parent / "broken.wav").write_bytes(b"RIFF....WAVE")
     captions = root / "usr/share/tuxpaint/stamps/animals"
