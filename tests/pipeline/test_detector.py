@@ -1,0 +1,106 @@
+"""The whole graph in one process, on real recordings and on what is not speech."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from pipeline.aggregate import to_dict
+from pipeline.detector import Detector
+from pipeline.errors import EmptyAudio, UnsupportedFormat
+
+RATE = 16_000
+FIELD_DEV = Path(os.environ.get("SOUND_SENTRY_FIELD_DEV", Path(__file__).parents[3] / "shared" / "field-dev"))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Iterator[Detector]:
+    yield Detector.from_config()
+
+
+def wav(samples: NDArray[np.floating]) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, format="WAV")
+    return file.getvalue()
+
+
+def chords(seconds: float) -> NDArray[np.float64]:
+    """Plucked chords: music, and no voice in it."""
+    t = np.arange(int(seconds * RATE)) / RATE
+    decay = np.exp(-3 * (t % 0.5))
+    notes = np.array([[262, 330, 392], [294, 349, 440]])[((t // 0.5) % 2).astype(int)]
+    return 0.1 * decay * sum(np.sin(2 * np.pi * notes * k * t[:, None]).sum(axis=1) / k for k in range(1, 6))
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [np.zeros(3 * RATE), 0.1 * np.random.default_rng(0).standard_normal(5 * RATE), chords(6)],
+    ids=["silence", "noise", "music"],
+)
+def test_what_is_not_speech_gets_no_confident_answer(detector: Detector, samples: NDArray[np.float64]) -> None:
+    assert detector.predict(wav(samples)).overall in ("No Speech", "Inconclusive")
+
+
+def test_a_phone_line_is_inconclusive(detector: Detector, sample_wav: bytes) -> None:
+    verdict = detector.predict(sample_wav)
+    assert verdict.overall == "Inconclusive"
+    assert "narrow_band" in verdict.reasons
+    assert verdict.mean_probability is not None
+
+
+def test_two_speakers_are_told_apart(detector: Detector, sample_wav: bytes) -> None:
+    verdict = detector.predict(sample_wav, use_diarization=True)
+    assert [speaker.speaker for speaker in verdict.speakers] == ["SPEAKER_00", "SPEAKER_01"]
+    assert {detail.speaker for detail in verdict.details} == {"SPEAKER_00", "SPEAKER_01"}
+    assert verdict.use_diarization
+
+
+def test_the_same_bytes_give_the_same_verdict(detector: Detector, sample_wav: bytes) -> None:
+    assert detector.predict(sample_wav) == detector.predict(sample_wav)
+
+
+def test_an_explanation_names_every_layer(detector: Detector, sample_wav: bytes) -> None:
+    body = to_dict(detector.predict(sample_wav, explain=True))
+    assert {part["layer"] for part in body["explanation"]["layers"]} == set(detector.classifier.bundle.info.layers)
+    assert "explanation" not in to_dict(detector.predict(sample_wav))
+
+
+@pytest.mark.parametrize(("data", "error"), [(b"", EmptyAudio), (b"not audio at all" * 99, UnsupportedFormat)])
+def test_an_error_is_never_a_verdict(detector: Detector, data: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        detector.predict(data)
+
+
+@pytest.mark.skipif(not FIELD_DEV.is_dir(), reason="the field-dev corpus is not here")
+def test_known_recordings_are_told_apart(detector: Detector) -> None:
+    """Clips the detector was trained on: what fails here is the plumbing, not the science."""
+    folder = FIELD_DEV / "audio" / "edresson"
+    rows = (FIELD_DEV / "manifest.csv").read_text(encoding="utf-8").splitlines()[1:]
+    labels = dict(row.split(",")[:2] for row in rows)
+    paths = sorted(folder.iterdir())[::12]
+    verdicts = {path: detector.predict(path.read_bytes()) for path in paths}
+    right = [
+        (verdict.mean_probability or 0.5) > 0.5
+        for path, verdict in verdicts.items()
+        if labels[str(path.relative_to(FIELD_DEV))] == "spoof"
+    ] + [
+        (verdict.mean_probability or 0.5) < 0.5
+        for path, verdict in verdicts.items()
+        if labels[str(path.relative_to(FIELD_DEV))] == "bonafide"
+    ]
+    assert np.mean(right) > 0.9
+
+
+@pytest.mark.skipif(not FIELD_DEV.is_dir(), reason="the field-dev corpus is not here")
+def test_less_than_a_second_of_speech_is_too_short(detector: Detector) -> None:
+    samples, rate = soundfile.read(sorted((FIELD_DEV / "audio" / "edresson").iterdir())[0])
+    verdict = detector.predict(wav(samples[rate : rate + int(0.7 * rate)]))
+    assert verdict.overall == "Inconclusive"
+    assert "too_short" in verdict.reasons
