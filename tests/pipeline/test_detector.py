@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from numpy.typing import NDArray
 
 from pipeline.aggregate import to_dict
+from pipeline.config import Limits
+from pipeline.decode import decode
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio, UnsupportedFormat
+from tests.audio import encode
 
 RATE = 16_000
 FIELD_DEV = Path(os.environ.get("SOUND_SENTRY_FIELD_DEV", Path(__file__).parents[3] / "shared" / "field-dev"))
@@ -23,12 +24,6 @@ FIELD_DEV = Path(os.environ.get("SOUND_SENTRY_FIELD_DEV", Path(__file__).parents
 @pytest.fixture(scope="module")
 def detector() -> Iterator[Detector]:
     yield Detector.from_config()
-
-
-def wav(samples: NDArray[np.floating]) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples, RATE, format="WAV")
-    return file.getvalue()
 
 
 def chords(seconds: float) -> NDArray[np.float64]:
@@ -45,7 +40,7 @@ def chords(seconds: float) -> NDArray[np.float64]:
     ids=["silence", "noise", "music"],
 )
 def test_what_is_not_speech_gets_no_confident_answer(detector: Detector, samples: NDArray[np.float64]) -> None:
-    assert detector.predict(wav(samples)).overall in ("No Speech", "Inconclusive")
+    assert detector.predict(encode(samples.astype(np.float32))).overall in ("No Speech", "Inconclusive")
 
 
 def test_a_phone_line_is_inconclusive(detector: Detector, sample_wav: bytes) -> None:
@@ -100,7 +95,8 @@ def test_known_recordings_are_told_apart(detector: Detector) -> None:
 
 @pytest.mark.skipif(not FIELD_DEV.is_dir(), reason="the field-dev corpus is not here")
 def test_less_than_a_second_of_speech_is_too_short(detector: Detector) -> None:
-    samples, rate = soundfile.read(sorted((FIELD_DEV / "audio" / "edresson").iterdir())[0])
-    verdict = detector.predict(wav(samples[rate : rate + int(0.7 * rate)]))
+    clip = sorted((FIELD_DEV / "audio" / "edresson").iterdir())[0]
+    samples = decode(clip.read_bytes(), Limits()).waveform.samples
+    verdict = detector.predict(encode(samples[RATE : RATE + int(0.7 * RATE)]))
     assert verdict.overall == "Inconclusive"
     assert "too_short" in verdict.reasons

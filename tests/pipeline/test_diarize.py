@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from typing import Literal
 import numpy as np
 import pyannote.audio
 import pytest
-import soundfile
 import torch
 from numpy.typing import NDArray
 from pyannote.audio.models.embedding import WeSpeakerResNet34
@@ -23,7 +21,8 @@ from pyannote.database.util import load_rttm
 from pyannote.metrics.diarization import DiarizationErrorRate
 
 from pipeline import models
-from pipeline.config import ROOT, DetectorConfig, Diarization
+from pipeline.config import ROOT, DetectorConfig, Diarization, Limits
+from pipeline.decode import decode
 from pipeline.diarize import Diarizer
 from pipeline.errors import ModelUnavailable
 from pipeline.pyannote_models import CampplusEmbedding
@@ -86,7 +85,7 @@ def diarizer() -> Diarizer:
 
 @pytest.fixture(scope="module")
 def sample(sample_wav: bytes) -> Samples:
-    samples: Samples = soundfile.read(io.BytesIO(sample_wav), dtype="float32")[0]
+    samples: Samples = decode(sample_wav, Limits()).waveform.samples
     return samples
 
 

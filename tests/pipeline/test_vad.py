@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,6 @@ from typing import Literal
 import numpy as np
 import pyannote.audio
 import pytest
-import soundfile
 import torch
 from numpy.typing import NDArray
 from pyannote.core import Annotation
@@ -20,7 +18,8 @@ from pyannote.database.util import load_rttm
 from pyannote.metrics.detection import DetectionErrorRate
 from safetensors.torch import load_file
 
-from pipeline.config import DetectorConfig, VoiceActivity
+from pipeline.config import DetectorConfig, Limits, VoiceActivity
+from pipeline.decode import decode
 from pipeline.models import weights
 from pipeline.silero import SileroVad
 from pipeline.types import Recording, Segment, Speech, Waveform
@@ -42,7 +41,7 @@ def detect(model: Model, samples: Samples) -> Speech:
 
 @pytest.fixture(scope="module")
 def sample(sample_wav: bytes) -> Samples:
-    samples: Samples = soundfile.read(io.BytesIO(sample_wav), dtype="float32")[0]
+    samples: Samples = decode(sample_wav, Limits()).waveform.samples
     return samples
 
 

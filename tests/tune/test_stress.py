@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
+from tests.audio import encode
 from tests.tune.synthetic import make_clips, make_table
 from tune.errors import LeakError
 from tune.folds import FoldsConfig, make_folds
@@ -22,7 +22,7 @@ def recorded(tmp_path: Path) -> list[Clip]:
     clips = []
     for number, seconds in enumerate((1.0, 2.0)):
         tone = np.sin(np.arange(int(seconds * 16_000)) * 0.2) * 0.1 * (number + 1)
-        soundfile.write(tmp_path / f"{number}.wav", tone, 16_000)
+        (tmp_path / f"{number}.wav").write_bytes(encode(tone.astype(np.float32)))
         clips.append(Clip(tmp_path / f"{number}.wav", "bonafide"))
     return clips
 
