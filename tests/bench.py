@@ -2,8 +2,8 @@
 
     python -m tests.bench [--rounds N]
 
-On 10 s of pyannote's sample: the forward passes of the networks alone, the Detector in this process, and the served
-graph with one client. They take turns, so that whatever else the machine does falls on all of them alike.
+On 10 s of pyannote's sample: the forward passes of the networks alone, feature extraction by the recipe that hears the
+whole network and by the default bundle's, the Detector in this process, and the served graph with one client. They take turns, so that whatever else the machine does falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from rich.table import Table
 from pipeline.aggregate import to_dict
 from pipeline.decode import decode
 from pipeline.detector import Detector
+from pipeline.extract import TkanExtractor
+from pipeline.tkan import load_spec
 from pipeline.types import Recording
 from tests.graph import ray_cluster, serve_config, served_graph
 
@@ -42,6 +44,8 @@ def main() -> None:
     detector = Detector.from_config()
     data = sample()
     recording = decode(data, detector.config.limits)
+    speech = detector.voice_activity.detect(recording)
+    whole_network = TkanExtractor(detector.config, load_spec("neuron-statistics"))
     console.print("Starting the graph ...")
     with (
         ray_cluster() as cluster,
@@ -58,6 +62,8 @@ def main() -> None:
         parts: dict[str, Callable[[], object]] = {
             f"{detector.extractor.backbone.name} forward": lambda: forward_backbone(detector, recording),
             "VAD forward": lambda: detector.voice_activity.frames(torch.from_numpy(recording.waveform.samples)),
+            "features neuron-statistics": lambda: whole_network.extract(recording, speech, None),
+            f"features {detector.extractor.spec.name}": lambda: detector.extractor.extract(recording, speech, None),
             "Detector": lambda: detector.predict(data),
             "served graph, one client": served,
         }
