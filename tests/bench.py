@@ -3,7 +3,8 @@
     python -m tests.bench [--rounds N]
 
 On 10 s of pyannote's sample: the forward passes of the networks alone, feature extraction by the recipe that hears the
-whole network and by the default bundle's, the Detector in this process, and the served graph with one client. They take turns, so that whatever else the machine does falls on all of them alike.
+whole network and by the default bundle's, the Detector in this process, and the served graph with one client. They take
+turns, so that whatever else the machine does falls on all of them alike.
 """
 
 from __future__ import annotations
