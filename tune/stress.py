@@ -40,6 +40,9 @@ from tune.train import describe
 from tune.validate import Trained, TrainingConfig, train
 
 LENGTHS: tuple[Seconds, ...] = (2, 5, 10, 30, 60, 300, 600)
+HEADING = "## Under stress"
+PREAMBLE = """Detectors trained in the same way, each judging sites it was not trained on (`python -m tune.stress`).
+"""
 GAP = np.zeros(SAMPLE_RATE // 4, np.float32)
 """Silence between the clips of an assembled recording."""
 
@@ -213,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seconds", type=float, default=1200, help="real speech at each length (default %(default)s)")
     parser.add_argument("--mixtures", type=int, default=40, help="mixed recordings of each kind (default %(default)s)")
+    parser.add_argument("--card", type=Path, help="model card to put the tables into")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
     clean = load_table(arguments, config.features, config.draws, config.speakers_of)
@@ -251,6 +255,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments.out / "stress.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (arguments.out / "stress.md").write_text(report(results), encoding="utf-8")
     print(report(results))
+    if arguments.card:
+        card = arguments.card.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
+        arguments.card.write_text(f"{card}\n\n{HEADING}\n{PREAMBLE}\n{report(results)}", encoding="utf-8")
 
 
 if __name__ == "__main__":

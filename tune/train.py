@@ -26,6 +26,10 @@ from tune.table import Table
 from tune.validate import Trained, TrainingConfig, cross_validate, train
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
+KEPT_APART = {
+    "corpus": "nothing that shares a speaker or an utterance with the clips\ntested was trained on.",
+    "site": "a voice that recurs on another site, such as LJ Speech,\nwas trained on there.",
+}
 PACKAGES = ("torch", "scikit-learn", "imbalanced-learn", "numpy")
 
 
@@ -104,8 +108,8 @@ Tells machine-made speech from a human's. Features: `{info.features.name}` of th
 - Spoofed by: {_listed(generators)}.
 
 ## How well it does on what it has not seen
-{info.metrics["of"][0].upper() + info.metrics["of"][1:]}; nothing that shares a speaker or an utterance with the clips
-tested was trained on. Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
+{info.metrics["of"][0].upper() + info.metrics["of"][1:]}; {KEPT_APART[config.speakers_of]}
+Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
 
 | metric | value | interval |
 |---|---|---|
