@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,8 @@ from pipeline.config import ROOT
 SERVE_CONFIG = ROOT / "serve_config.yaml"
 BIN = Path(sys.executable).parent
 
-START_SECONDS = 300
+START_ATTEMPTS = 3
+START_SECONDS = 120
 DEPLOY_SECONDS = 600
 STOP_SECONDS = 60
 
@@ -70,7 +71,24 @@ class Cluster:
 
 @contextmanager
 def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
-    """A cluster of one node with that many logical CPUs and GPUs."""
+    """A cluster of one node with that many logical CPUs and GPUs.
+
+    Ray gives up on itself where its processes take more than 30 s to come up, as they may on a busy machine: it is
+    then started anew.
+    """
+    with ExitStack() as stack:
+        for attempts_left in reversed(range(START_ATTEMPTS)):
+            try:
+                cluster = stack.enter_context(_ray_node(num_cpus, num_gpus))
+                break
+            except RuntimeError:
+                if not attempts_left:
+                    raise
+        yield cluster
+
+
+@contextmanager
+def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -90,9 +108,10 @@ def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
         command: list[str | Path] = [BIN / "ray", "start", "--head", "--block", f"--temp-dir={folder}"]
         command += [f"--{option}={value}" for option, value in options.items()]
         with running(command, environment, log, signal.SIGTERM) as process:
-            wait_until(lambda: address.exists() or process.poll() is not None, START_SECONDS)
-            if process.poll() is not None:
-                raise RuntimeError(log.read_text())
+            with suppress(TimeoutError):
+                wait_until(lambda: address.exists() or process.poll() is not None, START_SECONDS)
+            if not address.exists():
+                raise RuntimeError(f"Ray did not start: {log.read_text()}")
             yield Cluster(folder, address.read_text(), f"http://127.0.0.1:{dashboard_port}", environment)
 
 
