@@ -19,7 +19,7 @@ from tests.audio import CODECS, encode
 pytestmark = pytest.mark.timeout(900)
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-CODEC_TOLERANCE = 0.25
+CODEC_TOLERANCE = 0.15
 """What a lossy codec may move the probability by, on a recording of unclear origin."""
 
 LIMITS = DetectorConfig.load().limits
@@ -86,12 +86,23 @@ def test_every_format_gets_the_same_verdict(service: httpx.Client, sample_versio
     answers = {name: verdict(predict(service, data)) for name, data in sample_versions.items()}
     assert set(answers) == set(CODECS)
     assert {name: answer["original_format"] for name, answer in answers.items()} == {name: name for name in CODECS}
-    assert not {"Real", "Fake"} <= {answer["overall"] for answer in answers.values()}
+    assert {answer["overall"] for answer in answers.values()} == {"Inconclusive"}
+    assert all("narrow_band" in answer["reasons"] for answer in answers.values())
     lossless = answers["wav"]
     for answer in answers.values():
-        assert answer["mean_probability"] == pytest.approx(lossless["mean_probability"], abs=CODEC_TOLERANCE)
         assert answer["speech_seconds"] == pytest.approx(lossless["speech_seconds"], abs=1.0)
+    for name in ("webm", "m4a", "opus", "aac"):
+        assert answers[name]["mean_probability"] == pytest.approx(lossless["mean_probability"], abs=CODEC_TOLERANCE)
     assert answers["flac"]["mean_probability"] == pytest.approx(lossless["mean_probability"], abs=1e-3)
+
+
+@pytest.mark.xfail(strict=True, reason="MP3 and Vorbis move the probability too far: docs/detection.md")
+@pytest.mark.parametrize("name", ["mp3", "ogg"])
+def test_codecs_that_cut_holes_leave_the_probability_alone(
+    service: httpx.Client, sample_versions: dict[str, bytes], name: str
+) -> None:
+    lossless, lossy = (verdict(predict(service, sample_versions[one])) for one in ("wav", name))
+    assert lossy["mean_probability"] == pytest.approx(lossless["mean_probability"], abs=CODEC_TOLERANCE)
 
 
 def test_the_extensions_request(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
