@@ -75,6 +75,12 @@ def build_verdict(
     weights = np.array([window.speech_seconds for window in features.windows])
     score = float(np.average(scores, weights=weights))
 
+    # What is wrong with the recording is wrong with each part of it.
+    unfit = _unfit(features.quality, speech, novelty, info, config.decision)
+
+    def label(part_score: float) -> Label:
+        return "Inconclusive" if unfit else decide(part_score, info.thresholds, operating_point)
+
     timeline_scores = step_scores(features, scores, weights, config.windows.step_seconds)
     timeline = tuple(None if math.isnan(s) else probability(s, prior) for s in timeline_scores)
     spoken = [p for p in timeline if p is not None]
@@ -86,7 +92,7 @@ def build_verdict(
     speakers = tuple(
         SpeakerVerdict(
             speaker,
-            decide(speaker_score, info.thresholds, operating_point),
+            label(speaker_score),
             probability(speaker_score, prior),
             sum(turn.duration_seconds for turn in features.turns or () if turn.speaker == speaker),
         )
@@ -97,26 +103,25 @@ def build_verdict(
             speaker,
             part.start,
             part.end,
-            decide(s, info.thresholds, operating_point),
+            label(s),
             probability(s, prior),
         )
         for speaker, part in _stretches(features)
         for s in [stretch_score(features, scores, weights, speaker, part)]
     )
 
-    overall = decide(score, info.thresholds, operating_point)
-    reasons: list[str] = ["near_threshold"] if overall == "Inconclusive" else []
+    overall = label(score)
+    reasons = list(unfit)
     warnings = list(speech.warnings)
-    if _synthetic_speaker(speaker_scores, info.thresholds):
+    if decide(score, info.thresholds, operating_point) == "Inconclusive":
+        reasons.append("near_threshold")
+    if not unfit and _synthetic_speaker(speaker_scores, info.thresholds):
         overall, reasons = "Fake", []
         warnings.append("synthetic_speaker_among_others")
     elif overall == "Real" and any(speaker.result == "Fake" for speaker in speakers):
         overall, reasons = "Inconclusive", ["mixed_speakers"]
     elif overall == "Real" and _synthetic_passage(features, scores, info.thresholds):
         overall, reasons = "Inconclusive", ["mixed_passages"]
-    unfit = _unfit(features.quality, speech, novelty, info, config.decision)
-    if unfit:
-        overall, reasons = "Inconclusive", unfit + reasons
 
     mean = probability(score, prior)
     return Verdict(

@@ -137,6 +137,7 @@ def test_less_speech_widens_the_interval_and_leaves_the_bar() -> None:
 def test_poor_evidence_is_inconclusive(reason: str, kwargs: Any) -> None:
     verdict = verdict_of(-5.0, **kwargs)
     assert (verdict.overall, verdict.reasons) == ("Inconclusive", (reason,))
+    assert {detail.result for detail in verdict.details} == {"Inconclusive"}
 
 
 def test_timeline_is_null_where_nobody_speaks() -> None:
