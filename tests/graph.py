@@ -47,7 +47,7 @@ class Cluster:
     def dashboard(self, method: str, path: str, **options: Any) -> Any:
         """Ask Ray's dashboard; returns the JSON of its answer."""
         headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        response = httpx.request(method, self.dashboard_url + path, headers=headers, timeout=60, **options)
+        response = httpx.request(method, self.dashboard_url + path, headers=headers, timeout=START_SECONDS, **options)
         response.raise_for_status()
         return response.json() if response.content else None
 
