@@ -9,31 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchaudio.compliance import kaldi
 
-from pipeline.campplus import MEL_BINS, CamPlusPlus
+from pipeline.campplus import filterbank, load_campplus
 from pipeline.errors import ConfigurationError
-from pipeline.models import load_checkpoint, weights_sha256
+from pipeline.models import weights_sha256
 from pipeline.types import SAMPLE_RATE, Waveform
 
 MIN_SAMPLES = SAMPLE_RATE // 2
 """A shorter waveform is repeated up to this length, which every network's receptive field fits into."""
-
-
-def load_campplus() -> CamPlusPlus:
-    """CAM++ with its published parameters."""
-    network = CamPlusPlus()
-    network.load_state_dict(load_checkpoint("campplus"))
-    return network.eval()
-
-
-def filterbank(samples: Tensor) -> Tensor:
-    """Log mel energies with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80).
-
-    Kaldi's: 25 ms windows every 10 ms, no dither.
-    """
-    energies: Tensor = kaldi.fbank(samples.unsqueeze(0), num_mel_bins=MEL_BINS, sample_frequency=SAMPLE_RATE)
-    return energies - energies.mean(dim=0)
 
 
 class Backbone:

@@ -14,6 +14,10 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchaudio.compliance import kaldi
+
+from pipeline.models import load_checkpoint
+from pipeline.types import SAMPLE_RATE
 
 MEL_BINS = 80
 EMBEDDING_SIZE = 192
@@ -180,3 +184,19 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.nonlinear(self.linear(x.unsqueeze(-1)).squeeze(-1))
         return y
+
+
+def load_campplus() -> CamPlusPlus:
+    """CAM++ with its published parameters."""
+    network = CamPlusPlus()
+    network.load_state_dict(load_checkpoint("campplus"))
+    return network.eval()
+
+
+def filterbank(samples: Tensor) -> Tensor:
+    """Log mel energies with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80).
+
+    Kaldi's: 25 ms windows every 10 ms, no dither.
+    """
+    energies: Tensor = kaldi.fbank(samples.unsqueeze(0), num_mel_bins=MEL_BINS, sample_frequency=SAMPLE_RATE)
+    return energies - energies.mean(dim=0)

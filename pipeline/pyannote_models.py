@@ -25,8 +25,7 @@ from pyannote.audio.models.segmentation import PyanNet
 from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.utils.powerset import Powerset
 
-from pipeline.backbones import filterbank, load_campplus
-from pipeline.campplus import EMBEDDING_SIZE
+from pipeline.campplus import EMBEDDING_SIZE, filterbank, load_campplus
 from pipeline.models import load_checkpoint
 
 __all__ = [

@@ -14,8 +14,8 @@ from pyannote.audio.models.embedding import WeSpeakerResNet34, XVectorSincNet
 from torch import nn
 
 from pipeline import models
-from pipeline.backbones import Backbone, filterbank, load_backbone
-from pipeline.campplus import CamPlusPlus
+from pipeline.backbones import Backbone, load_backbone
+from pipeline.campplus import CamPlusPlus, filterbank
 from pipeline.errors import ConfigurationError, ModelUnavailable
 from pipeline.types import Waveform
 from tests.pipeline.conftest import InstallWeights

@@ -145,7 +145,7 @@ def test_a_chunks_speakers_share_one_pass(sample: Samples) -> None:
 
 
 def test_unweighted_embeddings_are_campplus_own(sample: Samples) -> None:
-    from pipeline.backbones import filterbank
+    from pipeline.campplus import filterbank
 
     embedding, samples = CampplusEmbedding().eval(), torch.from_numpy(sample[120_000:160_000])
     with torch.inference_mode():
