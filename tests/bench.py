@@ -62,7 +62,7 @@ def main() -> None:
         assert expected.items() <= served().items(), "the graph must answer what the Detector does"
         parts: dict[str, Callable[[], object]] = {
             f"{detector.extractor.backbone.name} forward": lambda: forward_backbone(detector, recording),
-            "VAD forward": lambda: detector.voice_activity.frames(torch.from_numpy(recording.waveform.samples)),
+            "VAD forward": lambda: forward_voice_activity(detector, recording),
             "features neuron-statistics": lambda: whole_network.extract(recording, speech, None),
             f"features {detector.extractor.spec.name}": lambda: detector.extractor.extract(recording, speech, None),
             "Detector": lambda: detector.predict(data),
@@ -88,6 +88,11 @@ def forward_backbone(detector: Detector, recording: Recording) -> None:
     """The whole network on the whole recording, filter bank included, with nothing captured."""
     backbone = detector.extractor.backbone
     backbone.network(backbone.front_end(torch.from_numpy(recording.waveform.samples)))
+
+
+@torch.inference_mode()
+def forward_voice_activity(detector: Detector, recording: Recording) -> None:
+    detector.voice_activity.frames(torch.from_numpy(recording.waveform.samples))
 
 
 def measure(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
