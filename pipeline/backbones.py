@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.campplus import filterbank, load_campplus
 from pipeline.errors import ConfigurationError
 from pipeline.models import weights_sha256
-from pipeline.types import SAMPLE_RATE, Waveform
+from pipeline.types import SAMPLE_RATE, Spectrum, Waveform
 
 MIN_SAMPLES = SAMPLE_RATE // 2
 """A shorter waveform is repeated up to this length, which every network's receptive field fits into."""
@@ -84,14 +84,15 @@ class _Enough(Exception):
     """The last layer asked for has been captured."""
 
 
-def load_backbone(name: str, device: str = "cpu") -> Backbone:
-    """The backbone `name` on `device`: `campplus`, `pyannote/embedding` or `wespeaker`.
+def load_backbone(name: str, device: str = "cpu", spectrum: Spectrum = "mel") -> Backbone:
+    """The backbone `name` on `device`: `campplus`, which hears through the filter bank `spectrum`, or
+    `pyannote/embedding` or `wespeaker`, which hear samples.
 
     Raises ModelUnavailable where its weights cannot be had, ConfigurationError for another name.
     """
     match name:
         case "campplus":
-            return Backbone(name, load_campplus(), lambda samples: filterbank(samples).unsqueeze(0), device)
+            return Backbone(name, load_campplus(), lambda samples: filterbank(samples, spectrum)[None], device)
         case "pyannote/embedding" | "wespeaker":
             from pipeline.pyannote_models import load_embedding
 

@@ -17,9 +17,14 @@ from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 
 from pipeline.models import load_checkpoint
-from pipeline.types import SAMPLE_RATE
+from pipeline.types import SAMPLE_RATE, Spectrum
 
-MEL_BINS = 80
+BANDS = 80
+LINEAR_WINDOW, LINEAR_HOP, LINEAR_FFT = 256, 160, 512  # samples
+PREEMPHASIS = 0.97
+ENERGY_FLOOR = 1e-16
+"""Keeps the logarithm of digital silence finite, and is no higher: what lies 70 dB below the speech is evidence."""
+
 EMBEDDING_SIZE = 192
 GROWTH = 32
 BLOCKS = ((12, 1), (24, 2), (16, 2))
@@ -73,7 +78,7 @@ class Head(nn.Module):
         self.layer2 = nn.Sequential(ResidualBlock(channels, 2), ResidualBlock(channels, 1))
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=(2, 1), padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.out_channels = channels * MEL_BINS // 8
+        self.out_channels = channels * BANDS // 8
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x.unsqueeze(1))))
@@ -193,10 +198,29 @@ def load_campplus() -> CamPlusPlus:
     return network.eval()
 
 
-def filterbank(samples: Tensor) -> Tensor:
-    """Log mel energies with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80).
+def filterbank(samples: Tensor, spectrum: Spectrum = "mel") -> Tensor:
+    """Log energies of 80 bands with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80).
 
-    Kaldi's: 25 ms windows every 10 ms, no dither.
+    `mel` is what the network was trained with: Kaldi's bank, 25 ms windows every 10 ms, no dither. `linear` shows the
+    upper frequencies as finely as the lower: bands of equal width, 16 ms windows every 10 ms.
     """
-    energies: Tensor = kaldi.fbank(samples.unsqueeze(0), num_mel_bins=MEL_BINS, sample_frequency=SAMPLE_RATE)
+    if spectrum == "mel":
+        energies: Tensor = kaldi.fbank(samples.unsqueeze(0), num_mel_bins=BANDS, sample_frequency=SAMPLE_RATE)
+    else:
+        energies = linear_energies(samples)
     return energies - energies.mean(dim=0)
+
+
+def linear_energies(samples: Tensor) -> Tensor:
+    """Log energies of 80 triangular bands of equal width: (time,) samples at 16 kHz -> (frames, 80)."""
+    frames = samples.unfold(0, LINEAR_WINDOW, LINEAR_HOP)
+    frames = frames - frames.mean(dim=1, keepdim=True)
+    frames = torch.cat([frames[:, :1], frames[:, 1:] - PREEMPHASIS * frames[:, :-1]], dim=1)
+    window = torch.hann_window(LINEAR_WINDOW, periodic=False, device=samples.device)
+    power = torch.fft.rfft(frames * window, LINEAR_FFT).abs().square()
+    frequencies = torch.linspace(0, SAMPLE_RATE / 2, LINEAR_FFT // 2 + 1, device=samples.device)
+    centres = torch.linspace(0, SAMPLE_RATE / 2, BANDS + 2, device=samples.device)
+    distance = (frequencies[:, None] - centres[None, 1:-1]).abs()
+    triangles = (1 - distance / centres[1]).clamp(min=0)
+    energies: Tensor = power @ triangles
+    return energies.clamp(min=ENERGY_FLOOR).log()

@@ -44,7 +44,7 @@ class TkanExtractor:
     def __init__(self, config: DetectorConfig, spec: TkanSpec | None = None) -> None:
         self.windows = config.windows
         self.spec = spec or Bundle.load(config.bundle_path).info.features
-        self.backbone = load_backbone(self.spec.backbone, choose_device(config.device))
+        self.backbone = load_backbone(self.spec.backbone, choose_device(config.device), self.spec.spectrum)
         self.layers = self.spec.expand_layers(self.backbone.layers)
 
     def extract(self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None) -> Features:

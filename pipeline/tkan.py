@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.config import ROOT, Strict, parse
 from pipeline.errors import ConfigurationError
+from pipeline.types import Spectrum
 
 Statistic = Literal[
     "mean",
@@ -42,13 +43,15 @@ PRESETS = ROOT / "configs" / "features"
 class TkanSpec(Strict):
     """A recipe for features; part of every model bundle.
 
-    `layers` may hold shell patterns. `reduction`: `none` keeps each neuron's statistics in place; `top_k` keeps
+    `spectrum` is the filter bank that CAM++ hears through: the mel one it was trained with, or a linear one. `layers`
+    may hold shell patterns. `reduction`: `none` keeps each neuron's statistics in place; `top_k` keeps
     the k highest time means of each layer, sorted; `acn` counts per layer the neurons above the layer's mean
     activation over the training data, which the head learns (the extractor then yields the time means).
     """
 
     name: str
     backbone: Literal["campplus", "pyannote/embedding", "wespeaker"] = "campplus"
+    spectrum: Spectrum = "mel"
     layers: tuple[str, ...] = Field(min_length=1)
     statistics: tuple[Statistic, ...] = Field(("mean",), min_length=1)
     reduction: Literal["none", "top_k", "acn"] = "none"
@@ -58,6 +61,12 @@ class TkanSpec(Strict):
     def _reductions_take_means(self) -> Self:
         if self.reduction != "none" and self.statistics != ("mean",):
             raise ValueError(f"reduction {self.reduction} is of time means: set statistics to [mean]")
+        return self
+
+    @model_validator(mode="after")
+    def _others_hear_samples(self) -> Self:
+        if self.spectrum != "mel" and self.backbone != "campplus":
+            raise ValueError(f"spectrum {self.spectrum} is for campplus: {self.backbone} hears samples")
         return self
 
     @property

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Seconds = float
 Label = Literal["Real", "Fake", "Inconclusive", "No Speech"]
+Spectrum = Literal["mel", "linear"]
 OperatingPoint = Literal["balanced", "recall", "precision"]
 
 SAMPLE_RATE = 16_000

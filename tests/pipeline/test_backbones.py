@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from torch import nn
 
 from pipeline import models
 from pipeline.backbones import Backbone, load_backbone
-from pipeline.campplus import CamPlusPlus, filterbank
+from pipeline.campplus import ENERGY_FLOOR, CamPlusPlus, filterbank, linear_energies
 from pipeline.errors import ConfigurationError, ModelUnavailable
-from pipeline.types import Waveform
+from pipeline.types import SAMPLE_RATE, Waveform
 from tests.pipeline.conftest import InstallWeights
 
 DEFAULT_LAYERS = {
@@ -69,6 +70,28 @@ def test_the_filterbank_is_kaldis_with_its_mean_removed(waveform: Waveform) -> N
     features = filterbank(torch.from_numpy(waveform.samples))
     assert features.shape == (248, 80)
     torch.testing.assert_close(features.mean(dim=0), torch.zeros(80), rtol=0, atol=1e-5)
+
+
+def test_a_linear_filterbank_shows_each_tone_in_the_band_of_its_frequency() -> None:
+    time = torch.arange(8_000) / SAMPLE_RATE
+    spacing = SAMPLE_RATE / 2 / 81
+    for band in (4, 40, 75):
+        tone = torch.sin(2 * torch.pi * spacing * (band + 1) * time) * 0.1
+        energies = linear_energies(tone)
+        assert energies.shape == (49, 80)
+        assert (energies.argmax(dim=1) == band).all()
+    assert (linear_energies(torch.zeros(8_000)) == math.log(ENERGY_FLOOR)).all()
+
+
+def test_campplus_hears_through_the_filterbank_asked_for(campplus: Backbone, waveform: Waveform) -> None:
+    linear = load_backbone("campplus", spectrum="linear")
+    assert isinstance(linear.network, CamPlusPlus)
+    heard = linear.activations(waveform, ["head"])["head"]
+    with torch.inference_mode():
+        energies = filterbank(torch.from_numpy(waveform.samples), "linear")
+        assert torch.equal(heard, linear.network.head(energies[None].transpose(1, 2))[0])
+    torch.testing.assert_close(energies.mean(dim=0), torch.zeros(80), rtol=0, atol=1e-5)
+    assert not torch.equal(heard[:, :200], campplus.activations(waveform, ["head"])["head"][:, :200])
 
 
 def test_the_default_layers_have_their_neurons(campplus: Backbone, waveform: Waveform) -> None:

@@ -79,3 +79,11 @@ def test_spec_id_is_of_the_recipe_not_of_its_name() -> None:
     one, other = TkanSpec(name="x", layers=("head",)), TkanSpec(name="y", layers=("head",))
     assert one.spec_id == other.spec_id
     assert one.spec_id != TkanSpec(name="x", layers=("head",), statistics=("sd",)).spec_id
+
+
+def test_only_campplus_has_a_choice_of_spectrum() -> None:
+    assert (
+        TkanSpec(name="x", layers=("head",), spectrum="linear").spec_id != TkanSpec(name="x", layers=("head",)).spec_id
+    )
+    with pytest.raises(ValueError, match="wespeaker hears samples"):
+        TkanSpec(name="x", backbone="wespeaker", layers=("resnet",), spectrum="linear")
