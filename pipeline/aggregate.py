@@ -45,15 +45,24 @@ def probability(score: float, prior: float) -> float:
     return 0.5 * (1 + math.tanh((score + math.log(prior / (1 - prior))) / 2))
 
 
-def decide(score: float, thresholds: Thresholds, operating_point: OperatingPoint) -> Label:
-    """Fake from the operating point's threshold on; Real below it and below the balanced one; the margin and what
-    lies between them is Inconclusive."""
+def decide(score: float, thresholds: Thresholds, operating_point: OperatingPoint, half: float = 0.0) -> Label:
+    """Fake from the operating point's threshold on; Real below it and below the balanced one. What lies between them
+    is Inconclusive, and so is a score whose margin, or whose interval of `half` to each side, holds one of them."""
     threshold: float = getattr(thresholds, operating_point)
-    if score >= threshold + thresholds.margin:
+    margin = max(thresholds.margin, half)
+    if score >= threshold + margin:
         return "Fake"
-    if score < min(threshold, thresholds.balanced) - thresholds.margin:
+    if score < min(threshold, thresholds.balanced) - margin:
         return "Real"
     return "Inconclusive"
+
+
+def half_width(spread: float, speech_seconds: Seconds, window_seconds: Seconds) -> float:
+    """Half the 90 % interval of a mean score over windows whose standard deviation is `spread`.
+
+    Windows overlap, so what counts is how many would fit side by side.
+    """
+    return INTERVAL_Z * spread / math.sqrt(max(speech_seconds / window_seconds, 0.05))
 
 
 def category(duration_seconds: Seconds) -> Literal["very_short", "short", "normal"]:
@@ -78,8 +87,9 @@ def build_verdict(
     # What is wrong with the recording is wrong with each part of it.
     unfit = _unfit(features.quality, speech, novelty, info, config.decision)
 
-    def label(part_score: float) -> Label:
-        return "Inconclusive" if unfit else decide(part_score, info.thresholds, operating_point)
+    def label(part_score: float, seconds: Seconds) -> Label:
+        half = half_width(info.window_sd, seconds, config.windows.seconds)
+        return "Inconclusive" if unfit else decide(part_score, info.thresholds, operating_point, half)
 
     timeline_scores = step_scores(features, scores, weights, config.windows.step_seconds)
     timeline = tuple(None if math.isnan(s) else probability(s, prior) for s in timeline_scores)
@@ -90,30 +100,29 @@ def build_verdict(
         for rows in [[i for i, window in enumerate(features.windows) if window.speaker == speaker]]
     }
     speakers = tuple(
-        SpeakerVerdict(
-            speaker,
-            label(speaker_score),
-            probability(speaker_score, prior),
-            sum(turn.duration_seconds for turn in features.turns or () if turn.speaker == speaker),
-        )
+        SpeakerVerdict(speaker, label(speaker_score, seconds), probability(speaker_score, prior), seconds)
         for speaker, speaker_score in speaker_scores.items()
+        for seconds in [sum(turn.duration_seconds for turn in features.turns or () if turn.speaker == speaker)]
     )
     details = tuple(
         Detail(
             speaker,
             part.start,
             part.end,
-            label(s),
+            label(s, part.duration_seconds),
             probability(s, prior),
         )
         for speaker, part in _stretches(features)
         for s in [stretch_score(features, scores, weights, speaker, part)]
     )
 
-    overall = label(score)
+    # Spread among the windows is never taken to be below the one seen in training.
+    half = half_width(max(info.window_sd, float(np.std(scores))), speech.speech_seconds, config.windows.seconds)
+    decided = decide(score, info.thresholds, operating_point, half)
+    overall: Label = "Inconclusive" if unfit else decided
     reasons = list(unfit)
     warnings = list(speech.warnings)
-    if decide(score, info.thresholds, operating_point) == "Inconclusive":
+    if decided == "Inconclusive":
         reasons.append("near_threshold")
     if not unfit and _synthetic_speaker(speaker_scores, info.thresholds):
         overall, reasons = "Fake", []
@@ -131,7 +140,7 @@ def build_verdict(
         min_probability=min(spoken, default=mean),
         confidence=abs(2 * mean - 1),
         score=score,
-        interval=_interval(score, scores, speech, config, info.window_sd),
+        interval=(probability(score - half, prior), probability(score + half, prior)),
         reasons=tuple(reasons),
         details=details,
         speakers=speakers,
@@ -251,25 +260,6 @@ def _unfit(
         "out_of_distribution": novelty > info.novelty_limit,
     }
     return [reason for reason, holds in found.items() if holds]
-
-
-def _interval(
-    score: float,
-    scores: Scores,
-    speech: Speech,
-    config: DetectorConfig,
-    window_sd: float,
-) -> tuple[float, float]:
-    """90 % interval of the probability, from the spread of window scores and the amount of speech.
-
-    Windows overlap, so what counts is how many would fit side by side; their spread is never taken to be below the
-    `window_sd` seen in training.
-    """
-    independent = max(speech.speech_seconds / config.windows.seconds, 0.05)
-    spread = max(window_sd, float(np.std(scores)))
-    half = INTERVAL_Z * spread / math.sqrt(independent)
-    prior = config.decision.prior
-    return probability(score - half, prior), probability(score + half, prior)
 
 
 def to_dict(verdict: Verdict) -> dict[str, Any]:

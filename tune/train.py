@@ -119,7 +119,7 @@ Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
 Log-likelihood ratios: balanced {info.thresholds.balanced:.2f}, recall {info.thresholds.recall:.2f} (at most
 {config.operating_points.recall_miss:.0%} of held-out spoofs missed), precision {info.thresholds.precision:.2f} (at most
 {config.operating_points.precision_false_alarm:.0%} of held-out recordings called fake). Scores within
-{info.thresholds.margin:.2f} of a threshold are too close to call.
+{info.thresholds.margin:.2f} of a threshold, or whose 90 % interval holds it, are too close to call.
 
 ## Limits
 - Generators, languages and channels unlike those above: expect the errors of the table, or worse.

@@ -67,7 +67,7 @@ def verdict_of(
 
 
 def test_score_probability_and_confidence_agree() -> None:
-    verdict = verdict_of(0.96)
+    verdict = verdict_of(0.96, seconds=20.0)
     assert verdict.overall == "Fake"
     assert verdict.mean_probability == pytest.approx(0.7231, abs=1e-3)
     assert verdict.confidence == pytest.approx(2 * 0.7231 - 1, abs=2e-3)
@@ -118,11 +118,14 @@ def test_one_synthetic_speaker_among_real_ones_is_found() -> None:
     assert verdict.mean_probability < 0.5  # type: ignore[operator]
 
 
-def test_less_speech_widens_the_interval_and_leaves_the_bar() -> None:
+def test_less_speech_widens_the_interval_and_lowers_no_bar() -> None:
     short, long = verdict_of(0.96, seconds=2.0), verdict_of(0.96, seconds=20.0)
-    assert short.overall == long.overall == "Fake"
     assert short.interval is not None and long.interval is not None
-    assert short.interval[0] < long.interval[0] < 0.7231 < long.interval[1] < short.interval[1]
+    assert short.interval[0] < 0.5 < long.interval[0] < 0.7231 < long.interval[1] < short.interval[1]
+    assert (short.overall, short.reasons) == ("Inconclusive", ("near_threshold",))
+    assert long.overall == "Fake"
+    assert verdict_of(3.0, seconds=2.0).overall == "Fake"
+    assert verdict_of(-3.0, seconds=2.0).overall == "Real"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_no_speech_has_no_probability() -> None:
 
 def test_the_contract_has_every_field_and_strict_json() -> None:
     turns = (Turn(0.3, 1.4, "SPEAKER_00"),)
-    body = json.loads(json.dumps(to_dict(verdict_of(1.0, seconds=2.0, turns=turns)), allow_nan=False))
+    body = json.loads(json.dumps(to_dict(verdict_of(4.0, seconds=2.0, turns=turns)), allow_nan=False))
     assert set(body) == {
         *("overall", "mean_probability", "max_probability", "min_probability", "confidence", "score"),
         *("interval", "reasons", "details", "speakers", "timeline", "duration_config", "duration_seconds"),
@@ -185,6 +188,6 @@ def test_the_contract_has_every_field_and_strict_json() -> None:
         "end": 1.4,
         "time": "0.3-1.4s",
         "result": "Fake",
-        "probability": 0.7311,
+        "probability": 0.982,
     }
     assert body["duration_config"] == {"use_diarization": True, "category": "very_short"}
