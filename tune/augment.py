@@ -99,19 +99,19 @@ def draw_channel(rng: np.random.Generator) -> Channel:
         name, _, at, kbits = _CODEC_CHOICES[rng.choice(len(often), p=np.divide(often, sum(often)))]
         codec = Codec(name, int(rng.choice(at)), int(rng.choice(kbits)))
     # Beside noise, rooms and filters the traces of a codec would be lost, and most recordings meet little else.
-    if chance(0.4):
+    if chance(0.3):
         return Channel(crop_seconds=between(1, 8) if chance(0.5) else None, gain_db=between(-12, 0), codec=codec)
     rates, shares = (22_050, 24_000, 44_100, 11_025, 8_000), (0.35, 0.25, 0.2, 0.1, 0.1)
     cutoffs = (3_400, 4_000, 5_000, 5_500, 7_000, 7_400)
-    noisy = chance(0.4)
+    noisy = chance(0.5)
     return Channel(
         trimmed=chance(0.5),
         crop_seconds=between(1, 8),
         room_seconds=between(0.08, 0.45) if chance(0.2) else None,
         tilt_db=between(-8, 8) if chance(0.4) else 0.0,
-        snr_db=between(12, 45) if noisy else None,
+        snr_db=between(8, 45) if noisy else None,
         noise_slope=between(0, 2) if noisy else 0.0,
-        denoised=chance(0.05),
+        denoised=chance(0.2),
         gain_db=between(-12, 0),
         through_rate=int(rng.choice(rates, p=shares)) if chance(0.35) else None,
         cutoff_hz=float(rng.choice(cutoffs)) * between(0.95, 1.05) if chance(0.25) else None,
