@@ -73,7 +73,8 @@ def main() -> int:
         "RAY_worker_niceness": "0",  # the stages are what is to run here
         "SERVE_SLOW_STARTUP_WARNING_S": "180",  # on two cores, loading the networks takes longer than Serve's 30 s
     }
-    for ending in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: where a script starts this with `&`, it is ignored, and `serve run` would inherit that.
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     print("Starting Ray and the stages: about a minute.", flush=True)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:

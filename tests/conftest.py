@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import signal
 import wave
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 import torch
 
 from tests.audio import CODECS, encode
+
+# A run in the background of a script ignores SIGINT, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # as the product does; more threads than free cores wait for each other
 
