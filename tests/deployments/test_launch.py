@@ -63,6 +63,8 @@ def launched(application: str, port: int) -> Iterator[Launched]:
                 env=os.environ | {"PYTHONPATH": name, "RAY_TMPDIR": name},
                 stdout=out,
                 stderr=err,
+                # As a script's `&` starts it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
             )
         try:
             yield Launched(process, folder / "out", folder / "err")
