@@ -38,11 +38,10 @@ class Backbone:
         """Names of the layers there are, in the order in which the network computes them."""
 
     def activations(self, waveform: Waveform, layers: Sequence[str]) -> dict[str, Tensor]:
-        """What each neuron of `layers` does over time: (neurons, frames) float32 by layer.
+        """What each neuron of `layers` does over time: (channels, frequencies, frames) float32 by layer.
 
-        The channels and frequencies of a 2-D layer are neurons each, channel by channel. A layer behind the pooling
-        has one frame. The network is left as soon as the last of `layers` is computed. Raises ConfigurationError
-        for a layer that the network has not.
+        Only a 2-D layer has more than one frequency. A layer behind the pooling has one frame. The network is left
+        as soon as the last of `layers` is computed. Raises ConfigurationError for a layer that the network has not.
         """
         for layer in layers:
             if layer not in self.layers:
@@ -59,9 +58,10 @@ class Backbone:
         def watch(layer: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 if isinstance(output, Tensor):
+                    frequencies = output.shape[2] if output.ndim > 3 else 1
                     frames = output.shape[-1] if output.ndim > 2 else 1
                     # A copy, for later modules may compute in place.
-                    captured[layer] = output[0].reshape(-1, frames).to(torch.float32, copy=True)
+                    captured[layer] = output[0].reshape(-1, frequencies, frames).to(torch.float32, copy=True)
                 if layer == last:
                     raise _Enough
 

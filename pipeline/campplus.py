@@ -78,12 +78,14 @@ class Head(nn.Module):
         self.layer2 = nn.Sequential(ResidualBlock(channels, 2), ResidualBlock(channels, 1))
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=(2, 1), padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
+        self.out = nn.ReLU()  # a module, so that its channels and frequencies can be watched apart
         self.out_channels = channels * BANDS // 8
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x.unsqueeze(1))))
         x = self.layer2(self.layer1(x))
-        return F.relu(self.bn2(self.conv2(x))).flatten(1, 2)
+        flattened: Tensor = self.out(self.bn2(self.conv2(x))).flatten(1, 2)
+        return flattened
 
 
 class ResidualBlock(nn.Module):

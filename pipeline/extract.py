@@ -82,17 +82,18 @@ class TkanExtractor:
 
 
 def spoken_stretches(frames: Tensor, chunk: Segment, window: Window) -> list[Tensor]:
-    """The frames of `chunk` that lie in `window`, as stretches of consecutive ones: (neurons, frames) each.
+    """The frames of `chunk` that lie in `window`, as stretches of consecutive ones: (channels, frequencies, frames)
+    each.
 
     A frame belongs to the window if half of it does, or if no other does more.
     """
-    edges = np.linspace(chunk.start, chunk.end, frames.shape[1] + 1)
+    edges = np.linspace(chunk.start, chunk.end, frames.shape[-1] + 1)
     covered = coverage(window.parts, edges)
     if not covered.any():
         return []
     inside = np.concatenate([[False], covered >= min(0.5, covered.max()), [False]])
     bounds = np.flatnonzero(inside[1:] != inside[:-1])
-    return [frames[:, start:end] for start, end in bounds.reshape(-1, 2)]
+    return [frames[..., start:end] for start, end in bounds.reshape(-1, 2)]
 
 
 def layer_sizes(extractor: TkanExtractor) -> dict[str, int]:

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -31,7 +32,11 @@ Statistic = Literal[
     "skewness",
     "log_kurtosis",
     "change_1",
+    "change_2",
     "change_4",
+    "change_8",
+    "change_16",
+    "correlation",
     "upper_tail",
     "lower_tail",
     "peak",
@@ -92,16 +97,18 @@ def load_spec(preset: str) -> TkanSpec:
 
 
 class Frames:
-    """What one layer's neurons did in one window: stretches of consecutive frames, each (neurons, frames)."""
+    """What one layer's neurons did in one window: stretches of consecutive frames, each (channels, frequencies,
+    frames). A neuron is a channel at a frequency."""
 
     def __init__(self, stretches: Sequence[Tensor]) -> None:
-        self.stretches = stretches
-        self.all = torch.cat(tuple(stretches), dim=1)
+        self.channels, self.frequencies = stretches[0].shape[:2]
+        self.stretches = [stretch.flatten(0, 1) for stretch in stretches]
+        self.all = torch.cat(self.stretches, dim=1)
         self.mean = self.all.mean(dim=1)
         self.deviations = self.all - self.mean[:, None]
         self.sd = self.deviations.square().mean(dim=1).sqrt()
 
-    @property
+    @cached_property
     def standardized(self) -> Tensor:
         return self.deviations / self.sd.clamp(min=1e-5)[:, None]
 
@@ -111,6 +118,18 @@ class Frames:
         if not differences:
             return torch.zeros_like(self.mean)
         return torch.cat(differences, dim=1).square().mean(dim=1).sqrt()
+
+    def log_change(self, lag: int) -> Tensor:
+        """`change` in standard deviations of the neuron, as a logarithm, (neurons,)."""
+        return ((self.change(lag) + SMALL) / (self.sd + SMALL)).log()
+
+    def correlation(self) -> Tensor:
+        """How alike each two channels fire at the same frequency, a mean over each of RANGES of frequencies:
+        (ranges * pairs,) in [-1, 1]."""
+        fired = self.standardized.reshape(self.channels, self.frequencies, -1).transpose(0, 1)
+        first, second = torch.triu_indices(self.channels, self.channels, offset=1)
+        alike = (fired @ fired.transpose(1, 2) / fired.shape[2])[:, first, second]  # (frequencies, pairs)
+        return torch.cat([part.mean(dim=0) for part in alike.tensor_split(min(RANGES, self.frequencies))])
 
     def relative(self, values: Tensor) -> Tensor:
         """In standard deviations of the neuron: what the gain of a channel cannot alter."""
@@ -125,21 +144,28 @@ class Frames:
 SMALL = 1e-3
 """Keeps neurons that never fire from dividing by nothing."""
 
+RANGES = 5
+"""Ranges that the frequencies of a 2-D layer are divided into for its correlations."""
+
 STATISTICS: dict[Statistic, Callable[[Frames], Tensor]] = {
     "mean": lambda f: f.mean,
     "sd": lambda f: f.sd,
     "log_sd": lambda f: (f.sd + SMALL).log(),
     "skewness": lambda f: f.standardized.pow(3).mean(dim=1),
     "log_kurtosis": lambda f: f.standardized.pow(4).mean(dim=1).clamp(max=50).log1p(),
-    "change_1": lambda f: ((f.change(1) + SMALL) / (f.sd + SMALL)).log(),
-    "change_4": lambda f: ((f.change(4) + SMALL) / (f.sd + SMALL)).log(),
+    "change_1": lambda f: f.log_change(1),
+    "change_2": lambda f: f.log_change(2),
+    "change_4": lambda f: f.log_change(4),
+    "change_8": lambda f: f.log_change(8),
+    "change_16": lambda f: f.log_change(16),
+    "correlation": lambda f: f.correlation(),
     "upper_tail": lambda f: f.relative(f.quantile(0.95) - f.quantile(0.5)),
     "lower_tail": lambda f: f.relative(f.quantile(0.5) - f.quantile(0.05)),
     "peak": lambda f: f.relative(f.all.topk(min(5, f.all.shape[1]), dim=1).values.mean(dim=1) - f.mean),
 }
 """Of each neuron over the frames of a window, (neurons,): how strongly it fires, how much that varies, the shape of
-its distribution, how fast it changes, and how far its extremes reach. All but the first three are free of scale and
-offset, so that they say little about level and channel."""
+its distribution, how fast it changes, and how far its extremes reach; `correlation` is of pairs of channels. All but
+the first three are free of scale and offset, so that they say little about level and channel."""
 
 
 def layer_features(spec: TkanSpec, stretches: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ Every clip's features are a file of the cache, whose name is the hash of all tha
 recording, the recipe, the network, the windows and the augmentation. So an extraction that was stopped goes
 on where it was, and one that is done computes nothing.
 
-    python -m tune.extract --manifest corpus/manifest.csv --features linear-shapes
+    python -m tune.extract --manifest corpus/manifest.csv --features linear-textures
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def load_table(
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.extract", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
-    parser.add_argument("--features", default="linear-shapes", help="preset (default %(default)s) or YAML file")
+    parser.add_argument("--features", default="linear-textures", help="preset (default %(default)s) or YAML file")
     parser.add_argument("--draws", type=int, default=0, help="augmented copies of each clip, too (default %(default)s)")
     parser.add_argument(
         "--out", type=Path, help="folder for features.npy, labels.npy and the manifest's rows they are of"

@@ -1,6 +1,6 @@
 """Cross-validation of the training procedure, with one table for any number of feature recipes.
 
-    python -m tune.kfold --manifest corpus/manifest.csv --by site --features sound-sentry-45 linear-shapes
+    python -m tune.kfold --manifest corpus/manifest.csv --by site --features sound-sentry-45 linear-textures
 
 Each figure is of detectors that never met the speakers, or the generator or site, they are tested on. With
 `--random-split` the table also says what a split at random over files would have claimed: a figure to be wary of,

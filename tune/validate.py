@@ -33,7 +33,7 @@ class TrainingConfig(Strict):
     all that was published of them are not.
     """
 
-    features: str = "linear-shapes"
+    features: str = "linear-textures"
     draws: int = Field(0, ge=0)
     speakers_of: Literal["corpus", "site"] = "corpus"
     estimator: EstimatorConfig = EstimatorConfig()

@@ -89,15 +89,15 @@ def test_campplus_hears_through_the_filterbank_asked_for(campplus: Backbone, wav
     heard = linear.activations(waveform, ["head"])["head"]
     with torch.inference_mode():
         energies = filterbank(torch.from_numpy(waveform.samples), "linear")
-        assert torch.equal(heard, linear.network.head(energies[None].transpose(1, 2))[0])
+        assert torch.equal(heard[:, 0], linear.network.head(energies[None].transpose(1, 2))[0])
     torch.testing.assert_close(energies.mean(dim=0), torch.zeros(80), rtol=0, atol=1e-5)
-    assert not torch.equal(heard[:, :200], campplus.activations(waveform, ["head"])["head"][:, :200])
+    assert not torch.equal(heard[..., :200], campplus.activations(waveform, ["head"])["head"][..., :200])
 
 
 def test_the_default_layers_have_their_neurons(campplus: Backbone, waveform: Waveform) -> None:
     activations = campplus.activations(waveform, list(DEFAULT_LAYERS))
-    assert {layer: len(values) for layer, values in activations.items()} == DEFAULT_LAYERS
-    frames = [values.shape[1] for values in activations.values()]
+    assert {layer: values[..., 0].numel() for layer, values in activations.items()} == DEFAULT_LAYERS
+    frames = [values.shape[2] for values in activations.values()]
     assert frames == [248, 248, 248, 124, 124, 124, 124, 124, 1]
     assert all(values.dtype == torch.float32 for values in activations.values())
 
@@ -105,17 +105,18 @@ def test_the_default_layers_have_their_neurons(campplus: Backbone, waveform: Wav
 def test_activations_are_what_the_modules_compute(campplus: Backbone, waveform: Waveform) -> None:
     network = campplus.network
     assert isinstance(network, CamPlusPlus)
-    layers = ["xvector.dense", "head.conv1", "head.bn1", "head"]
+    layers = ["xvector.dense", "head.conv1", "head.bn1", "head.out", "head"]
     activations = campplus.activations(waveform, layers)
     assert list(activations) == layers
     with torch.inference_mode():
         features = filterbank(torch.from_numpy(waveform.samples)).unsqueeze(0)
         convolved = network.head.conv1(features.transpose(1, 2).unsqueeze(1))
         normalized = network.head.bn1(convolved)
-        assert torch.equal(activations["head.conv1"], convolved[0].flatten(0, 1))
-        assert torch.equal(activations["head.bn1"], normalized[0].flatten(0, 1)), "before the rectifier"
-        assert torch.equal(activations["head"], network.head(features.transpose(1, 2))[0])
-        assert torch.equal(activations["xvector.dense"][:, 0], network(features)[0])
+        assert torch.equal(activations["head.conv1"], convolved[0])
+        assert torch.equal(activations["head.bn1"], normalized[0]), "before the rectifier"
+        assert torch.equal(activations["head"][:, 0], network.head(features.transpose(1, 2))[0])
+        assert torch.equal(activations["head.out"].flatten(0, 1), activations["head"][:, 0])
+        assert torch.equal(activations["xvector.dense"][:, 0, 0], network(features)[0])
 
 
 def test_a_neuron_is_a_channel_at_a_frequency(campplus: Backbone, waveform: Waveform) -> None:
@@ -126,7 +127,7 @@ def test_a_neuron_is_a_channel_at_a_frequency(campplus: Backbone, waveform: Wave
     with torch.inference_mode():
         campplus.network(filterbank(torch.from_numpy(waveform.samples)).unsqueeze(0))
     handle.remove()
-    assert torch.equal(activations[7 * 40 + 3], outputs[0][0, 7, 3])
+    assert torch.equal(activations[7, 3], outputs[0][0, 7, 3])
 
 
 def test_the_network_is_left_after_the_last_layer(campplus: Backbone, waveform: Waveform) -> None:
@@ -160,7 +161,7 @@ def test_the_same_samples_give_the_same_activations(campplus: Backbone, waveform
 def test_a_very_short_waveform_is_repeated(campplus: Backbone, waveform: Waveform, samples: int) -> None:
     short = Waveform(waveform.samples[:samples])
     activations = campplus.activations(short, ["xvector.tdnn", "xvector.dense"])
-    assert activations["xvector.tdnn"].shape == (128, 24)
+    assert activations["xvector.tdnn"].shape == (128, 1, 24)
     assert all(torch.isfinite(values).all() for values in activations.values())
 
 
@@ -216,6 +217,6 @@ def test_pyannotes_networks_load_and_are_watched(
     activations = backbone.activations(waveform, layers)
     with torch.inference_mode():
         expected = original(torch.from_numpy(waveform.samples)[None, None])[0]
-    assert torch.equal(activations[layers[-1]][:, 0], expected)
-    assert all(values.ndim == 2 and values.shape[1] > 1 for values in list(activations.values())[:-1])
+    assert torch.equal(activations[layers[-1]][:, 0, 0], expected)
+    assert all(values.shape[2] > 1 for values in list(activations.values())[:-1])
     assert len(backbone.activations(Waveform(waveform.samples[:100]), layers)) == len(layers)

@@ -9,15 +9,15 @@ from pipeline.types import Recording, Segment, Speech, Waveform, Window
 
 
 def test_frames_of_a_window_come_in_stretches() -> None:
-    frames = torch.arange(100.0)[None]
+    frames = torch.arange(100.0)[None, None]
     window = Window((Segment(10.0, 10.2), Segment(10.5, 10.7)))
     stretches = spoken_stretches(frames, Segment(10.0, 11.0), window)
-    assert [(s[0, 0].item(), s.shape[1]) for s in stretches] == [(0, 20), (50, 20)]
+    assert [(s[0, 0, 0].item(), s.shape[2]) for s in stretches] == [(0, 20), (50, 20)]
     assert spoken_stretches(frames, Segment(11.0, 12.0), window) == []
 
 
 def test_a_window_narrower_than_a_frame_gets_one() -> None:
-    assert len(spoken_stretches(torch.zeros(1, 10), Segment(0, 10), Window((Segment(3.1, 3.2),)))) == 1
+    assert len(spoken_stretches(torch.zeros(1, 1, 10), Segment(0, 10), Window((Segment(3.1, 3.2),)))) == 1
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ from pipeline.tkan import PRESETS, STATISTICS, Frames, TkanSpec, layer_features,
 
 
 def features(stretches: list[Tensor], *statistics: str) -> Tensor:
-    return layer_features(TkanSpec(name="x", layers=("a",), statistics=statistics), stretches)
+    """Of neurons (neurons, frames), channels of one frequency."""
+    channels = [stretch.unsqueeze(1) for stretch in stretches]
+    return layer_features(TkanSpec(name="x", layers=("a",), statistics=statistics), channels)
 
 
 def test_statistics_over_stretches_equal_those_of_the_whole() -> None:
@@ -43,9 +45,17 @@ def test_shape_statistics_are_free_of_gain_and_offset() -> None:
 
 
 def test_change_is_not_measured_across_a_gap() -> None:
-    still = [torch.zeros(1, 10), torch.full((1, 10), 5.0)]
+    still = [torch.zeros(1, 1, 10), torch.full((1, 1, 10), 5.0)]
     assert Frames(still).change(1).item() == 0
-    assert Frames([torch.cat(still, dim=1)]).change(1).item() > 0
+    assert Frames([torch.cat(still, dim=2)]).change(1).item() > 0
+
+
+def test_correlations_are_of_channels_at_the_same_frequency() -> None:
+    frames = torch.randn(4, 7, 300, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    found = layer_features(TkanSpec(name="x", layers=("a",), statistics=("correlation",)), [frames])
+    by_frequency = np.stack([np.corrcoef(frames[:, f].numpy())[np.triu_indices(4, 1)] for f in range(7)])
+    ranges = [by_frequency[part].mean(axis=0) for part in np.array_split(np.arange(7), 5)]
+    np.testing.assert_allclose(found.numpy(), np.concatenate(ranges), atol=1e-5)
 
 
 def test_one_frame_has_features() -> None:
@@ -55,7 +65,7 @@ def test_one_frame_has_features() -> None:
 def test_top_k_takes_the_highest_means() -> None:
     spec = TkanSpec(name="x", layers=("a",), reduction="top_k", k=2)
     frames = torch.tensor([1.0, 4.0, 3.0])[:, None].expand(3, 10)
-    assert layer_features(spec, [frames]).tolist() == [4, 3]
+    assert layer_features(spec, [frames[:, None]]).tolist() == [4, 3]
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
