@@ -115,6 +115,27 @@ def reliability(labels: Labels, scores: Scores, bins: int = 10) -> tuple[Scores,
     return count[full], predicted[full] / weight[full], observed[full] / weight[full], weight[full]
 
 
+def coverage_errors(
+    labels: Labels, scores: Scores, shares: Sequence[float] = (1, 0.9, 0.8, 0.7, 0.6, 0.5)
+) -> list[dict[str, float]]:
+    """What leaving the least certain clips unanswered buys: for each share answered, those whose scores are farthest
+    from 0, the distance that is left out, and the miss and false alarm rates among the answered."""
+    rows = []
+    for share in shares:
+        distance = float(np.quantile(np.abs(scores), 1 - share))
+        answered = np.abs(scores) >= distance
+        called = scores[answered] >= 0
+        rows.append(
+            {
+                "answered": float(answered.mean()),
+                "distance": distance,
+                "miss_rate": miss_rate(labels[answered], called),
+                "false_alarm_rate": false_alarm_rate(labels[answered], called),
+            }
+        )
+    return rows
+
+
 def at_threshold(metric: Callable[[Labels, Labels], float], threshold: float) -> Metric:
     """The metric of calls made at a fixed threshold."""
     return lambda labels, scores: metric(labels, scores >= threshold)

@@ -21,7 +21,7 @@ from pipeline.config import parse
 from tune.command import run
 from tune.extract import add_corpus_arguments, load_table
 from tune.folds import make_folds
-from tune.metrics import SUMMARY, Intervals, bootstrap
+from tune.metrics import SUMMARY, Intervals, bootstrap, coverage_errors
 from tune.table import Table
 from tune.validate import Trained, TrainingConfig, cross_validate, train
 
@@ -44,6 +44,7 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
         "folds": len(folds),
         "interval": "95 % over speakers",
         **{key: dict(zip(("value", "low", "high"), found, strict=True)) for key, found in metrics.items()},
+        "coverage": coverage_errors(table.labels, scores),
     }
     info = describe(config, table, trained, name, tested)
     return save_bundle(folder, info, trained.arrays, model_card(info, config, table, metrics))
@@ -92,6 +93,10 @@ def model_card(info: BundleInfo, config: TrainingConfig, table: Table, metrics: 
         f"| {name.replace('_', ' ')} | {value:.3f} | {low:.3f} – {high:.3f} |"
         for name, (value, low, high) in metrics.items()
     )
+    coverage = "\n".join(
+        f"| {row['answered']:.0%} | {row['distance']:.2f} | {row['miss_rate']:.1%} | {row['false_alarm_rate']:.1%} |"
+        for row in info.metrics["coverage"]
+    )
     sources = Counter(clip.source or clip.site or "unnamed" for clip in table.clips if not clip.is_spoof)
     generators = Counter(clip.generator or "unnamed" for clip in table.clips if clip.is_spoof)
     return f"""# {info.name}
@@ -114,6 +119,13 @@ Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
 | metric | value | interval |
 |---|---|---|
 {shown}
+
+## What Inconclusive buys
+The same clips, where those whose score is nearest to the balanced threshold get no answer.
+
+| answered | nearer than | fakes missed | recordings accused |
+|---|---|---|---|
+{coverage}
 
 ## Thresholds
 Log-likelihood ratios: balanced {info.thresholds.balanced:.2f}, recall {info.thresholds.recall:.2f} (at most

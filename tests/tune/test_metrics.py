@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from tune import metrics
@@ -21,6 +22,18 @@ def test_metrics_of_two_gaussians_have_their_closed_form() -> None:
     assert metrics.auc(labels, scores) == pytest.approx(0.9214, abs=0.004)  # Phi(d'/sqrt(2))
     assert metrics.cllr(labels, scores) == pytest.approx(metrics.min_cllr(labels, scores), abs=0.01)
     assert metrics.expected_calibration_error(labels, scores) < 0.02
+
+
+def test_errors_among_the_answered_have_their_closed_form() -> None:
+    labels, scores = gaussian()
+    rows = metrics.coverage_errors(labels, scores)
+    assert [row["answered"] for row in rows] == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5])
+    for row in rows:
+        # Of fakes the scores are normal with mean d' ** 2 / 2 = 2 and deviation d' = 2, of recordings the mirror image.
+        missed, found = norm.cdf(-row["distance"], 2, 2), norm.sf(row["distance"], 2, 2)
+        assert row["miss_rate"] == pytest.approx(missed / (missed + found), abs=0.01)
+        assert row["false_alarm_rate"] == pytest.approx(missed / (missed + found), abs=0.01)
+    assert rows[-1]["miss_rate"] < rows[0]["miss_rate"] / 2
 
 
 def test_auc_counts_ties_half() -> None:
