@@ -1,14 +1,14 @@
-"""A Ray cluster to work on: the one at an address, or one of this machine's own for as long as the work lasts."""
+"""A Ray cluster to work on: the one at an address, or one of this process's own."""
 
 from __future__ import annotations
 
+import atexit
 import logging
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -16,25 +16,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-@contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Connect to the cluster at `address` (`auto` finds one on this machine); without one start a private cluster,
-    with its own temporary folder, and stop it at the end. Where this process is connected already, use that."""
+def connect(address: str | None) -> None:
+    """Connect this process, until it ends, to the cluster at `address` (`auto` finds one on this machine); without one
+    to a cluster of its own, which nobody outside this machine can reach. Where it is connected already, that stays.
+    """
     if ray.is_initialized():
-        yield
         return
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
-    folder = None
     if address is None:
         folder = tempfile.mkdtemp(prefix="sound-sentry-")
-        options |= {"_temp_dir": folder, "include_dashboard": False}
-    try:
-        ray.init(**options)
-        yield
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        options |= {"_temp_dir": folder, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    # At exit the last registered is first: Ray stops before its folder goes.
+    atexit.register(ray.shutdown)
+    ray.init(**options)
 
 
 def map_with_actors(

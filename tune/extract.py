@@ -33,7 +33,7 @@ from pipeline.tkan import TkanSpec, load_spec
 from pipeline.vad import VoiceActivityDetector
 from tune import augment as augment_module
 from tune.augment import LAW, augment
-from tune.cluster import connected, default_actors, map_with_actors, with_progress
+from tune.cluster import connect, default_actors, map_with_actors, with_progress
 from tune.command import run
 from tune.errors import CorpusError
 from tune.manifest import Clip, read_manifest, require_usable
@@ -70,25 +70,25 @@ def _sha256(path: Path) -> str:
 
 
 class Extraction:
-    """An actor: features of a few recordings at a time, each into its file of the cache."""
+    """An actor: features of a few recordings at a time, each through its own law, into its file of the cache."""
 
     def __init__(self, recipe: Recipe) -> None:
         torch.set_num_threads(1)
-        self.recipe = recipe
+        self.limits = recipe.detector.limits
         self.voice_activity = VoiceActivityDetector(recipe.detector)
         self.extractor = TkanExtractor(recipe.detector, recipe.spec)
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[str]]:
-        """Columns `path`, `draw` and `stem`, the file of the cache without its ending -> column `error`, empty where
-        there is none."""
-        columns = (batch[name] for name in ("path", "draw", "stem"))
-        return {"error": [self.extract(Path(p), int(draw), Path(stem)) for p, draw, stem in zip(*columns, strict=True)]}
+        """Columns `path`, `law`, `draw` and `stem`, the file of the cache without its ending -> column `error`, empty
+        where there is none."""
+        rows = zip(*(batch[name] for name in ("path", "law", "draw", "stem")), strict=True)
+        return {"error": [self.extract(Path(path), law, int(draw), Path(stem)) for path, law, draw, stem in rows]}
 
-    def extract(self, path: Path, draw: int, stem: Path) -> str:
+    def extract(self, path: Path, law: str, draw: int, stem: Path) -> str:
         try:
-            recording = decode(path.read_bytes(), self.recipe.detector.limits)
-            if self.recipe.law != "clean":
-                recording = replace(recording, waveform=augment(recording.waveform, self.recipe.law, draw))
+            recording = decode(path.read_bytes(), self.limits)
+            if law != "clean":
+                recording = replace(recording, waveform=augment(recording.waveform, law, draw))
             speech = self.voice_activity.detect(recording)
             if not speech.segments:
                 error = "there is no speech in it"
@@ -143,24 +143,24 @@ def extract(
     kind = FeatureKind(recipe.spec, layer_sizes(extractor), extractor.backbone.sha256)
     clips = [replace(clip, sha256=_sha256(clip.path)) for clip in clips]
     versions = [recipe] + [replace(recipe, law=LAW)] * draws
-    stems = []
+    stems: list[list[Path]] = []
+    pending: dict[str, dict[str, Any]] = {}
     for draw, version in enumerate(versions):
         folder = cache_folder.resolve() / version.key(kind.backbone_sha256)
         folder.mkdir(parents=True, exist_ok=True)
         stems.append([folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256) for clip in clips])
-        pending = {
-            str(stem): {"path": str(clip.path.resolve()), "draw": draw, "stem": str(stem)}
+        pending |= {
+            str(stem): {"path": str(clip.path.resolve()), "law": version.law, "draw": draw, "stem": str(stem)}
             for clip, stem in zip(clips, stems[-1], strict=True)
             if not any(stem.with_suffix(end).exists() for end in (".safetensors", ".error"))
         }
-        if pending:
-            with connected(address):
-                pool = min(actors or default_actors(), len(pending))
-                rows = list(pending.values())
-                results = map_with_actors(Extraction, (version,), rows, actors=pool, num_gpus=num_gpus)
-                what = f"augmented copy {draw}" if draw else "features"
-                for _ in with_progress(results, len(pending), what):
-                    pass
+    # All versions in one pass, so that the actors start once.
+    if pending:
+        connect(address)
+        pool = min(actors or default_actors(), len(pending))
+        results = map_with_actors(Extraction, (recipe,), list(pending.values()), actors=pool, num_gpus=num_gpus)
+        for _ in with_progress(results, len(pending), "features"):
+            pass
 
     good, copies, bad = [], [], {}
     for clip, *own in zip(clips, *stems, strict=True):

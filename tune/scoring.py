@@ -20,7 +20,7 @@ from pipeline.bundle import Bundle
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.errors import InputError
-from tune.cluster import connected, default_actors, map_with_actors
+from tune.cluster import connect, default_actors, map_with_actors
 from tune.errors import CorpusError
 from tune.manifest import Clip
 
@@ -95,10 +95,10 @@ def score_locally(
 ) -> Iterator[tuple[int, Scored]]:
     """Index and outcome of each clip, as they come, from Detectors on a Ray cluster."""
     rows = [{"index": index, "path": str(clip.path.resolve())} for index, clip in enumerate(clips)]
-    with connected(address):
-        pool = min(actors or default_actors(), len(clips))
-        for row in map_with_actors(Scoring, (config,), rows, actors=pool, num_gpus=num_gpus):
-            yield int(row["index"]), Scored(**json.loads(row["scored"]))
+    connect(address)
+    pool = min(actors or default_actors(), len(clips))
+    for row in map_with_actors(Scoring, (config,), rows, actors=pool, num_gpus=num_gpus):
+        yield int(row["index"]), Scored(**json.loads(row["scored"]))
 
 
 def local_model(config: DetectorConfig) -> Model:

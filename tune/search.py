@@ -28,7 +28,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipeline.config import Strict, parse
 from pipeline.errors import ConfigurationError
-from tune.cluster import connected
+from tune.cluster import connect
 from tune.command import run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_table
@@ -289,19 +289,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for key, values in config.search.space.items():
             for value in values:
                 config.at({key: value})
-    with connected(arguments.address):
-        tables = {
-            preset: load_table(arguments, preset, config.draws, config.speakers_of) for preset in config.presets()
-        }
-        rows = search(
-            config,
-            tables,
-            arguments.out,
-            resume=arguments.resume,
-            nested=arguments.nested,
-            gpu_share=arguments.gpu,
-            mlflow=arguments.mlflow,
-        )
+    tables = {preset: load_table(arguments, preset, config.draws, config.speakers_of) for preset in config.presets()}
+    connect(arguments.address)
+    rows = search(
+        config,
+        tables,
+        arguments.out,
+        resume=arguments.resume,
+        nested=arguments.nested,
+        gpu_share=arguments.gpu,
+        mlflow=arguments.mlflow,
+    )
     print((arguments.out / "results.csv").read_text(encoding="utf-8"), end="")
     if arguments.nested:
         quoted = json.loads((arguments.out / "nested.json").read_text(encoding="utf-8"))["eer"]
