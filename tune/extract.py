@@ -36,6 +36,7 @@ from tune.augment import LAW, augment
 from tune.cluster import connect, default_actors, map_with_actors, with_progress
 from tune.command import run
 from tune.errors import CorpusError
+from tune.folds import FoldsConfig, make_folds
 from tune.manifest import Clip, read_manifest, require_usable
 from tune.table import FeatureKind, Table
 
@@ -189,15 +190,23 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_table(
-    arguments: argparse.Namespace, preset: str, draws: int = 0, speakers_of: Literal["corpus", "site"] = "corpus"
+    arguments: argparse.Namespace,
+    preset: str,
+    draws: int = 0,
+    speakers_of: Literal["corpus", "site"] = "corpus",
+    folds: FoldsConfig | None = None,
 ) -> Table:
     """The table that those arguments ask for; clips that give no features are named on the standard error.
 
-    Where `speakers_of` is `site`, a speaker's name means the same speaker only within one site.
+    Where `speakers_of` is `site`, a speaker's name means the same speaker only within one site. Raises CorpusError
+    before any work where the corpus does not divide into `folds`.
     """
     clips = [clip for manifest in arguments.manifest for clip in read_manifest(manifest)]
     if speakers_of == "site":
         clips = [replace(clip, speaker=f"{clip.site}: {clip.voice}") for clip in clips]
+    require_usable(clips)
+    if folds is not None:
+        make_folds(clips, folds)
     table, bad = extract(
         clips,
         Recipe(load_spec(preset), DetectorConfig.load(arguments.detector)),

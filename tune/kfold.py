@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = config.model_copy(update={"folds": folds})
     results = []
     for features in arguments.features or [config.features]:
-        table = load_table(arguments, features, config.draws, config.speakers_of)
+        table = load_table(arguments, features, config.draws, config.speakers_of, config.folds)
         result = evaluate_folds(config, table)
         if arguments.random_split:
             result["random_split_eer"] = random_split_eer(config.estimator, table)

@@ -289,7 +289,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for key, values in config.search.space.items():
             for value in values:
                 config.at({key: value})
-    tables = {preset: load_table(arguments, preset, config.draws, config.speakers_of) for preset in config.presets()}
+    tables = {
+        preset: load_table(arguments, preset, config.draws, config.speakers_of, config.folds)
+        for preset in config.presets()
+    }
     connect(arguments.address)
     rows = search(
         config,

@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", help="name of the model (default: that of the folder)")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
-    table = load_table(arguments, config.features, config.draws, config.speakers_of)
+    table = load_table(arguments, config.features, config.draws, config.speakers_of, config.folds)
     bundle = train_bundle(config, table, arguments.name or arguments.out.resolve().name, arguments.out)
     for name in ("eer", "auc", "cllr", "min_cllr"):
         found = bundle.info.metrics[name]

@@ -32,6 +32,7 @@ from tune.evaluate import main as evaluate_main
 from tune.extract import Recipe, extract
 from tune.extract import main as extract_main
 from tune.folds import FoldsConfig
+from tune.kfold import main as kfold_main
 from tune.manifest import Clip, read_manifest, write_manifest
 from tune.search import SearchConfig, search
 from tune.search import main as search_main
@@ -168,6 +169,18 @@ def test_a_corpus_left_with_one_class_is_an_error(corpus: Path, tmp_path: Path) 
     clips = [read_manifest(corpus)[0], Clip(tmp_path / "noise.wav", "spoof")]
     with pytest.raises(CorpusError, match="no spoof clip has features"):
         extract(clips, Recipe(load_spec(FEATURES), DetectorConfig()), cache_folder=tmp_path)
+
+
+@pytest.mark.parametrize("command", [kfold_main, train_main, search_main], ids=["kfold", "train", "search"])
+def test_folds_that_cannot_be_made_are_refused_before_anything_is_extracted(
+    command: Callable[[list[str]], None], corpus: Path, tmp_path: Path
+) -> None:
+    config = grid(tmp_path) if command is search_main else grid_free(tmp_path)
+    config.write_text(config.read_text().replace("k: 4", "k: 13"))
+    arguments = [f"--config={config}", f"--manifest={corpus}", f"--cache={tmp_path / 'cache'}"]
+    with pytest.raises(CorpusError, match="too small for 13 folds"):
+        command([*arguments, f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "cache").exists()
 
 
 def grid(tmp_path: Path, **changes: Any) -> Path:

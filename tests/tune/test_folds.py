@@ -72,6 +72,21 @@ def test_clips_without_a_speaker_count_as_one_of_their_origin() -> None:
     ("clips", "config", "named"),
     [
         (make_clips(speakers=3), FoldsConfig(k=5), "too small for 5 folds"),
+        (
+            # Whoever holds both classes is by himself on one side.
+            [
+                Clip(Path(f"{name}{label}{number}"), label, name)
+                for name, label, count in (
+                    ("ann", "spoof", 3),
+                    ("bob", "bonafide", 4),
+                    ("bob", "spoof", 2),
+                    ("carl", "bonafide", 2),
+                )
+                for number in range(count)
+            ],
+            FoldsConfig(k=2),
+            "fold 1 of 2 has no bonafide clip to test",
+        ),
         (make_clips(sites=1), FoldsConfig(by="site"), "all clips are of one site, site0"),
         ([replace(clip, site="") for clip in make_clips()], FoldsConfig(by="site"), "name no site"),
         (
