@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +18,8 @@ from pipeline.aggregate import to_dict
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from tests.audio import CODECS, encode
+from tune.errors import CorpusError
+from tune.evaluate import main as evaluate_main
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -263,3 +268,35 @@ def test_the_documentation_has_an_example_for_each_answer(service: httpx.Client)
                         model.model_validate(example["value"])
     statuses = set(document["paths"]["/predict"]["post"]["responses"])
     assert statuses == {"200", "413", "415", "422", "500", "503", "504"}
+
+
+def test_a_deployment_is_evaluated_as_users_meet_it(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32], tmp_path: Path
+) -> None:
+    heard = {f"{n}.flac": encode(ten_seconds[16_000 * n : 16_000 * (n + 3)], "flac") for n in range(4)}
+    for name, data in (heard | {"noise.wav": b"this is not audio" * 100}).items():
+        (tmp_path / name).write_bytes(data)
+    rows = [f"{name},{'fake' if n % 2 else 'real'}" for n, name in enumerate([*heard, "noise.wav", "gone.wav"])]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,label", *rows]))
+    evaluate_main([f"--manifest={tmp_path / 'manifest.csv'}", f"--url={service.base_url}", f"--out={tmp_path / 'out'}"])
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        scores = {row["path"]: row for row in csv.DictReader(file)}
+    for name, data in heard.items():
+        verdict = detector.predict(data)
+        assert verdict.score is not None
+        assert scores[name]["result"] == verdict.overall and not scores[name]["error"]
+        assert float(scores[name]["score"]) == pytest.approx(verdict.score, abs=2e-4)
+    assert (
+        scores["noise.wav"]["error"].startswith("HTTP 415: The file is in none") and not scores["noise.wav"]["result"]
+    )
+    assert "missing" in scores["gone.wav"]["error"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    info = service.get("/info").json()
+    assert metrics["model"] == {"name": info["model"]["name"], "sha256": info["model"]["sha256"]}
+    assert metrics["unscored"] == 2 and set(metrics["thresholds"]) == {"balanced", "recall", "precision"}
+
+
+def test_evaluation_of_no_deployment_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("path,label\na.wav,real\nb.wav,fake\n")
+    with pytest.raises(CorpusError, match="no deployment of Sound Sentry answers at http://localhost:1"):
+        evaluate_main([f"--manifest={tmp_path / 'manifest.csv'}", "--url=http://localhost:1", f"--out={tmp_path}"])
