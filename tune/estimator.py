@@ -7,15 +7,15 @@ deployment will use.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from imblearn.over_sampling import SMOTE, RandomOverSampler
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.linalg import cholesky, solve_triangular
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
@@ -36,6 +36,16 @@ class LogisticHead(Strict):
 
     kind: Literal["logistic"] = "logistic"
     c: float = Field(10.0, gt=0)
+
+
+class RidgeHead(Strict):
+    """Least squares to 1 for spoof and -1 for bona fide, with an L2 penalty, for features divided by the square root of
+    their number. A clip counts once, by the mean of its windows, and its augmented copies, together, `copies_weight`
+    times as much."""
+
+    kind: Literal["ridge"]
+    penalty: float = Field(0.2, gt=0)
+    copies_weight: float = Field(0.25, gt=0)
 
 
 class MlpHead(Strict):
@@ -59,8 +69,14 @@ class EstimatorConfig(Strict):
     """`imbalance`: `weights` weighs the classes alike, `oversample` repeats rows of the rarer, `smote` invents some."""
 
     imbalance: Literal["none", "weights", "oversample", "smote"] = "weights"
-    head: Annotated[LogisticHead | MlpHead, Field(discriminator="kind")] = LogisticHead()
+    head: Annotated[LogisticHead | RidgeHead | MlpHead, Field(discriminator="kind")] = LogisticHead()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _ridge_weighs(self) -> Self:
+        if self.head.kind == "ridge" and self.imbalance not in ("none", "weights"):
+            raise ValueError(f"imbalance {self.imbalance} is not for the ridge head: choose none or weights")
+        return self
 
 
 def fit(config: EstimatorConfig, table: Table, clips: Indices) -> Arrays:
@@ -68,6 +84,9 @@ def fit(config: EstimatorConfig, table: Table, clips: Indices) -> Arrays:
     if isinstance(config.head, LogisticHead):
         inputs, labels, arrays = _prepare(config, table, clips)
         weights = _fit_logistic(config, inputs, labels)
+    elif isinstance(config.head, RidgeHead):
+        inputs, labels, arrays = _prepare(config, table, clips)
+        weights = _fit_ridge(config, table, clips, inputs, labels)
     else:
         train, stop = _stopping_split(table, clips, config.head.stop_share, config.seed)
         inputs, labels, arrays = _prepare(config, table, train)
@@ -128,6 +147,29 @@ def _fit_logistic(config: EstimatorConfig, inputs: Matrix, labels: NDArray[np.bo
     head.fit(factor, labels)
     weight_of_rows = solve_triangular(factor, head.coef_[0], lower=True, trans="T").astype(np.float32)
     return {"weight": inputs.T @ weight_of_rows * scale**2, "bias": head.intercept_}
+
+
+def _fit_ridge(
+    config: EstimatorConfig, table: Table, clips: Indices, inputs: Matrix, labels: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Weight and bias of a ridge regression on inputs / sqrt(dimension), given for the inputs as they are."""
+    assert isinstance(config.head, RidgeHead)
+    rows = table.training_rows(clips)
+    # One row a clip and one a copy, whose windows lie side by side.
+    owner, copy = table.owner[rows], table.copy[rows]
+    starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(copy, prepend=-1))
+    windows = np.diff(starts, append=len(rows)).astype(np.float32)
+    means = np.add.reduceat(inputs, starts) / windows[:, None]
+    labels, copy = labels[starts], copy[starts]
+    weights = np.where(copy == 0, 1.0, config.head.copies_weight / max(copy.max(), 1))
+    if config.imbalance == "weights":
+        total = weights.sum()
+        for own in (labels, ~labels):
+            weights[own] *= total / 2 / weights[own].sum()
+    scale = 1 / math.sqrt(inputs.shape[1])
+    ridge = Ridge(alpha=config.head.penalty, solver="cholesky")
+    ridge.fit(means * np.float32(scale), np.where(labels, 1.0, -1.0).astype(np.float32), sample_weight=weights)
+    return {"weight": ridge.coef_ * scale, "bias": np.atleast_1d(ridge.intercept_)}
 
 
 def _stopping_split(table: Table, clips: Indices, share: float, seed: int) -> tuple[Indices, Indices]:

@@ -59,7 +59,7 @@ def describe(
         features=table.kind.spec,
         layers=table.kind.layers,
         backbone_sha256=table.kind.backbone_sha256,
-        head="linear" if config.estimator.head.kind == "logistic" else "mlp",
+        head="mlp" if config.estimator.head.kind == "mlp" else "linear",
         classifier_sha256="",
         calibration=trained.calibration,
         thresholds=trained.thresholds,
