@@ -72,12 +72,17 @@ def main() -> None:
     console.print(report(times, detector.config.threads))
 
 
-def sample() -> bytes:
-    """The first seconds of the recording that pyannote.audio brings, as a WAV file."""
+def pyannote_sample() -> bytes:
+    """The recording that pyannote.audio brings, 30 s as a WAV file."""
     package = importlib.util.find_spec("pyannote.audio")
     assert package is not None and package.origin is not None
+    return (Path(package.origin).parent / "sample" / "sample.wav").read_bytes()
+
+
+def sample() -> bytes:
+    """The first seconds of pyannote's recording, as a WAV file."""
     cut = io.BytesIO()
-    with wave.open(str(Path(package.origin).parent / "sample" / "sample.wav")) as whole, wave.open(cut, "wb") as part:
+    with wave.open(io.BytesIO(pyannote_sample())) as whole, wave.open(cut, "wb") as part:
         part.setparams(whole.getparams())
         part.writeframes(whole.readframes(SECONDS * whole.getframerate()))
     return cut.getvalue()
