@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 def connect(address: str | None) -> None:
     """Connect this process, until it ends, to the cluster at `address` (`auto` finds one on this machine); without one
-    to a cluster of its own, which nobody outside this machine can reach. Where it is connected already, that stays.
+    to a private cluster, with its own temporary folder. Where it is connected already, nothing changes.
     """
     if ray.is_initialized():
         return
@@ -26,7 +26,7 @@ def connect(address: str | None) -> None:
     if address is None:
         folder = tempfile.mkdtemp(prefix="sound-sentry-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        options |= {"_temp_dir": folder, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        options |= {"_temp_dir": folder, "include_dashboard": False}
     # At exit the last registered is first: Ray stops before its folder goes.
     atexit.register(ray.shutdown)
     ray.init(**options)
