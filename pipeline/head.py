@@ -16,7 +16,7 @@ from pipeline.bundle import Arrays
 
 Matrix = NDArray[np.float32]
 
-CLIP = 5.0
+CLIP = 2.0
 """Standard deviations a feature may count for: no single neuron decides."""
 
 

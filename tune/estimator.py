@@ -115,7 +115,8 @@ def _prepare(config: EstimatorConfig, table: Table, clips: Indices) -> tuple[Mat
         edges = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         arrays["thresholds"] = (np.add.reduceat(vectors.mean(axis=0), edges) / sizes).astype(np.float32)
         vectors = count_activated(vectors, arrays["thresholds"], sizes)
-    scaler = StandardScaler().fit(vectors)
+    # By the clips alone, which are what will be judged: copies through noise and codecs would widen the scale.
+    scaler = StandardScaler().fit(vectors[table.copy[rows] == 0])
     arrays["mean"], arrays["scale"] = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
     inputs = np.clip((vectors - arrays["mean"]) / arrays["scale"], -CLIP, CLIP)
     if config.imbalance in ("oversample", "smote"):

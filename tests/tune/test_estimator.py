@@ -8,8 +8,9 @@ from imblearn.over_sampling import SMOTE
 from imblearn.pipeline import make_pipeline
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from pipeline.head import CLIP
 from tests.tune.synthetic import make_clips, make_table
 from tune.errors import CorpusError
 from tune.estimator import EstimatorConfig, LogisticHead, MlpHead, RidgeHead, fit, score_windows
@@ -31,9 +32,10 @@ def test_what_serving_computes_equals_scikit_learns_decision(table: Table, imbal
     arrays = fit(EstimatorConfig(imbalance=imbalance, head=LogisticHead(c=0.1 * dimension)), table, clips)
     rows = table.rows(clips)
     weights = "balanced" if imbalance == "weights" else None
-    steps = [StandardScaler(), LogisticRegression(C=0.1, class_weight=weights, tol=1e-8)]
+    clip = FunctionTransformer(np.clip, kw_args={"min": -CLIP, "max": CLIP})
+    steps = [StandardScaler(), clip, LogisticRegression(C=0.1, class_weight=weights, tol=1e-8)]
     if imbalance == "smote":
-        steps.insert(1, SMOTE(random_state=0))
+        steps.insert(2, SMOTE(random_state=0))
     pipeline = make_pipeline(*steps).fit(table.vectors[rows], table.labels[table.owner[rows]])
     expected = pipeline.decision_function(table.vectors)
     assert score_windows(arrays, table.vectors, table.kind) == pytest.approx(expected, abs=5e-3)
@@ -47,17 +49,16 @@ def test_a_ridge_head_counts_clips_and_not_windows(copies: int) -> None:
     dimension = table.vectors.shape[1]
     head = RidgeHead(kind="ridge", penalty=3 / dimension, copies_weight=0.5)
     arrays = fit(EstimatorConfig(imbalance="none", head=head), table, clips)
-    rows = table.training_rows(clips)
-    scaler = StandardScaler().fit(table.vectors[rows])
+    scaler = StandardScaler().fit(table.vectors[table.rows(clips)])
     x, y, weights = [], [], []
     for clip in clips:
         for copy in range(1 + copies):
             own = table.vectors[(table.owner == clip) & (table.copy == copy)]
-            x.append(np.clip(scaler.transform(own), -5, 5).mean(axis=0))
+            x.append(np.clip(scaler.transform(own), -CLIP, CLIP).mean(axis=0))
             y.append(1 if table.labels[clip] else -1)
             weights.append(0.5 / copies if copy else 1)
     expected = Ridge(alpha=3).fit(np.array(x, np.float64), y, sample_weight=weights)
-    scored = np.clip(scaler.transform(table.vectors), -5, 5)
+    scored = np.clip(scaler.transform(table.vectors), -CLIP, CLIP)
     assert score_windows(arrays, table.vectors, table.kind) == pytest.approx(expected.predict(scored), abs=1e-3)
 
 
