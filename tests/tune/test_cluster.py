@@ -234,7 +234,7 @@ def test_a_grid_search_on_two_nodes(
 def test_a_search_killed_in_the_middle_ends_with_the_same_table(
     corpus: Path, cache: Path, extracted: Table, tmp_path: Path
 ) -> None:
-    config = grid(tmp_path, search={"kind": "grid", "space": {"estimator.head.c": [10.0**-n for n in range(12)]}})
+    config = grid(tmp_path, search={"kind": "grid", "space": {"estimator.head.c": [10.0**-n for n in range(24)]}})
     arguments = [f"--config={config}", f"--manifest={corpus}", f"--cache={cache}"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "tune.search", *arguments, f"--out={killed}"]
