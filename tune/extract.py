@@ -36,7 +36,6 @@ from tune.augment import LAW, augment
 from tune.cluster import connect, default_actors, map_with_actors, with_progress
 from tune.command import run
 from tune.errors import CorpusError
-from tune.folds import FoldsConfig, make_folds
 from tune.manifest import Clip, read_manifest, require_usable
 from tune.table import FeatureKind, Table
 
@@ -189,24 +188,22 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU each of them takes")
 
 
-def load_table(
-    arguments: argparse.Namespace,
-    preset: str,
-    draws: int = 0,
-    speakers_of: Literal["corpus", "site"] = "corpus",
-    folds: FoldsConfig | None = None,
-) -> Table:
-    """The table that those arguments ask for; clips that give no features are named on the standard error.
+def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "site"] = "corpus") -> list[Clip]:
+    """The corpus that those arguments name.
 
     Where `speakers_of` is `site`, a speaker's name means the same speaker only within one site. Raises CorpusError
-    before any work where the corpus does not divide into `folds`.
+    where it cannot be used.
     """
     clips = [clip for manifest in arguments.manifest for clip in read_manifest(manifest)]
     if speakers_of == "site":
         clips = [replace(clip, speaker=f"{clip.site}: {clip.voice}") for clip in clips]
     require_usable(clips)
-    if folds is not None:
-        make_folds(clips, folds)
+    return clips
+
+
+def load_table(arguments: argparse.Namespace, clips: Sequence[Clip], preset: str, draws: int = 0) -> Table:
+    """The table of `clips` that those arguments ask for; clips that give no features are named on the standard
+    error."""
     table, bad = extract(
         clips,
         Recipe(load_spec(preset), DetectorConfig.load(arguments.detector)),
@@ -230,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, help="folder for features.npy, labels.npy and the manifest's rows they are of"
     )
     arguments = parser.parse_args(argv)
-    table = load_table(arguments, arguments.features, arguments.draws)
+    table = load_table(arguments, load_clips(arguments), arguments.features, arguments.draws)
     windows, dimension = table.vectors.shape
     print(f"{len(table.clips)} clips, {windows} windows, {dimension} features each, in {arguments.cache}")
     if arguments.out:

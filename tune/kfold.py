@@ -22,12 +22,12 @@ from pipeline.config import parse
 from tune.command import run
 from tune.errors import CorpusError
 from tune.estimator import EstimatorConfig
-from tune.extract import add_corpus_arguments, load_table
+from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.folds import Fold, make_folds
 from tune.metrics import SUMMARY, auc, bootstrap, eer
 from tune.table import Table
 from tune.train import DEFAULT_CONFIG
-from tune.validate import TrainingConfig, cross_validate, fold_scores
+from tune.validate import TrainingConfig, cross_validate, fold_scores, require_calibration
 
 
 def evaluate_folds(config: TrainingConfig, table: Table) -> dict[str, Any]:
@@ -107,9 +107,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     changes = {key: value for key, value in (("by", arguments.by), ("k", arguments.k)) if value is not None}
     folds = config.folds.model_validate(config.folds.model_dump() | changes)
     config = config.model_copy(update={"folds": folds})
+    clips = load_clips(arguments, config.speakers_of)
+    require_calibration(clips, make_folds(clips, config.folds), config.calibration)
     results = []
     for features in arguments.features or [config.features]:
-        table = load_table(arguments, features, config.draws, config.speakers_of, config.folds)
+        table = load_table(arguments, clips, features, config.draws)
         result = evaluate_folds(config, table)
         if arguments.random_split:
             result["random_split_eer"] = random_split_eer(config.estimator, table)

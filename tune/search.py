@@ -31,12 +31,12 @@ from pipeline.errors import ConfigurationError
 from tune.cluster import connect
 from tune.command import run
 from tune.errors import CorpusError
-from tune.extract import add_corpus_arguments, load_table
+from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.folds import Fold, make_folds
 from tune.metrics import auc, bootstrap, eer
 from tune.plots import plot_parallel_coordinates
 from tune.table import Table
-from tune.validate import TrainingConfig, fold_scores, train
+from tune.validate import TrainingConfig, fold_scores, require_calibration, train
 
 Point = dict[str, Any]
 
@@ -289,10 +289,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for key, values in config.search.space.items():
             for value in values:
                 config.at({key: value})
-    tables = {
-        preset: load_table(arguments, preset, config.draws, config.speakers_of, config.folds)
-        for preset in config.presets()
-    }
+    clips = load_clips(arguments, config.speakers_of)
+    folds = make_folds(clips, config.folds)
+    if arguments.nested:
+        require_calibration(clips, folds, config.calibration)
+    tables = {preset: load_table(arguments, clips, preset, config.draws) for preset in config.presets()}
     connect(arguments.address)
     rows = search(
         config,

@@ -31,14 +31,15 @@ from pipeline.types import SAMPLE_RATE, Recording, Seconds, Turn, Verdict, Wavef
 from pipeline.vad import VoiceActivityDetector
 from tune.augment import CONDITIONS
 from tune.command import run
-from tune.extract import Recipe, add_corpus_arguments, extract, load_table
+from tune.extract import Recipe, add_corpus_arguments, extract, load_clips, load_table
 from tune.folds import Fold, FoldsConfig, make_folds
 from tune.manifest import Clip
 from tune.metrics import auc, eer
 from tune.table import Table
 from tune.train import describe
-from tune.validate import Trained, TrainingConfig, train
+from tune.validate import Trained, TrainingConfig, require_calibration, train
 
+FOLDS = FoldsConfig(by="site", at_once=5)
 LENGTHS: tuple[Seconds, ...] = (2, 5, 10, 30, 60, 300, 600)
 HEADING = "## Under stress"
 PREAMBLE = """Detectors trained in the same way, each judging sites it was not trained on (`python -m tune.stress`).
@@ -219,8 +220,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--card", type=Path, help="model card to put the tables into")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
-    clean = load_table(arguments, config.features, config.draws, config.speakers_of)
-    folds = make_folds(clean.clips, FoldsConfig(by="site", at_once=5))
+    clips = load_clips(arguments, config.speakers_of)
+    require_calibration(clips, make_folds(clips, FOLDS), config.calibration)
+    clean = load_table(arguments, clips, config.features, config.draws)
+    folds = make_folds(clean.clips, FOLDS)
     trained = [train(config, clean, fold.train) for fold in folds]
     print(f"{len(folds)} detectors trained", file=sys.stderr)
 

@@ -19,11 +19,11 @@ import numpy as np
 from pipeline.bundle import Bundle, BundleInfo, save_bundle
 from pipeline.config import parse
 from tune.command import run
-from tune.extract import add_corpus_arguments, load_table
+from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.folds import make_folds
 from tune.metrics import SUMMARY, Intervals, bootstrap, coverage_errors
 from tune.table import Table
-from tune.validate import Trained, TrainingConfig, cross_validate, train
+from tune.validate import Trained, TrainingConfig, cross_validate, require_calibration, train
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
 KEPT_APART = {
@@ -154,7 +154,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", help="name of the model (default: that of the folder)")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
-    table = load_table(arguments, config.features, config.draws, config.speakers_of, config.folds)
+    clips = load_clips(arguments, config.speakers_of)
+    require_calibration(clips, make_folds(clips, config.folds), config.calibration)
+    make_folds(clips, config.calibration)  # for the bundle itself, which leaves nothing out
+    table = load_table(arguments, clips, config.features, config.draws)
     bundle = train_bundle(config, table, arguments.name or arguments.out.resolve().name, arguments.out)
     for name in ("eer", "auc", "cllr", "min_cllr"):
         found = bundle.info.metrics[name]

@@ -108,6 +108,15 @@ def folds_within(clips: Sequence[Clip], part: Indices, config: FoldsConfig) -> l
     return [make_fold(fold.name, clips, part[fold.train], part[fold.test]) for fold in inner]
 
 
+def require_calibration(clips: Sequence[Clip], folds: Sequence[Fold], config: FoldsConfig) -> None:
+    """Raise CorpusError that names the fold whose training part does not divide into the folds of `config`."""
+    for fold in folds:
+        try:
+            folds_within(clips, fold.train, config)
+        except CorpusError as error:
+            raise CorpusError(f"calibration without the test part of fold {fold.name}: {error.detail}") from error
+
+
 def cross_validate(config: TrainingConfig, table: Table, folds: Sequence[Fold]) -> Scores:
     """Calibrated scores of every clip by a detector trained, calibrated and thresholded without its fold, (clips,).
 

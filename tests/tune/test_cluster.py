@@ -171,15 +171,24 @@ def test_a_corpus_left_with_one_class_is_an_error(corpus: Path, tmp_path: Path) 
         extract(clips, Recipe(load_spec(FEATURES), DetectorConfig()), cache_folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("folds", "impossible", "named"),
+    [
+        ("k: 4", "k: 13", "^the corpus is too small for 13 folds"),
+        # Of the 12 speakers each fold leaves 9 to train on.
+        ("k: 3", "k: 10", "^calibration without the test part of fold 1 of 4: .* too small for 10 folds"),
+    ],
+    ids=["tested", "calibrated"],
+)
 @pytest.mark.parametrize("command", [kfold_main, train_main, search_main], ids=["kfold", "train", "search"])
 def test_folds_that_cannot_be_made_are_refused_before_anything_is_extracted(
-    command: Callable[[list[str]], None], corpus: Path, tmp_path: Path
+    command: Callable[[list[str]], None], folds: str, impossible: str, named: str, corpus: Path, tmp_path: Path
 ) -> None:
-    config = grid(tmp_path) if command is search_main else grid_free(tmp_path)
-    config.write_text(config.read_text().replace("k: 4", "k: 13"))
+    config, nested = (grid(tmp_path), ["--nested"]) if command is search_main else (grid_free(tmp_path), [])
+    config.write_text(config.read_text().replace(folds, impossible))
     arguments = [f"--config={config}", f"--manifest={corpus}", f"--cache={tmp_path / 'cache'}"]
-    with pytest.raises(CorpusError, match="too small for 13 folds"):
-        command([*arguments, f"--out={tmp_path / 'out'}"])
+    with pytest.raises(CorpusError, match=named):
+        command([*arguments, f"--out={tmp_path / 'out'}", *nested])
     assert not (tmp_path / "cache").exists()
 
 
