@@ -23,7 +23,18 @@ from tune.cluster import with_progress
 from tune.command import run
 from tune.errors import CorpusError
 from tune.manifest import Clip, read_manifest
-from tune.metrics import SUMMARY, Labels, Scores, auc, bootstrap, eer, false_alarm_rate, miss_rate
+from tune.metrics import (
+    SUMMARY,
+    Labels,
+    Metric,
+    Scores,
+    at_threshold,
+    auc,
+    bootstrap,
+    eer,
+    false_alarm_rate,
+    miss_rate,
+)
 from tune.report import write_report
 from tune.scoring import Model, Scored, deployed_model, local_model, score_locally, score_over_http
 
@@ -39,7 +50,10 @@ ASPECTS: dict[str, Callable[[Clip, Scored], str]] = {
 
 
 def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, draws: int = 1000) -> dict[str, Any]:
-    """The content of `metrics.json`. Raises CorpusError where a class has no recording, or none was scored."""
+    """The content of `metrics.json`. Raises CorpusError where a class has no recording, or none was scored.
+
+    Intervals are over `draws` bootstraps of the speakers, those of the many rows of `by` over a fifth of that.
+    """
     labels = np.array([clip.is_spoof for clip in clips])
     if labels.all() or not labels.any():
         raise CorpusError(f"the manifest has no {'bonafide' if labels.all() else 'spoof'} clip: two classes are needed")
@@ -69,7 +83,9 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
             for of_class in [[one for clip, one in zip(clips, scored, strict=True) if clip.label == label]]
         },
         "by": {
-            name: rows for name, key in ASPECTS.items() if (rows := _rows(clips, scored, labels, scores, key, model))
+            name: rows
+            for name, key in ASPECTS.items()
+            if (rows := _rows(clips, scored, labels, scores, key, model, draws // 5))
         },
     }
 
@@ -95,23 +111,28 @@ def _part(labels: Labels, scores: Scores, voices: Sequence[str], chosen: Labels,
     if not 0 < labels[chosen].sum() < chosen.sum():
         return None
     own = [voice for voice, keep in zip(voices, chosen, strict=True) if keep]
-    found = bootstrap({"eer": eer, "auc": auc}, labels[chosen], scores[chosen], own, draws=draws)
-    return {"clips": int(chosen.sum())} | {
-        name: {"value": value, "low": low, "high": high} for name, (value, low, high) in found.items()
-    }
+    found = _with_intervals({"eer": eer, "auc": auc}, labels[chosen], scores[chosen], own, draws)
+    return {"clips": int(chosen.sum()), **found}
 
 
 def _at_threshold(
     labels: Labels, scores: Scores, voices: Sequence[str], threshold: float, draws: int
 ) -> dict[str, Any]:
-    metrics = {
-        "miss_rate": lambda y, s: miss_rate(y, s >= threshold),
-        "false_alarm_rate": lambda y, s: false_alarm_rate(y, s >= threshold),
+    return {"threshold": threshold, **_with_intervals(_rates(threshold), labels, scores, voices, draws)}
+
+
+def _rates(threshold: float) -> dict[str, Metric]:
+    return {
+        "miss_rate": at_threshold(miss_rate, threshold),
+        "false_alarm_rate": at_threshold(false_alarm_rate, threshold),
     }
+
+
+def _with_intervals(
+    metrics: dict[str, Metric], labels: Labels, scores: Scores, voices: Sequence[str], draws: int
+) -> dict[str, Any]:
     found = bootstrap(metrics, labels, scores, voices, draws=draws)
-    return {"threshold": threshold} | {
-        name: {"value": value, "low": low, "high": high} for name, (value, low, high) in found.items()
-    }
+    return {name: {"value": value, "low": low, "high": high} for name, (value, low, high) in found.items()}
 
 
 def _rows(
@@ -121,28 +142,37 @@ def _rows(
     scores: Scores,
     key: Callable[[Clip, Scored], str],
     model: Model,
+    draws: int,
 ) -> list[dict[str, Any]]:
-    """A row for each value of an aspect that has one. A generator's clips are set against all bona fide clips."""
+    """A row for each value of an aspect that has one. A generator's clips are set against all bona fide clips.
+
+    A metric of a class that the row lacks is null; so are the bounds of one of a class with a single speaker.
+    """
     values = np.array([key(clip, one) for clip, one in zip(clips, scored, strict=True)])
+    voices = np.array([clip.voice for clip in clips])
+    metrics = {"eer": eer, "auc": auc, **_rates(model.thresholds["balanced"])}
     by_generator = key is ASPECTS["generator"]
     rows = []
     for value in sorted(set(values) - {""}):
         chosen = values == value
         if by_generator:
             chosen = (chosen & labels) | ~labels
-        y, s = labels[chosen], scores[chosen]
-        both, called = 0 < y.sum() < len(y), s >= model.thresholds["balanced"]
-        rows.append(
-            {
-                "value": str(value),
-                "bonafide": 0 if by_generator else int((~y).sum()),
-                "spoof": int(y.sum()),
-                "eer": eer(y, s) if both else None,
-                "auc": auc(y, s) if both else None,
-                "miss_rate": miss_rate(y, called) if y.any() else None,
-                "false_alarm_rate": false_alarm_rate(y, called) if not by_generator and not y.all() else None,
-            }
-        )
+        y, own = labels[chosen], voices[chosen]
+        real, fake = len(set(own[~y])), len(set(own[y]))
+        # By how few speakers each metric is told, of the class that has fewer where it is of both.
+        speakers = {
+            "eer": min(real, fake),
+            "auc": min(real, fake),
+            "miss_rate": fake,
+            "false_alarm_rate": 0 if by_generator else real,
+        }
+        wanted = {name: metric for name, metric in metrics.items() if speakers[name]}
+        found = _with_intervals(wanted, y, scores[chosen], list(own), draws)
+        for name in wanted:
+            if speakers[name] == 1:
+                found[name] |= {"low": None, "high": None}
+        counts = {"bonafide": 0 if by_generator else int((~y).sum()), "spoof": int(y.sum())}
+        rows.append({"value": str(value), **counts, **{name: found.get(name) for name in metrics}})
     return rows
 
 

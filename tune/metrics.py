@@ -168,17 +168,18 @@ def bootstrap(
 ) -> Intervals:
     """Each metric with its 95 % interval over speakers: (value, low, high).
 
-    Speakers, not clips, are drawn with replacement, because clips of one speaker err together. A draw without
-    both classes is drawn again.
+    Speakers, not clips, are drawn with replacement, because clips of one speaker err together. A draw without a class
+    that `labels` have is drawn again. Of one speaker every draw is the same: that interval says nothing.
     """
     generator = np.random.default_rng(seed)
     _, speaker_of_clip = np.unique(np.asarray(speakers), return_inverse=True)
+    classes = len(np.unique(labels))
     clips_of = [np.flatnonzero(speaker_of_clip == s) for s in range(speaker_of_clip.max() + 1)]
     values: dict[str, list[float]] = {name: [] for name in metrics}
     drawn = 0
     for _ in range(20 * draws):
         chosen = np.concatenate([clips_of[s] for s in generator.integers(len(clips_of), size=len(clips_of))])
-        if not 0 < labels[chosen].sum() < len(chosen):
+        if len(np.unique(labels[chosen])) < classes:
             continue
         for name, metric in metrics.items():
             values[name].append(metric(labels[chosen], scores[chosen]))

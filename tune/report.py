@@ -58,8 +58,8 @@ def write_report(path: Path, metrics: dict[str, Any], labels: Labels, scores: Sc
 <style>{STYLE}</style>
 <h1>Evaluation of {escape(metrics["model"]["name"])}</h1>
 <p>Model {escape(metrics["model"]["sha256"][:16])}; {metrics["bonafide"]} bona fide and {metrics["spoof"]} spoofed
-recordings of {metrics["speakers"]} speakers. Intervals are 95 %, over speakers. Calls are made at a log-likelihood
-ratio of 0.</p>
+recordings of {metrics["speakers"]} speakers. Intervals are 95 %, over speakers; where a class
+has one speaker, a row has none. Calls are made at a log-likelihood ratio of 0.</p>
 {_warnings(metrics)}
 {_table(["metric", "value", "interval"], overall)}
 <p>Mean gap between probability and share of fakes: {expected_calibration_error(labels, scores):.3f}.</p>
@@ -91,7 +91,9 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "–" if value is None else _number(value) if isinstance(value, float) else str(value)
+    if isinstance(value, dict):
+        return _number(value["value"]) + (f" [{_between(value)}]" if value["low"] is not None else "")
+    return "–" if value is None else str(value)
 
 
 def _number(value: float) -> str:

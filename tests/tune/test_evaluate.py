@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.tune.synthetic import make_clips
 from tune.errors import CorpusError
-from tune.evaluate import ASPECTS, evaluate
+from tune.evaluate import ASPECTS, evaluate, worst_where_unscored
 from tune.manifest import Clip
 from tune.metrics import SUMMARY
+from tune.report import write_report
 from tune.scoring import Model, Scored, failed
 
 MODEL = Model("tested", "0" * 64, {"balanced": 0.0, "recall": -1.0, "precision": 1.0})
@@ -29,8 +34,10 @@ def test_every_figure_has_its_interval_and_every_aspect_its_rows() -> None:
     assert set(metrics["by"]) == set(ASPECTS)
     rows = {name: {row["value"]: row for row in of} for name, of in metrics["by"].items()}
     # A generator is set against all recordings, so that it has an error of its own.
-    assert rows["generator"]["generator0"]["miss_rate"] == 1 and rows["generator"]["generator1"]["miss_rate"] == 0
-    assert rows["generator"]["generator0"]["eer"] == pytest.approx(0.5) and rows["generator"]["generator1"]["eer"] == 0
+    deceived, right = (rows["generator"][f"generator{number}"] for number in (0, 1))
+    assert deceived["miss_rate"]["value"] == 1 and right["miss_rate"]["value"] == 0
+    assert deceived["eer"]["value"] == pytest.approx(0.5) and right["eer"]["value"] == 0
+    assert deceived["false_alarm_rate"] is None
     assert {name: (row["bonafide"], row["spoof"]) for name, row in rows["codec"].items()} == {
         "flac": (18, 18),
         "wav": (54, 54),
@@ -40,6 +47,50 @@ def test_every_figure_has_its_interval_and_every_aspect_its_rows() -> None:
     for at in metrics["thresholds"].values():
         for rate in ("miss_rate", "false_alarm_rate"):
             assert at[rate]["low"] <= at[rate]["value"] <= at[rate]["high"]
+
+
+def test_the_interval_of_a_row_is_over_its_own_speakers() -> None:
+    clips = [
+        Clip(Path(f"{site}{number}"), label, f"{site} {number % speakers}", site if label == "spoof" else "", site=site)
+        for site, label, speakers in (
+            ("few", "spoof", 3),
+            ("many", "spoof", 30),
+            ("many", "bonafide", 30),
+            ("one", "spoof", 1),
+        )
+        for number in range(60)
+    ]
+    # Of every three speakers the first deceives the detector, in all clips.
+    answers = [
+        Scored(-2.0 if not clip.is_spoof or int(clip.speaker.split()[1]) % 3 == 0 else 2.0, 0.5, "Real", "")
+        for clip in clips
+    ]
+    metrics = evaluate(clips, answers, MODEL, draws=1000)
+    rows = {row["value"]: row for row in metrics["by"]["site"]}
+    few, many, one = (rows[site]["miss_rate"] for site in ("few", "many", "one"))
+    # A third of 30 speakers, with a standard deviation of 0.086; a third of 3 is anything.
+    assert many["value"] == pytest.approx(1 / 3)
+    assert many["low"] == pytest.approx(0.167, abs=0.04) and many["high"] == pytest.approx(0.5, abs=0.04)
+    assert (few["low"], few["high"]) == (0, 1)
+    assert one == {"value": 1, "low": None, "high": None}
+    assert rows["few"]["eer"] is None and rows["few"]["false_alarm_rate"] is None
+    # Set against the recordings of 30 speakers, it still is of one speaker.
+    generator = next(row for row in metrics["by"]["generator"] if row["value"] == "one")
+    assert generator["eer"]["value"] == pytest.approx(0.5) and generator["eer"]["low"] is None
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_the_report_shows_the_interval_of_a_row_and_where_there_is_none(tmp_path: Path) -> None:
+    clips = [replace(clip, language="en" if clip.speaker != "speaker0" else "de") for clip in make_clips()]
+    answers = [scored(clip) for clip in clips]
+    metrics = evaluate(clips, answers, MODEL, draws=50)
+    labels = np.array([clip.is_spoof for clip in clips])
+    write_report(tmp_path / "report.html", metrics, labels, worst_where_unscored(labels, answers))
+    report = (tmp_path / "report.html").read_text()
+    by_language = report[report.index("<h2>By language</h2>") :].split("<h2>")[1]
+    german, english = (re.findall("<td>(.*?)</td>", row) for row in by_language.split("<tr>")[2:])
+    assert german == ["de", "3", "3", "0.500", "0.500", "1.000", "0.000"]
+    assert re.fullmatch(r"0\.\d{3} \[0\.\d{3} – 0\.\d{3}\]", english[5])
 
 
 def test_what_could_not_be_scored_counts_as_the_worst_error() -> None:
