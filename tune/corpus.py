@@ -41,6 +41,9 @@ from tune.readers import READERS, read_corpus
 
 NUMBERS = ("duration_seconds", "level_db", "snr_db", "bandwidth_hz")
 NAMES = ("sample_rate", "codec")
+QUARTILES = (25, 50, 75)
+NAMES_SHOWN = 3
+"""In the table; check.json has all."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,10 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
 
 
 def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
-    """For each trait, what is typical of each class, and the AUC of one who knows the label by this trait alone."""
+    """For each trait, how it is distributed in each class, and the AUC of one who knows the label by this trait alone.
+
+    Of numbers the quartiles; of names the share of each, the commonest first.
+    """
     labels = np.array([clip.is_spoof for clip, _ in good])
     if not len(labels) or labels.all() or not labels.any():
         raise CorpusError("the corpus has readable clips of one class only: there is nothing to compare")
@@ -134,8 +140,8 @@ def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
         values = np.array([getattr(traits, trait) for _, traits in good], dtype=np.float64)
         alone = auc(labels, values)
         found[trait] = {
-            "bonafide": float(np.median(values[~labels])),
-            "spoof": float(np.median(values[labels])),
+            "bonafide": np.percentile(values[~labels], QUARTILES).tolist(),
+            "spoof": np.percentile(values[labels], QUARTILES).tolist(),
             "auc": max(alone, 1 - alone),
         }
     for trait in NAMES:
@@ -143,8 +149,8 @@ def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
         counts = {of: Counter(n for n, y in zip(names, labels, strict=True) if y == of) for of in (False, True)}
         share = {name: counts[True][name] / (counts[True][name] + counts[False][name]) for name in set(names)}
         found[trait] = {
-            "bonafide": counts[False].most_common(1)[0][0],
-            "spoof": counts[True].most_common(1)[0][0],
+            "bonafide": {name: n / counts[False].total() for name, n in counts[False].most_common()},
+            "spoof": {name: n / counts[True].total() for name, n in counts[True].most_common()},
             "auc": auc(labels, np.array([share[name] for name in names])),
         }
     return found
@@ -164,12 +170,13 @@ def describe(result: dict[str, Any]) -> str:
         f"without speaker: {result['without_speaker']}",
         "",
         "What the label can be told by without listening (AUC 0.5: not at all, 1.0: always):",
-        f"  {'trait':17}{'bonafide':>12}{'spoof':>12}{'AUC':>8}",
+        f"  {'trait':17}{'AUC':>4}  {'class':8}  quartiles, or the commonest and their shares",
     ]
-    ranked = sorted(result["leaks"].items(), key=lambda item: -item[1]["auc"])
-    lines += [
-        f"  {trait:17}{_short(row['bonafide']):>12}{_short(row['spoof']):>12}{row['auc']:8.2f}" for trait, row in ranked
-    ]
+    for trait, row in sorted(result["leaks"].items(), key=lambda item: -item[1]["auc"]):
+        lines += [
+            f"  {trait:17}{row['auc']:.2f}  bonafide  {_distribution(row['bonafide'])}",
+            f"  {'':21}  spoof     {_distribution(row['spoof'])}",
+        ]
     return "\n".join(lines)
 
 
@@ -178,8 +185,14 @@ def _first(items: Iterable[Any]) -> str:
     return " = ".join(item) if isinstance(item, list) else str(item)
 
 
-def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.1f}"
+def _distribution(of: list[float] | dict[str, float]) -> str:
+    if isinstance(of, list):
+        return "  ".join(f"{value:8.1f}" for value in of)
+    shown = dict(list(of.items())[:NAMES_SHOWN])
+    parts = [f"{name} {100 * share:.0f} %" for name, share in shown.items()]
+    if len(of) > NAMES_SHOWN:
+        parts.append(f"{len(of) - NAMES_SHOWN} more {100 * (1 - sum(shown.values())):.0f} %")
+    return ", ".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

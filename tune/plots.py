@@ -131,14 +131,18 @@ def _png(figure: Figure) -> bytes:
 
 
 def plot_corpus(labels: Labels, columns: dict[str, Sequence[Any]], path: Path) -> None:
-    """A panel a trait: how it is distributed in each class."""
+    """A panel a trait: how it is distributed in each class. Of numbers, the outermost bars hold all that is beyond."""
     figure = Figure(figsize=(3.6 * 3, 2.8 * -(-len(columns) // 3)), layout="constrained")
     panels = figure.subplots(-(-len(columns) // 3), 3).ravel()
     for axes, (name, values) in zip(panels, columns.items(), strict=False):
         axes.set_title(name.replace("_", " "), fontsize=10)
         if isinstance(values[0], float):
+            # One recording of an hour would make a single bar of all the rest.
             numbers = np.asarray(values)
-            bins = np.linspace(numbers.min(), numbers.max() + 1e-9, 30).tolist()
+            ends = [np.percentile(numbers[labels == of], [2.5, 97.5]) for of in (False, True)]
+            low, high = np.min(ends), np.max(ends)
+            numbers = np.clip(numbers, low, high)
+            bins = np.linspace(low, high + 1e-9, 30).tolist()
             for of, color, label in ((False, HUMAN, "bona fide"), (True, MACHINE, "spoof")):
                 axes.hist(numbers[labels == of], bins=bins, density=True, alpha=0.6, color=color, label=label)
         else:
@@ -147,7 +151,7 @@ def plot_corpus(labels: Labels, columns: dict[str, Sequence[Any]], path: Path) -
                 own = [value for value, y in zip(values, labels, strict=True) if y == of]
                 shares = [own.count(name) / max(len(own), 1) for name in names]
                 axes.bar(np.arange(len(names)) + shift, shares, 0.4, color=color, label=label)
-            axes.set_xticks(range(len(names)), [str(name) for name in names], fontsize=7)
+            axes.set_xticks(range(len(names)), [str(name) for name in names], fontsize=7, rotation=45, ha="right")
     for axes in panels[len(columns) :]:
         axes.set_axis_off()
     panels[0].legend(frameon=False, fontsize=8)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ def test_check_shows_the_shortcuts(corpus: Path, tmp_path: Path, capsys: pytest.
     result = json.loads((tmp_path / "check" / "check.json").read_text())
     assert result["leaks"]["codec"]["auc"] == result["leaks"]["duration_seconds"]["auc"] == 1
     assert result["leaks"]["sample_rate"]["auc"] == 0.5
-    assert result["leaks"]["codec"] | {"auc": 1} == {"bonafide": "pcm_s16le", "spoof": "mp3float", "auc": 1}
+    assert result["leaks"]["codec"] == {"bonafide": {"pcm_s16le": 1}, "spoof": {"mp3float": 1}, "auc": 1}
+    assert result["leaks"]["duration_seconds"]["bonafide"] == pytest.approx([2.125, 2.25, 2.375], abs=0.01)
     assert result["speakers_in_both_classes"] == ["ann"] and result["without_speaker"] == 1
     assert result["classes"]["spoof"]["generators"] == 1
     assert (tmp_path / "check" / "check.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "codec" in printed and "1.00" in printed
+    assert re.search(r"codec +1\.00 +bonafide +pcm_s16le 100 %\n +spoof +mp3float 100 %\n", printed)
+    assert re.search(r"duration_seconds +1\.00 +bonafide +2\.1 +2\.2 +2\.4\n", printed)
 
 
 def test_check_finds_missing_unreadable_and_repeated_files(
@@ -62,6 +65,21 @@ def test_check_finds_missing_unreadable_and_repeated_files(
     # The same samples in WAV and in FLAC.
     assert result["duplicated_in_both_classes"] == [["real0.wav", "copy.flac"]]
     assert "missing: 1, such as gone.wav" in capsys.readouterr().out
+
+
+def test_of_many_codecs_the_commonest_are_shown_and_the_rest_counted(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = read_manifest(corpus)
+    for number, name in enumerate(("aac", "flac", "flac", "m4a", "ogg", "wav")):
+        path = tmp_path / f"more{number}.{name}"
+        path.write_bytes(encode(speech_like(1, 20 + number), name))
+        clips.append(Clip(path, "spoof", "bob", "vocoder"))
+    write_manifest(corpus, clips)
+    main(["check", str(corpus), "--out", str(tmp_path / "check")])
+    assert re.search(r"spoof +mp3float 50 %, aac 17 %, flac 17 %, 2 more 17 %\n", capsys.readouterr().out)
+    codecs = json.loads((tmp_path / "check" / "check.json").read_text())["leaks"]["codec"]["spoof"]
+    assert len(codecs) == 5 and sum(codecs.values()) == pytest.approx(1)
 
 
 def test_build_writes_the_manifest_of_a_corpus_that_is_there(tmp_path: Path) -> None:
