@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -12,18 +13,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def connect(address: str | None) -> None:
-    """Connect this process, until it ends, to the cluster at `address` (`auto` finds one on this machine); without one
-    to a private cluster, with its own temporary folder. Where it is connected already, nothing changes.
+    """Connect this process, until it ends, to the cluster at `address` (`auto` finds one on this machine) or at
+    RAY_ADDRESS, which Ray sets for its jobs; without either to a private cluster, with its own temporary folder, that
+    listens on the loopback address alone. Where it is connected already, nothing changes.
     """
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        # Only where Ray holds that this machine forms no clusters does it take 127.0.0.1 for its address, and listen on
+        # no other. It has read the variable by now, at its import; the processes it starts are yet to read it.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         folder = tempfile.mkdtemp(prefix="sound-sentry-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         options |= {"_temp_dir": folder, "include_dashboard": False}

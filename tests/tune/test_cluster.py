@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,43 @@ def test_two_actors_work_side_by_side() -> None:
     last_start = batches[-1][0]
     busy = sum(max(0.0, min(end, last_start) - max(start, both)) for start, end in batches)
     assert busy / (last_start - both) >= 1.7
+
+
+def test_a_cluster_of_its_own_is_reached_from_this_machine_alone() -> None:
+    program = """
+import sys, ray
+from tune.cluster import connect
+connect(None)
+print(ray.get(ray.remote(lambda: "up").remote()), flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        found = listening(process.pid)
+        process.communicate()
+    assert len(found) > 5 and set(found) <= LOOPBACK
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""127.0.0.1, the same in IPv6, and ::1, as the kernel writes them."""
+
+
+def listening(pid: int) -> list[str]:
+    """The addresses on which a process and all that it started listen for TCP, in the kernel's writing."""
+    family = [str(pid)]
+    for member in family:
+        for file in Path("/proc").glob(f"{member}/task/*/children"):
+            with suppress(OSError):
+                family += file.read_text().split()
+    sockets = set()
+    for member in family:
+        for file in Path("/proc").glob(f"{member}/fd/*"):
+            with suppress(OSError):
+                sockets.add(os.readlink(file))
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    # Local address and port are the second column, 0A in the fourth means listening, the tenth is the socket's inode.
+    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
 
 def test_features_are_those_that_serving_computes(extracted: Table, corpus: Path) -> None:
