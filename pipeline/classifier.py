@@ -9,7 +9,7 @@ from pipeline.aggregate import build_verdict, no_speech_verdict
 from pipeline.bundle import Bundle
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
-from pipeline.head import raw_scores, standardize
+from pipeline.head import contributions, raw_scores, standardize
 from pipeline.types import Features, OperatingPoint, Speech, Verdict
 
 
@@ -57,11 +57,10 @@ class Classifier:
     def _explain(self, standardized: NDArray[np.float32]) -> tuple[tuple[str, float], ...] | None:
         """What each layer adds to the calibrated score, averaged over windows; linear heads only."""
         info = self.bundle.info
-        weight = self.bundle.arrays.get("weight")
-        if weight is None:
+        if "weight" not in self.bundle.arrays:
             return None
-        contributions = standardized.mean(axis=0) * weight * info.calibration.scale
+        added = contributions(self.bundle.arrays, standardized).mean(axis=0) * info.calibration.scale
         counted = info.features.reduction == "acn"
         sizes = [1] * len(info.layers) if counted else list(info.layers.values())
-        shares = np.add.reduceat(contributions, np.cumsum([0, *sizes[:-1]]))
+        shares = np.add.reduceat(added, np.cumsum([0, *sizes[:-1]]))
         return tuple((layer, float(share)) for layer, share in zip(info.layers, shares, strict=True))

@@ -1,8 +1,9 @@
 """The head: standardised features to a raw score, as plain arrays.
 
-Arrays of every head: `mean`, `scale` (dimension,); `thresholds` (layers,) where the recipe counts activated neurons.
-Linear: `weight` (dimension,), `bias` (1,). MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ...
-with ReLU between.
+Arrays of every head: `mean`, `scale` (dimension,); `limit` (1,), the standard deviations a feature may count for;
+`thresholds` (layers,) where the recipe counts activated neurons.
+Linear: `weight` (dimension, directions), `bias` (directions,): the first direction is of all spoofs, each other of one
+kind. MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ... with ReLU between.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ from pipeline.bundle import Arrays
 
 Matrix = NDArray[np.float32]
 
-CLIP = 2.0
-"""Standard deviations a feature may count for: no single neuron decides."""
-
 
 def count_activated(vectors: Matrix, thresholds: Matrix, layer_sizes: Sequence[int]) -> Matrix:
     """ACN: (windows, neurons) time means -> (windows, layers) counts of neurons above their layer's threshold.
@@ -31,17 +29,23 @@ def count_activated(vectors: Matrix, thresholds: Matrix, layer_sizes: Sequence[i
 
 
 def standardize(arrays: Arrays, vectors: Matrix, layer_sizes: Sequence[int]) -> Matrix:
-    """Features in units of the training data's standard deviation, none beyond CLIP of them: (windows, dimension)."""
+    """Features in units of the training data's standard deviation, none beyond the limit: (windows, dimension)."""
     if "thresholds" in arrays:
         vectors = count_activated(vectors, arrays["thresholds"], layer_sizes)
-    standardized: Matrix = np.clip((vectors - arrays["mean"]) / arrays["scale"], -CLIP, CLIP)
+    standardized: Matrix = np.clip((vectors - arrays["mean"]) / arrays["scale"], -arrays["limit"], arrays["limit"])
     return standardized
 
 
 def raw_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
-    """(windows, dimension) standardised features -> (windows,) raw scores, higher = fake."""
+    """(windows, dimension) standardised features -> (windows,) raw scores, higher = fake.
+
+    A linear head adds to what tells all spoofs apart the most that tells one kind of them apart: a generator never met
+    is like one that was met more often than it is like the mean of all.
+    """
     if "weight" in arrays:
-        return standardized.astype(np.float64) @ arrays["weight"] + float(arrays["bias"][0])
+        along = standardized.astype(np.float64) @ arrays["weight"] + arrays["bias"]
+        best: NDArray[np.float64] = along[:, 0] + (along[:, 1:].max(axis=1) if along.shape[1] > 1 else 0)
+        return best
     hidden = standardized
     depth = sum(name.startswith("weight_") for name in arrays)
     for layer in range(depth):
@@ -49,3 +53,14 @@ def raw_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
         if layer < depth - 1:
             hidden = np.maximum(hidden, 0)
     return hidden[:, 0].astype(np.float64)
+
+
+def contributions(arrays: Arrays, standardized: Matrix) -> Matrix:
+    """What each feature adds to a linear head's raw scores, the bias aside: (windows, dimension)."""
+    weight = arrays["weight"]
+    own = weight[:, :1].T
+    if weight.shape[1] > 1:
+        kind = np.argmax(standardized @ weight[:, 1:] + arrays["bias"][1:], axis=1)
+        own = own + weight[:, 1:].T[kind]
+    added: Matrix = standardized * own
+    return added

@@ -134,9 +134,9 @@ def extract(
 ) -> tuple[Table, dict[Path, str]]:
     """The features of `clips`, computed where the cache has none, and what is wrong with the clips that give none.
 
-    `draws` adds the features of so many augmented copies of each clip, to train on. The corpus and the cache are on
-    storage that every node of the cluster sees under the same path. Raises CorpusError where files are missing, or
-    where a class has no clip left.
+    `draws` adds the features of so many augmented copies of each clip, to train on; background has none. The corpus
+    and the cache are on storage that every node of the cluster sees under the same path. Raises CorpusError where
+    files are missing, or where a class has no clip left.
     """
     require_usable(clips)
     extractor = TkanExtractor(recipe.detector, recipe.spec)
@@ -152,7 +152,8 @@ def extract(
         pending |= {
             str(stem): {"path": str(clip.path.resolve()), "law": version.law, "draw": draw, "stem": str(stem)}
             for clip, stem in zip(clips, stems[-1], strict=True)
-            if not any(stem.with_suffix(end).exists() for end in (".safetensors", ".error"))
+            if not (draw and clip.background)
+            and not any(stem.with_suffix(end).exists() for end in (".safetensors", ".error"))
         }
     # All versions in one pass, so that the actors start once.
     if pending:
@@ -164,7 +165,7 @@ def extract(
 
     good, copies, bad = [], [], {}
     for clip, *own in zip(clips, *stems, strict=True):
-        found = [_read(stem) for stem in own]
+        found = [_read(stem) for stem in (own[:1] if clip.background else own)]
         if isinstance(found[0], str):
             bad[clip.path] = found[0]
         else:
@@ -179,6 +180,9 @@ def extract(
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every command that needs features."""
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="manifests of the corpus")
+    parser.add_argument(
+        "--background", type=Path, nargs="+", default=(), help="manifests whose recordings to train on, never to test"
+    )
     parser.add_argument("--detector", type=Path, help="configuration of decoding, voice activity and windows")
     parser.add_argument(
         "--cache", type=Path, default=DEFAULT_CACHE, help="folder of the features (default %(default)s)"
@@ -195,6 +199,13 @@ def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "si
     where it cannot be used.
     """
     clips = [clip for manifest in arguments.manifest for clip in read_manifest(manifest)]
+    # Their spoofs are left aside: of a corpus whose two classes went through different channels they mislead.
+    clips += [
+        replace(clip, background=True)
+        for manifest in arguments.background
+        for clip in read_manifest(manifest)
+        if not clip.is_spoof
+    ]
     if speakers_of == "site":
         clips = [replace(clip, speaker=f"{clip.site}: {clip.voice}") for clip in clips]
     require_usable(clips)

@@ -70,7 +70,19 @@ def make_fold(name: str, clips: Sequence[Clip], train: Indices, test: Indices) -
 
 
 def make_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
-    """The folds of a corpus, in a fixed order; each clip is tested once. Raises CorpusError where it is too small."""
+    """The folds of a corpus, in a fixed order; each clip is tested once. Background clips train in every fold but for
+    those tied to its test part. Raises CorpusError where the corpus is too small."""
+    judged = np.array([i for i, clip in enumerate(clips) if not clip.background], dtype=np.intp)
+    folds = []
+    for fold in _divide([clips[i] for i in judged], config):
+        train, test = judged[fold.train], judged[fold.test]
+        tied = {tie for i in test for tie in ties(clips[i])}
+        background = [i for i, clip in enumerate(clips) if clip.background and not tied & set(ties(clip))]
+        folds.append(make_fold(fold.name, clips, np.concatenate([train, background]).astype(np.intp), test))
+    return folds
+
+
+def _divide(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
     if config.by == "speaker":
         return _speaker_folds(clips, config)
     names = _generators(clips) if config.by == "generator" else [getattr(clip, config.by) for clip in clips]

@@ -24,10 +24,10 @@ from tune.errors import CorpusError
 from tune.estimator import EstimatorConfig
 from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.folds import Fold, make_folds
-from tune.metrics import SUMMARY, auc, bootstrap, eer
+from tune.metrics import SUMMARY, auc, eer
 from tune.table import Table
 from tune.train import DEFAULT_CONFIG
-from tune.validate import TrainingConfig, cross_validate, fold_scores, require_calibration
+from tune.validate import TrainingConfig, cross_validate, fold_scores, measure, require_calibration
 
 
 def evaluate_folds(config: TrainingConfig, table: Table) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def evaluate_folds(config: TrainingConfig, table: Table) -> dict[str, Any]:
     classes."""
     folds = make_folds(table.clips, config.folds)
     scores = cross_validate(config, table, folds)
-    found = bootstrap(SUMMARY, table.labels, scores, [clip.voice for clip in table.clips])
+    found = measure(SUMMARY, table, scores)
     return {
         "features": table.kind.spec.name,
         "dimension": table.vectors.shape[1],
@@ -53,14 +53,16 @@ def evaluate_folds(config: TrainingConfig, table: Table) -> dict[str, Any]:
 
 def random_split_eer(config: EstimatorConfig, table: Table, k: int = 10) -> float:
     """EER that folds at random over files claim. Speakers are on both sides: shown for comparison only."""
-    labels = table.labels
+    judged, background = np.flatnonzero(table.judged), np.flatnonzero(~table.judged)
+    labels = table.labels[judged]
     if min(labels.sum(), (~labels).sum()) < k:
         raise CorpusError(f"the corpus is too small for {k} folds at random: it has fewer clips of a class")
     scores = np.full(len(labels), np.nan)
     splitter = StratifiedKFold(k, shuffle=True, random_state=config.seed)
     for train, test in splitter.split(labels, labels):
         # Not made by make_fold, which would refuse it, rightly.
-        scores[test] = fold_scores(config, table, Fold("at random", train, test))
+        fold = Fold("at random", np.concatenate([judged[train], background]), judged[test])
+        scores[test] = fold_scores(config, table, fold)
     return eer(labels, scores)
 
 

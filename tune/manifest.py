@@ -38,6 +38,8 @@ class Clip:
     """Of the file's bytes; known once the clip's features are."""
     listed: str = field(default="", compare=False)
     """The path as the manifest gives it."""
+    background: bool = False
+    """A recording of a corpus that helps to train: it is never tested, and no calibration rests on it."""
 
     @property
     def is_spoof(self) -> bool:

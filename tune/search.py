@@ -33,10 +33,10 @@ from tune.command import run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.folds import Fold, make_folds
-from tune.metrics import auc, bootstrap, eer
+from tune.metrics import auc, eer
 from tune.plots import plot_parallel_coordinates
 from tune.table import Table
-from tune.validate import TrainingConfig, fold_scores, require_calibration, train
+from tune.validate import TrainingConfig, fold_scores, measure, require_calibration, train
 
 Point = dict[str, Any]
 
@@ -125,7 +125,7 @@ def run_trial(
         tested = ~np.isnan(scores)
         labels = table.labels[tested]
         both = 0 < labels.sum() < len(labels)
-        if nested_folder is not None and tested.all():
+        if nested_folder is not None and tested[table.judged].all():
             np.savez(nested_folder / f"{point_id(point)}.npz", scores=scores, held_out_eer=held_out)
         ray_tune.report(
             {
@@ -216,7 +216,7 @@ def nested_estimate(table: Table, folds: Sequence[Fold], folder: Path) -> dict[s
     for number, fold in enumerate(folds):
         best = min(trials, key=lambda trial: float(trial["held_out_eer"][number]))
         scores[fold.test] = best["scores"][fold.test]
-    found = bootstrap({"eer": eer, "auc": auc}, table.labels, scores, [clip.voice for clip in table.clips])
+    found = measure({"eer": eer, "auc": auc}, table, scores)
     return {name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in found.items()}
 
 

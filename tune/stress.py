@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(folds)} detectors trained", file=sys.stderr)
 
     rng = np.random.default_rng(0)
-    chosen = np.sort(rng.permutation(len(clean.clips))[: arguments.clips])
+    chosen = np.sort(rng.permutation(np.flatnonzero(clean.judged))[: arguments.clips])
     recipe = Recipe(load_spec(config.features), DetectorConfig.load(arguments.detector))
     tables = {}
     for condition in ("clean", *CONDITIONS):

@@ -53,6 +53,11 @@ class Table:
         """(clips,), True = spoof."""
         return np.array([clip.is_spoof for clip in self.clips])
 
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """(clips,), False = background, which helps to train and is never tested."""
+        return np.array([not clip.background for clip in self.clips])
+
     def verify(self) -> None:
         """Raise LeakError unless the vectors are those that were extracted, row for row."""
         if digest_of(self.vectors, self.owner, self.copy) != self.digest:

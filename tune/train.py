@@ -21,9 +21,9 @@ from pipeline.config import parse
 from tune.command import run
 from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.folds import make_folds
-from tune.metrics import SUMMARY, Intervals, bootstrap, coverage_errors
+from tune.metrics import SUMMARY, Intervals, coverage_errors
 from tune.table import Table
-from tune.validate import Trained, TrainingConfig, cross_validate, require_calibration, train
+from tune.validate import Trained, TrainingConfig, cross_validate, measure, require_calibration, train
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
 KEPT_APART = {
@@ -37,14 +37,14 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
     """Train on all of `table`, test the same procedure on the folds of `config`, and write the bundle to `folder`."""
     folds = make_folds(table.clips, config.folds)
     scores = cross_validate(config, table, folds)
-    metrics = bootstrap(SUMMARY, table.labels, scores, [clip.voice for clip in table.clips])
+    metrics = measure(SUMMARY, table, scores)
     trained = train(config, table, np.arange(len(table.clips)))
     tested = {
         "of": f"clips of each {config.folds.by} left out of training, calibration and thresholds",
         "folds": len(folds),
         "interval": "95 % over speakers",
         **{key: dict(zip(("value", "low", "high"), found, strict=True)) for key, found in metrics.items()},
-        "coverage": coverage_errors(table.labels, scores),
+        "coverage": coverage_errors(table.labels[table.judged], scores[table.judged]),
     }
     info = describe(config, table, trained, name, tested)
     return save_bundle(folder, info, trained.arrays, model_card(info, config, table, metrics))
@@ -80,6 +80,7 @@ def describe_corpus(table: Table) -> dict[str, Any]:
         "fingerprint": hashlib.sha256("\n".join(rows).encode()).hexdigest(),
         "bonafide": int((~table.labels).sum()),
         "spoof": int(table.labels.sum()),
+        "background": sum(clip.background for clip in table.clips),
         "speakers": len({clip.voice for clip in table.clips}),
         "generators": len({clip.generator for clip in table.clips if clip.is_spoof}),
         "clips": [row[:12] for row in rows],
@@ -97,6 +98,9 @@ def model_card(info: BundleInfo, config: TrainingConfig, table: Table, metrics: 
         f"| {row['answered']:.0%} | {row['distance']:.2f} | {row['miss_rate']:.1%} | {row['false_alarm_rate']:.1%} |"
         for row in info.metrics["coverage"]
     )
+    background = ""
+    if corpus["background"]:
+        background = f"\n- {corpus['background']} of the recordings are background: never tested or calibrated by."
     sources = Counter(clip.source or clip.site or "unnamed" for clip in table.clips if not clip.is_spoof)
     generators = Counter(clip.generator or "unnamed" for clip in table.clips if clip.is_spoof)
     return f"""# {info.name}
@@ -110,7 +114,7 @@ Tells machine-made speech from a human's. Features: `{info.features.name}` of th
 {corpus["generators"]} generators; fingerprint `{corpus["fingerprint"][:16]}`. The audio is not part of this bundle.
 
 - Bona fide from: {_listed(sources)}.
-- Spoofed by: {_listed(generators)}.
+- Spoofed by: {_listed(generators)}.{background}
 
 ## How well it does on what it has not seen
 {info.metrics["of"][0].upper() + info.metrics["of"][1:]}; {KEPT_APART[config.speakers_of]}

@@ -17,7 +17,7 @@ from tune.errors import CorpusError
 from tune.estimator import EstimatorConfig, fit, score_windows
 from tune.folds import Fold, FoldsConfig, Indices, make_fold, make_folds, refuse_overlap
 from tune.manifest import Clip
-from tune.metrics import Scores, eer
+from tune.metrics import Intervals, Metric, Scores, bootstrap, eer
 from tune.table import Table
 
 NOVELTY_QUANTILE = 0.995
@@ -86,17 +86,18 @@ def train(config: TrainingConfig, table: Table, clips: Indices) -> Trained:
         window_scores[rows] = score_windows(arrays, table.vectors[rows], table.kind)
         scores[fold.test] = table.clip_means(window_scores[rows], fold.test)
         novelty[fold.test] = table.clip_means(np.square(standardized).mean(axis=1), fold.test)
-    labels = table.labels[clips]
-    calibration = fit_calibration(labels, scores[clips])
-    calibrated = calibration.scale * scores[clips] + calibration.offset
-    rows = table.rows(clips)
+    judged = clips[table.judged[clips]]
+    labels = table.labels[judged]
+    calibration = fit_calibration(labels, scores[judged])
+    calibrated = calibration.scale * scores[judged] + calibration.offset
+    rows = table.rows(judged)
     around = calibration.scale * (window_scores[rows] - scores[table.owner[rows]])
     return Trained(
         arrays=fit(config.estimator, table, clips),
         calibration=calibration,
         thresholds=choose_thresholds(labels, calibrated, config.operating_points),
         window_sd=float(around.std()),
-        novelty_limit=float(np.quantile(novelty[clips], NOVELTY_QUANTILE)),
+        novelty_limit=float(np.quantile(novelty[judged], NOVELTY_QUANTILE)),
         held_out_eer=eer(labels, calibrated),
         clips=tuple(table.clips[i] for i in clips),
     )
@@ -118,7 +119,8 @@ def require_calibration(clips: Sequence[Clip], folds: Sequence[Fold], config: Fo
 
 
 def cross_validate(config: TrainingConfig, table: Table, folds: Sequence[Fold]) -> Scores:
-    """Calibrated scores of every clip by a detector trained, calibrated and thresholded without its fold, (clips,).
+    """Calibrated scores of every clip by a detector trained, calibrated and thresholded without its fold, (clips,); NaN
+    for background clips.
 
     Raises LeakError where the features were changed since their extraction.
     """
@@ -126,6 +128,12 @@ def cross_validate(config: TrainingConfig, table: Table, folds: Sequence[Fold]) 
     scores = np.full(len(table.clips), np.nan)
     for fold in folds:
         scores[fold.test] = train(config, table, fold.train).score(table, fold.test)
-    if np.isnan(scores).any():
+    if np.isnan(scores[table.judged]).any():
         raise CorpusError("the folds do not test every clip")
     return scores
+
+
+def measure(metrics: dict[str, Metric], table: Table, scores: Scores) -> Intervals:
+    """Each metric of the clips that are judged, with its 95 % interval over speakers."""
+    voices = [clip.voice for clip in table.clips if not clip.background]
+    return bootstrap(metrics, table.labels[table.judged], scores[table.judged], voices)

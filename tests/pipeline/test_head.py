@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from pipeline.head import count_activated, raw_scores, standardize
+from pipeline.head import contributions, count_activated, raw_scores, standardize
 
 
 def test_activated_neurons_are_counted_layer_by_layer() -> None:
@@ -17,6 +18,7 @@ def test_mlp_matches_torch() -> None:
     arrays = {
         "mean": np.full(6, 0.5, dtype=np.float32),
         "scale": np.full(6, 2.0, dtype=np.float32),
+        "limit": np.array([0.5], dtype=np.float32),
         "weight_0": network[0].weight.detach().numpy().T,
         "bias_0": network[0].bias.detach().numpy(),
         "weight_1": network[2].weight.detach().numpy().T,
@@ -24,10 +26,24 @@ def test_mlp_matches_torch() -> None:
     }
     vectors = np.random.default_rng(0).standard_normal((3, 6), dtype=np.float32)
     standardized = standardize(arrays, vectors, [6])
-    expected = network(torch.from_numpy((vectors - 0.5) / 2)).detach().numpy()[:, 0]
+    expected = network(torch.from_numpy(((vectors - 0.5) / 2).clip(-0.5, 0.5))).detach().numpy()[:, 0]
     np.testing.assert_allclose(raw_scores(arrays, standardized), expected, rtol=1e-5)
 
 
-def test_linear_head() -> None:
-    arrays = {"weight": np.array([1.0, -2.0], dtype=np.float32), "bias": np.array([0.5], dtype=np.float32)}
-    np.testing.assert_allclose(raw_scores(arrays, np.array([[3.0, 1.0]], dtype=np.float32)), [1.5])
+@pytest.mark.parametrize(("windows", "expected"), [([3.0, 1.0], 1.5 + 3.0), ([-1.0, 2.0], -4.5 + 1.0)])
+def test_a_linear_head_adds_the_kind_that_speaks_most_for_fake(windows: list[float], expected: float) -> None:
+    arrays = {
+        "weight": np.array([[1.0, 1.0, 0.0], [-2.0, 0.0, 1.0]], dtype=np.float32),
+        "bias": np.array([0.5, 0.0, -1.0], dtype=np.float32),
+    }
+    one = np.array([windows], dtype=np.float32)
+    np.testing.assert_allclose(raw_scores(arrays, one), [expected])
+    bias = 0.5 + (0.0 if windows[0] > windows[1] - 1 else -1.0)
+    np.testing.assert_allclose(contributions(arrays, one).sum() + bias, expected)
+
+
+def test_a_linear_head_of_one_direction() -> None:
+    arrays = {"weight": np.array([[1.0], [-2.0]], dtype=np.float32), "bias": np.array([0.5], dtype=np.float32)}
+    one = np.array([[3.0, 1.0]], dtype=np.float32)
+    np.testing.assert_allclose(raw_scores(arrays, one), [1.5])
+    np.testing.assert_allclose(contributions(arrays, one), [[3.0, -2.0]])

@@ -236,6 +236,7 @@ def grid(tmp_path: Path, **changes: Any) -> Path:
         "features": FEATURES,
         "folds": {"by": "speaker", "k": 4},
         "calibration": {"k": 3},
+        "estimator": {"head": {"kind": "logistic"}},
         "search": {
             "kind": "grid",
             "space": {"estimator.head.c": [0.001, 1.0], "estimator.imbalance": ["weights", "smote"]},
@@ -302,18 +303,18 @@ def test_optuna_proposes_and_asha_stops(table: Table, tmp_path: Path) -> None:
                 "kind": "optuna",
                 "samples": 6,
                 "space": {
-                    "estimator.head.c": {"low": 1e-9, "high": 1, "log": True},
+                    "estimator.head.penalty": {"low": 1e-3, "high": 1e6, "log": True},
                     "estimator.imbalance": ["none", "weights"],
                 },
             },
         }
     )
     rows = search(config, {"synthetic": table}, tmp_path / "optuna")
-    assert len(rows) == 6 and len({row["estimator.head.c"] for row in rows}) == 6
+    assert len(rows) == 6 and len({row["estimator.head.penalty"] for row in rows}) == 6
     complete = [row["folds"] == 6 for row in rows]
     # Trials that were stopped come last, whatever their error was then: they are no cross-validation.
     assert complete == sorted(complete, reverse=True) and complete[0]
-    assert config.at({"estimator.head.c": 0.5}).folds == FoldsConfig(k=6)
+    assert config.at({"estimator.head.penalty": 0.5}).folds == FoldsConfig(k=6)
 
 
 def test_evaluation_scores_as_the_detector_does(corpus: Path, cache: Path, extracted: Table, tmp_path: Path) -> None:

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from imblearn.over_sampling import SMOTE
 from imblearn.pipeline import make_pipeline
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from pipeline.head import CLIP
 from tests.tune.synthetic import make_clips, make_table
 from tune.errors import CorpusError
-from tune.estimator import EstimatorConfig, LogisticHead, MlpHead, RidgeHead, fit, score_windows
+from tune.estimator import LIMIT, EstimatorConfig, LogisticHead, MlpHead, RidgeHead, fit, score_windows
 from tune.folds import FoldsConfig, make_folds
 from tune.metrics import auc
 from tune.table import Table
@@ -32,7 +34,7 @@ def test_what_serving_computes_equals_scikit_learns_decision(table: Table, imbal
     arrays = fit(EstimatorConfig(imbalance=imbalance, head=LogisticHead(c=0.1 * dimension)), table, clips)
     rows = table.rows(clips)
     weights = "balanced" if imbalance == "weights" else None
-    clip = FunctionTransformer(np.clip, kw_args={"min": -CLIP, "max": CLIP})
+    clip = FunctionTransformer(np.clip, kw_args={"min": -LIMIT, "max": LIMIT})
     steps = [StandardScaler(), clip, LogisticRegression(C=0.1, class_weight=weights, tol=1e-8)]
     if imbalance == "smote":
         steps.insert(2, SMOTE(random_state=0))
@@ -41,25 +43,51 @@ def test_what_serving_computes_equals_scikit_learns_decision(table: Table, imbal
     assert score_windows(arrays, table.vectors, table.kind) == pytest.approx(expected, abs=5e-3)
 
 
-@pytest.mark.parametrize("copies", [0, 2])
-def test_a_ridge_head_counts_clips_and_not_windows(copies: int) -> None:
-    """As scikit-learn's would on one row a clip, and one a copy that weighs its share."""
-    table = make_table(make_clips(), copies=copies)
+@pytest.mark.parametrize(("copies", "share"), [(0, 0.0), (2, 0.0), (2, 0.5)])
+def test_a_ridge_head_is_scikit_learns_of_all_spoofs_and_of_each_generators(copies: int, share: float) -> None:
+    """On one row a clip, and one a copy that weighs its share; in units of recordings left out one by one. Background
+    weighs less, and gives neither scale nor units."""
+    made = make_clips(speakers=12, per_speaker=8, sites=3)
+    made[::16] = [replace(clip, background=True) for clip in made[::16]]
+    table = make_table(made, copies=copies)
     clips = np.arange(90)
     dimension = table.vectors.shape[1]
-    head = RidgeHead(kind="ridge", penalty=3 / dimension, copies_weight=0.5)
-    arrays = fit(EstimatorConfig(imbalance="none", head=head), table, clips)
-    scaler = StandardScaler().fit(table.vectors[table.rows(clips)])
-    x, y, weights = [], [], []
-    for clip in clips:
-        for copy in range(1 + copies):
-            own = table.vectors[(table.owner == clip) & (table.copy == copy)]
-            x.append(np.clip(scaler.transform(own), -CLIP, CLIP).mean(axis=0))
-            y.append(1 if table.labels[clip] else -1)
-            weights.append(0.5 / copies if copy else 1)
-    expected = Ridge(alpha=3).fit(np.array(x, np.float64), y, sample_weight=weights)
-    scored = np.clip(scaler.transform(table.vectors), -CLIP, CLIP)
-    assert score_windows(arrays, table.vectors, table.kind) == pytest.approx(expected.predict(scored), abs=1e-3)
+    head = RidgeHead(kind="ridge", penalty=3 / dimension, copies_weight=0.5, generators_share=share, generator_clips=15)
+    arrays = fit(EstimatorConfig(head=head), table, clips)
+    scaler = StandardScaler().fit(table.vectors[table.rows(clips[table.judged[clips]])])
+    rows = [(clip, copy) for clip in clips for copy in range(1 + copies)]
+    own = [table.vectors[(table.owner == clip) & (table.copy == copy)] for clip, copy in rows]
+    x = np.stack([np.clip(scaler.transform(part), -LIMIT, LIMIT).mean(axis=0) for part in own]).astype(np.float64)
+    judged = np.array([not table.clips[clip].background for clip, _ in rows])
+    weight = np.array([0.5 / copies if copy else 1 for _, copy in rows]) * np.where(judged, 1, head.background_weight)
+    generator = np.array([table.clips[clip].generator for clip, _ in rows])
+    bonafide, itself = generator == "", np.array([copy == 0 for _, copy in rows])
+    own_recordings = bonafide & itself & judged
+    scored = np.clip(scaler.transform(table.vectors), -LIMIT, LIMIT)
+
+    def direction(spoofs: NDArray[np.bool_]) -> NDArray[np.float64]:
+        balanced = np.where(spoofs, weight * weight[bonafide].sum() / weight[spoofs].sum(), weight)
+        y = np.where(bonafide, -1, 1)
+
+        def scores(kept: NDArray[np.bool_], of: NDArray[np.float64]) -> NDArray[np.float64]:
+            ones = math.sqrt(dimension)  # what a bias is to features divided by the square root of their number
+            ridge = Ridge(alpha=3, fit_intercept=False).fit(
+                np.pad(x, ((0, 0), (0, 1)), constant_values=ones)[kept], y[kept], sample_weight=balanced[kept]
+            )
+            found: NDArray[np.float64] = ridge.predict(np.pad(of, ((0, 0), (0, 1)), constant_values=ones))
+            return found
+
+        used = bonafide | spoofs
+        others = ~np.eye(len(x), dtype=bool)
+        left_out = np.array([scores(used & others[i], x[i : i + 1])[0] for i in np.flatnonzero(own_recordings)])
+        return (scores(used, scored) - left_out.mean()) / left_out.std()
+
+    expected = direction(~bonafide)
+    if share:
+        # One generator has too few clips for a direction of its own, and stands for the rest.
+        assert sorted(Counter(generator[itself & ~bonafide].tolist()).values()) == [13, 16, 16]
+        expected = expected + share * np.max([direction(generator == f"generator{site}") for site in range(3)], axis=0)
+    assert score_windows(arrays, table.vectors, table.kind) == pytest.approx(expected, abs=2e-3)
 
 
 def test_a_ridge_head_takes_weights_in_place_of_invented_rows() -> None:
@@ -107,6 +135,6 @@ def test_nothing_outside_the_training_part_is_fitted_to(head: Head) -> None:
 def test_too_few_rows_to_resample_or_to_stop_early_by_is_an_error() -> None:
     table = make_table(make_clips(speakers=2, per_speaker=4))
     with pytest.raises(CorpusError, match=r"smote.*too small"):
-        fit(EstimatorConfig(imbalance="smote"), table, np.array([0, 1, 2]))
+        fit(EstimatorConfig(imbalance="smote", head=LogisticHead()), table, np.array([0, 1, 2]))
     with pytest.raises(CorpusError, match="early stopping needs 4 independent groups"):
         fit(EstimatorConfig(head=SMALL_MLP), table, np.arange(8))

@@ -21,6 +21,20 @@ def test_each_clip_is_tested_once_and_no_speaker_is_on_both_sides(clips: list[Cl
         assert not {clips[i].speaker for i in fold.train} & {clips[i].speaker for i in fold.test}
 
 
+@pytest.mark.parametrize("by", ["speaker", "site"])
+def test_background_trains_and_is_never_tested(clips: list[Clip], by: str) -> None:
+    """But where its speaker is tested it does not even train; and it need not name a site."""
+    mine = [Clip(Path(f"/other/{n}.wav"), "bonafide", speaker=f"other{n % 2}", background=True) for n in range(4)]
+    shared = Clip(Path("/other/shared.wav"), "bonafide", speaker=clips[0].speaker, background=True)
+    whole = [*mine, *clips, shared]
+    folds = make_folds(whole, FoldsConfig(by=by, k=4))
+    assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(4, 4 + len(clips)))
+    for fold in folds:
+        assert {0, 1, 2, 3} <= set(fold.train.tolist())
+        tested = {whole[i].speaker for i in fold.test}
+        assert (len(whole) - 1 in fold.train) == (shared.speaker not in tested)
+
+
 def test_a_speaker_on_both_sides_is_refused(clips: list[Clip]) -> None:
     with pytest.raises(LeakError, match="speaker speaker0"):
         make_fold("planted", clips, np.array([0, 1, 2, 7]), np.array([3]))
