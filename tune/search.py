@@ -13,6 +13,7 @@ import argparse
 import csv
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,27 +107,37 @@ class SearchConfig(TrainingConfig):
 
 
 def run_trial(
-    point: Point, config: SearchConfig, tables: dict[str, Table], folds: Sequence[Fold], nested_folder: Path | None
+    point: Point, config: SearchConfig, tables: dict[str, Table], folds: Sequence[Fold], folder: Path, nested: bool
 ) -> None:
-    """A trial: every fold in a fixed order, with the error over all clips tested so far reported after each."""
+    """A trial: every fold in a fixed order, with the error over all clips tested so far reported after each.
+
+    Scores are saved in `folder` after each fold, and folds found there are not computed again.
+    """
     torch.set_num_threads(1)
     training = config.at(point)
     table = tables[training.features]
     table.verify()
-    scores = np.full(len(table.clips), np.nan)
-    held_out = []
+    file = folder / f"{point_id(point)}.npz"
+    scores, held_out = np.full(len(table.clips), np.nan), []
+    if file.exists():
+        with np.load(file) as saved:
+            scores, held_out = saved["scores"], saved["held_out_eer"].tolist()
     for number, fold in enumerate(folds, start=1):
-        if nested_folder is None:
-            scores[fold.test] = fold_scores(training.estimator, table, fold)
-        else:
-            trained = train(training, table, fold.train)
-            held_out.append(trained.held_out_eer)
-            scores[fold.test] = trained.score(table, fold.test)
-        tested = ~np.isnan(scores)
+        if np.isnan(scores[fold.test]).any():
+            if nested:
+                trained = train(training, table, fold.train)
+                held_out.append(trained.held_out_eer)
+                scores[fold.test] = trained.score(table, fold.test)
+            else:
+                scores[fold.test] = fold_scores(training.estimator, table, fold)
+            # Whole or not at all, for the process may be killed at any time.
+            partial = file.with_suffix(f".{os.getpid()}.partial")
+            with partial.open("wb") as output:
+                np.savez(output, scores=scores, held_out_eer=held_out)
+            partial.rename(file)
+        tested = np.concatenate([done.test for done in folds[:number]])
         labels = table.labels[tested]
         both = 0 < labels.sum() < len(labels)
-        if nested_folder is not None and tested[table.judged].all():
-            np.savez(nested_folder / f"{point_id(point)}.npz", scores=scores, held_out_eer=held_out)
         ray_tune.report(
             {
                 "eer": eer(labels, scores[tested]) if both else 0.5,
@@ -168,14 +179,13 @@ def search(
         "nested": nested,
     }
     _claim(out, identity, resume)
-    nested_folder = out / "nested" if nested else None
-    if nested_folder is not None:
-        nested_folder.mkdir(exist_ok=True)
+    folder = out / "scores"
+    folder.mkdir(exist_ok=True)
     trainable = ray_tune.with_resources(
-        ray_tune.with_parameters(run_trial, config=config, tables=tables, folds=folds, nested_folder=nested_folder),
+        ray_tune.with_parameters(run_trial, config=config, tables=tables, folds=folds, folder=folder, nested=nested),
         {"cpu": 1, "gpu": gpu_share},
     )
-    if resume:
+    if resume and _restorable(out / "trials"):
         tuner = ray_tune.Tuner.restore(str(out / "trials"), trainable, resume_unfinished=True, restart_errored=True)
     else:
         wanted = config.search
@@ -203,8 +213,8 @@ def search(
         rows.append({**trial.config, **{name: trial.metrics[name] for name in ("eer", "auc", "folds")}})
     rows.sort(key=lambda row: (row["folds"] < len(folds), row["eer"], json.dumps(row, sort_keys=True)))
     _write_results(out, config, rows, len(folds))
-    if nested_folder is not None:
-        quoted = nested_estimate(table, folds, nested_folder)
+    if nested:
+        quoted = nested_estimate(table, folds, folder)
         (out / "nested.json").write_text(json.dumps(quoted, indent=2) + "\n", encoding="utf-8")
     return rows
 
@@ -234,6 +244,17 @@ def _claim(out: Path, identity: dict[str, Any], resume: bool) -> None:
         raise ConfigurationError(f"{out.name} holds a search already: go on with --resume, or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+
+def _restorable(trials: Path) -> bool:
+    """Whether Ray's state of the trials is whole. Ray writes over it in place, so that a kill may leave half of it: the
+    trials are then begun anew, and find their scores."""
+    states = sorted(trials.glob("experiment_state-*.json"))
+    try:
+        json.loads(states[-1].read_text(encoding="utf-8"))
+    except (IndexError, ValueError):
+        return False
+    return ray_tune.Tuner.can_restore(str(trials))
 
 
 class _Progress(ray_tune.Callback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -288,9 +289,24 @@ def test_a_search_killed_in_the_middle_ends_with_the_same_table(
     command = [sys.executable, "-m", "tune.search", *arguments, f"--out={killed}"]
     kill_when(command, lambda: len(list(killed.rglob("result.json"))) >= 2)
     assert not (killed / "results.csv").exists()
-    search_main([*arguments, f"--out={killed}", "--resume"])
+    # As where the kill strikes while Ray writes its state.
+    cut = shutil.copytree(killed, tmp_path / "cut")
+    for state in cut.glob("trials/experiment_state-*.json"):
+        os.truncate(state, state.stat().st_size // 2)
+    computed = {path: path.stat().st_mtime_ns for out in (killed, cut) for path in complete_points(out)}
+    for out in (killed, cut):
+        search_main([*arguments, f"--out={out}", "--resume"])
     search_main([*arguments, f"--out={whole}"])
-    assert (killed / "results.csv").read_text() == (whole / "results.csv").read_text()
+    for out in (killed, cut):
+        assert (out / "results.csv").read_text() == (whole / "results.csv").read_text()
+    assert computed == {path: path.stat().st_mtime_ns for path in computed}
+
+
+def complete_points(out: Path) -> list[Path]:
+    """The points of a search that are done, as the files of their scores."""
+    found = [path for path in out.glob("scores/*.npz") if not np.isnan(np.load(path)["scores"]).any()]
+    assert found
+    return found
 
 
 def test_optuna_proposes_and_asha_stops(table: Table, tmp_path: Path) -> None:
