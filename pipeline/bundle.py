@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pipeline.config import Strict
+from pipeline.config import Strict, describe_misfits
 from pipeline.errors import BundleError
 from pipeline.tkan import TkanSpec
 
@@ -98,7 +98,8 @@ class Bundle:
             ) from error
         except ValidationError as error:
             raise BundleError(
-                f"model bundle {folder.name} has a bad bundle.json: {error.errors()[0]['msg']}"
+                f"model bundle {folder.name} has a bad bundle.json, or one of another version: "
+                f"{describe_misfits(error)}: copy the bundle anew, or train it anew with python -m tune.train"
             ) from error
         except SafetensorError as error:
             raise BundleError(f"model bundle {folder.name} has unreadable arrays: copy the bundle anew") from error

@@ -30,15 +30,15 @@ def test_mlp_matches_torch() -> None:
     np.testing.assert_allclose(raw_scores(arrays, standardized), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("windows", "expected"), [([3.0, 1.0], 1.5 + 3.0), ([-1.0, 2.0], -4.5 + 1.0)])
-def test_a_linear_head_adds_the_kind_that_speaks_most_for_fake(windows: list[float], expected: float) -> None:
+@pytest.mark.parametrize(("features", "expected"), [([3.0, 1.0], 1.5 + 3.0), ([-1.0, 2.0], -4.5 + 1.0)])
+def test_a_linear_head_adds_the_kind_that_speaks_most_for_fake(features: list[float], expected: float) -> None:
     arrays = {
         "weight": np.array([[1.0, 1.0, 0.0], [-2.0, 0.0, 1.0]], dtype=np.float32),
         "bias": np.array([0.5, 0.0, -1.0], dtype=np.float32),
     }
-    one = np.array([windows], dtype=np.float32)
+    one = np.array([features], dtype=np.float32)
     np.testing.assert_allclose(raw_scores(arrays, one), [expected])
-    bias = 0.5 + (0.0 if windows[0] > windows[1] - 1 else -1.0)
+    bias = 0.5 + (0.0 if features[0] > features[1] - 1 else -1.0)
     np.testing.assert_allclose(contributions(arrays, one).sum() + bias, expected)
 
 
