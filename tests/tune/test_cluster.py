@@ -231,6 +231,33 @@ def test_folds_that_cannot_be_made_are_refused_before_anything_is_extracted(
     assert not (tmp_path / "cache").exists()
 
 
+def test_background_lends_its_recordings_and_has_no_copies(
+    corpus: Path, cache: Path, extracted: Table, tmp_path: Path
+) -> None:
+    clips = read_manifest(corpus)
+    others = tmp_path / "others.csv"
+    own = [clip for clip in clips if clip.speaker in ("speaker0", "speaker1")]
+    write_manifest(others, own)
+    write_manifest(tmp_path / "mine.csv", [clip for clip in clips if clip not in own])
+    config = grid_free(tmp_path)
+    config.write_text(config.read_text() + "draws: 1\n")
+    fresh = tmp_path / "cache"
+    train_main(
+        [
+            f"--config={config}",
+            f"--manifest={tmp_path / 'mine.csv'}",
+            f"--background={others}",
+            f"--cache={fresh}",
+            f"--out={tmp_path / 'bundle'}",
+        ]
+    )
+    # 20 clips with a copy each, and two recordings without; the background's spoofs are left aside.
+    assert sorted(name.endswith("-1.safetensors") for name in stamps(fresh)) == [False] * 22 + [True] * 20
+    trained_on = Bundle.load(tmp_path / "bundle").info.corpus
+    assert (trained_on["bonafide"], trained_on["spoof"], trained_on["background"]) == (12, 10, 2)
+    assert "2 of the recordings are background" in (tmp_path / "bundle" / "model_card.md").read_text()
+
+
 def grid(tmp_path: Path, **changes: Any) -> Path:
     """A grid of four points; the folds of `configs/grid.yaml` want more speakers."""
     config = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from sklearn.preprocessing import StandardScaler
 from tests.tune.synthetic import make_clips, make_table
 from tune.calibrate import OperatingPoints, choose_thresholds, fit_calibration
 from tune.errors import CorpusError, LeakError
+from tune.estimator import EstimatorConfig, LogisticHead, RidgeHead
 from tune.folds import Fold, FoldsConfig, make_folds
 from tune.kfold import evaluate_folds, random_split_eer
+from tune.manifest import Clip
 from tune.metrics import cllr, false_alarm_rate, min_cllr, miss_rate
-from tune.table import Table
+from tune.table import Table, digest_of
 from tune.validate import TrainingConfig, cross_validate, train
 
 CONFIG = TrainingConfig(folds=FoldsConfig(k=4), calibration=FoldsConfig(k=3))
@@ -94,3 +97,31 @@ def test_a_random_split_claims_more_than_folds_of_speakers() -> None:
     found = evaluate_folds(CONFIG, table)["metrics"]["eer"]
     assert found["low"] <= found["value"] <= found["high"]
     assert random_split_eer(CONFIG.estimator, table) < 0.6 * found["value"]
+
+
+@pytest.mark.parametrize("head", [RidgeHead(background_weight=1e-9), LogisticHead()])
+def test_nothing_is_tested_or_calibrated_by_background(head: RidgeHead | LogisticHead) -> None:
+    clips = make_clips()
+    background = [
+        Clip(Path(f"/other/{n}.wav"), "bonafide", speaker=f"other{n}", site="elsewhere", background=True)
+        for n in range(12)
+    ]
+    config = CONFIG.model_copy(update={"estimator": EstimatorConfig(head=head)})
+    alone, both = make_table(clips), make_table([*clips, *background])
+    # All that is judged is as it was, and what is not lies far from it.
+    vectors = both.vectors.copy()
+    vectors[: len(alone.vectors)] = alone.vectors
+    vectors[len(alone.vectors) :] += 3
+    both = replace(both, vectors=vectors, digest=digest_of(vectors, both.owner, both.copy))
+    scores = cross_validate(config, both, make_folds(both.clips, config.folds))
+    assert np.isnan(scores[len(clips) :]).all() and not np.isnan(scores[: len(clips)]).any()
+    found, expected = evaluate_folds(config, both), evaluate_folds(config, alone)
+    trained, other = (train(config, table, np.arange(len(table.clips))) for table in (both, alone))
+    np.testing.assert_array_equal(trained.arrays["scale"], other.arrays["scale"])
+    if head.kind == "ridge":  # which weighs these next to nothing
+        assert found["metrics"]["cllr"]["value"] == pytest.approx(expected["metrics"]["cllr"]["value"], rel=1e-3)
+        assert trained.calibration.scale == pytest.approx(other.calibration.scale, rel=1e-3)
+        assert trained.calibration.offset == pytest.approx(other.calibration.offset, rel=1e-3)
+        assert trained.window_sd == pytest.approx(other.window_sd, rel=1e-3)
+        assert trained.novelty_limit == pytest.approx(other.novelty_limit, rel=1e-3)
+    assert 0 < random_split_eer(config.estimator, both, k=4) < 0.5
