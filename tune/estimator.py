@@ -30,6 +30,9 @@ from tune.table import FeatureKind, Table
 
 Matrix = NDArray[np.float32]
 
+VOCODER = "HiFi-GAN, on recordings of the corpus"
+"""The generator of the vocoded copies."""
+
 LIMIT = 2.0
 """Standard deviations a feature may count for: no single neuron decides."""
 
@@ -44,12 +47,12 @@ class LogisticHead(Strict):
 
 class RidgeHead(Strict):
     """Least squares to 1 for spoof and -1 for bona fide, with an L2 penalty, for features divided by the square root of
-    their number. A clip counts once, by the mean of its windows, its augmented copies, together, `copies_weight` times
-    as much, and one of the background `background_weight` times as much as another.
+    their number. A clip counts once, by the mean of its windows, each of its copies `copies_weight` times as much, and
+    one of the background `background_weight` times as much as another.
 
-    Each generator of at least `generator_clips` clips gets a direction of its own, and so do all others together; of
-    these the one that speaks most for spoof adds `generators_share` of what it says to what the direction of all says.
-    With a share of 0 there is that one alone."""
+    Each generator of at least `generator_clips` clips, the vocoder of copies among them, gets a direction of its own,
+    and so do all others together; of these the one that speaks most for spoof adds `generators_share` of what it says
+    to what the direction of all says. With a share of 0 there is that one alone."""
 
     kind: Literal["ridge"] = "ridge"
     penalty: float = Field(0.5, gt=0)
@@ -119,7 +122,7 @@ def _class_weight(config: EstimatorConfig) -> Literal["balanced"] | None:
 def _prepare(config: EstimatorConfig, table: Table, clips: Indices) -> tuple[Matrix, NDArray[np.bool_], Arrays]:
     """Standardised, balanced rows to train the head on, their labels, and the arrays of what was fitted."""
     rows = table.training_rows(clips)
-    vectors, labels = table.vectors[rows], table.labels[table.owner[rows]]
+    vectors, labels = table.vectors[rows], table.spoof[rows]
     arrays: Arrays = {}
     if table.kind.spec.reduction == "acn":
         sizes = list(table.kind.layers.values())
@@ -179,8 +182,8 @@ def _fit_ridge(
     starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(copy, prepend=-1))
     windows = np.diff(starts, append=len(rows)).astype(np.float32)
     means = np.add.reduceat(inputs, starts) / windows[:, None] * np.float32(1 / math.sqrt(inputs.shape[1]))
-    labels, owner, copy = labels[starts], owner[starts], copy[starts]
-    weights = np.where(copy == 0, 1.0, head.copies_weight / max(copy.max(), 1))
+    labels, owner, copy, vocoded = labels[starts], owner[starts], copy[starts], table.vocoded[rows][starts]
+    weights = np.where(copy == 0, 1.0, head.copies_weight)
     weights[~table.judged[owner]] *= head.background_weight
 
     # By inner products of rows, which are fewer than features (representer theorem); the 1 stands for the bias.
@@ -188,7 +191,7 @@ def _fit_ridge(
     bonafide = np.flatnonzero(~labels)
     shared = np.linalg.inv(_penalized(products, bonafide, head.penalty / weights[bonafide]))
     directions = []
-    for spoofs in [np.flatnonzero(labels), *_kinds(head, table, labels, owner, copy)]:
+    for spoofs in [np.flatnonzero(labels), *_kinds(head, table, labels, owner, copy, vocoded)]:
         balance = weights[bonafide].sum() / weights[spoofs].sum() if config.imbalance == "weights" else 1.0
         # The inverse of the whole from that of the part that all directions share (Schur complement).
         across = products[np.ix_(bonafide, spoofs)]
@@ -214,10 +217,17 @@ def _penalized(products: NDArray[np.float64], rows: Indices, penalty: NDArray[np
     return products[np.ix_(rows, rows)] + np.diag(penalty)
 
 
-def _kinds(head: RidgeHead, table: Table, labels: NDArray[np.bool_], owner: Indices, copy: Indices) -> list[Indices]:
+def _kinds(
+    head: RidgeHead,
+    table: Table,
+    labels: NDArray[np.bool_],
+    owner: Indices,
+    copy: Indices,
+    vocoded: NDArray[np.bool_],
+) -> list[Indices]:
     """The spoofed rows of each generator that has enough clips, and those of all others; none where all are of one."""
-    names = np.array([clip.generator for clip in table.clips])[owner]
-    count = Counter(names[labels & (copy == 0)].tolist())
+    names = np.where(vocoded, VOCODER, np.array([clip.generator for clip in table.clips])[owner])
+    count = Counter(names[labels & ((copy == 0) | vocoded)].tolist())
     large = sorted(name for name, clips in count.items() if name and clips >= head.generator_clips)
     kinds = [np.flatnonzero(labels & (names == name)) for name in large]
     kinds.append(np.flatnonzero(labels & ~np.isin(names, large)))

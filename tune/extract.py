@@ -1,7 +1,7 @@
 """Features of a corpus, computed on a Ray cluster, each once.
 
 Every clip's features are a file of the cache, whose name is the hash of all that decides them: the bytes of the
-recording, the recipe, the network, the windows and the augmentation. So an extraction that was stopped goes
+recording, the recipe, the network, the windows and the augmentation or vocoder. So an extraction that was stopped goes
 on where it was, and one that is done computes nothing.
 
     python -m tune.extract --manifest corpus/manifest.csv --features linear-textures
@@ -32,12 +32,16 @@ from pipeline.extract import TkanExtractor, layer_sizes
 from pipeline.tkan import TkanSpec, load_spec
 from pipeline.vad import VoiceActivityDetector
 from tune import augment as augment_module
+from tune import copy_synthesis
+from tune import vocoded as vocoded_module
 from tune.augment import LAW, augment
+from tune.build import DEFAULT_CACHE as DEFAULT_PACKAGES
 from tune.cluster import connect, default_actors, map_with_actors, with_progress
 from tune.command import run
 from tune.errors import CorpusError
 from tune.manifest import Clip, read_manifest, require_usable
 from tune.table import FeatureKind, Table
+from tune.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 
 DEFAULT_CACHE = Path(".cache") / "features"
 FEATURES_VERSION = 1
@@ -46,22 +50,28 @@ FEATURES_VERSION = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides features, besides the recording: `law` is what `tune.augment` does to it first."""
+    """All that decides features, besides the recording: `law` is what `tune.augment` or, with a vocoder,
+    `tune.vocoded` does to it first."""
 
     spec: TkanSpec
     detector: DetectorConfig
     law: str = "clean"
+    vocoder_sha256: str = ""
 
     def key(self, backbone_sha256: str) -> str:
-        """Hash of the recipe and the network, and of the augmentation with its code."""
+        """Hash of the recipe and the network, and of the augmentation or vocoder with its code."""
+        modules = (augment_module, copy_synthesis, vocoded_module) if self.vocoder_sha256 else (augment_module,)
+        code = [_sha256(Path(module.__file__ or "")) for module in modules]
         parts = {
             "version": FEATURES_VERSION,
             "features": self.spec.spec_id,
             "backbone": backbone_sha256,
             "windows": self.detector.windows.model_dump(),
             "voice_activity": self.detector.voice_activity.model_dump(),
-            "augmentation": None if self.law == "clean" else [self.law, _sha256(Path(augment_module.__file__))],
+            "augmentation": None if self.law == "clean" else [self.law, *code],
         }
+        if self.vocoder_sha256:
+            parts["vocoder"] = self.vocoder_sha256
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -70,10 +80,12 @@ def _sha256(path: Path) -> str:
 
 
 class Extraction:
-    """An actor: features of a few recordings at a time, each through its own law, into its file of the cache."""
+    """An actor: features of a few recordings at a time, each through its own law, into its file of the cache.
+    `packages` is the folder of those that hold the vocoder, which is loaded at the first copy by it."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, packages: Path = DEFAULT_PACKAGES) -> None:
         torch.set_num_threads(1)
+        self.packages = packages
         self.limits = recipe.detector.limits
         self.voice_activity = VoiceActivityDetector(recipe.detector)
         self.extractor = TkanExtractor(recipe.detector, recipe.spec)
@@ -87,7 +99,9 @@ class Extraction:
     def extract(self, path: Path, law: str, draw: int, stem: Path) -> str:
         try:
             recording = decode(path.read_bytes(), self.limits)
-            if law != "clean":
+            if law in (PARTNER, VOCODED):
+                recording = replace(recording, waveform=vocode(recording.waveform, law, self.packages))
+            elif law != "clean":
                 recording = replace(recording, waveform=augment(recording.waveform, law, draw))
             speech = self.voice_activity.detect(recording)
             if not speech.segments:
@@ -113,6 +127,10 @@ def _write(stem: Path, result: dict[str, NDArray[np.float32]] | str) -> None:
         partial.rename(stem.with_suffix(".safetensors"))
 
 
+def _is_there(stem: Path) -> bool:
+    return any(stem.with_suffix(end).exists() for end in (".safetensors", ".error"))
+
+
 def _read(stem: Path) -> NDArray[np.float32] | str | None:
     """What the cache holds of a recording: its features, what is wrong with it, or nothing yet."""
     if stem.with_suffix(".error").exists():
@@ -127,54 +145,63 @@ def extract(
     recipe: Recipe,
     *,
     draws: int = 0,
+    vocoded: bool = False,
     cache_folder: Path = DEFAULT_CACHE,
+    packages: Path = DEFAULT_PACKAGES,
     address: str | None = None,
     actors: int | None = None,
     num_gpus: float = 0,
 ) -> tuple[Table, dict[Path, str]]:
     """The features of `clips`, computed where the cache has none, and what is wrong with the clips that give none.
 
-    `draws` adds the features of so many augmented copies of each clip, to train on; background has none. The corpus
-    and the cache are on storage that every node of the cluster sees under the same path. Raises CorpusError where
-    files are missing, or where a class has no clip left.
+    `draws` adds the features of so many augmented copies of each clip, to train on, and `vocoded` those of each bona
+    fide clip's copy by HiFi-GAN and of its partner; background has neither. The vocoder is fetched into the folder
+    `packages` where that lacks it. The corpus, the cache and the packages are on storage that every node of the cluster
+    sees under the same path. Raises CorpusError where files are missing, where the vocoder cannot be had, or where a
+    class has no clip left.
     """
     require_usable(clips)
     extractor = TkanExtractor(recipe.detector, recipe.spec)
     kind = FeatureKind(recipe.spec, layer_sizes(extractor), extractor.backbone.sha256)
     clips = [replace(clip, sha256=_sha256(clip.path)) for clip in clips]
-    versions = [recipe] + [replace(recipe, law=LAW)] * draws
-    stems: list[list[Path]] = []
-    pending: dict[str, dict[str, Any]] = {}
-    for draw, version in enumerate(versions):
+    versions = [(recipe, 0)] + [(replace(recipe, law=LAW), draw) for draw in range(1, draws + 1)]
+    if vocoded:
+        packages = packages.resolve()
+        vocoder = _sha256(fetch_hifigan(packages))
+        versions += [(replace(recipe, law=half, vocoder_sha256=vocoder), 0) for half in (PARTNER, VOCODED)]
+    rows: list[list[dict[str, Any]]] = [[] for _ in clips]
+    for version, draw in versions:
         folder = cache_folder.resolve() / version.key(kind.backbone_sha256)
         folder.mkdir(parents=True, exist_ok=True)
-        stems.append([folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256) for clip in clips])
-        pending |= {
-            str(stem): {"path": str(clip.path.resolve()), "law": version.law, "draw": draw, "stem": str(stem)}
-            for clip, stem in zip(clips, stems[-1], strict=True)
-            if not (draw and clip.background)
-            and not any(stem.with_suffix(end).exists() for end in (".safetensors", ".error"))
-        }
+        for clip, own in zip(clips, rows, strict=True):
+            if version is recipe or not (clip.background or (clip.is_spoof and version.vocoder_sha256)):
+                stem = folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256)
+                own.append({"path": str(clip.path.resolve()), "law": version.law, "draw": draw, "stem": str(stem)})
+    # By the files of the cache, for a recording may be in the corpus twice.
+    pending = {row["stem"]: row for own in rows for row in own if not _is_there(Path(row["stem"]))}
     # All versions in one pass, so that the actors start once.
     if pending:
         connect(address)
         pool = min(actors or default_actors(), len(pending))
-        results = map_with_actors(Extraction, (recipe,), list(pending.values()), actors=pool, num_gpus=num_gpus)
+        arguments = (recipe, packages)
+        results = map_with_actors(Extraction, arguments, list(pending.values()), actors=pool, num_gpus=num_gpus)
         for _ in with_progress(results, len(pending), "features"):
             pass
 
-    good, copies, bad = [], [], {}
-    for clip, *own in zip(clips, *stems, strict=True):
-        found = [_read(stem) for stem in (own[:1] if clip.background else own)]
+    good, copies, by_vocoder, bad = [], [], [], {}
+    for clip, own in zip(clips, rows, strict=True):
+        found = [_read(Path(row["stem"])) for row in own]
         if isinstance(found[0], str):
             bad[clip.path] = found[0]
         else:
             good.append(clip)
             copies.append([part for part in found if isinstance(part, np.ndarray)])
+            laws = [row["law"] for row, part in zip(own, found, strict=True) if isinstance(part, np.ndarray)]
+            by_vocoder.append([law == VOCODED for law in laws])
     for label in ("bonafide", "spoof"):
         if not any(clip.label == label for clip in good):
             raise CorpusError(f"no {label} clip has features; {len(bad)} have none, the first: {min(bad.values())}")
-    return Table.of(good, copies, kind), bad
+    return Table.of(good, copies, kind, by_vocoder), bad
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +213,12 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", type=Path, help="configuration of decoding, voice activity and windows")
     parser.add_argument(
         "--cache", type=Path, default=DEFAULT_CACHE, help="folder of the features (default %(default)s)"
+    )
+    parser.add_argument(
+        "--packages",
+        type=Path,
+        default=DEFAULT_PACKAGES,
+        help="folder of the package with the vocoder, where the training wants one (default %(default)s)",
     )
     parser.add_argument("--address", help="Ray cluster to work on, such as auto (default: one of its own)")
     parser.add_argument("--actors", type=int, help="processes that extract (default: one a CPU)")
@@ -212,14 +245,18 @@ def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "si
     return clips
 
 
-def load_table(arguments: argparse.Namespace, clips: Sequence[Clip], preset: str, draws: int = 0) -> Table:
+def load_table(
+    arguments: argparse.Namespace, clips: Sequence[Clip], preset: str, draws: int = 0, vocoded: bool = False
+) -> Table:
     """The table of `clips` that those arguments ask for; clips that give no features are named on the standard
     error."""
     table, bad = extract(
         clips,
         Recipe(load_spec(preset), DetectorConfig.load(arguments.detector)),
         draws=draws,
+        vocoded=vocoded,
         cache_folder=arguments.cache,
+        packages=arguments.packages,
         address=arguments.address,
         actors=arguments.actors,
         num_gpus=arguments.gpu,
@@ -234,11 +271,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_corpus_arguments(parser)
     parser.add_argument("--features", default="linear-textures", help="preset (default %(default)s) or YAML file")
     parser.add_argument("--draws", type=int, default=0, help="augmented copies of each clip, too (default %(default)s)")
+    parser.add_argument("--vocoded", action="store_true", help="copies by HiFi-GAN of bona fide clips, too")
     parser.add_argument(
         "--out", type=Path, help="folder for features.npy, labels.npy and the manifest's rows they are of"
     )
     arguments = parser.parse_args(argv)
-    table = load_table(arguments, load_clips(arguments), arguments.features, arguments.draws)
+    table = load_table(arguments, load_clips(arguments), arguments.features, arguments.draws, arguments.vocoded)
     windows, dimension = table.vectors.shape
     print(f"{len(table.clips)} clips, {windows} windows, {dimension} features each, in {arguments.cache}")
     if arguments.out:
@@ -250,7 +288,7 @@ def write_arrays(folder: Path, table: Table) -> None:
     each window, without which no honest split can be made."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "features.npy", table.vectors)
-    np.save(folder / "labels.npy", table.labels[table.owner].astype(np.int64))
+    np.save(folder / "labels.npy", table.spoof.astype(np.int64))
     with (folder / "clips.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "speaker", "pair_id"))

@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_calibration(clips, make_folds(clips, config.folds), config.calibration)
     results = []
     for features in arguments.features or [config.features]:
-        table = load_table(arguments, clips, features, config.draws)
+        table = load_table(arguments, clips, features, config.draws, config.vocoded)
         result = evaluate_folds(config, table)
         if arguments.random_split:
             result["random_split_eer"] = random_split_eer(config.estimator, table)

@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folds = make_folds(clips, config.folds)
     if arguments.nested:
         require_calibration(clips, folds, config.calibration)
-    tables = {preset: load_table(arguments, clips, preset, config.draws) for preset in config.presets()}
+    tables = {preset: load_table(arguments, clips, preset, config.draws, config.vocoded) for preset in config.presets()}
     connect(arguments.address)
     rows = search(
         config,

@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(TrainingConfig, arguments.config)
     clips = load_clips(arguments, config.speakers_of)
     require_calibration(clips, make_folds(clips, FOLDS), config.calibration)
-    clean = load_table(arguments, clips, config.features, config.draws)
+    clean = load_table(arguments, clips, config.features, config.draws, config.vocoded)
     folds = make_folds(clean.clips, FOLDS)
     trained = [train(config, clean, fold.train) for fold in folds]
     print(f"{len(folds)} detectors trained", file=sys.stderr)

@@ -27,7 +27,8 @@ class FeatureKind:
 @dataclass(frozen=True)
 class Table:
     """Features of clips: vectors (windows, dimension) float32, owner (windows,) the index in `clips` of each, copy
-    (windows,) 0 for the clip itself and 1, 2, ... for its augmented copies.
+    (windows,) 0 for the clip itself and 1, 2, ... for its copies, vocoded (windows,) True for those that a vocoder
+    made, which are spoofs whatever the clip is.
 
     `digest` is of the vectors as extracted. Whatever is fitted to data belongs in the estimator, inside the fold:
     vectors that were scaled, resampled or reduced beforehand no longer match it, and are refused.
@@ -37,16 +38,26 @@ class Table:
     vectors: NDArray[np.float32]
     owner: Indices
     copy: Indices
+    vocoded: NDArray[np.bool_]
     kind: FeatureKind
     digest: str
 
     @classmethod
-    def of(cls, clips: Sequence[Clip], copies: Sequence[Sequence[NDArray[np.float32]]], kind: FeatureKind) -> Table:
-        """From each clip's own (windows, dimension), followed by those of its augmented copies."""
+    def of(
+        cls,
+        clips: Sequence[Clip],
+        copies: Sequence[Sequence[NDArray[np.float32]]],
+        kind: FeatureKind,
+        by_vocoder: Sequence[Sequence[bool]] | None = None,
+    ) -> Table:
+        """From each clip's own (windows, dimension), followed by those of its copies; `by_vocoder` says of each of them
+        whether a vocoder made it, and None that none did."""
         vectors = np.concatenate([part for own in copies for part in own])
         owner = np.repeat(np.arange(len(clips)), [sum(map(len, own)) for own in copies])
         copy = np.concatenate([np.full(len(part), number) for own in copies for number, part in enumerate(own)])
-        return cls(tuple(clips), vectors, owner, copy, kind, digest_of(vectors, owner, copy))
+        made = by_vocoder or [[False] * len(own) for own in copies]
+        vocoded = np.repeat([flag for own in made for flag in own], [len(part) for own in copies for part in own])
+        return cls(tuple(clips), vectors, owner, copy, vocoded, kind, digest_of(vectors, owner, copy, vocoded))
 
     @property
     def labels(self) -> NDArray[np.bool_]:
@@ -58,16 +69,21 @@ class Table:
         """(clips,), False = background, which helps to train and is never tested."""
         return np.array([not clip.background for clip in self.clips])
 
+    @property
+    def spoof(self) -> NDArray[np.bool_]:
+        """(windows,), the class of each to train on: that of its clip, but for what a vocoder made."""
+        return self.labels[self.owner] | self.vocoded
+
     def verify(self) -> None:
         """Raise LeakError unless the vectors are those that were extracted, row for row."""
-        if digest_of(self.vectors, self.owner, self.copy) != self.digest:
+        if digest_of(self.vectors, self.owner, self.copy, self.vocoded) != self.digest:
             raise LeakError(
                 "these features are not those that were extracted: scaling, resampling and every other fitted step "
                 "belong inside the fold, in the estimator"
             )
 
     def training_rows(self, clips: Indices) -> Indices:
-        """Indices of the windows of `clips` and of their augmented copies."""
+        """Indices of the windows of `clips` and of their copies."""
         return np.flatnonzero(np.isin(self.owner, clips))
 
     def rows(self, clips: Indices) -> Indices:
@@ -81,8 +97,8 @@ class Table:
         return (total / np.maximum(np.bincount(owner, minlength=len(self.clips)), 1))[clips]
 
 
-def digest_of(vectors: NDArray[np.float32], *numbers: Indices) -> str:
+def digest_of(vectors: NDArray[np.float32], *columns: Indices | NDArray[np.bool_]) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(vectors).data)
-    for column in numbers:
+    for column in columns:
         digest.update(np.ascontiguousarray(column, dtype=np.int64).data)
     return digest.hexdigest()

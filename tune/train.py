@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clips = load_clips(arguments, config.speakers_of)
     require_calibration(clips, make_folds(clips, config.folds), config.calibration)
     make_folds(clips, config.calibration)  # for the bundle itself, which leaves nothing out
-    table = load_table(arguments, clips, config.features, config.draws)
+    table = load_table(arguments, clips, config.features, config.draws, config.vocoded)
     bundle = train_bundle(config, table, arguments.name or arguments.out.resolve().name, arguments.out)
     for name in ("eer", "auc", "cllr", "min_cllr"):
         found = bundle.info.metrics[name]

@@ -27,14 +27,16 @@ NOVELTY_QUANTILE = 0.995
 class TrainingConfig(Strict):
     """All of `configs/train.yaml`.
 
-    `draws` is the number of augmented copies of each clip to train on. `folds` divide the corpus for the figures that
-    are quoted; `calibration` divides each training part again, for the scores that calibration and thresholds are
-    fitted to. `speakers_of: site` lets a speaker recur on another site: whole sites are left out, famous voices and
-    all that was published of them are not.
+    `draws` is the number of augmented copies of each clip to train on. `vocoded` adds, of each bona fide clip, its copy
+    by HiFi-GAN as a spoof and the clip through the same resampling as bona fide. `folds` divide the corpus for the
+    figures that are quoted; `calibration` divides each training part again, for the scores that calibration and
+    thresholds are fitted to. `speakers_of: site` lets a speaker recur on another site: whole sites are left out,
+    famous voices and all that was published of them are not.
     """
 
     features: str = "linear-textures"
     draws: int = Field(0, ge=0)
+    vocoded: bool = False
     speakers_of: Literal["corpus", "site"] = "corpus"
     estimator: EstimatorConfig = EstimatorConfig()
     folds: FoldsConfig = FoldsConfig()

@@ -28,6 +28,7 @@ from pipeline.config import ROOT, DetectorConfig
 from pipeline.detector import Detector
 from pipeline.tkan import load_spec
 from tests.audio import encode
+from tests.tune.synthetic import stand_in_for_hifigan
 from tune.cluster import map_with_actors
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main
@@ -175,6 +176,44 @@ def test_a_second_run_computes_nothing(extracted: Table, corpus: Path, cache: Pa
     table, _ = extract(read_manifest(corpus), Recipe(load_spec(FEATURES), DetectorConfig()), cache_folder=cache)
     assert stamps(cache) == before
     assert table.digest == extracted.digest
+
+
+def test_recordings_are_vocoded_once_and_spoofs_not_at_all(
+    extracted: Table, corpus: Path, cache: Path, tmp_path: Path
+) -> None:
+    stand_in_for_hifigan(tmp_path / "packages")
+    shutil.copytree(cache, tmp_path / "cache")
+    clips, recipe = read_manifest(corpus), Recipe(load_spec(FEATURES), DetectorConfig())
+
+    def extract_vocoded() -> tuple[Table, dict[Path, int]]:
+        table, bad = extract(
+            clips, recipe, vocoded=True, cache_folder=tmp_path / "cache", packages=tmp_path / "packages"
+        )
+        assert not bad
+        return table, {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+
+    table, written = extract_vocoded()
+    assert len(written) == 24 + 2 * 12 and {path.suffix for path in written} == {".safetensors"}
+    for number, clip in enumerate(table.clips):
+        own = table.owner == number
+        assert set(table.copy[own]) == ({0} if clip.is_spoof else {0, 1, 2})
+        assert (table.spoof[own] == (clip.is_spoof | (table.copy[own] == 2))).all()
+    assert (table.vectors[table.copy == 0] == extracted.vectors).all()
+    recordings, partners, copies = (
+        table.vectors[(table.copy == copy) & ~table.labels[table.owner]] for copy in range(3)
+    )
+    assert 2 * distance(recordings, partners) < distance(recordings, copies)
+
+    # What is lost is made again, the same, and nothing else is.
+    lost = max(written, key=written.__getitem__)
+    lost.unlink()
+    again, rewritten = extract_vocoded()
+    assert again.digest == table.digest
+    assert {path for path in rewritten if rewritten[path] != written[path]} == {lost}
+
+
+def distance(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm((first.mean(axis=0) - second.mean(axis=0)) / first.std(axis=0)))
 
 
 def test_extraction_killed_half_way_goes_on_and_computes_nothing_twice(corpus: Path, tmp_path: Path) -> None:

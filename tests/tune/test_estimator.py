@@ -43,24 +43,29 @@ def test_what_serving_computes_equals_scikit_learns_decision(table: Table, imbal
     assert score_windows(arrays, table.vectors, table.kind) == pytest.approx(expected, abs=5e-3)
 
 
-@pytest.mark.parametrize(("copies", "share"), [(0, 0.0), (2, 0.0), (2, 0.5)])
-def test_a_ridge_head_is_scikit_learns_of_all_spoofs_and_of_each_generators(copies: int, share: float) -> None:
-    """On one row a clip, and one a copy that weighs its share; in units of recordings left out one by one. Background
-    weighs less, and gives neither scale nor units."""
+@pytest.mark.parametrize(
+    ("copies", "share", "vocoded"), [(0, 0.0, False), (2, 0.0, False), (2, 0.5, False), (1, 0.5, True)]
+)
+def test_a_ridge_head_is_scikit_learns_of_all_spoofs_and_of_each_generators(
+    copies: int, share: float, vocoded: bool
+) -> None:
+    """On one row a clip, and one a copy that weighs half; in units of recordings left out one by one. Background
+    weighs less, and gives neither scale nor units. What a vocoder made is of a generator of its own."""
     made = make_clips(speakers=12, per_speaker=8, sites=3)
     made[::16] = [replace(clip, background=True) for clip in made[::16]]
-    table = make_table(made, copies=copies)
+    table = make_table(made, copies=copies, vocoded=vocoded)
     clips = np.arange(90)
     dimension = table.vectors.shape[1]
     head = RidgeHead(kind="ridge", penalty=3 / dimension, copies_weight=0.5, generators_share=share, generator_clips=15)
     arrays = fit(EstimatorConfig(head=head), table, clips)
     scaler = StandardScaler().fit(table.vectors[table.rows(clips[table.judged[clips]])])
-    rows = [(clip, copy) for clip in clips for copy in range(1 + copies)]
+    rows = [(clip, copy) for clip in clips for copy in np.unique(table.copy[table.owner == clip])]
     own = [table.vectors[(table.owner == clip) & (table.copy == copy)] for clip, copy in rows]
     x = np.stack([np.clip(scaler.transform(part), -LIMIT, LIMIT).mean(axis=0) for part in own]).astype(np.float64)
     judged = np.array([not table.clips[clip].background for clip, _ in rows])
-    weight = np.array([0.5 / copies if copy else 1 for _, copy in rows]) * np.where(judged, 1, head.background_weight)
-    generator = np.array([table.clips[clip].generator for clip, _ in rows])
+    weight = np.array([0.5 if copy else 1 for _, copy in rows]) * np.where(judged, 1, head.background_weight)
+    by_vocoder = [table.vocoded[(table.owner == clip) & (table.copy == copy)].all() for clip, copy in rows]
+    generator = np.where(by_vocoder, "vocoder", [table.clips[clip].generator for clip, _ in rows])
     bonafide, itself = generator == "", np.array([copy == 0 for _, copy in rows])
     own_recordings = bonafide & itself & judged
     scored = np.clip(scaler.transform(table.vectors), -LIMIT, LIMIT)
@@ -86,7 +91,8 @@ def test_a_ridge_head_is_scikit_learns_of_all_spoofs_and_of_each_generators(copi
     if share:
         # One generator has too few clips for a direction of its own, and stands for the rest.
         assert sorted(Counter(generator[itself & ~bonafide].tolist()).values()) == [13, 16, 16]
-        expected = expected + share * np.max([direction(generator == f"generator{site}") for site in range(3)], axis=0)
+        kinds = ["generator0", "generator1", "generator2", *["vocoder"] * vocoded]
+        expected = expected + share * np.max([direction(generator == kind) for kind in kinds], axis=0)
     assert score_windows(arrays, table.vectors, table.kind) == pytest.approx(expected, abs=2e-3)
 
 

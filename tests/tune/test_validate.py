@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from imblearn.over_sampling import RandomOverSampler
+from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from tests.tune.synthetic import make_clips, make_table
 from tune.calibrate import OperatingPoints, choose_thresholds, fit_calibration
 from tune.errors import CorpusError, LeakError
-from tune.estimator import EstimatorConfig, LogisticHead, RidgeHead
+from tune.estimator import EstimatorConfig, LogisticHead, RidgeHead, fit
 from tune.folds import Fold, FoldsConfig, make_folds
 from tune.kfold import evaluate_folds, random_split_eer
 from tune.manifest import Clip
 from tune.metrics import cllr, false_alarm_rate, min_cllr, miss_rate
 from tune.table import Table, digest_of
-from tune.validate import TrainingConfig, cross_validate, train
+from tune.validate import TrainingConfig, cross_validate, folds_within, train
 
 CONFIG = TrainingConfig(folds=FoldsConfig(k=4), calibration=FoldsConfig(k=3))
 
@@ -70,6 +71,40 @@ def test_the_scores_of_a_fold_do_not_depend_on_its_labels() -> None:
     assert (found.score(table, fold.test) == expected.score(table, fold.test)).all()
 
 
+def test_no_copy_of_a_clip_or_of_its_speaker_helps_to_judge_it() -> None:
+    """Neither in a fold nor in the folds of its training part, by which it is calibrated: ruin the copies of what is
+    tested, and nothing moves; ruin those of another clip, and the head does."""
+    table = make_table(make_clips(), copies=1, vocoded=True)
+    outer = make_folds(table.clips, CONFIG.folds)[0]
+    for fold in (outer, *folds_within(table.clips, outer.train, CONFIG.calibration)):
+        voices = {table.clips[i].voice for i in fold.test}
+        tested = np.array([clip.voice in voices for clip in table.clips])[table.owner]
+        assert (table.vocoded & tested).any()
+        expected, found = (
+            fit(CONFIG.estimator, of, fold.train) for of in (table, ruined(table, tested & (table.copy > 0)))
+        )
+        assert all((found[name] == expected[name]).all() for name in expected)
+        rest = fit(CONFIG.estimator, ruined(table, table.vocoded & np.isin(table.owner, fold.train)), fold.train)
+        assert not np.allclose(rest["weight"], expected["weight"], rtol=0.1)
+
+    expected = train(CONFIG, table, outer.train)
+    found = train(CONFIG, ruined(table, np.isin(table.owner, outer.test) & (table.copy > 0)), outer.train)
+    assert found.thresholds == expected.thresholds and found.calibration == expected.calibration
+
+
+def ruined(table: Table, rows: NDArray[np.bool_]) -> Table:
+    """As if other features had been extracted for `rows`."""
+    vectors = table.vectors.copy()
+    vectors[rows] = np.random.default_rng(1).normal(scale=9, size=(rows.sum(), vectors.shape[1]))
+    return replace(table, vectors=vectors, digest=digest_of(vectors, table.owner, table.copy, table.vocoded))
+
+
+def test_what_a_vocoder_made_cannot_be_passed_off_as_bona_fide() -> None:
+    table = make_table(make_clips(), vocoded=True)
+    with pytest.raises(LeakError, match="not those that were extracted"):
+        train(CONFIG, replace(table, vocoded=np.zeros_like(table.vocoded)), np.arange(len(table.clips)))
+
+
 def test_cross_validated_scores_are_calibrated_and_thresholds_keep_their_promise() -> None:
     table = make_table(make_clips(speakers=60), separation=1.5)
     scores = cross_validate(CONFIG, table, make_folds(table.clips, CONFIG.folds))
@@ -112,7 +147,7 @@ def test_nothing_is_tested_or_calibrated_by_background(head: RidgeHead | Logisti
     vectors = both.vectors.copy()
     vectors[: len(alone.vectors)] = alone.vectors
     vectors[len(alone.vectors) :] += 3
-    both = replace(both, vectors=vectors, digest=digest_of(vectors, both.owner, both.copy))
+    both = replace(both, vectors=vectors, digest=digest_of(vectors, both.owner, both.copy, both.vocoded))
     scores = cross_validate(config, both, make_folds(both.clips, config.folds))
     assert np.isnan(scores[len(clips) :]).all() and not np.isnan(scores[: len(clips)]).any()
     found, expected = evaluate_folds(config, both), evaluate_folds(config, alone)
