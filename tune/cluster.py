@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -62,6 +62,18 @@ def map_with_actors(
         num_cpus=1,
         num_gpus=num_gpus or None,
     ).iter_rows()
+
+
+def map_with_tasks(function: Callable[..., Any], shared: Sequence[Any], items: Iterable[Any]) -> list[Any]:
+    """`function(*shared, item)` of each item, in their order, as many at once as the cluster has CPUs; `shared` is sent
+    but once. Raises what `function` raises."""
+    task = ray.remote(num_cpus=1)(function)
+    references = [ray.put(part) for part in shared]
+    try:
+        found: list[Any] = ray.get([task.remote(*references, item) for item in items])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    return found
 
 
 def default_actors() -> int:

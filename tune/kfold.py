@@ -19,6 +19,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from pipeline.config import parse
+from tune.cluster import connect
 from tune.command import run
 from tune.errors import CorpusError
 from tune.estimator import EstimatorConfig
@@ -26,15 +27,23 @@ from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.folds import Fold, make_folds
 from tune.metrics import SUMMARY, auc, eer
 from tune.table import Table
-from tune.train import DEFAULT_CONFIG
-from tune.validate import TrainingConfig, cross_validate, fold_scores, measure, require_calibration
+from tune.train import DEFAULT_CONFIG, train_on_cluster
+from tune.validate import (
+    TrainingConfig,
+    TrainParts,
+    cross_validate,
+    fold_scores,
+    measure,
+    require_calibration,
+    train_in_turn,
+)
 
 
-def evaluate_folds(config: TrainingConfig, table: Table) -> dict[str, Any]:
+def evaluate_folds(config: TrainingConfig, table: Table, train_parts: TrainParts = train_in_turn) -> dict[str, Any]:
     """Metrics over all folds, each with its interval over speakers, and EER and AUC of each fold that has both
     classes."""
     folds = make_folds(table.clips, config.folds)
-    scores = cross_validate(config, table, folds)
+    scores = cross_validate(config, table, folds, train_parts)
     found = measure(SUMMARY, table, scores)
     return {
         "features": table.kind.spec.name,
@@ -111,10 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = config.model_copy(update={"folds": folds})
     clips = load_clips(arguments, config.speakers_of)
     require_calibration(clips, make_folds(clips, config.folds), config.calibration)
+    connect(arguments.address)
     results = []
     for features in arguments.features or [config.features]:
         table = load_table(arguments, clips, features, config.draws, config.vocoded)
-        result = evaluate_folds(config, table)
+        result = evaluate_folds(config, table, train_on_cluster)
         if arguments.random_split:
             result["random_split_eer"] = random_split_eer(config.estimator, table)
         results.append(result)

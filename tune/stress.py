@@ -30,14 +30,15 @@ from pipeline.tkan import load_spec
 from pipeline.types import SAMPLE_RATE, Recording, Seconds, Turn, Verdict, Waveform
 from pipeline.vad import VoiceActivityDetector
 from tune.augment import CONDITIONS
+from tune.cluster import connect
 from tune.command import run
 from tune.extract import Recipe, add_corpus_arguments, extract, load_clips, load_table
 from tune.folds import Fold, FoldsConfig, make_folds
 from tune.manifest import Clip
 from tune.metrics import auc, eer
 from tune.table import Table
-from tune.train import describe
-from tune.validate import Trained, TrainingConfig, require_calibration, train
+from tune.train import describe, train_on_cluster
+from tune.validate import Trained, TrainingConfig, require_calibration
 
 FOLDS = FoldsConfig(by="site", at_once=5)
 LENGTHS: tuple[Seconds, ...] = (2, 5, 10, 30, 60, 300, 600)
@@ -224,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_calibration(clips, make_folds(clips, FOLDS), config.calibration)
     clean = load_table(arguments, clips, config.features, config.draws, config.vocoded)
     folds = make_folds(clean.clips, FOLDS)
-    trained = [train(config, clean, fold.train) for fold in folds]
+    connect(arguments.address)
+    trained = train_on_cluster(config, clean, [fold.train for fold in folds])
     print(f"{len(folds)} detectors trained", file=sys.stderr)
 
     rng = np.random.default_rng(0)

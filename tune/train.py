@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import numpy as np
 
 from pipeline.bundle import Bundle, BundleInfo, save_bundle
 from pipeline.config import parse
+from tune.cluster import connect, map_with_tasks
 from tune.command import run
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.folds import make_folds
+from tune.folds import Indices, make_folds
 from tune.metrics import SUMMARY, Intervals, coverage_errors
 from tune.table import Table
 from tune.validate import Trained, TrainingConfig, cross_validate, measure, require_calibration, train
@@ -33,10 +34,16 @@ KEPT_APART = {
 PACKAGES = ("torch", "scikit-learn", "imbalanced-learn", "numpy")
 
 
+def train_on_cluster(config: TrainingConfig, table: Table, parts: Iterable[Indices]) -> list[Trained]:
+    """`train` on each part, side by side on the cluster that this process is connected to."""
+    found: list[Trained] = map_with_tasks(train, (config, table), parts)
+    return found
+
+
 def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) -> Bundle:
     """Train on all of `table`, test the same procedure on the folds of `config`, and write the bundle to `folder`."""
     folds = make_folds(table.clips, config.folds)
-    scores = cross_validate(config, table, folds)
+    scores = cross_validate(config, table, folds, train_on_cluster)
     metrics = measure(SUMMARY, table, scores)
     trained = train(config, table, np.arange(len(table.clips)))
     tested = {
@@ -98,9 +105,15 @@ def model_card(info: BundleInfo, config: TrainingConfig, table: Table, metrics: 
         f"| {row['answered']:.0%} | {row['distance']:.2f} | {row['miss_rate']:.1%} | {row['false_alarm_rate']:.1%} |"
         for row in info.metrics["coverage"]
     )
-    background = ""
+    further = ""
     if corpus["background"]:
-        background = f"\n- {corpus['background']} of the recordings are background: never tested or calibrated by."
+        further = f"\n- {corpus['background']} of the recordings are background: never tested or calibrated by."
+    if config.draws:
+        further += f"\n- Copies of each clip, but of background, through random channels: {config.draws}."
+    if table.vocoded.any():
+        further += (
+            "\n- Copies of each recording, but of background: one by HiFi-GAN, as a spoof, one by its resampling alone."
+        )
     sources = Counter(clip.source or clip.site or "unnamed" for clip in table.clips if not clip.is_spoof)
     generators = Counter(clip.generator or "unnamed" for clip in table.clips if clip.is_spoof)
     return f"""# {info.name}
@@ -114,7 +127,7 @@ Tells machine-made speech from a human's. Features: `{info.features.name}` of th
 {corpus["generators"]} generators; fingerprint `{corpus["fingerprint"][:16]}`. The audio is not part of this bundle.
 
 - Bona fide from: {_listed(sources)}.
-- Spoofed by: {_listed(generators)}.{background}
+- Spoofed by: {_listed(generators)}.{further}
 
 ## How well it does on what it has not seen
 {info.metrics["of"][0].upper() + info.metrics["of"][1:]}; {KEPT_APART[config.speakers_of]}
@@ -162,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_calibration(clips, make_folds(clips, config.folds), config.calibration)
     make_folds(clips, config.calibration)  # for the bundle itself, which leaves nothing out
     table = load_table(arguments, clips, config.features, config.draws, config.vocoded)
+    connect(arguments.address)
     bundle = train_bundle(config, table, arguments.name or arguments.out.resolve().name, arguments.out)
     for name in ("eer", "auc", "cllr", "min_cllr"):
         found = bundle.info.metrics[name]

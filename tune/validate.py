@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,7 +120,21 @@ def require_calibration(clips: Sequence[Clip], folds: Sequence[Fold], config: Fo
             raise CorpusError(f"calibration without the test part of fold {fold.name}: {error.detail}") from error
 
 
-def cross_validate(config: TrainingConfig, table: Table, folds: Sequence[Fold]) -> Scores:
+TrainParts = Callable[[TrainingConfig, Table, Iterable[Indices]], Iterable[Trained]]
+"""What trains on each of several parts: in this process, or on a cluster."""
+
+
+def train_in_turn(config: TrainingConfig, table: Table, parts: Iterable[Indices]) -> Iterator[Trained]:
+    """`train` on each part, in this process."""
+    return (train(config, table, part) for part in parts)
+
+
+def cross_validate(
+    config: TrainingConfig,
+    table: Table,
+    folds: Sequence[Fold],
+    train_parts: TrainParts = train_in_turn,
+) -> Scores:
     """Calibrated scores of every clip by a detector trained, calibrated and thresholded without its fold, (clips,); NaN
     for background clips.
 
@@ -128,8 +142,8 @@ def cross_validate(config: TrainingConfig, table: Table, folds: Sequence[Fold]) 
     """
     table.verify()
     scores = np.full(len(table.clips), np.nan)
-    for fold in folds:
-        scores[fold.test] = train(config, table, fold.train).score(table, fold.test)
+    for fold, trained in zip(folds, train_parts(config, table, [fold.train for fold in folds]), strict=True):
+        scores[fold.test] = trained.score(table, fold.test)
     if np.isnan(scores[table.judged]).any():
         raise CorpusError("the folds do not test every clip")
     return scores

@@ -270,6 +270,19 @@ def test_folds_that_cannot_be_made_are_refused_before_anything_is_extracted(
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_is_wrong_in_a_fold_ends_the_command_with_its_own_sentence(
+    corpus: Path, cache: Path, extracted: Table, tmp_path: Path
+) -> None:
+    config = grid_free(tmp_path)
+    values = yaml.safe_load(config.read_text())
+    values["estimator"] = {"head": {"kind": "mlp", "stop_share": 0.01}}
+    config.write_text(yaml.safe_dump(values))
+    for command in (train_main, kfold_main):
+        with pytest.raises(CorpusError) as caught:
+            command([f"--config={config}", f"--manifest={corpus}", f"--cache={cache}", f"--out={tmp_path / 'out'}"])
+        assert caught.value.detail.startswith("early stopping needs 100 independent groups")
+
+
 def test_background_lends_its_recordings_and_has_no_copies(
     corpus: Path, cache: Path, extracted: Table, tmp_path: Path
 ) -> None:
