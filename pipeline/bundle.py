@@ -54,7 +54,7 @@ class BundleInfo(Strict):
     `versions` and `seed` are the record of the training run.
     """
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     name: str
     features: TkanSpec
     layers: dict[str, int]

@@ -204,13 +204,17 @@ def filterbank(samples: Tensor, spectrum: Spectrum = "mel") -> Tensor:
     """Log energies of 80 bands with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80).
 
     `mel` is what the network was trained with: Kaldi's bank, 25 ms windows every 10 ms, no dither. `linear` shows the
-    upper frequencies as finely as the lower: bands of equal width, 16 ms windows every 10 ms.
+    upper frequencies as finely as the lower: bands of equal width, 16 ms windows every 10 ms. Frames of digital silence
+    neither shift the mean nor are quieter than the quietest of the others.
     """
     if spectrum == "mel":
         energies: Tensor = kaldi.fbank(samples.unsqueeze(0), num_mel_bins=BANDS, sample_frequency=SAMPLE_RATE)
-    else:
-        energies = linear_energies(samples)
-    return energies - energies.mean(dim=0)
+        return energies - energies.mean(dim=0)
+    energies = linear_energies(samples)
+    heard = energies[(energies > energies.new_tensor(ENERGY_FLOOR).log()).any(dim=1)]
+    if not len(heard):
+        return torch.zeros_like(energies)
+    return torch.maximum(energies, heard.amin(dim=0)) - heard.mean(dim=0)
 
 
 def linear_energies(samples: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Arrays of every head: `mean`, `scale` (dimension,); `limit` (1,), the standard deviations a feature may count for;
 `thresholds` (layers,) where the recipe counts activated neurons.
-Linear: `weight` (dimension, directions), `bias` (directions,): the first direction is of all spoofs, each other of one
-kind. MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ... with ReLU between.
+Linear: `weight` (dimension,), `bias` (1,). MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ... with
+ReLU between.
 """
 
 from __future__ import annotations
@@ -37,15 +37,10 @@ def standardize(arrays: Arrays, vectors: Matrix, layer_sizes: Sequence[int]) -> 
 
 
 def raw_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
-    """(windows, dimension) standardised features -> (windows,) raw scores, higher = fake.
-
-    A linear head adds to what tells all spoofs apart the most that tells one kind of them apart: a generator never met
-    is like one that was met more often than it is like the mean of all.
-    """
+    """(windows, dimension) standardised features -> (windows,) raw scores, higher = fake."""
     if "weight" in arrays:
-        along = standardized.astype(np.float64) @ arrays["weight"] + arrays["bias"]
-        best: NDArray[np.float64] = along[:, 0] + (along[:, 1:].max(axis=1) if along.shape[1] > 1 else 0)
-        return best
+        linear: NDArray[np.float64] = standardized.astype(np.float64) @ arrays["weight"] + arrays["bias"]
+        return linear
     hidden = standardized
     depth = sum(name.startswith("weight_") for name in arrays)
     for layer in range(depth):
@@ -57,10 +52,5 @@ def raw_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
 
 def contributions(arrays: Arrays, standardized: Matrix) -> Matrix:
     """What each feature adds to a linear head's raw scores, the bias aside: (windows, dimension)."""
-    weight = arrays["weight"]
-    own = weight[:, :1].T
-    if weight.shape[1] > 1:
-        kind = np.argmax(standardized @ weight[:, 1:] + arrays["bias"][1:], axis=1)
-        own = own + weight[:, 1:].T[kind]
-    added: Matrix = standardized * own
+    added: Matrix = standardized * arrays["weight"]
     return added

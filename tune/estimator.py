@@ -7,7 +7,6 @@ deployment will use.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from imblearn.over_sampling import SMOTE, RandomOverSampler
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cholesky, solve, solve_triangular
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
@@ -29,9 +28,6 @@ from tune.folds import Indices, tied_groups
 from tune.table import FeatureKind, Table
 
 Matrix = NDArray[np.float32]
-
-VOCODER = "HiFi-GAN, on recordings of the corpus"
-"""The generator of the vocoded copies."""
 
 LIMIT = 2.0
 """Standard deviations a feature may count for: no single neuron decides."""
@@ -48,18 +44,12 @@ class LogisticHead(Strict):
 class RidgeHead(Strict):
     """Least squares to 1 for spoof and -1 for bona fide, with an L2 penalty, for features divided by the square root of
     their number. A clip counts once, by the mean of its windows, each of its copies `copies_weight` times as much, and
-    one of the background `background_weight` times as much as another.
-
-    Each generator of at least `generator_clips` clips, the vocoder of copies among them, gets a direction of its own,
-    and so do all others together; of these the one that speaks most for spoof adds `generators_share` of what it says
-    to what the direction of all says. With a share of 0 there is that one alone."""
+    one of the background `background_weight` times as much as another."""
 
     kind: Literal["ridge"] = "ridge"
     penalty: float = Field(0.5, gt=0)
     copies_weight: float = Field(0.5, gt=0)
     background_weight: float = Field(0.5, gt=0)
-    generators_share: float = Field(0.3, ge=0)
-    generator_clips: int = Field(10, ge=2)
 
 
 class MlpHead(Strict):
@@ -157,81 +147,35 @@ def _fit_logistic(config: EstimatorConfig, inputs: Matrix, labels: NDArray[np.bo
     scale = 1 / math.sqrt(dimension)
     if rows >= dimension:
         head.fit(inputs * np.float32(scale), labels)
-        return {"weight": head.coef_.T * scale, "bias": head.intercept_}
+        return {"weight": head.coef_[0] * scale, "bias": head.intercept_}
     products = (inputs @ inputs.T).astype(np.float64) / dimension
     factor = cholesky(products + 1e-6 * np.eye(rows), lower=True)
     head.fit(factor, labels)
     weight_of_rows = solve_triangular(factor, head.coef_[0], lower=True, trans="T").astype(np.float32)
-    return {"weight": (inputs.T @ weight_of_rows * scale**2)[:, None], "bias": head.intercept_}
+    return {"weight": inputs.T @ weight_of_rows * scale**2, "bias": head.intercept_}
 
 
 def _fit_ridge(
     config: EstimatorConfig, table: Table, clips: Indices, inputs: Matrix, labels: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """Weights and biases of ridge regressions on inputs / sqrt(dimension), given for the inputs as they are: of all
-    spoofs against all recordings, then of the spoofs of each generator.
-
-    Each is in units of what recordings reach: over the recordings, each left out in turn, its mean is 0 and its
-    standard deviation 1, so that the directions can be compared.
-    """
-    head = config.head
-    assert isinstance(head, RidgeHead)
+    """Weight and bias of a ridge regression on inputs / sqrt(dimension), given for the inputs as they are."""
+    assert isinstance(config.head, RidgeHead)
     rows = table.training_rows(clips)
     # One row a clip and one a copy, whose windows lie side by side.
     owner, copy = table.owner[rows], table.copy[rows]
     starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(copy, prepend=-1))
     windows = np.diff(starts, append=len(rows)).astype(np.float32)
     means = np.add.reduceat(inputs, starts) / windows[:, None] * np.float32(1 / math.sqrt(inputs.shape[1]))
-    labels, owner, copy, vocoded = labels[starts], owner[starts], copy[starts], table.vocoded[rows][starts]
-    weights = np.where(copy == 0, 1.0, head.copies_weight)
-    weights[~table.judged[owner]] *= head.background_weight
-
+    labels = labels[starts]
+    weights = np.where(copy[starts] == 0, 1.0, config.head.copies_weight)
+    weights[~table.judged[owner[starts]]] *= config.head.background_weight
+    if config.imbalance == "weights":
+        weights[labels] *= weights[~labels].sum() / weights[labels].sum()
     # By inner products of rows, which are fewer than features (representer theorem); the 1 stands for the bias.
     products = (means @ means.T).astype(np.float64) + 1
-    bonafide = np.flatnonzero(~labels)
-    shared = np.linalg.inv(_penalized(products, bonafide, head.penalty / weights[bonafide]))
-    directions = []
-    for spoofs in [np.flatnonzero(labels), *_kinds(head, table, labels, owner, copy, vocoded)]:
-        balance = weights[bonafide].sum() / weights[spoofs].sum() if config.imbalance == "weights" else 1.0
-        # The inverse of the whole from that of the part that all directions share (Schur complement).
-        across = products[np.ix_(bonafide, spoofs)]
-        spread = shared @ across
-        own = np.linalg.inv(
-            _penalized(products, spoofs, head.penalty / (balance * weights[spoofs])) - across.T @ spread
-        )
-        of_spoofs = own @ (1 + spread.sum(axis=0))
-        of_bonafide = -shared.sum(axis=1) - spread @ of_spoofs
-        # A row's score by the regression without it. Source: Rasmussen and Williams, 2006, equation 5.12.
-        left_out = -1 - of_bonafide / (np.diag(shared) + ((spread @ own) * spread).sum(axis=1))
-        left_out = left_out[((copy == 0) & table.judged[owner])[bonafide]]
-        dual = np.zeros(len(labels))
-        dual[bonafide], dual[spoofs] = of_bonafide, of_spoofs
-        share = head.generators_share if directions else 1.0
-        directions.append((dual, left_out.mean(), share / (left_out.std() or 1.0)))
-    duals, at, units = (np.array(column) for column in zip(*directions, strict=True))
-    weight = means.T @ (duals * units[:, None]).T.astype(np.float32)
-    return {"weight": weight / math.sqrt(inputs.shape[1]), "bias": (duals.sum(axis=1) - at) * units}
-
-
-def _penalized(products: NDArray[np.float64], rows: Indices, penalty: NDArray[np.float64]) -> NDArray[np.float64]:
-    return products[np.ix_(rows, rows)] + np.diag(penalty)
-
-
-def _kinds(
-    head: RidgeHead,
-    table: Table,
-    labels: NDArray[np.bool_],
-    owner: Indices,
-    copy: Indices,
-    vocoded: NDArray[np.bool_],
-) -> list[Indices]:
-    """The spoofed rows of each generator that has enough clips, and those of all others; none where all are of one."""
-    names = np.where(vocoded, VOCODER, np.array([clip.generator for clip in table.clips])[owner])
-    count = Counter(names[labels & ((copy == 0) | vocoded)].tolist())
-    large = sorted(name for name, clips in count.items() if name and clips >= head.generator_clips)
-    kinds = [np.flatnonzero(labels & (names == name)) for name in large]
-    kinds.append(np.flatnonzero(labels & ~np.isin(names, large)))
-    return [rows for rows in kinds if len(rows)] if head.generators_share and large and len(count) > 1 else []
+    products[np.diag_indices(len(products))] += config.head.penalty / weights
+    dual = solve(products, np.where(labels, 1.0, -1.0), assume_a="pos", overwrite_a=True)
+    return {"weight": means.T @ dual.astype(np.float32) / math.sqrt(inputs.shape[1]), "bias": [dual.sum()]}
 
 
 def _stopping_split(table: Table, clips: Indices, share: float, seed: int) -> tuple[Indices, Indices]:

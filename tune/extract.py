@@ -44,7 +44,7 @@ from tune.table import FeatureKind, Table
 from tune.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 
 DEFAULT_CACHE = Path(".cache") / "features"
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """To be raised when the pipeline computes other features from the same recording and recipe; a test tells when."""
 
 

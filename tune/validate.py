@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -92,17 +93,28 @@ def train(config: TrainingConfig, table: Table, clips: Indices) -> Trained:
     labels = table.labels[judged]
     calibration = fit_calibration(labels, scores[judged])
     calibrated = calibration.scale * scores[judged] + calibration.offset
-    rows = table.rows(judged)
-    around = calibration.scale * (window_scores[rows] - scores[table.owner[rows]])
     return Trained(
         arrays=fit(config.estimator, table, clips),
         calibration=calibration,
         thresholds=choose_thresholds(labels, calibrated, config.operating_points),
-        window_sd=float(around.std()),
+        window_sd=calibration.scale * spread_of_windows(table, judged, window_scores),
         novelty_limit=float(np.quantile(novelty[judged], NOVELTY_QUANTILE)),
         held_out_eer=eer(labels, calibrated),
         clips=tuple(table.clips[i] for i in clips),
     )
+
+
+def spread_of_windows(table: Table, clips: Indices, window_scores: Scores) -> float:
+    """Standard deviation of a window's score around its recording's, from the clips of several windows; 0 where none
+    has. Windows overlap, so it is somewhat too small."""
+    rows = table.rows(clips)
+    owner = table.owner[rows]
+    count = np.bincount(owner)[owner]
+    mean = np.bincount(owner, window_scores[rows])[owner] / count
+    several = count > 1
+    # Each clip's mean was fitted to its own windows, which takes one degree of freedom (Bessel's correction).
+    variances = (np.square(window_scores[rows] - mean) * count / np.maximum(count - 1, 1))[several]
+    return math.sqrt(variances.mean()) if several.any() else 0.0
 
 
 def folds_within(clips: Sequence[Clip], part: Indices, config: FoldsConfig) -> list[Fold]:

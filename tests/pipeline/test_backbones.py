@@ -83,6 +83,16 @@ def test_a_linear_filterbank_shows_each_tone_in_the_band_of_its_frequency() -> N
     assert (linear_energies(torch.zeros(8_000)) == math.log(ENERGY_FLOOR)).all()
 
 
+def test_digital_silence_neither_shifts_the_mean_nor_shows(waveform: Waveform) -> None:
+    speech = torch.from_numpy(waveform.samples)
+    alone = filterbank(speech, "linear")
+    padded = filterbank(torch.cat([torch.zeros(8_000), speech, torch.zeros(16_000)]), "linear")
+    torch.testing.assert_close(padded[50 : 50 + len(alone)], alone, rtol=0, atol=0.05)
+    silent = padded[:48]
+    assert (silent == padded.amin(dim=0)).all() and (silent > -20).all()
+    assert (filterbank(torch.zeros(8_000), "linear") == 0).all()
+
+
 def test_campplus_hears_through_the_filterbank_asked_for(campplus: Backbone, waveform: Waveform) -> None:
     linear = load_backbone("campplus", spectrum="linear")
     assert isinstance(linear.network, CamPlusPlus)

@@ -38,7 +38,7 @@ def test_a_bundle_of_another_format_says_what_to_do(tmp_path: Path) -> None:
     """An old one lacks what its scores rest on."""
     save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n")
     manifest = tmp_path / "b" / "bundle.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 2'))
     with pytest.raises(BundleError, match=r"format.*train it anew"):
         Bundle.load(tmp_path / "b")
 

@@ -20,7 +20,7 @@ from tune.kfold import evaluate_folds, random_split_eer
 from tune.manifest import Clip
 from tune.metrics import cllr, false_alarm_rate, min_cllr, miss_rate
 from tune.table import Table, digest_of
-from tune.validate import TrainingConfig, cross_validate, folds_within, train
+from tune.validate import TrainingConfig, cross_validate, folds_within, spread_of_windows, train
 
 CONFIG = TrainingConfig(folds=FoldsConfig(k=4), calibration=FoldsConfig(k=3))
 
@@ -97,6 +97,16 @@ def ruined(table: Table, rows: NDArray[np.bool_]) -> Table:
     vectors = table.vectors.copy()
     vectors[rows] = np.random.default_rng(1).normal(scale=9, size=(rows.sum(), vectors.shape[1]))
     return replace(table, vectors=vectors, digest=digest_of(vectors, table.owner, table.copy, table.vocoded))
+
+
+def test_the_spread_of_windows_is_not_made_small_by_clips_of_few() -> None:
+    table = make_table(make_clips(speakers=60))  # two windows a clip
+    rng = np.random.default_rng(0)
+    scores = 5 * rng.normal(size=len(table.clips))[table.owner] + rng.normal(scale=0.7, size=len(table.vectors))
+    clips = np.arange(len(table.clips))
+    assert spread_of_windows(table, clips, scores) == pytest.approx(0.7, rel=0.1)
+    alone = replace(table, vectors=table.vectors[::2], owner=table.owner[::2], copy=table.copy[::2])
+    assert spread_of_windows(alone, clips, scores[::2]) == 0
 
 
 def test_what_a_vocoder_made_cannot_be_passed_off_as_bona_fide() -> None:
