@@ -14,7 +14,8 @@ import torch
 from imblearn.over_sampling import SMOTE, RandomOverSampler
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.linalg import cholesky, solve, solve_triangular
+from scipy.linalg import cholesky, solve_triangular
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
@@ -173,8 +174,8 @@ def _fit_ridge(
         weights[labels] *= weights[~labels].sum() / weights[labels].sum()
     # By inner products of rows, which are fewer than features (representer theorem); the 1 stands for the bias.
     products = (means @ means.T).astype(np.float64) + 1
-    products[np.diag_indices(len(products))] += config.head.penalty / weights
-    dual = solve(products, np.where(labels, 1.0, -1.0), assume_a="pos", overwrite_a=True)
+    ridge = KernelRidge(alpha=config.head.penalty, kernel="precomputed")
+    dual = ridge.fit(products, np.where(labels, 1.0, -1.0), sample_weight=weights).dual_coef_
     return {"weight": means.T @ dual.astype(np.float32) / math.sqrt(inputs.shape[1]), "bias": [dual.sum()]}
 
 

@@ -27,23 +27,16 @@ from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.folds import Fold, make_folds
 from tune.metrics import SUMMARY, auc, eer
 from tune.table import Table
-from tune.train import DEFAULT_CONFIG, train_on_cluster
-from tune.validate import (
-    TrainingConfig,
-    TrainParts,
-    cross_validate,
-    fold_scores,
-    measure,
-    require_calibration,
-    train_in_turn,
-)
+from tune.train import DEFAULT_CONFIG, train_folds
+from tune.validate import Trained, TrainingConfig, cross_validate, fold_scores, measure, require_calibration
 
 
-def evaluate_folds(config: TrainingConfig, table: Table, train_parts: TrainParts = train_in_turn) -> dict[str, Any]:
-    """Metrics over all folds, each with its interval over speakers, and EER and AUC of each fold that has both
-    classes."""
-    folds = make_folds(table.clips, config.folds)
-    scores = cross_validate(config, table, folds, train_parts)
+def evaluate_folds(
+    config: TrainingConfig, table: Table, folds: Sequence[Fold], trained: Sequence[Trained]
+) -> dict[str, Any]:
+    """Metrics over all folds, each by its own detector and with its interval over speakers, and EER and AUC of each
+    fold that has both classes."""
+    scores = cross_validate(table, folds, trained)
     found = measure(SUMMARY, table, scores)
     return {
         "features": table.kind.spec.name,
@@ -116,15 +109,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
     changes = {key: value for key, value in (("by", arguments.by), ("k", arguments.k)) if value is not None}
-    folds = config.folds.model_validate(config.folds.model_dump() | changes)
-    config = config.model_copy(update={"folds": folds})
+    changed = config.folds.model_validate(config.folds.model_dump() | changes)
+    config = config.model_copy(update={"folds": changed})
     clips = load_clips(arguments, config.speakers_of)
     require_calibration(clips, make_folds(clips, config.folds), config.calibration)
     connect(arguments.address)
     results = []
     for features in arguments.features or [config.features]:
         table = load_table(arguments, clips, features, config.draws, config.vocoded)
-        result = evaluate_folds(config, table, train_on_cluster)
+        folds = make_folds(table.clips, config.folds)
+        result = evaluate_folds(config, table, folds, train_folds(config, table, folds))
         if arguments.random_split:
             result["random_split_eer"] = random_split_eer(config.estimator, table)
         results.append(result)

@@ -37,7 +37,7 @@ from tune.folds import Fold, FoldsConfig, make_folds
 from tune.manifest import Clip
 from tune.metrics import auc, eer
 from tune.table import Table
-from tune.train import describe, train_on_cluster
+from tune.train import describe, train_folds
 from tune.validate import Trained, TrainingConfig, require_calibration
 
 FOLDS = FoldsConfig(by="site", at_once=5)
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clean = load_table(arguments, clips, config.features, config.draws, config.vocoded)
     folds = make_folds(clean.clips, FOLDS)
     connect(arguments.address)
-    trained = train_on_cluster(config, clean, [fold.train for fold in folds])
+    trained = train_folds(config, clean, folds)
     print(f"{len(folds)} detectors trained", file=sys.stderr)
 
     rng = np.random.default_rng(0)

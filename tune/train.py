@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.config import parse
 from tune.cluster import connect, map_with_tasks
 from tune.command import run
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.folds import Indices, make_folds
+from tune.folds import Fold, make_folds
 from tune.metrics import SUMMARY, Intervals, coverage_errors
 from tune.table import Table
 from tune.validate import Trained, TrainingConfig, cross_validate, measure, require_calibration, train
@@ -34,16 +34,16 @@ KEPT_APART = {
 PACKAGES = ("torch", "scikit-learn", "imbalanced-learn", "numpy")
 
 
-def train_on_cluster(config: TrainingConfig, table: Table, parts: Iterable[Indices]) -> list[Trained]:
-    """`train` on each part, side by side on the cluster that this process is connected to."""
-    found: list[Trained] = map_with_tasks(train, (config, table), parts)
-    return found
+def train_folds(config: TrainingConfig, table: Table, folds: Sequence[Fold]) -> list[Trained]:
+    """`train` without the test part of each fold, side by side on the cluster that this process is connected to."""
+    trained: list[Trained] = map_with_tasks(train, (config, table), [fold.train for fold in folds])
+    return trained
 
 
 def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) -> Bundle:
     """Train on all of `table`, test the same procedure on the folds of `config`, and write the bundle to `folder`."""
     folds = make_folds(table.clips, config.folds)
-    scores = cross_validate(config, table, folds, train_on_cluster)
+    scores = cross_validate(table, folds, train_folds(config, table, folds))
     metrics = measure(SUMMARY, table, scores)
     trained = train(config, table, np.arange(len(table.clips)))
     tested = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,30 +132,16 @@ def require_calibration(clips: Sequence[Clip], folds: Sequence[Fold], config: Fo
             raise CorpusError(f"calibration without the test part of fold {fold.name}: {error.detail}") from error
 
 
-TrainParts = Callable[[TrainingConfig, Table, Iterable[Indices]], Iterable[Trained]]
-"""What trains on each of several parts: in this process, or on a cluster."""
+def cross_validate(table: Table, folds: Sequence[Fold], trained: Iterable[Trained]) -> Scores:
+    """Calibrated scores of every clip by the detector of its fold, (clips,); NaN for background clips.
 
-
-def train_in_turn(config: TrainingConfig, table: Table, parts: Iterable[Indices]) -> Iterator[Trained]:
-    """`train` on each part, in this process."""
-    return (train(config, table, part) for part in parts)
-
-
-def cross_validate(
-    config: TrainingConfig,
-    table: Table,
-    folds: Sequence[Fold],
-    train_parts: TrainParts = train_in_turn,
-) -> Scores:
-    """Calibrated scores of every clip by a detector trained, calibrated and thresholded without its fold, (clips,); NaN
-    for background clips.
-
-    Raises LeakError where the features were changed since their extraction.
+    Raises LeakError where the features were changed since their extraction, or where a clip of a fold, or its speaker,
+    had a part in the fold's detector.
     """
     table.verify()
     scores = np.full(len(table.clips), np.nan)
-    for fold, trained in zip(folds, train_parts(config, table, [fold.train for fold in folds]), strict=True):
-        scores[fold.test] = trained.score(table, fold.test)
+    for fold, detector in zip(folds, trained, strict=True):
+        scores[fold.test] = detector.score(table, fold.test)
     if np.isnan(scores[table.judged]).any():
         raise CorpusError("the folds do not test every clip")
     return scores

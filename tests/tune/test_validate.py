@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,15 +21,23 @@ from tune.kfold import evaluate_folds, random_split_eer
 from tune.manifest import Clip
 from tune.metrics import cllr, false_alarm_rate, min_cllr, miss_rate
 from tune.table import Table, digest_of
-from tune.validate import TrainingConfig, cross_validate, folds_within, spread_of_windows, train
+from tune.validate import Trained, TrainingConfig, cross_validate, folds_within, spread_of_windows, train
 
 CONFIG = TrainingConfig(folds=FoldsConfig(k=4), calibration=FoldsConfig(k=3))
 
 
+def train_each(config: TrainingConfig, table: Table, folds: Sequence[Fold]) -> list[Trained]:
+    """As `tune.train` does on a cluster."""
+    return [train(config, table, fold.train) for fold in folds]
+
+
 def test_a_scaler_fitted_outside_the_fold_is_refused(table: Table) -> None:
     scaled = replace(table, vectors=StandardScaler().fit_transform(table.vectors))
+    folds = make_folds(table.clips, CONFIG.folds)
     with pytest.raises(LeakError, match="not those that were extracted"):
-        cross_validate(CONFIG, scaled, make_folds(table.clips, CONFIG.folds))
+        train_each(CONFIG, scaled, folds)
+    with pytest.raises(LeakError, match="not those that were extracted"):
+        cross_validate(scaled, folds, train_each(CONFIG, table, folds))
 
 
 def test_an_oversampler_outside_the_fold_is_refused(table: Table) -> None:
@@ -43,7 +52,7 @@ def test_a_fold_with_a_speaker_on_both_sides_is_refused_even_when_made_by_hand(t
     half = np.arange(len(table.clips)) % 3 == 0
     planted = Fold("planted", np.flatnonzero(half), np.flatnonzero(~half))
     with pytest.raises(LeakError, match="speakers or pairs"):
-        cross_validate(CONFIG, table, [planted])
+        cross_validate(table, [planted], train_each(CONFIG, table, [planted]))
 
 
 def test_calibration_or_a_threshold_from_the_test_part_is_refused(table: Table) -> None:
@@ -117,7 +126,8 @@ def test_what_a_vocoder_made_cannot_be_passed_off_as_bona_fide() -> None:
 
 def test_cross_validated_scores_are_calibrated_and_thresholds_keep_their_promise() -> None:
     table = make_table(make_clips(speakers=60), separation=1.5)
-    scores = cross_validate(CONFIG, table, make_folds(table.clips, CONFIG.folds))
+    folds = make_folds(table.clips, CONFIG.folds)
+    scores = cross_validate(table, folds, train_each(CONFIG, table, folds))
     labels = table.labels
     assert cllr(labels, scores) - min_cllr(labels, scores) < 0.15
     thresholds = choose_thresholds(labels, scores, OperatingPoints(recall_miss=0.1, precision_false_alarm=0.1))
@@ -139,7 +149,8 @@ def test_a_random_split_claims_more_than_folds_of_speakers() -> None:
         for clip in make_clips(speakers=60)
     ]
     table = make_table(clips, separation=1.0)
-    found = evaluate_folds(CONFIG, table)["metrics"]["eer"]
+    folds = make_folds(table.clips, CONFIG.folds)
+    found = evaluate_folds(CONFIG, table, folds, train_each(CONFIG, table, folds))["metrics"]["eer"]
     assert found["low"] <= found["value"] <= found["high"]
     assert random_split_eer(CONFIG.estimator, table) < 0.6 * found["value"]
 
@@ -158,9 +169,13 @@ def test_nothing_is_tested_or_calibrated_by_background(head: RidgeHead | Logisti
     vectors[: len(alone.vectors)] = alone.vectors
     vectors[len(alone.vectors) :] += 3
     both = replace(both, vectors=vectors, digest=digest_of(vectors, both.owner, both.copy, both.vocoded))
-    scores = cross_validate(config, both, make_folds(both.clips, config.folds))
+    folds = make_folds(both.clips, config.folds)
+    detectors = train_each(config, both, folds)
+    scores = cross_validate(both, folds, detectors)
     assert np.isnan(scores[len(clips) :]).all() and not np.isnan(scores[: len(clips)]).any()
-    found, expected = evaluate_folds(config, both), evaluate_folds(config, alone)
+    found = evaluate_folds(config, both, folds, detectors)
+    folds = make_folds(alone.clips, config.folds)
+    expected = evaluate_folds(config, alone, folds, train_each(config, alone, folds))
     trained, other = (train(config, table, np.arange(len(table.clips))) for table in (both, alone))
     np.testing.assert_array_equal(trained.arrays["scale"], other.arrays["scale"])
     if head.kind == "ridge":  # which weighs these next to nothing
