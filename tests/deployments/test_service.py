@@ -72,6 +72,16 @@ def test_the_verdict_is_the_detectors(
         assert expected["overall"] != "No Speech"
 
 
+def test_a_recording_too_long_for_a_message_between_stages(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32], config: dict[str, Any]
+) -> None:
+    inlined_bytes = config["applications"][0]["runtime_env"]["env_vars"]["RAY_max_direct_call_object_size"]
+    samples = np.tile(ten_seconds, 8)
+    assert samples.nbytes > int(inlined_bytes)
+    data = encode(samples)
+    assert verdict(predict(service, data)) == to_dict(detector.predict(data))
+
+
 def test_operating_point_and_explanation_are_the_detectors(
     service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]
 ) -> None:
