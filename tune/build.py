@@ -1,8 +1,8 @@
 """The starter corpus: rebuilt from pinned packages and from public pages, as `configs/corpus.yaml` says.
 
-The part `packages` holds recordings of Debian's packages, each with its copy by a vocoder, and text spoken by
-synthesizers. The part `demo-pages` holds the clips that `configs/demo-pages.csv` lists by repository, commit and path.
-What is built is not built again.
+The part `packages` holds recordings of packages, each with its copy by a vocoder, and what synthesizers say: text that
+they speak here, and speech of theirs that packages hold. The part `demo-pages` holds the clips that
+`configs/demo-pages.csv` lists by repository, commit and path. What is built is not built again.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class StarterCorpus(Strict):
 
 @dataclass(frozen=True)
 class Task:
-    """One speaker's recordings with their copies, or one voice: a folder of the corpus, made as a whole."""
+    """One speaker's recordings, or one voice: a folder of the corpus, made as a whole."""
 
     name: str
     made_of: Speaker | Voice
@@ -157,11 +157,12 @@ def build_packages(corpus: StarterCorpus, out: Path, cache: Path, jobs: int) -> 
 
 def plan(corpus: StarterCorpus, out: Path, cache: Path) -> list[Task]:
     """The folders that the part `packages` consists of."""
-    speakers = find_speakers(corpus.recordings, Unpacked(cache).root)
-    named: list[tuple[str, Speaker | Voice, tuple[Path, ...]]] = [
-        (f"real-{speaker.name.removesuffix('-' + speaker.language)}-{speaker.language}", speaker, tuple(files))
-        for speaker, files in sorted(speakers.items())
-    ]
+    speakers = find_speakers(corpus.recordings, Unpacked(cache))
+    named: list[tuple[str, Speaker | Voice, tuple[Path, ...]]] = []
+    for speaker, files in sorted(speakers.items()):
+        kind = "fake" if speaker.generator else "real"
+        name = speaker.name.removesuffix(f"-{speaker.language}")
+        named.append((f"{kind}-{name}-{speaker.language}", speaker, tuple(files)))
     named += [
         (f"fake-{voice.generator}-{voice.language}-{voice.voice}".replace("+", "-"), voice, ())
         for voice in corpus.voices
@@ -217,6 +218,8 @@ def make(task: Task) -> None:
     rng = np.random.default_rng([task.corpus.seed, int.from_bytes(hashlib.sha256(task.name.encode()).digest()[:8])])
     if isinstance(task.made_of, Voice):
         clips = _make_voice(task, task.made_of, rng)
+    elif task.made_of.generator:
+        clips = _make_recorded_voice(task, task.made_of, rng)
     else:
         clips = _make_speaker(task, task.made_of, rng)
     if clips:
@@ -238,6 +241,15 @@ def _make_voice(task: Task, voice: Voice, rng: np.random.Generator) -> list[Clip
     )
     clips = []
     for index, waveform in zip(range(voice.clips), cut(spoken, rng), strict=False):
+        clips.append(replace(known, path=task.folder / f"{index:03}.flac"))
+        write_flac(clips[-1].path, waveform)
+    return clips
+
+
+def _make_recorded_voice(task: Task, speaker: Speaker, rng: np.random.Generator) -> list[Clip]:
+    known = Clip(task.folder, "spoof", speaker.name, speaker.generator, speaker.source, speaker.language)
+    clips, spoken = [], cut(read_recordings(task.files, rng), rng)
+    for index, waveform in zip(range(task.corpus.clips_per_speaker), spoken, strict=False):
         clips.append(replace(known, path=task.folder / f"{index:03}.flac"))
         write_flac(clips[-1].path, waveform)
     return clips

@@ -50,7 +50,7 @@ class RidgeHead(Strict):
     kind: Literal["ridge"] = "ridge"
     penalty: float = Field(0.5, gt=0)
     copies_weight: float = Field(0.5, gt=0)
-    background_weight: float = Field(0.5, gt=0)
+    background_weight: float = Field(0.3, gt=0)
 
 
 class MlpHead(Strict):

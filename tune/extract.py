@@ -208,7 +208,11 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every command that needs features."""
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="manifests of the corpus")
     parser.add_argument(
-        "--background", type=Path, nargs="+", default=(), help="manifests whose recordings to train on, never to test"
+        "--background",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="manifests to train on, never to test; spoofs that have a pair are left aside",
     )
     parser.add_argument("--detector", type=Path, help="configuration of decoding, voice activity and windows")
     parser.add_argument(
@@ -232,12 +236,12 @@ def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "si
     where it cannot be used.
     """
     clips = [clip for manifest in arguments.manifest for clip in read_manifest(manifest)]
-    # Their spoofs are left aside: of a corpus whose two classes went through different channels they mislead.
+    # Copies of recordings are left aside: to learn by them makes a detector worse on synthesizers it has not met.
     clips += [
         replace(clip, background=True)
         for manifest in arguments.background
         for clip in read_manifest(manifest)
-        if not clip.is_spoof
+        if not (clip.is_spoof and clip.pair_id)
     ]
     if speakers_of == "site":
         clips = [replace(clip, speaker=f"{clip.site}: {clip.voice}") for clip in clips]

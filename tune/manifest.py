@@ -39,7 +39,7 @@ class Clip:
     listed: str = field(default="", compare=False)
     """The path as the manifest gives it."""
     background: bool = False
-    """A recording of a corpus that helps to train: it is never tested, and no calibration rests on it."""
+    """Of a corpus that helps to train: it is never tested, and no calibration rests on it."""
 
     @property
     def is_spoof(self) -> bool:

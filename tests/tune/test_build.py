@@ -77,6 +77,8 @@ def place(tmp_path: Path) -> Path:
     wheel = files / "hibari_tts-0.2.1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("hibari/__init__.py", SYNTHESIZER)
+        for index in range(2):
+            archive.writestr(f"hibari/samples/mimi-{index}.wav", encode(speech_like(1.5, 20 + index), "wav"))
     configure(
         tmp_path,
         packages=[
@@ -106,7 +108,14 @@ def configure(place: Path, **changes: Any) -> None:
                     "source": "talks",
                     "files": "usr/share/talks/*/*/*",
                     "pattern": "talks/(?P<language>..)/(?P<speaker>[a-z]+)/",
-                }
+                },
+                {
+                    "source": "samples",
+                    "files": "hibari/samples/*.wav",
+                    "pattern": "samples/(?P<speaker>[a-z]+)",
+                    "language": "en",
+                    "generator": "murmur",
+                },
             ],
             "voices": [
                 {"generator": "hum", "engine": "hibari", "voice": "a", "language": "en", "texts": "en", "clips": 2}
@@ -135,8 +144,9 @@ def test_packages_become_clips_of_both_classes(place: Path, capsys: pytest.Captu
         ("bonafide", "talks-boris", "ru", "talks"),
         ("spoof", "talks-boris", "ru", "talks"),
         ("spoof", "hum:a", "en", "hum"),
+        ("spoof", "samples-mimi", "en", "samples"),
     }
-    assert len(clips) == 2 * 3 * 2 + 2
+    assert len(clips) == 2 * 3 * 2 + 2 + 1
     real = {clip.pair_id: clip for clip in clips if not clip.is_spoof}
     copies = {clip.pair_id: clip for clip in clips if clip.is_spoof and clip.pair_id}
     assert len(real) == 6 and set(real) == set(copies)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -283,13 +284,13 @@ def test_what_is_wrong_in_a_fold_ends_the_command_with_its_own_sentence(
         assert caught.value.detail.startswith("early stopping needs 100 independent groups")
 
 
-def test_background_lends_its_recordings_and_has_no_copies(
+def test_background_lends_all_but_copies_of_recordings_and_has_no_copies(
     corpus: Path, cache: Path, extracted: Table, tmp_path: Path
 ) -> None:
     clips = read_manifest(corpus)
     others = tmp_path / "others.csv"
     own = [clip for clip in clips if clip.speaker in ("speaker0", "speaker1")]
-    write_manifest(others, own)
+    write_manifest(others, [replace(clip, pair_id="one" if clip.speaker == "speaker0" else "") for clip in own])
     write_manifest(tmp_path / "mine.csv", [clip for clip in clips if clip not in own])
     config = grid_free(tmp_path)
     config.write_text(config.read_text() + "draws: 1\n")
@@ -303,11 +304,11 @@ def test_background_lends_its_recordings_and_has_no_copies(
             f"--out={tmp_path / 'bundle'}",
         ]
     )
-    # 20 clips with a copy each, and two recordings without; the background's spoofs are left aside.
-    assert sorted(name.endswith("-1.safetensors") for name in stamps(fresh)) == [False] * 22 + [True] * 20
+    # 20 clips with a copy each, and without one two recordings and a spoof; the spoof that has a pair is left aside.
+    assert sorted(name.endswith("-1.safetensors") for name in stamps(fresh)) == [False] * 23 + [True] * 20
     trained_on = Bundle.load(tmp_path / "bundle").info.corpus
-    assert (trained_on["bonafide"], trained_on["spoof"], trained_on["background"]) == (12, 10, 2)
-    assert "2 of the recordings are background" in (tmp_path / "bundle" / "model_card.md").read_text()
+    assert (trained_on["bonafide"], trained_on["spoof"], trained_on["background"]) == (12, 11, 3)
+    assert "3 of the clips are background" in (tmp_path / "bundle" / "model_card.md").read_text()
 
 
 def grid(tmp_path: Path, **changes: Any) -> Path:

@@ -49,7 +49,7 @@ def test_a_ridge_head_is_scikit_learns(copies: int, vocoded: bool) -> None:
     table = make_table(made, copies=copies, vocoded=vocoded)
     clips = np.arange(90)
     dimension = table.vectors.shape[1]
-    head = RidgeHead(penalty=3 / dimension, copies_weight=0.5)
+    head = RidgeHead(penalty=3 / dimension, copies_weight=0.5, background_weight=0.5)
     arrays = fit(EstimatorConfig(head=head), table, clips)
     scaler = StandardScaler().fit(table.vectors[table.rows(clips[table.judged[clips]])])
     rows = [(clip, copy) for clip in clips for copy in np.unique(table.copy[table.owner == clip])]
