@@ -81,6 +81,8 @@ def build_verdict(
 ) -> Verdict:
     """The verdict from scores (windows,), calibrated log-likelihood ratios."""
     info, speech, prior = bundle.info, features.speech, config.decision.prior
+    worth = worth_of_scores(features.quality, config.decision)
+    scores, window_sd = worth * scores, worth * info.window_sd
     weights = np.array([window.speech_seconds for window in features.windows])
     score = float(np.average(scores, weights=weights))
 
@@ -88,7 +90,7 @@ def build_verdict(
     unfit = _unfit(features.quality, speech, novelty, info, config.decision)
 
     def label(part_score: float, seconds: Seconds) -> Label:
-        half = half_width(info.window_sd, seconds, config.windows.seconds)
+        half = half_width(window_sd, seconds, config.windows.seconds)
         return "Inconclusive" if unfit else decide(part_score, info.thresholds, operating_point, half)
 
     timeline_scores = step_scores(features, scores, weights, config.windows.step_seconds)
@@ -117,7 +119,7 @@ def build_verdict(
     )
 
     # Spread among the windows is never taken to be below the one seen in training.
-    half = half_width(max(info.window_sd, float(np.std(scores))), speech.speech_seconds, config.windows.seconds)
+    half = half_width(max(window_sd, float(np.std(scores))), speech.speech_seconds, config.windows.seconds)
     decided = decide(score, info.thresholds, operating_point, half)
     overall: Label = "Inconclusive" if unfit else decided
     reasons = list(unfit)
@@ -243,6 +245,11 @@ def _synthetic_passage(features: Features, scores: Scores, thresholds: Threshold
         if features.windows[i].speaker == features.windows[i + MIN_PASSAGE_WINDOWS - 1].speaker
     ]
     return max(pairs, default=-math.inf) >= thresholds.precision + math.log(len(scores))
+
+
+def worth_of_scores(quality: Quality, decision: Decision) -> float:
+    """What the scores of a recording of this quality count for, in (0, 1]."""
+    return decision.narrow_band_worth if quality.bandwidth_hz < decision.min_bandwidth_hz else 1.0
 
 
 def _unfit(

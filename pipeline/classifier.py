@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.aggregate import build_verdict, no_speech_verdict
+from pipeline.aggregate import build_verdict, no_speech_verdict, worth_of_scores
 from pipeline.bundle import Bundle
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
 from pipeline.head import contributions, raw_scores, standardize
-from pipeline.types import Features, OperatingPoint, Speech, Verdict
+from pipeline.types import Features, OperatingPoint, Quality, Speech, Verdict
 
 
 class Classifier:
@@ -42,7 +42,7 @@ class Classifier:
             bundle=self.bundle,
             config=self.config,
             operating_point=operating_point,
-            explanation=self._explain(standardized) if explain else None,
+            explanation=self._explain(standardized, features.quality) if explain else None,
         )
 
     def no_speech(self, speech: Speech, *, use_diarization: bool) -> Verdict:
@@ -54,12 +54,13 @@ class Classifier:
             config=self.config,
         )
 
-    def _explain(self, standardized: NDArray[np.float32]) -> tuple[tuple[str, float], ...] | None:
+    def _explain(self, standardized: NDArray[np.float32], quality: Quality) -> tuple[tuple[str, float], ...] | None:
         """What each layer adds to the calibrated score, averaged over windows; linear heads only."""
         info = self.bundle.info
         if "weight" not in self.bundle.arrays:
             return None
-        added = contributions(self.bundle.arrays, standardized).mean(axis=0) * info.calibration.scale
+        added = contributions(self.bundle.arrays, standardized).mean(axis=0)
+        added *= info.calibration.scale * worth_of_scores(quality, self.config.decision)
         counted = info.features.reduction == "acn"
         sizes = [1] * len(info.layers) if counted else list(info.layers.values())
         shares = np.add.reduceat(added, np.cumsum([0, *sizes[:-1]]))

@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,6 +142,15 @@ def test_poor_evidence_is_inconclusive(reason: str, kwargs: Any) -> None:
     verdict = verdict_of(-5.0, **kwargs)
     assert (verdict.overall, verdict.reasons) == ("Inconclusive", (reason,))
     assert {detail.result for detail in verdict.details} == {"Inconclusive"}
+
+
+def test_a_score_counts_for_half_through_a_narrow_band() -> None:
+    scores = [-2.0, 1.0, -3.0]
+    full, narrow = verdict_of(scores), verdict_of(scores, quality=Quality(snr_db=30, bandwidth_hz=3500))
+    assert narrow.score == pytest.approx(full.score / 2)  # type: ignore[operator]
+    for whole, half in zip(full.interval or (), narrow.interval or (), strict=True):
+        assert math.log(half / (1 - half)) == pytest.approx(math.log(whole / (1 - whole)) / 2)
+    assert [p is None for p in narrow.timeline.probability] == [p is None for p in full.timeline.probability]
 
 
 def test_timeline_is_null_where_nobody_speaks() -> None:
