@@ -26,11 +26,14 @@ from tests.graph import Cluster, wait_until
 pytestmark = pytest.mark.timeout(900)
 
 
-def test_a_replica_dies_with_a_request_in_hand(service: httpx.Client, cluster: Cluster, sample_wav: bytes) -> None:
+def test_a_replica_dies_with_a_request_in_hand(
+    service: httpx.Client, cluster: Cluster, sample_wav: bytes, ten_seconds: NDArray[np.float32]
+) -> None:
     (replica,) = cluster.application()["deployments"]["Diarizer"]["replicas"]
+    long = encode(np.tile(ten_seconds, 15))
     with ThreadPoolExecutor(1) as other:
-        answer = other.submit(service.post, "/predict", files={"audio": sample_wav}, data={"use_diarization": "true"})
-        time.sleep(2.0)  # by now the Diarizer is at work on it, for several seconds more
+        answer = other.submit(service.post, "/predict", files={"audio": long}, data={"use_diarization": "true"})
+        time.sleep(2.0)  # by now the Diarizer is at work on it, for many seconds more
         assert not answer.done()
         os.kill(replica["pid"], signal.SIGKILL)
         response = answer.result()
