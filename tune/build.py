@@ -17,7 +17,7 @@ import shutil
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -239,18 +239,19 @@ def _make_voice(task: Task, voice: Voice, rng: np.random.Generator) -> list[Clip
         source=voice.generator,
         language=voice.language,
     )
-    clips = []
-    for index, waveform in zip(range(voice.clips), cut(spoken, rng), strict=False):
-        clips.append(replace(known, path=task.folder / f"{index:03}.flac"))
-        write_flac(clips[-1].path, waveform)
-    return clips
+    return _write_spoken(known, cut(spoken, rng), voice.clips)
 
 
 def _make_recorded_voice(task: Task, speaker: Speaker, rng: np.random.Generator) -> list[Clip]:
     known = Clip(task.folder, "spoof", speaker.name, speaker.generator, speaker.source, speaker.language)
-    clips, spoken = [], cut(read_recordings(task.files, rng), rng)
-    for index, waveform in zip(range(task.corpus.clips_per_speaker), spoken, strict=False):
-        clips.append(replace(known, path=task.folder / f"{index:03}.flac"))
+    return _write_spoken(known, cut(read_recordings(task.files, rng), rng), task.corpus.clips_per_speaker)
+
+
+def _write_spoken(known: Clip, spoken: Iterable[Waveform], count: int) -> list[Clip]:
+    """Write up to `count` of what is `spoken` into the folder that is the path of `known`."""
+    clips = []
+    for index, waveform in zip(range(count), spoken, strict=False):
+        clips.append(replace(known, path=known.path / f"{index:03}.flac"))
         write_flac(clips[-1].path, waveform)
     return clips
 

@@ -25,14 +25,12 @@ import av
 import numpy as np
 
 from pipeline.config import Strict
-from pipeline.types import SAMPLE_RATE, Seconds, Waveform
+from pipeline.types import SAMPLE_RATE, Waveform
 from tune.augment import join_frames, resample, trim_silence
 from tune.errors import CorpusError
 
 LEVEL_DB = -26.0
 """Mean power of every clip, in dB of full scale."""
-
-MIN_CLIP: Seconds = 2.0
 
 _RAW_FORMATS = {".g722": "g722", ".gsm": "gsm"}
 """Suffix of recordings without a header -> libav's name of the format."""
@@ -191,19 +189,22 @@ def read_audio(path: Path) -> Waveform:
 def cut(recordings: Iterable[Waveform], rng: np.random.Generator) -> Iterator[Waveform]:
     """Clips of 2 to 6 s, edges trimmed, all at LEVEL_DB. Short recordings are strung together, long ones cut: both
     classes go through this, so that neither lengths nor joints tell them apart."""
+    for samples in _pieces(recordings, rng):
+        clip = trim_silence(Waveform(samples))
+        if clip.duration_seconds >= 2:
+            yield set_level(clip)
+
+
+def _pieces(recordings: Iterable[Waveform], rng: np.random.Generator) -> Iterator[np.ndarray]:
     left = np.zeros(0, np.float32)
     wanted = _draw_length(rng)
     for recording in recordings:
         left = _cross_fade(left, set_level(trim_silence(recording)).samples)
         while len(left) >= wanted:
-            clip = trim_silence(Waveform(left[:wanted]))
-            left, wanted = left[wanted:], _draw_length(rng)
-            if clip.duration_seconds >= MIN_CLIP:
-                yield set_level(clip)
-    # The end of what a speaker says: of some there is no more than this.
-    clip = trim_silence(Waveform(left))
-    if clip.duration_seconds >= MIN_CLIP:
-        yield set_level(clip)
+            piece, left, wanted = left[:wanted], left[wanted:], _draw_length(rng)
+            yield piece
+    # Of some speakers there is no more than this.
+    yield left
 
 
 def _draw_length(rng: np.random.Generator) -> int:

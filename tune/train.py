@@ -107,7 +107,10 @@ def model_card(info: BundleInfo, config: TrainingConfig, table: Table, metrics: 
     )
     further = ""
     if corpus["background"]:
-        further = f"\n- {corpus['background']} of the clips are background: never tested or calibrated by."
+        further = (
+            f"\n- {corpus['background']} of the clips are background: never tested or calibrated by. A generator among "
+            "them may also be among those tested."
+        )
     if config.draws:
         further += f"\n- Copies of each clip, but of background, through random channels: {config.draws}."
     if table.vocoded.any():

@@ -206,6 +206,8 @@ def test_clips_are_cut_from_long_recordings_and_joined_from_short_ones() -> None
         assert all(2 <= clip.duration_seconds <= 6 for clip in clips)
         assert len({clip.duration_seconds for clip in clips}) > 1
         assert all(np.abs(clip.samples[:1_600]).max() > 0.01 for clip in clips)
+    # Shorter than any piece that is cut, and long enough for a clip.
+    assert len(list(cut([Waveform(speech_like(2.15, 0))], np.random.default_rng(0)))) == 1
 
 
 @pytest.fixture
