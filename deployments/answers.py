@@ -4,6 +4,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import Limits
 from pipeline.errors import (
     EmptyAudio,
@@ -19,7 +20,6 @@ from pipeline.errors import (
     UnsupportedFormat,
     UploadTooLarge,
 )
-from pipeline.formats import SUPPORTED_FORMATS
 from pipeline.types import Label
 
 Probability = float | None

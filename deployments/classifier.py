@@ -11,11 +11,11 @@ from ray import serve
 
 from deployments.args import ClassifierSettings
 from deployments.probe import PROBE_SPEECH
-from pipeline import classifier
-from pipeline.bundle import Bundle
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
+from pipeline.stages import classify as stage
 from pipeline.types import Features, OperatingPoint, Quality, Speech, Verdict, Window
+from pipeline.verdict.bundle import Bundle
 
 logger = logging.getLogger("ray.serve")
 
@@ -31,7 +31,7 @@ class Classifier:
     def __init__(self, config: DetectorConfig) -> None:
         self._config = config
         self._extracted = Bundle.load(config.bundle_path).info
-        self._classifier: classifier.Classifier | None = None
+        self._classifier: stage.Classifier | None = None
         self._refusal: str | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -46,8 +46,8 @@ class Classifier:
             self._refusal = error.detail if isinstance(error, BundleError) else type(error).__name__
             logger.exception("The new bundle is refused; the old one serves on.")
 
-    def _load(self, settings: ClassifierSettings) -> classifier.Classifier:
-        loaded = classifier.Classifier(self._config.model_copy(update={"bundle": settings.bundle}))
+    def _load(self, settings: ClassifierSettings) -> stage.Classifier:
+        loaded = stage.Classifier(self._config.model_copy(update={"bundle": settings.bundle}))
         info = loaded.bundle.info
         if (info.features.spec_id, info.backbone_sha256) != (
             self._extracted.features.spec_id,
@@ -92,12 +92,12 @@ class Classifier:
         await asyncio.to_thread(_try, self._serving)
 
     @property
-    def _serving(self) -> classifier.Classifier:
+    def _serving(self) -> stage.Classifier:
         assert self._classifier is not None, "Serve calls reconfigure before it sends requests"
         return self._classifier
 
 
-def _try(candidate: classifier.Classifier) -> None:
+def _try(candidate: stage.Classifier) -> None:
     """Classify one window of the bundle's own average features: raises for arrays that do not fit each other."""
     info = candidate.bundle.info
     candidate.classify(

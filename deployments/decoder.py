@@ -7,8 +7,8 @@ import asyncio
 from ray import serve
 
 from deployments.probe import probe_file
+from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
-from pipeline.decode import decode
 from pipeline.types import Recording
 
 

@@ -18,7 +18,7 @@ class Diarizer:
     """One thread runs the networks; more replicas hear more at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
-        from pipeline import diarize  # here, so that building the application need not wait for pyannote.audio
+        from pipeline.stages import diarize  # here, so that building the application need not wait for pyannote.audio
 
         torch.set_num_threads(config.threads)
         self._diarizer = diarize.Diarizer(config)

@@ -23,11 +23,11 @@ from starlette.requests import ClientDisconnect
 from deployments import answers
 from deployments.graph import Graph
 from deployments.uploads import Options, Upload, check_size, read_form
-from pipeline.aggregate import to_dict
+from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import InputError, SoundSentryError
-from pipeline.formats import SUPPORTED_FORMATS
 from pipeline.types import Label
+from pipeline.verdict.aggregate import to_dict
 
 PAGE = ROOT / "deployments" / "page"
 

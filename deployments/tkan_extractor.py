@@ -11,8 +11,8 @@ from ray import serve
 
 from deployments.args import BatchSettings
 from deployments.probe import PROBE, PROBE_SPEECH
-from pipeline import extract
 from pipeline.config import DetectorConfig
+from pipeline.stages import extract
 from pipeline.types import Features, Recording, Speech, Turn
 
 Request = tuple[Recording, Speech, tuple[Turn, ...] | None]

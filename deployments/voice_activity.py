@@ -9,8 +9,8 @@ import torch
 from ray import serve
 
 from deployments.probe import PROBE
-from pipeline import vad
 from pipeline.config import DetectorConfig
+from pipeline.stages import vad
 from pipeline.types import Recording, Speech
 
 

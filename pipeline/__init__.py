@@ -1,4 +1,5 @@
 """Everything that decides a verdict, in one process and without Ray.
 
-The stages, in order: `decode`, `vad`, `diarize`, `extract`, `classifier`; `detector.Detector` runs them all.
+`detector.Detector` runs the stages in order. `audio` makes samples of a file, `stages` are the steps after that,
+`networks` holds what they compute with, and `verdict` turns windows and scores into the answer.
 """

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.classifier import Classifier
+from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
-from pipeline.decode import decode
-from pipeline.diarize import Diarizer
-from pipeline.extract import TkanExtractor
+from pipeline.stages.classify import Classifier
+from pipeline.stages.diarize import Diarizer
+from pipeline.stages.extract import TkanExtractor
+from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import OperatingPoint, Verdict
-from pipeline.vad import VoiceActivityDetector
 
 
 class Detector:

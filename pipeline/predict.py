@@ -96,7 +96,7 @@ def exit_code(answers: Iterable[Answer]) -> int:
 
 def json_writer() -> Write:
     """Writes one JSON object a line: what `/batch-predict` answers for one file."""
-    from pipeline.aggregate import to_dict
+    from pipeline.verdict.aggregate import to_dict
 
     def write(path: str, answer: Answer) -> None:
         if isinstance(answer, SoundSentryError):
@@ -112,7 +112,7 @@ def json_writer() -> Write:
 
 def csv_writer() -> Write:
     """Writes the header, then one row a file."""
-    from pipeline.aggregate import to_dict
+    from pipeline.verdict.aggregate import to_dict
 
     rows = csv.DictWriter(sys.stdout, CSV_COLUMNS, lineterminator="\n")
     rows.writeheader()

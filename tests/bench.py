@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pipeline.aggregate import to_dict
-from pipeline.decode import decode
+from pipeline.audio.decode import decode
 from pipeline.detector import Detector
-from pipeline.extract import TkanExtractor
-from pipeline.tkan import load_spec
+from pipeline.networks.tkan import load_spec
+from pipeline.stages.extract import TkanExtractor
 from pipeline.types import Recording
+from pipeline.verdict.aggregate import to_dict
 from tests.graph import ray_cluster, serve_config, served_graph
 
 START, SECONDS = 7, 10

@@ -29,8 +29,8 @@ import av
 import numpy as np
 from pydantic import Field
 
+from pipeline.audio.decode import decode
 from pipeline.config import ROOT, Limits, Strict, parse
-from pipeline.decode import decode
 from pipeline.errors import SoundSentryError
 from pipeline.types import Segment, Waveform
 from tune import augment, copy_synthesis, packages

@@ -6,8 +6,8 @@ import numpy as np
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.bundle import Calibration, Thresholds
 from pipeline.config import Strict
+from pipeline.verdict.bundle import Calibration, Thresholds
 from tune.errors import CorpusError
 from tune.metrics import Labels, Scores, error_curve
 

@@ -25,10 +25,10 @@ from typing import Any
 import av
 import numpy as np
 
+from pipeline.audio.decode import decode
+from pipeline.audio.quality import measure_quality
 from pipeline.config import Limits
-from pipeline.decode import decode
 from pipeline.errors import InputError
-from pipeline.quality import measure_quality
 from pipeline.types import Segment
 from tune.build import add_build_arguments, build
 from tune.cluster import with_progress

@@ -1,7 +1,7 @@
 """The one estimator: reduction, scaler, imbalance handling and head, fitted together on a training part.
 
-What comes out is the arrays that serving runs (`pipeline.head`), so that a fold is tested on the very arithmetic a
-deployment will use.
+What comes out is the arrays that serving runs (`pipeline.verdict.head`), so that a fold is tested on the very
+arithmetic a deployment will use.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from pipeline.bundle import Arrays
 from pipeline.config import Strict
-from pipeline.head import count_activated, raw_scores, standardize
+from pipeline.verdict.bundle import Arrays
+from pipeline.verdict.head import count_activated, raw_scores, standardize
 from tune.errors import CorpusError
 from tune.folds import Indices, tied_groups
 from tune.table import FeatureKind, Table
@@ -85,7 +85,7 @@ class EstimatorConfig(Strict):
 
 
 def fit(config: EstimatorConfig, table: Table, clips: Indices) -> Arrays:
-    """Fit everything on `clips` of `table`, and on nothing else. Returns the arrays of `pipeline.head`."""
+    """Fit everything on `clips` of `table`, and on nothing else. Returns the arrays of `pipeline.verdict.head`."""
     if isinstance(config.head, LogisticHead):
         inputs, labels, arrays = _prepare(config, table, clips)
         weights = _fit_logistic(config, inputs, labels)

@@ -25,12 +25,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
-from pipeline.decode import decode
 from pipeline.errors import InputError
-from pipeline.extract import TkanExtractor, layer_sizes
-from pipeline.tkan import TkanSpec, load_spec
-from pipeline.vad import VoiceActivityDetector
+from pipeline.networks.tkan import TkanSpec, load_spec
+from pipeline.stages.extract import TkanExtractor, layer_sizes
+from pipeline.stages.vad import VoiceActivityDetector
 from tune import augment as augment_module
 from tune import copy_synthesis
 from tune import vocoded as vocoded_module

@@ -15,11 +15,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.aggregate import to_dict
-from pipeline.bundle import Bundle
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.errors import InputError
+from pipeline.verdict.aggregate import to_dict
+from pipeline.verdict.bundle import Bundle
 from tune.cluster import connect, default_actors, map_with_actors
 from tune.errors import CorpusError
 from tune.manifest import Clip

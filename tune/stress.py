@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import Bundle
-from pipeline.classifier import Classifier
+from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, parse
-from pipeline.decode import decode
-from pipeline.extract import TkanExtractor
-from pipeline.tkan import load_spec
+from pipeline.networks.tkan import load_spec
+from pipeline.stages.classify import Classifier
+from pipeline.stages.extract import TkanExtractor
+from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import SAMPLE_RATE, Recording, Seconds, Turn, Verdict, Waveform
-from pipeline.vad import VoiceActivityDetector
+from pipeline.verdict.bundle import Bundle
 from tune.augment import CONDITIONS
 from tune.cluster import connect
 from tune.command import run

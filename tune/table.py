@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tkan import TkanSpec
+from pipeline.networks.tkan import TkanSpec
 from tune.errors import LeakError
 from tune.folds import Indices
 from tune.manifest import Clip

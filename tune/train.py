@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bundle import Bundle, BundleInfo, save_bundle
 from pipeline.config import parse
+from pipeline.verdict.bundle import Bundle, BundleInfo, save_bundle
 from tune.cluster import connect, map_with_tasks
 from tune.command import run
 from tune.extract import add_corpus_arguments, load_clips, load_table

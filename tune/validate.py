@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.bundle import Arrays, Calibration, Thresholds
 from pipeline.config import Strict
-from pipeline.head import standardize
+from pipeline.verdict.bundle import Arrays, Calibration, Thresholds
+from pipeline.verdict.head import standardize
 from tune.calibrate import OperatingPoints, choose_thresholds, fit_calibration
 from tune.errors import CorpusError
 from tune.estimator import EstimatorConfig, fit, score_windows

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.aggregate import to_dict
-from pipeline.bundle import Calibration, save_bundle
-from pipeline.classifier import Classifier
-from pipeline.decode import decode
+from pipeline.audio.decode import decode
 from pipeline.detector import Detector
+from pipeline.stages.classify import Classifier
+from pipeline.verdict.aggregate import to_dict
+from pipeline.verdict.bundle import Calibration, save_bundle
 from tests.audio import encode
 from tests.graph import Cluster, wait_until
 

@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from deployments.answers import BatchAnswer, HealthAnswer, HomeAnswer, InfoAnswer, PredictAnswer, Problem
-from pipeline.aggregate import to_dict
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
+from pipeline.verdict.aggregate import to_dict
 from tests.audio import CODECS, encode
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main

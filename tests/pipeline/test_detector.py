@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.aggregate import to_dict
+from pipeline.audio.decode import decode
 from pipeline.config import Limits
-from pipeline.decode import decode
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio, UnsupportedFormat
+from pipeline.verdict.aggregate import to_dict
 from tests.audio import encode
 
 RATE = 16_000

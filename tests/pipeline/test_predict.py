@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.aggregate import to_dict
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio
 from pipeline.predict import exit_code, main, shown
 from pipeline.types import Verdict
+from pipeline.verdict.aggregate import to_dict
 from tests.audio import encode
 
 COMMAND = [sys.executable, "-m", "pipeline.predict"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import parse
-from pipeline.tkan import TkanSpec
+from pipeline.networks.tkan import TkanSpec
 from tune.build import DEFAULT_CONFIG, StarterCorpus
 from tune.manifest import Clip
 from tune.packages import Unpacked

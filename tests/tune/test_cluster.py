@@ -24,10 +24,10 @@ import yaml
 from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
-from pipeline.bundle import Bundle
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.detector import Detector
-from pipeline.tkan import load_spec
+from pipeline.networks.tkan import load_spec
+from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
 from tests.tune.synthetic import stand_in_for_hifigan
 from tune.cluster import map_with_actors
@@ -160,9 +160,9 @@ def listening(pid: int) -> list[str]:
 
 
 def test_features_are_those_that_serving_computes(extracted: Table, corpus: Path) -> None:
-    from pipeline.decode import decode
-    from pipeline.extract import TkanExtractor
-    from pipeline.vad import VoiceActivityDetector
+    from pipeline.audio.decode import decode
+    from pipeline.stages.extract import TkanExtractor
+    from pipeline.stages.vad import VoiceActivityDetector
 
     config = DetectorConfig()
     recording = decode(extracted.clips[3].path.read_bytes(), config.limits)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
-from pipeline.decode import decode
-from pipeline.extract import TkanExtractor
-from pipeline.tkan import load_spec
+from pipeline.networks.tkan import load_spec
+from pipeline.stages.extract import TkanExtractor
+from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Recording, Waveform
-from pipeline.vad import VoiceActivityDetector
 from tune.extract import FEATURES_VERSION
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.config import ROOT, DetectorConfig
-from pipeline.tkan import load_spec
+from pipeline.networks.tkan import load_spec
 from pipeline.types import Segment, Waveform
 from tests.tune.synthetic import make_clips, make_table, stand_in_for_hifigan
 from tune import copy_synthesis, kfold, search, stress, train

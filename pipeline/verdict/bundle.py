@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 
 from pipeline.config import Strict, describe_misfits
 from pipeline.errors import BundleError
-from pipeline.tkan import TkanSpec
+from pipeline.networks.tkan import TkanSpec
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -73,7 +73,7 @@ class BundleInfo(Strict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle. `arrays` are those of `pipeline.head`."""
+    """A loaded bundle. `arrays` are those of `pipeline.verdict.head`."""
 
     info: BundleInfo
     arrays: Arrays

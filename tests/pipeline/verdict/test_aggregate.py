@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.aggregate import build_verdict, decide, no_speech_verdict, probability, to_dict
-from pipeline.bundle import Bundle, BundleInfo, Calibration, Thresholds
 from pipeline.config import DetectorConfig
-from pipeline.tkan import TkanSpec
+from pipeline.networks.tkan import TkanSpec
 from pipeline.types import Features, Quality, Segment, Speech, Turn, Verdict
-from pipeline.windows import plan_windows
+from pipeline.verdict.aggregate import build_verdict, decide, no_speech_verdict, probability, to_dict
+from pipeline.verdict.bundle import Bundle, BundleInfo, Calibration, Thresholds
+from pipeline.verdict.windows import plan_windows
 
 CONFIG = DetectorConfig()
 THRESHOLDS = Thresholds(balanced=0.0, recall=-1.0, precision=2.0, margin=0.25)

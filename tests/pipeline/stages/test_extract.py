@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from pipeline.config import DetectorConfig
-from pipeline.extract import TkanExtractor, layer_sizes, spoken_stretches
-from pipeline.tkan import load_spec
+from pipeline.networks.tkan import load_spec
+from pipeline.stages.extract import TkanExtractor, layer_sizes, spoken_stretches
 from pipeline.types import Recording, Segment, Speech, Waveform, Window
 
 

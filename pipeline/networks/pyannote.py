@@ -25,8 +25,8 @@ from pyannote.audio.models.segmentation import PyanNet
 from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.utils.powerset import Powerset
 
-from pipeline.campplus import EMBEDDING_SIZE, filterbank, load_campplus
 from pipeline.models import load_checkpoint
+from pipeline.networks.campplus import EMBEDDING_SIZE, filterbank, load_campplus
 
 __all__ = [
     "PLDA",

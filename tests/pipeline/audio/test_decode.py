@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.audio.decode import SUPPORTED_FORMATS, decode
 from pipeline.config import Limits
-from pipeline.decode import SUPPORTED_FORMATS, decode
 from pipeline.errors import (
     EmptyAudio,
     InputError,

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.campplus import filterbank, load_campplus
 from pipeline.errors import ConfigurationError
 from pipeline.models import weights_sha256
+from pipeline.networks.campplus import filterbank, load_campplus
 from pipeline.types import SAMPLE_RATE, Spectrum, Waveform
 
 MIN_SAMPLES = SAMPLE_RATE // 2
@@ -94,7 +94,7 @@ def load_backbone(name: str, device: str = "cpu", spectrum: Spectrum = "mel") ->
         case "campplus":
             return Backbone(name, load_campplus(), lambda samples: filterbank(samples, spectrum)[None], device)
         case "pyannote/embedding" | "wespeaker":
-            from pipeline.pyannote_models import load_embedding
+            from pipeline.networks.pyannote import load_embedding
 
             return Backbone(name, load_embedding(name), lambda samples: samples[None, None], device)
     raise ConfigurationError(f"there is no backbone {name}: choose campplus, pyannote/embedding or wespeaker")

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pipeline.config import DetectorConfig, VoiceActivity
-from pipeline.extract import choose_device
 from pipeline.models import weights
-from pipeline.silero import CHUNK, SileroVad
+from pipeline.networks.silero import CHUNK, SileroVad
+from pipeline.stages.extract import choose_device
 from pipeline.types import SAMPLE_RATE, Recording, Segment, Speech
 
 MIN_SAMPLES = 2_000
@@ -54,7 +54,7 @@ def load_sliding_segmentation(device: str) -> Callable[[Tensor], Frames]:
     A frame's probability is that of its likeliest speaker. The windows are spread evenly and overlap no more than the
     recording's length makes them, for each costs as much as another; where two meet, their mean counts.
     """
-    from pipeline.pyannote_models import load_segmentation, speaker_probabilities
+    from pipeline.networks.pyannote import load_segmentation, speaker_probabilities
 
     network = load_segmentation().to(device)
 

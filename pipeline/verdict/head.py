@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import Arrays
+from pipeline.verdict.bundle import Arrays
 
 Matrix = NDArray[np.float32]
 

@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.backbones import load_backbone
-from pipeline.bundle import Bundle
+from pipeline.audio.quality import measure_quality
 from pipeline.config import DetectorConfig
-from pipeline.quality import measure_quality
-from pipeline.tkan import TkanSpec, layer_features
+from pipeline.networks.backbones import load_backbone
+from pipeline.networks.tkan import TkanSpec, layer_features
 from pipeline.types import (
     SAMPLE_RATE,
     Features,
@@ -25,7 +24,8 @@ from pipeline.types import (
     Waveform,
     Window,
 )
-from pipeline.windows import coverage, plan_chunks, plan_windows
+from pipeline.verdict.bundle import Bundle
+from pipeline.verdict.windows import coverage, plan_chunks, plan_windows
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:

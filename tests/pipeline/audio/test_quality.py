@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.quality import measure_quality
+from pipeline.audio.quality import measure_quality
 from pipeline.types import Segment, Waveform
 
 RATE = 16_000

@@ -27,10 +27,10 @@ from pipeline.types import (
     Timeline,
     Verdict,
 )
-from pipeline.windows import coverage
+from pipeline.verdict.windows import coverage
 
 if TYPE_CHECKING:  # it brings torch, which a process that only passes verdicts on need not load
-    from pipeline.bundle import Bundle, BundleInfo, Thresholds
+    from pipeline.verdict.bundle import Bundle, BundleInfo, Thresholds
 
 INTERVAL_Z = 1.645
 """Half width of a 90 % interval in standard errors."""

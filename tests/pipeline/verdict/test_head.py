@@ -1,6 +1,6 @@
 import numpy as np
 
-from pipeline.head import contributions, count_activated, raw_scores, standardize
+from pipeline.verdict.head import contributions, count_activated, raw_scores, standardize
 
 
 def test_activated_neurons_are_counted_layer_by_layer() -> None:

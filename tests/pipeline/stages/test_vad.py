@@ -18,12 +18,12 @@ from pyannote.database.util import load_rttm
 from pyannote.metrics.detection import DetectionErrorRate
 from safetensors.torch import load_file
 
+from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, Limits, VoiceActivity
-from pipeline.decode import decode
 from pipeline.models import weights
-from pipeline.silero import SileroVad
+from pipeline.networks.silero import SileroVad
+from pipeline.stages.vad import WINDOW_FRAMES, VoiceActivityDetector, binarize, window_starts
 from pipeline.types import Recording, Segment, Speech, Waveform
-from pipeline.vad import WINDOW_FRAMES, VoiceActivityDetector, binarize, window_starts
 
 Model = Literal["segmentation-3.0", "silero"]
 MODELS: tuple[Model, ...] = ("segmentation-3.0", "silero")

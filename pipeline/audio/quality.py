@@ -7,7 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from pipeline.types import Quality, Segment, Waveform
-from pipeline.windows import coverage
+from pipeline.verdict.windows import coverage
 
 FRAME, HOP = 512, 256  # samples
 MAX_SNR_DB = 80.0

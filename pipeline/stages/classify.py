@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.aggregate import build_verdict, no_speech_verdict, worth_of_scores
-from pipeline.bundle import Bundle
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
-from pipeline.head import contributions, raw_scores, standardize
 from pipeline.types import Features, OperatingPoint, Quality, Speech, Verdict
+from pipeline.verdict.aggregate import build_verdict, no_speech_verdict, worth_of_scores
+from pipeline.verdict.bundle import Bundle
+from pipeline.verdict.head import contributions, raw_scores, standardize
 
 
 class Classifier:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.config import Windows
 from pipeline.types import Segment, Speech, Turn
-from pipeline.windows import coverage, merge, plan_chunks, plan_windows, subtract, total_seconds
+from pipeline.verdict.windows import coverage, merge, plan_chunks, plan_windows, subtract, total_seconds
 
 
 def speech(*bounds: tuple[float, float]) -> Speech:

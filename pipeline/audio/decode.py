@@ -21,10 +21,10 @@ from av.codec.context import Flags2
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-from pipeline import formats
+from pipeline.audio import formats
+from pipeline.audio.formats import SUPPORTED_FORMATS as SUPPORTED_FORMATS
 from pipeline.config import Limits
 from pipeline.errors import EmptyAudio, RecordingTooLong, UnreadableAudio, UnsupportedFormat
-from pipeline.formats import SUPPORTED_FORMATS as SUPPORTED_FORMATS
 from pipeline.types import SAMPLE_RATE, Recording, Waveform
 
 _PCM = ("pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le")

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.bundle import Bundle, save_bundle
 from pipeline.errors import BundleError
-from tests.pipeline.test_aggregate import BUNDLE
+from pipeline.verdict.bundle import Bundle, save_bundle
+from tests.pipeline.verdict.test_aggregate import BUNDLE
 
 ARRAYS = {"weight": np.arange(3, dtype=np.float32), "bias": np.zeros(1, dtype=np.float32)}
 

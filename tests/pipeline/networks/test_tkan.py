@@ -7,7 +7,7 @@ from scipy.stats import kurtosis, skew
 from torch import Tensor
 
 from pipeline.errors import ConfigurationError
-from pipeline.tkan import PRESETS, STATISTICS, Frames, TkanSpec, layer_features, load_spec
+from pipeline.networks.tkan import PRESETS, STATISTICS, Frames, TkanSpec, layer_features, load_spec
 
 
 def features(stretches: list[Tensor], *statistics: str) -> Tensor:

@@ -9,9 +9,8 @@ import torch
 import yaml
 
 from pipeline.config import DetectorConfig, Diarization
-from pipeline.extract import choose_device
 from pipeline.models import weights
-from pipeline.pyannote_models import (
+from pipeline.networks.pyannote import (
     PLDA,
     CampplusEmbedding,
     NoPlda,
@@ -19,6 +18,7 @@ from pipeline.pyannote_models import (
     load_embedding,
     load_segmentation,
 )
+from pipeline.stages.extract import choose_device
 from pipeline.types import SAMPLE_RATE, Recording, Turn
 
 PUBLISHED = {

@@ -21,11 +21,11 @@ from pyannote.database.util import load_rttm
 from pyannote.metrics.diarization import DiarizationErrorRate
 
 from pipeline import models
+from pipeline.audio.decode import decode
 from pipeline.config import ROOT, DetectorConfig, Diarization, Limits
-from pipeline.decode import decode
-from pipeline.diarize import Diarizer
 from pipeline.errors import ModelUnavailable
-from pipeline.pyannote_models import CampplusEmbedding
+from pipeline.networks.pyannote import CampplusEmbedding
+from pipeline.stages.diarize import Diarizer
 from pipeline.types import Recording, Turn, Waveform
 from tests.pipeline.conftest import InstallWeights
 
@@ -145,7 +145,7 @@ def test_a_chunks_speakers_share_one_pass(sample: Samples) -> None:
 
 
 def test_unweighted_embeddings_are_campplus_own(sample: Samples) -> None:
-    from pipeline.campplus import filterbank
+    from pipeline.networks.campplus import filterbank
 
     embedding, samples = CampplusEmbedding().eval(), torch.from_numpy(sample[120_000:160_000])
     with torch.inference_mode():
@@ -157,7 +157,7 @@ def test_pyannote_is_imported_quietly_and_without_torchcodec() -> None:
     """A machine without FFmpeg has no torchcodec; and pyannote must not count who uses it."""
     script = (
         "import sys; sys.modules['torchcodec'] = None\n"
-        "import pipeline.diarize\n"
+        "import pipeline.stages.diarize\n"
         "from pyannote.audio.telemetry.metrics import is_metrics_enabled\n"
         "assert not is_metrics_enabled()"
     )

@@ -15,9 +15,9 @@ from pyannote.audio.models.embedding import WeSpeakerResNet34, XVectorSincNet
 from torch import nn
 
 from pipeline import models
-from pipeline.backbones import Backbone, load_backbone
-from pipeline.campplus import ENERGY_FLOOR, CamPlusPlus, filterbank, linear_energies
 from pipeline.errors import ConfigurationError, ModelUnavailable
+from pipeline.networks.backbones import Backbone, load_backbone
+from pipeline.networks.campplus import ENERGY_FLOOR, CamPlusPlus, filterbank, linear_energies
 from pipeline.types import SAMPLE_RATE, Waveform
 from tests.pipeline.conftest import InstallWeights
 
