@@ -1,5 +1,5 @@
 """The graph on Ray Serve: one deployment a stage, thin wrappers over `pipeline`.
 
 `app.build` puts the deployments together as serve_config.yaml says; `graph.Graph` is the order in which a request
-visits them; `ingress` is the HTTP in front.
+visits them; `http` takes the requests and answers them.
 """

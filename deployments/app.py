@@ -11,7 +11,7 @@ from deployments.check import check_serve_config
 from deployments.classifier import Classifier
 from deployments.decoder import Decoder
 from deployments.diarizer import Diarizer
-from deployments.ingress import Ingress
+from deployments.http.ingress import Ingress
 from deployments.tkan_extractor import TkanExtractor
 from deployments.voice_activity import VoiceActivityDetector
 from pipeline.config import ROOT, DetectorConfig

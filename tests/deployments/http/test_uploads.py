@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import Request
 
-from deployments.uploads import FRAMING_BYTES, Options, Upload, display_name, read_form
+from deployments.http.uploads import FRAMING_BYTES, Options, Upload, display_name, read_form
 from pipeline.config import Limits
 from pipeline.errors import InputError, MissingInput, SoundSentryError, TooManyFiles, UploadTooLarge
 

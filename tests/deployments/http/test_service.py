@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deployments.answers import BatchAnswer, HealthAnswer, HomeAnswer, InfoAnswer, PredictAnswer, Problem
+from deployments.http.answers import BatchAnswer, HealthAnswer, HomeAnswer, InfoAnswer, PredictAnswer, Problem
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.verdict.aggregate import to_dict

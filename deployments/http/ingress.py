@@ -20,9 +20,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from deployments import answers
 from deployments.graph import Graph
-from deployments.uploads import Options, Upload, check_size, read_form
+from deployments.http import answers
+from deployments.http.uploads import Options, Upload, check_size, read_form
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import InputError, SoundSentryError
