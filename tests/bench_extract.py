@@ -26,10 +26,10 @@ from pipeline.config import DetectorConfig
 from pipeline.networks.tkan import load_spec
 from tests.audio import encode
 from tests.bench import pyannote_sample
-from tune.augment import LAW
 from tune.cluster import connect
+from tune.corpora.augment import LAW
+from tune.corpora.manifest import Clip, read_manifest
 from tune.extract import Extraction, Recipe, extract
-from tune.manifest import Clip, read_manifest
 
 RATE = 16_000
 CLIP_SECONDS = 6.0

@@ -1,6 +1,5 @@
 """From recordings to a model bundle, and how good that bundle is.
 
-The modules, each importing only those above it: `errors`, `manifest`, `readers`, `metrics`, `folds`, `cluster`,
-`audio`, `extract`, `estimator`, `calibrate`, `validate`; then the commands `corpus`, `train`, `kfold`, `search`,
-`evaluate`.
+The commands are `corpus`, `extract`, `train`, `kfold`, `search`, `evaluate` and `stress`. They use `errors`, `command`,
+`cluster` and `scoring` beside them, `corpora` for the clips, `training` for the detector and `reports` for the figures.
 """

@@ -30,14 +30,14 @@ from pipeline.audio.quality import measure_quality
 from pipeline.config import Limits
 from pipeline.errors import InputError
 from pipeline.types import Segment
-from tune.build import add_build_arguments, build
 from tune.cluster import with_progress
 from tune.command import run
+from tune.corpora.build import add_build_arguments, build
+from tune.corpora.manifest import Clip, write_manifest
+from tune.corpora.readers import READERS, read_corpus
 from tune.errors import CorpusError
-from tune.manifest import Clip, write_manifest
-from tune.metrics import auc
-from tune.plots import plot_corpus
-from tune.readers import READERS, read_corpus
+from tune.reports.metrics import auc
+from tune.reports.plots import plot_corpus
 
 NUMBERS = ("duration_seconds", "level_db", "snr_db", "bandwidth_hz")
 NAMES = ("sample_rate", "codec")

@@ -21,9 +21,9 @@ import numpy as np
 from pipeline.config import DetectorConfig
 from tune.cluster import with_progress
 from tune.command import run
+from tune.corpora.manifest import Clip, read_manifest
 from tune.errors import CorpusError
-from tune.manifest import Clip, read_manifest
-from tune.metrics import (
+from tune.reports.metrics import (
     SUMMARY,
     Labels,
     Metric,
@@ -35,7 +35,7 @@ from tune.metrics import (
     false_alarm_rate,
     miss_rate,
 )
-from tune.report import write_report
+from tune.reports.report import write_report
 from tune.scoring import Model, Scored, deployed_model, local_model, score_locally, score_over_http
 
 ASPECTS: dict[str, Callable[[Clip, Scored], str]] = {

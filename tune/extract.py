@@ -31,17 +31,17 @@ from pipeline.errors import InputError
 from pipeline.networks.tkan import TkanSpec, load_spec
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.stages.vad import VoiceActivityDetector
-from tune import augment as augment_module
-from tune import copy_synthesis
-from tune import vocoded as vocoded_module
-from tune.augment import LAW, augment
-from tune.build import DEFAULT_CACHE as DEFAULT_PACKAGES
 from tune.cluster import connect, default_actors, map_with_actors, with_progress
 from tune.command import run
+from tune.corpora import augment as augment_module
+from tune.corpora import copy_synthesis
+from tune.corpora import vocoded as vocoded_module
+from tune.corpora.augment import LAW, augment
+from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES
+from tune.corpora.manifest import Clip, read_manifest, require_usable
+from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
-from tune.manifest import Clip, read_manifest, require_usable
-from tune.table import FeatureKind, Table
-from tune.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
+from tune.training.table import FeatureKind, Table
 
 DEFAULT_CACHE = Path(".cache") / "features"
 FEATURES_VERSION = 2
@@ -50,8 +50,8 @@ FEATURES_VERSION = 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides features, besides the recording: `law` is what `tune.augment` or, with a vocoder,
-    `tune.vocoded` does to it first."""
+    """All that decides features, besides the recording: `law` is what `tune.corpora.augment` or, with a vocoder,
+    `tune.corpora.vocoded` does to it first."""
 
     spec: TkanSpec
     detector: DetectorConfig

@@ -22,13 +22,13 @@ from pipeline.config import parse
 from tune.cluster import connect
 from tune.command import run
 from tune.errors import CorpusError
-from tune.estimator import EstimatorConfig
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.folds import Fold, make_folds
-from tune.metrics import SUMMARY, auc, eer
-from tune.table import Table
+from tune.reports.metrics import SUMMARY, auc, eer
 from tune.train import DEFAULT_CONFIG, train_folds
-from tune.validate import Trained, TrainingConfig, cross_validate, fold_scores, measure, require_calibration
+from tune.training.estimator import EstimatorConfig
+from tune.training.folds import Fold, make_folds
+from tune.training.table import Table
+from tune.training.validate import Trained, TrainingConfig, cross_validate, fold_scores, measure, require_calibration
 
 
 def evaluate_folds(

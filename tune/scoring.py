@@ -21,8 +21,8 @@ from pipeline.errors import InputError
 from pipeline.verdict.aggregate import to_dict
 from pipeline.verdict.bundle import Bundle
 from tune.cluster import connect, default_actors, map_with_actors
+from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
-from tune.manifest import Clip
 
 HTTP_SECONDS = 120
 

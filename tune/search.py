@@ -33,11 +33,11 @@ from tune.cluster import connect
 from tune.command import run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.folds import Fold, make_folds
-from tune.metrics import auc, eer
-from tune.plots import plot_parallel_coordinates
-from tune.table import Table
-from tune.validate import TrainingConfig, fold_scores, measure, require_calibration, train
+from tune.reports.metrics import auc, eer
+from tune.reports.plots import plot_parallel_coordinates
+from tune.training.folds import Fold, make_folds
+from tune.training.table import Table
+from tune.training.validate import TrainingConfig, fold_scores, measure, require_calibration, train
 
 Point = dict[str, Any]
 

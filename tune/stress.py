@@ -29,16 +29,16 @@ from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import SAMPLE_RATE, Recording, Seconds, Turn, Verdict, Waveform
 from pipeline.verdict.bundle import Bundle
-from tune.augment import CONDITIONS
 from tune.cluster import connect
 from tune.command import run
+from tune.corpora.augment import CONDITIONS
+from tune.corpora.manifest import Clip
 from tune.extract import Recipe, add_corpus_arguments, extract, load_clips, load_table
-from tune.folds import Fold, FoldsConfig, make_folds
-from tune.manifest import Clip
-from tune.metrics import auc, eer
-from tune.table import Table
+from tune.reports.metrics import auc, eer
 from tune.train import describe, train_folds
-from tune.validate import Trained, TrainingConfig, require_calibration
+from tune.training.folds import Fold, FoldsConfig, make_folds
+from tune.training.table import Table
+from tune.training.validate import Trained, TrainingConfig, require_calibration
 
 FOLDS = FoldsConfig(by="site", at_once=5)
 LENGTHS: tuple[Seconds, ...] = (2, 5, 10, 30, 60, 300, 600)

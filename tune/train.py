@@ -21,10 +21,10 @@ from pipeline.verdict.bundle import Bundle, BundleInfo, save_bundle
 from tune.cluster import connect, map_with_tasks
 from tune.command import run
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.folds import Fold, make_folds
-from tune.metrics import SUMMARY, Intervals, coverage_errors
-from tune.table import Table
-from tune.validate import Trained, TrainingConfig, cross_validate, measure, require_calibration, train
+from tune.reports.metrics import SUMMARY, Intervals, coverage_errors
+from tune.training.folds import Fold, make_folds
+from tune.training.table import Table
+from tune.training.validate import Trained, TrainingConfig, cross_validate, measure, require_calibration, train
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
 KEPT_APART = {

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.tune.synthetic import make_clips, make_table
-from tune.manifest import Clip
-from tune.table import Table
+from tune.corpora.manifest import Clip
+from tune.training.table import Table
 
 
 @pytest.fixture(scope="session")

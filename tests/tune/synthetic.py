@@ -9,15 +9,15 @@ import numpy as np
 
 from pipeline.config import parse
 from pipeline.networks.tkan import TkanSpec
-from tune.build import DEFAULT_CONFIG, StarterCorpus
-from tune.manifest import Clip
-from tune.packages import Unpacked
-from tune.table import FeatureKind, Table
-from tune.vocoded import PACKAGES
+from tune.corpora.build import DEFAULT_CONFIG, StarterCorpus
+from tune.corpora.manifest import Clip
+from tune.corpora.packages import Unpacked
+from tune.corpora.vocoded import PACKAGES
+from tune.training.table import FeatureKind, Table
 
 RUNTIME = """
 import numpy as np
-from tune.copy_synthesis import MEL_HOP, MEL_SIZE, _mel_inverse, griffin_lim
+from tune.corpora.copy_synthesis import MEL_HOP, MEL_SIZE, _mel_inverse, griffin_lim
 class SessionOptions:
     pass
 class InferenceSession:

@@ -31,17 +31,17 @@ from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
 from tests.tune.synthetic import stand_in_for_hifigan
 from tune.cluster import map_with_actors
+from tune.corpora.manifest import Clip, read_manifest, write_manifest
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main
 from tune.extract import Recipe, extract
 from tune.extract import main as extract_main
-from tune.folds import FoldsConfig
 from tune.kfold import main as kfold_main
-from tune.manifest import Clip, read_manifest, write_manifest
 from tune.search import SearchConfig, search
 from tune.search import main as search_main
-from tune.table import Table
 from tune.train import main as train_main
+from tune.training.folds import FoldsConfig
+from tune.training.table import Table
 
 FEATURES = "sound-sentry-45"
 

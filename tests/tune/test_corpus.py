@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.audio import encode
+from tune.corpora.manifest import Clip, read_manifest, write_manifest
 from tune.corpus import main
-from tune.manifest import Clip, read_manifest, write_manifest
 
 
 def speech_like(seconds: float, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:

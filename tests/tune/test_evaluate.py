@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.tune.synthetic import make_clips
+from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
 from tune.evaluate import ASPECTS, evaluate, worst_where_unscored
-from tune.manifest import Clip
-from tune.metrics import SUMMARY
-from tune.report import write_report
+from tune.reports.metrics import SUMMARY
+from tune.reports.report import write_report
 from tune.scoring import Model, Scored, failed
 
 MODEL = Model("tested", "0" * 64, {"balanced": 0.0, "recall": -1.0, "precision": 1.0})

@@ -7,12 +7,12 @@ import pytest
 
 from tests.audio import encode
 from tests.tune.synthetic import make_clips, make_table
+from tune.corpora.manifest import Clip
 from tune.errors import LeakError
-from tune.folds import FoldsConfig, make_folds
-from tune.manifest import Clip
 from tune.stress import assemble, lay_turns, report, robustness, summarise
-from tune.table import Table
-from tune.validate import TrainingConfig, train
+from tune.training.folds import FoldsConfig, make_folds
+from tune.training.table import Table
+from tune.training.validate import TrainingConfig, train
 
 CONFIG = TrainingConfig(calibration=FoldsConfig(k=3))
 

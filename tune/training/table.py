@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.networks.tkan import TkanSpec
+from tune.corpora.manifest import Clip
 from tune.errors import LeakError
-from tune.folds import Indices
-from tune.manifest import Clip
+from tune.training.folds import Indices
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from pipeline.config import parse
 from pipeline.errors import ConfigurationError
 from pipeline.types import SAMPLE_RATE, Waveform
 from tests.audio import encode
-from tune.build import DEFAULT_CONFIG, StarterCorpus, add_build_arguments, build, write_flac
+from tune.corpora.build import DEFAULT_CONFIG, StarterCorpus, add_build_arguments, build, write_flac
+from tune.corpora.manifest import Clip, read_manifest
+from tune.corpora.packages import LEVEL_DB, cut, read_audio
 from tune.errors import CorpusError
-from tune.manifest import Clip, read_manifest
-from tune.packages import LEVEL_DB, cut, read_audio
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="packages are made and read by dpkg-deb")
 

@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.signal import butter, lfilter
 
 from pipeline.types import Waveform
-from tune.augment import Samples, resample
+from tune.corpora.augment import Samples, resample
 
 MEL_RATE, MEL_SIZE, MEL_HOP = 22_050, 1_024, 256
 """Hz, and samples a frame and a step, of the log-mel spectrogram that HiFi-GAN takes."""

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from tune.metrics import Labels, Scores, error_curve, reliability
+from tune.reports.metrics import Labels, Scores, error_curve, reliability
 
 HUMAN, MACHINE = "#2b6cb0", "#c05621"
 

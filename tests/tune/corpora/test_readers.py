@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tune.corpora.readers import READERS, read_corpus
 from tune.errors import CorpusError
-from tune.readers import READERS, read_corpus
 
 
 def grow(root: Path, *files: str) -> Path:

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline.config import Strict
 from pipeline.verdict.bundle import Calibration, Thresholds
 from tune.errors import CorpusError
-from tune.metrics import Labels, Scores, error_curve
+from tune.reports.metrics import Labels, Scores, error_curve
 
 
 class OperatingPoints(Strict):

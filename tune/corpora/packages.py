@@ -26,7 +26,7 @@ import numpy as np
 
 from pipeline.config import Strict
 from pipeline.types import SAMPLE_RATE, Waveform
-from tune.augment import join_frames, resample, trim_silence
+from tune.corpora.augment import join_frames, resample, trim_silence
 from tune.errors import CorpusError
 
 LEVEL_DB = -26.0

@@ -10,8 +10,8 @@ from scipy.signal import lfilter
 from torchaudio.functional import melscale_fbanks
 
 from pipeline.types import Segment, Waveform
-from tune.augment import resample
-from tune.copy_synthesis import (
+from tune.corpora.augment import resample
+from tune.corpora.copy_synthesis import (
     Vocoder,
     _mel_bands,
     analyse,

@@ -16,17 +16,18 @@ from pipeline.config import ROOT, DetectorConfig
 from pipeline.networks.tkan import load_spec
 from pipeline.types import Segment, Waveform
 from tests.tune.synthetic import make_clips, make_table, stand_in_for_hifigan
-from tune import copy_synthesis, kfold, search, stress, train
-from tune.augment import LAW, resample
-from tune.build import DEFAULT_CACHE
-from tune.copy_synthesis import analyse
+from tune import kfold, search, stress, train
+from tune.corpora import copy_synthesis
+from tune.corpora.augment import LAW, resample
+from tune.corpora.build import DEFAULT_CACHE
+from tune.corpora.copy_synthesis import analyse
+from tune.corpora.manifest import Clip, write_manifest
+from tune.corpora.packages import Unpacked
+from tune.corpora.vocoded import PACKAGES, PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
-from tune.estimator import EstimatorConfig, LogisticHead, MlpHead, RidgeHead, fit, score_windows
 from tune.extract import Recipe
-from tune.folds import FoldsConfig, make_folds
-from tune.manifest import Clip, write_manifest
-from tune.packages import Unpacked
-from tune.vocoded import PACKAGES, PARTNER, VOCODED, fetch_hifigan, vocode
+from tune.training.estimator import EstimatorConfig, LogisticHead, MlpHead, RidgeHead, fit, score_windows
+from tune.training.folds import FoldsConfig, make_folds
 
 SMALL_MLP = MlpHead(kind="mlp", hidden=(16,), batch_size=32, max_epochs=20, stop_share=0.25, learning_rate=5e-3)
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tune.corpora.manifest import Clip, Label, read_manifest
 from tune.errors import CorpusError
-from tune.manifest import Clip, Label, read_manifest
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm", ".aac"})
 

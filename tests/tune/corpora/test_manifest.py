@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tune.corpora.manifest import Clip, read_manifest, require_usable, write_manifest
 from tune.errors import CorpusError
-from tune.manifest import Clip, read_manifest, require_usable, write_manifest
 
 
 def write(path: Path, text: str) -> Path:

@@ -13,13 +13,13 @@ from pydantic import Field
 from pipeline.config import Strict
 from pipeline.verdict.bundle import Arrays, Calibration, Thresholds
 from pipeline.verdict.head import standardize
-from tune.calibrate import OperatingPoints, choose_thresholds, fit_calibration
+from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
-from tune.estimator import EstimatorConfig, fit, score_windows
-from tune.folds import Fold, FoldsConfig, Indices, make_fold, make_folds, refuse_overlap
-from tune.manifest import Clip
-from tune.metrics import Intervals, Metric, Scores, bootstrap, eer
-from tune.table import Table
+from tune.reports.metrics import Intervals, Metric, Scores, bootstrap, eer
+from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
+from tune.training.estimator import EstimatorConfig, fit, score_windows
+from tune.training.folds import Fold, FoldsConfig, Indices, make_fold, make_folds, refuse_overlap
+from tune.training.table import Table
 
 NOVELTY_QUANTILE = 0.995
 """Share of held-out clips that count as like the training data."""

@@ -14,8 +14,8 @@ from pydantic import Field
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.config import Strict
+from tune.corpora.manifest import Clip
 from tune.errors import CorpusError, LeakError
-from tune.manifest import Clip
 
 Indices = NDArray[np.intp]
 

@@ -33,12 +33,11 @@ from pipeline.audio.decode import decode
 from pipeline.config import ROOT, Limits, Strict, parse
 from pipeline.errors import SoundSentryError
 from pipeline.types import Segment, Waveform
-from tune import augment, copy_synthesis, packages
 from tune.cluster import with_progress
-from tune.copy_synthesis import copy_pair, load_vocoders
-from tune.errors import CorpusError
-from tune.manifest import Clip, read_manifest, write_manifest
-from tune.packages import (
+from tune.corpora import augment, copy_synthesis, packages
+from tune.corpora.copy_synthesis import copy_pair, load_vocoders
+from tune.corpora.manifest import Clip, read_manifest, write_manifest
+from tune.corpora.packages import (
     Package,
     Recordings,
     Speaker,
@@ -52,6 +51,7 @@ from tune.packages import (
     set_level,
     speak,
 )
+from tune.errors import CorpusError
 
 PARTS = ("packages", "demo-pages")
 DEFAULT_CONFIG = ROOT / "configs" / "corpus.yaml"

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from tune import metrics
+from tune.reports import metrics
 
 
 def gaussian(d_prime: float = 2.0, n: int = 20_000) -> tuple[metrics.Labels, metrics.Scores]:

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from tests.tune.synthetic import make_clips, make_table
-from tune.calibrate import OperatingPoints, choose_thresholds, fit_calibration
+from tune.corpora.manifest import Clip
 from tune.errors import CorpusError, LeakError
-from tune.estimator import EstimatorConfig, LogisticHead, RidgeHead, fit
-from tune.folds import Fold, FoldsConfig, make_folds
 from tune.kfold import evaluate_folds, random_split_eer
-from tune.manifest import Clip
-from tune.metrics import cllr, false_alarm_rate, min_cllr, miss_rate
-from tune.table import Table, digest_of
-from tune.validate import Trained, TrainingConfig, cross_validate, folds_within, spread_of_windows, train
+from tune.reports.metrics import cllr, false_alarm_rate, min_cllr, miss_rate
+from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
+from tune.training.estimator import EstimatorConfig, LogisticHead, RidgeHead, fit
+from tune.training.folds import Fold, FoldsConfig, make_folds
+from tune.training.table import Table, digest_of
+from tune.training.validate import Trained, TrainingConfig, cross_validate, folds_within, spread_of_windows, train
 
 CONFIG = TrainingConfig(folds=FoldsConfig(k=4), calibration=FoldsConfig(k=3))
 

@@ -1,0 +1,1 @@
+"""The clips of a corpus: how they are listed, read, made and changed. Features and training are not here."""
