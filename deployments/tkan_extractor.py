@@ -20,7 +20,7 @@ Request = tuple[Recording, Speech, tuple[Turn, ...] | None]
 
 @serve.deployment
 class TkanExtractor:
-    """One thread runs the network, whose hooks no two recordings may share."""
+    """One thread runs the network; more replicas hear more at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)

@@ -16,7 +16,7 @@ from pipeline.types import Recording, Speech
 
 @serve.deployment
 class VoiceActivityDetector:
-    """One thread runs the network, which may keep state while it listens; more replicas hear more at once."""
+    """One thread runs the network; more replicas hear more at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)

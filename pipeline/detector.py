@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from pipeline.types import OperatingPoint, Verdict
 class Detector:
     """Decodes, finds speech, tells speakers apart where asked, extracts and classifies.
 
-    Sets the number of CPU threads torch computes with in this process to the configuration's.
+    Threads may share one; recordings that are diarized wait for each other. Sets the number of CPU threads torch
+    computes with in this process to the configuration's.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -28,6 +30,7 @@ class Detector:
         self.extractor = TkanExtractor(config)
         self.classifier = Classifier(config)
         self._diarizer: Diarizer | None = None
+        self._building = threading.Lock()
 
     @classmethod
     def from_config(cls, path: str | Path | None = None) -> Detector:
@@ -37,9 +40,10 @@ class Detector:
     @property
     def diarizer(self) -> Diarizer:
         """Built when first asked for: most recordings are not diarized."""
-        if self._diarizer is None:
-            self._diarizer = Diarizer(self.config)
-        return self._diarizer
+        with self._building:
+            if self._diarizer is None:
+                self._diarizer = Diarizer(self.config)
+            return self._diarizer
 
     def predict(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,11 +20,22 @@ MIN_SAMPLES = SAMPLE_RATE // 2
 """A shorter waveform is repeated up to this length, which every network's receptive field fits into."""
 
 
+class _Call(threading.local):
+    """What the call under way in this thread captures: `wanted` layers, and `last` the one after which it ends."""
+
+    wanted: frozenset[str] = frozenset()
+    last: str | None = None
+
+    def __init__(self) -> None:
+        self.captured: dict[str, Tensor] = {}
+
+
 class Backbone:
     """A frozen network whose layers can be watched.
 
     A layer is a module by its name, and its activations are that module's output: after the non-linearity where
-    the module ends in one, before it where the module is a bare convolution. Not safe to share between threads.
+    the module ends in one, before it where the module is a bare convolution. Threads may share a Backbone: what a
+    call captures belongs to its thread.
     """
 
     def __init__(self, name: str, network: nn.Module, front_end: Callable[[Tensor], Tensor], device: str) -> None:
@@ -32,52 +44,65 @@ class Backbone:
         self.network = network.eval().requires_grad_(False).to(device)
         self.front_end = front_end
         self.device = torch.device(device)
+        self._call = _Call()
+        self._watching = threading.Lock()
+        self._watched: set[str] = set()
         self._modules = {name: module for name, module in network.named_modules() if name}
         silence = Waveform(np.zeros(MIN_SAMPLES, np.float32))
+        handles = [module.register_forward_hook(self._hook(layer)) for layer, module in self._modules.items()]
         self.layers: tuple[str, ...] = tuple(self._capture(silence, tuple(self._modules), last=None))
         """Names of the layers there are, in the order in which the network computes them."""
+        for handle in handles:
+            handle.remove()
 
     def activations(self, waveform: Waveform, layers: Sequence[str]) -> dict[str, Tensor]:
         """What each neuron of `layers` does over time: (channels, frequencies, frames) float32 by layer.
 
         Only a 2-D layer has more than one frequency. A layer behind the pooling has one frame. The network is left
-        as soon as the last of `layers` is computed. Raises ConfigurationError for a layer that the network has not.
+        as soon as the last of `layers` is computed. Raises ConfigurationError for a layer that the network lacks.
         """
         for layer in layers:
             if layer not in self.layers:
                 raise ConfigurationError(
                     f"layers: {self.name} has no layer {layer}: choose among {', '.join(self.layers)}"
                 )
+        with self._watching:
+            for layer in set(layers) - self._watched:
+                self._modules[layer].register_forward_hook(self._hook(layer))
+                self._watched.add(layer)
         captured = self._capture(waveform, layers, last=max(layers, key=self.layers.index))
         return {layer: captured[layer] for layer in layers}
 
+    def _hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        """Copies what `layer` computes to the call of the thread it computes in, if that wants it."""
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            call = self._call
+            if layer not in call.wanted:
+                return
+            if isinstance(output, Tensor):
+                frequencies = output.shape[2] if output.ndim > 3 else 1
+                frames = output.shape[-1] if output.ndim > 2 else 1
+                # A copy, for later modules may compute in place.
+                call.captured[layer] = output[0].reshape(-1, frequencies, frames).to(torch.float32, copy=True)
+            if layer == call.last:
+                raise _Enough
+
+        return hook
+
     @torch.inference_mode()
     def _capture(self, waveform: Waveform, layers: Sequence[str], last: str | None) -> dict[str, Tensor]:
-        captured: dict[str, Tensor] = {}
-
-        def watch(layer: str) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if isinstance(output, Tensor):
-                    frequencies = output.shape[2] if output.ndim > 3 else 1
-                    frames = output.shape[-1] if output.ndim > 2 else 1
-                    # A copy, for later modules may compute in place.
-                    captured[layer] = output[0].reshape(-1, frequencies, frames).to(torch.float32, copy=True)
-                if layer == last:
-                    raise _Enough
-
-            return hook
-
         samples = torch.tensor(waveform.samples)
         if len(samples) < MIN_SAMPLES:
             samples = torch.tensor(np.resize(waveform.samples, MIN_SAMPLES))
-        handles = [self._modules[layer].register_forward_hook(watch(layer)) for layer in layers]
+        call = self._call
+        call.wanted, call.last, call.captured = frozenset(layers), last, {}
         try:
             with suppress(_Enough):
                 self.network(self.front_end(samples.to(self.device)))
+            return call.captured
         finally:
-            for handle in handles:
-                handle.remove()
-        return captured
+            call.wanted, call.last, call.captured = frozenset(), None, {}
 
 
 class _Enough(Exception):

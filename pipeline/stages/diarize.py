@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any
 
@@ -33,9 +34,14 @@ PUBLISHED = {
 
 
 class Diarizer:
-    """Finds speaker turns with pyannote's speaker diarization, as configured."""
+    """Finds speaker turns with pyannote's speaker diarization, as configured.
+
+    Threads may share a Diarizer, and wait for each other: pyannote promises nothing to threads, and Python's filter of
+    warnings belongs to the whole process.
+    """
 
     def __init__(self, config: DetectorConfig) -> None:
+        self._one_at_a_time = threading.Lock()
         self.pipeline = load_pipeline(config.diarization, torch.device(choose_device(config.device)))
 
     def diarize(self, recording: Recording) -> tuple[Turn, ...]:
@@ -46,7 +52,7 @@ class Diarizer:
         samples = torch.tensor(recording.waveform.samples)
         if not len(samples):
             return ()
-        with warnings.catch_warnings():
+        with self._one_at_a_time, warnings.catch_warnings():
             # pyannote takes the mean of no embeddings where nobody speaks for long.
             warnings.simplefilter("ignore", RuntimeWarning)
             found: Any = self.pipeline({"waveform": samples.unsqueeze(0), "sample_rate": SAMPLE_RATE})

@@ -30,7 +30,7 @@ Frames = tuple[NDArray[np.float32], NDArray[np.float64]]
 
 
 class VoiceActivityDetector:
-    """Finds speech with segmentation-3.0 or Silero, as configured."""
+    """Finds speech with segmentation-3.0 or Silero, as configured. Threads may share one: no call leaves a trace."""
 
     def __init__(self, config: DetectorConfig) -> None:
         self.config = config.voice_activity

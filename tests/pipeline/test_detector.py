@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.audio.decode import decode
 from pipeline.config import Limits
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio, UnsupportedFormat
+from pipeline.types import Verdict
 from pipeline.verdict.aggregate import to_dict
 from tests.audio import encode
 
@@ -59,6 +61,23 @@ def test_two_speakers_are_told_apart(detector: Detector, sample_wav: bytes) -> N
 
 def test_the_same_bytes_give_the_same_verdict(detector: Detector, sample_wav: bytes) -> None:
     assert detector.predict(sample_wav) == detector.predict(sample_wav)
+
+
+def test_threads_get_the_answers_that_one_by_one_would_get(sample_wav: bytes) -> None:
+    """Recordings of different lengths, so that an answer that mixes two of them differs from both or fails."""
+    detector = Detector.from_config()
+    samples = decode(sample_wav, Limits()).waveform.samples
+    starts = range(0, len(samples) - 4 * RATE, 2 * RATE)
+    clips = [encode(samples[start : start + (4 + i % 5) * RATE // 2]) for i, start in enumerate(starts)]
+    requests = [(clip, index % 4 == 0) for index, clip in enumerate(clips)] * 2
+
+    def answer(request: tuple[bytes, bool]) -> Verdict:
+        return detector.predict(request[0], use_diarization=request[1])
+
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(answer, requests))  # the diarizer is built meanwhile
+    assert together == [answer(request) for request in requests]
+    assert len({verdict.score for verdict in together}) > len(clips) / 2
 
 
 def test_an_explanation_names_every_layer(detector: Detector, sample_wav: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_a_neuron_is_a_channel_at_a_frequency(campplus: Backbone, waveform: Wave
 def test_the_network_is_left_after_the_last_layer(campplus: Backbone, waveform: Waveform) -> None:
     reached: list[str] = []
     handles = [
-        campplus.network.get_submodule(name).register_forward_hook(lambda *_, name=name: reached.append(name))
+        campplus.network.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: reached.append(name))
         for name in ("head.layer1", "head.layer2", "xvector.tdnn")
     ]
     campplus.activations(waveform, ["head.layer2", "head.layer1"])
@@ -165,6 +166,19 @@ def test_an_unknown_layer_is_named(campplus: Backbone, waveform: Waveform) -> No
 def test_the_same_samples_give_the_same_activations(campplus: Backbone, waveform: Waveform) -> None:
     first, second = (campplus.activations(waveform, list(DEFAULT_LAYERS)) for _ in range(2))
     assert all(torch.equal(first[layer], second[layer]) for layer in DEFAULT_LAYERS)
+
+
+def test_threads_capture_what_they_asked_for_and_nothing_else(campplus: Backbone, waveform: Waveform) -> None:
+    """Different lengths and different layers: the last layer of one call is passed through by another."""
+    layers = [["head.layer1"], ["head", "xvector.dense"], ["xvector.tdnn", "head.conv1"], list(DEFAULT_LAYERS)]
+    calls = [(Waveform(waveform.samples[: 10_000 + 1_500 * i]), layers[i % len(layers)]) for i in range(20)]
+    backbone = load_backbone("campplus")  # one whose layers have not been watched before
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda call: backbone.activations(*call), calls))
+    for call, captured in zip(calls, together, strict=True):
+        alone = campplus.activations(*call)
+        assert list(captured) == list(alone)
+        assert all(torch.equal(captured[layer], alone[layer]) for layer in alone)
 
 
 @pytest.mark.parametrize("samples", [1, 160, 399, 7_999])

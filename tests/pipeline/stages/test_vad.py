@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -71,6 +72,14 @@ def test_the_sample_is_segmented_as_people_did(model: Model, sample: Samples) ->
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_samples_give_the_same_speech(model: Model, sample: Samples) -> None:
     assert detect(model, sample) == detect(model, sample)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_threads_may_share_a_detector(model: Model, sample: Samples) -> None:
+    clips = [sample[start : start + 32_000 + start // 8] for start in range(0, 400_000, 40_000)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda clip: detect(model, clip), clips))
+    assert together == [detect(model, clip) for clip in clips]
 
 
 @pytest.mark.parametrize("model", MODELS)
