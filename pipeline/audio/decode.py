@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NoReturn
@@ -57,9 +58,6 @@ _SEND = f"Send {', '.join(SUPPORTED_FORMATS[:-1]).upper()} or {SUPPORTED_FORMATS
 _NO_AUDIO = "The file holds no audio. Send a recording."
 _BROKEN = "The audio cannot be decoded: the file is damaged or incomplete. Export it again and send the new file."
 
-_LIBAV_ERRORS = (av.FFmpegError, ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError)
-"""What PyAV raises on broken input: libav's errors, and Python's where a parsed value makes no sense."""
-
 _Block = NDArray[np.float32]
 """Up to a second of audio, (time, channels) at SAMPLE_RATE."""
 
@@ -106,15 +104,11 @@ def decode(data: bytes, limits: Limits) -> Recording:
     deadline = time.monotonic() + limits.max_decode_seconds
     faults = _Faults()
     warnings = []
-    try:
-        samples, loudest = _mix(_blocks(data, name, limits, deadline, faults))
-        if loudest is not None:
-            blocks = _blocks(data, name, limits, deadline, faults)
-            samples = np.concatenate([block[:, loudest] for block in blocks])
-            warnings.append("anti_phase_loudest_channel_scored")
-    except _LIBAV_ERRORS as error:
-        _check_time(deadline, limits)  # the upload ends there, which libav may take for damage
-        raise UnreadableAudio(_BROKEN) from error
+    samples, loudest = _mix(_blocks(data, name, limits, deadline, faults))
+    if loudest is not None:
+        blocks = _blocks(data, name, limits, deadline, faults)
+        samples = np.concatenate([block[:, loudest] for block in blocks])
+        warnings.append("anti_phase_loudest_channel_scored")
     if faults.truncated or formats.ends_early(data, name):
         warnings.append("truncated")
     if faults.damaged:
@@ -157,8 +151,10 @@ def _blocks(data: bytes, name: str, limits: Limits, deadline: float, faults: _Fa
         channels = layout.nb_channels
         # To packed samples inside libav: PyAV's own reading of eight planes crashes.
         resampler = av.AudioResampler("flt", layout, SAMPLE_RATE, SAMPLE_RATE, _RESAMPLER)
-        for second in _seconds(run):
-            for resampled in resampler.resample(second):
+        for second in _seconds(run, deadline, limits):
+            with _reading(deadline, limits):
+                resampled_frames = resampler.resample(second)
+            for resampled in resampled_frames:
                 block = resampled.to_ndarray().astype(np.float32, copy=False).reshape(-1, channels)
                 if not np.abs(block).max(initial=0) <= _MAX_AMPLITUDE:  # which NaN fails too
                     raise UnreadableAudio(
@@ -167,12 +163,13 @@ def _blocks(data: bytes, name: str, limits: Limits, deadline: float, faults: _Fa
                 yield block
 
 
-def _seconds(frames: Iterator[AudioFrame]) -> Iterator[AudioFrame | None]:
+def _seconds(frames: Iterator[AudioFrame], deadline: float, limits: Limits) -> Iterator[AudioFrame | None]:
     """Frames of one kind joined to a second each, which saves a resampler's call for each packet; then None."""
     fifo = av.AudioFifo()
     for frame in frames:
         frame.pts = None  # the FIFO refuses gaps; they stay closed
-        fifo.write(frame)
+        with _reading(deadline, limits):
+            fifo.write(frame)
         if fifo.samples >= frame.sample_rate:
             yield fifo.read()
     if fifo.samples:
@@ -195,20 +192,27 @@ def _frames(data: bytes, name: str, limits: Limits, deadline: float, faults: _Fa
         options["ignore_editlist"] = "1"  # it would hide audio
     if name == "wav" and formats.wav_holds_more(data):
         options["ignore_length"] = "1"
-    with av.open(
-        _Upload(data, deadline), "r", demuxer, options=options, metadata_errors="ignore", io_open=_refuse
-    ) as container:
+    with _reading(deadline, limits):
+        container = av.open(
+            _Upload(data, deadline), "r", demuxer, options=options, metadata_errors="ignore", io_open=_refuse
+        )
+    with container:
         stream = _audio_stream(container, name, codecs)
         seconds, packets, broken, cut = 0.0, 0, 0, False
-        for packet in container.demux(stream):
+        demuxed = container.demux(stream)
+        while True:
+            with _reading(deadline, limits):
+                packet = next(demuxed, None)
+            if packet is None:
+                break
             _check_time(deadline, limits)
             packets += 1
             try:
                 frames = packet.decode()
-            except av.FFmpegError:
+            except av.FFmpegError as error:
                 broken += 1
                 if broken > 3 + packets // 10:
-                    raise
+                    raise UnreadableAudio(_BROKEN) from error
                 cut = True
                 continue
             if frames and cut:
@@ -255,6 +259,16 @@ def _check(frame: AudioFrame, limits: Limits) -> None:
             f"The audio has {rate} samples a second; {limits.min_sample_rate} to {limits.max_sample_rate} are "
             "accepted. Resample it first."
         )
+
+
+@contextmanager
+def _reading(deadline: float, limits: Limits) -> Iterator[None]:
+    """Around a call of libav, and nothing of ours: what libav cannot read is the file's fault, or time is up."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        _check_time(deadline, limits)  # the upload ends there, which libav may take for damage
+        raise UnreadableAudio(_BROKEN) from error
 
 
 def _check_time(deadline: float, limits: Limits) -> None:

@@ -374,6 +374,22 @@ class TestBroken:
             decode(bytes(aac), LIMITS)
 
 
+class TestOurOwnMistakes:
+    """What goes wrong in our own code is no damage of the file: it must come out as it is."""
+
+    @pytest.mark.parametrize("place", ["_mix", "_seconds", "_check", "formats.ends_early", "np.abs"])
+    @pytest.mark.parametrize("mistake", [ValueError, LookupError, MemoryError, ZeroDivisionError, RuntimeError])
+    def test_is_told_apart_from_damage(
+        self, place: str, mistake: type[Exception], clips: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise mistake("ours")
+
+        monkeypatch.setattr(f"pipeline.audio.decode.{place}", fail)
+        with pytest.raises(mistake, match="ours"):
+            decode(clips["mp3"], LIMITS)
+
+
 class TestUnsupported:
     @pytest.mark.parametrize(
         "data",
