@@ -40,7 +40,8 @@ def build(args: BuildArgs) -> Application:
     return Ingress.bind(
         config,
         args.cors_origins,
-        timeouts={name: stage.timeout_seconds for name, stage in stages},
+        stage_seconds={name: stage.timeout_seconds for name, stage in stages},
+        request_seconds=args.request_timeout_seconds,
         stages={
             "Decoder": Decoder.bind(config),
             "VoiceActivityDetector": place(VoiceActivityDetector, stages.VoiceActivityDetector),

@@ -12,7 +12,7 @@ from pipeline.config import Strict, describe_misfits
 
 
 class Stage(Strict):
-    """A stage of the graph. `timeout_seconds` is how long a request may wait for it, queueing included."""
+    """A stage of the graph. `timeout_seconds` is how long it may take once its input is there, its queue included."""
 
     timeout_seconds: float = Field(gt=0)
 
@@ -39,13 +39,14 @@ class BuildArgs(Strict):
 
     `serve_config` names the file that holds these very arguments, so that the keys Serve itself would overlook are
     checked at start; leave it out where there is no such file. `accelerator: auto` takes GPUs where the cluster has
-    any when the application is built.
+    any when the application is built. `request_timeout_seconds` is how long all stages together may take.
     """
 
     serve_config: Path | None = None
     config: Path = Path("configs/detector.yaml")
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     cors_origins: tuple[str, ...] = ()
+    request_timeout_seconds: float = Field(1200, gt=0)
     stages: Stages = Stages()
 
     @model_validator(mode="wrap")

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from pipeline.errors import SoundSentryError, StageFailed, StageTimeout, StageUnavailable
+from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
 from pipeline.types import OperatingPoint, Speech, Turn, Verdict
 
 logger = logging.getLogger("ray.serve")
+
+T = TypeVar("T")
 
 UNAVAILABLE = (RayError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError)
 """What Ray raises where a replica is gone, or where too many requests wait for one."""
@@ -47,11 +50,15 @@ class Call:
 
 
 class Graph:
-    """`stages` holds a handle a stage, `timeouts` the seconds that a request may wait for it."""
+    """`stages` holds a handle a stage, `stage_seconds` how long each may take once its input is there, its queue
+    included, and `request_seconds` is how long all of them together may take."""
 
-    def __init__(self, stages: dict[str, DeploymentHandle[Any]], timeouts: dict[str, float]) -> None:
+    def __init__(
+        self, stages: dict[str, DeploymentHandle[Any]], stage_seconds: dict[str, float], request_seconds: float
+    ) -> None:
         self._stages = stages
-        self._timeouts = timeouts
+        self._stage_seconds = stage_seconds
+        self._request_seconds = request_seconds
         self._states: dict[str, StageState] = {}
         self._states_age = -STATE_SECONDS
         self._asking = asyncio.Lock()
@@ -66,33 +73,21 @@ class Graph:
     ) -> Verdict:
         """The verdict on one recording, given as the bytes of a file.
 
-        Raises SoundSentryError: an InputError, or the StageError of the stage at fault.
+        Raises SoundSentryError: an InputError, the StageError of the stage at fault, or RequestTimeout.
         """
-        # The recording is never awaited here: it goes from the Decoder's replica straight to those that need it.
-        recording = self._start("Decoder", "decode", data)
-        speech_call = self._start("VoiceActivityDetector", "detect", recording)
-        turns_call = self._start("Diarizer", "diarize", recording) if use_diarization else None
-        calls = [recording, speech_call, *([turns_call] if turns_call else [])]
+        request = _Request(self._stages, self._stage_seconds)
         try:
-            speech: Speech = await self._result(speech_call)
-            if not speech.segments:
-                if turns_call:
-                    _cancel(turns_call)
-                no_speech: Verdict = await self._result(self._start("Classifier", "no_speech", speech, use_diarization))
-                return no_speech
-            turns: tuple[Turn, ...] | None = await self._result(turns_call) if turns_call else None
-            features = self._start("TkanExtractor", "extract", recording, speech, turns)
-            classified = self._start("Classifier", "classify", features, operating_point, explain)
-            calls += [features, classified]
-            verdict: Verdict = await self._result(classified)
-            return verdict
-        except BaseException:
-            for call in calls:
-                _cancel(call)
-            raise
+            async with asyncio.timeout(self._request_seconds):
+                return await request.judge(data, use_diarization, operating_point, explain)
+        except TimeoutError as error:  # any other is explained where it is raised
+            raise RequestTimeout(
+                f"The request was not answered within {self._request_seconds:g} seconds: it was waiting for the "
+                f"{request.waits_for}. Send a shorter recording, or try again later."
+            ) from error
 
     async def describe_model(self) -> dict[str, Any]:
-        description: dict[str, Any] = await self._result(self._start("Classifier", "describe"))
+        request = _Request(self._stages, self._stage_seconds)
+        description: dict[str, Any] = await request.result(request.start("Classifier", "describe"))
         return description
 
     async def states(self) -> dict[str, StageState]:
@@ -121,57 +116,115 @@ class Graph:
             states[stage] = {"status": "healthy" if replicas else "down", "replicas": replicas}
         return states
 
-    def _start(self, stage: str, method: str, *arguments: Any) -> Call:
+
+class _Request:
+    """One request on its way through the graph. `waits_for` is the stage whose answer it needs next."""
+
+    def __init__(self, stages: dict[str, DeploymentHandle[Any]], stage_seconds: dict[str, float]) -> None:
+        self.waits_for = ""
+        self._stages = stages
+        self._stage_seconds = stage_seconds
+        self._calls: list[Call] = []
+
+    async def judge(
+        self, data: bytes, use_diarization: bool, operating_point: OperatingPoint, explain: bool
+    ) -> Verdict:
+        try:
+            # The recording is never fetched: it goes from the Decoder's replica straight to those that need it.
+            recording = self.start("Decoder", "decode", data)
+            speech_call = self.start("VoiceActivityDetector", "detect", recording)
+            turns_call = self.start("Diarizer", "diarize", recording) if use_diarization else None
+            decoded_at = await self.answered(recording)
+            speech: Speech = await self.result(speech_call, decoded_at)
+            if not speech.segments:
+                if turns_call:
+                    _cancel(turns_call)
+                no_speech: Verdict = await self.result(self.start("Classifier", "no_speech", speech, use_diarization))
+                return no_speech
+            turns: tuple[Turn, ...] | None = await self.result(turns_call, decoded_at) if turns_call else None
+            features = self.start("TkanExtractor", "extract", recording, speech, turns)
+            classified = self.start("Classifier", "classify", features, operating_point, explain)
+            verdict: Verdict = await self.result(classified, await self.answered(features))
+            return verdict
+        except BaseException:
+            for call in self._calls:
+                _cancel(call)
+            raise
+
+    def start(self, stage: str, method: str, *arguments: Any) -> Call:
         """Send `arguments` to a stage; those that are Calls become what these answer, on the replica itself."""
         sent = [argument.response if isinstance(argument, Call) else argument for argument in arguments]
         sources = tuple(argument for argument in arguments if isinstance(argument, Call))
-        return Call(stage, getattr(self._stages[stage], method).remote(*sent), sources)
+        call = Call(stage, getattr(self._stages[stage], method).remote(*sent), sources)
+        self._calls.append(call)
+        return call
 
-    async def _result(self, call: Call) -> Any:
-        """What `call` answers. Raises the SoundSentryError of the first stage at fault."""
+    async def result(self, call: Call, since: float | None = None) -> Any:
+        """What `call` answers. `since` is when its input was there, where that is not now.
+
+        Raises the SoundSentryError of the first stage at fault.
+        """
+        return await self._wait(call, call.response, since)
+
+    async def answered(self, call: Call) -> float:
+        """Wait until `call` has an answer, or an error, and leave it where it is. Returns the time."""
+        await self._wait(call, _is_there(call.response))
+        return asyncio.get_running_loop().time()
+
+    async def _wait(self, call: Call, answer: Awaitable[T], since: float | None = None) -> T:
+        self.waits_for = call.stage
+        seconds = self._stage_seconds[call.stage]
+        now = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._limit_seconds(call)):
-                return await call.response
+            async with asyncio.timeout_at((now if since is None else since) + seconds) as patience:
+                return await answer
         except Exception as error:
+            if patience.expired():
+                logger.error("The %s did not answer within %g s.", call.stage, seconds)
+                raise StageTimeout(
+                    f"The {call.stage} did not answer within {seconds:g} seconds. "
+                    "Try again later or send a shorter recording."
+                ) from error
             for source in call.sources:
-                await self._raise_if_at_fault(source, late=_is_late(error))
-            raise self._explain(call.stage, error) from error
+                await _raise_if_at_fault(source)
+            raise _explain(call.stage, error) from error
 
-    async def _raise_if_at_fault(self, call: Call, late: bool) -> None:
-        try:
-            async with asyncio.timeout(BLAME_SECONDS):
-                await call.response
-        except Exception as error:
-            if late or not _is_late(error):
-                raise self._explain(call.stage, error) from error
 
-    def _limit_seconds(self, call: Call) -> float:
-        return self._timeouts[call.stage] + sum(self._limit_seconds(source) for source in call.sources)
+async def _is_there(response: DeploymentResponse[Any]) -> None:
+    """Wait for a response without fetching it, which for a long recording would be a copy to this node."""
+    reference = await response._to_object_ref()
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    stop_waiting = reference._on_ready(lambda _: loop.call_soon_threadsafe(ready.set))
+    try:
+        await ready.wait()
+    finally:
+        stop_waiting()
 
-    def _explain(self, stage: str, error: Exception) -> SoundSentryError:
-        """What the failure of a stage means to the user."""
-        cause: Any = error
-        while isinstance(cause, RayTaskError):
-            cause = cause.cause
-        if isinstance(cause, SoundSentryError):
-            return cause
-        logger.error("The %s failed: %s", stage, error)
-        if _is_late(error):
-            return StageTimeout(
-                f"The {stage} did not answer within {self._timeouts[stage]:g} seconds. "
-                "Try again later or send a shorter recording."
-            )
-        if isinstance(cause, UNAVAILABLE):
-            return StageUnavailable(f"The {stage} is down or has too many requests waiting. Try again in a while.")
-        return StageFailed(f"The {stage} failed on this recording. Nothing can be said about it.")
+
+async def _raise_if_at_fault(call: Call) -> None:
+    try:
+        async with asyncio.timeout(BLAME_SECONDS) as patience:
+            await call.response
+    except Exception as error:
+        if not patience.expired():
+            raise _explain(call.stage, error) from error
+
+
+def _explain(stage: str, error: Exception) -> SoundSentryError:
+    """What the failure of a stage means to the user."""
+    cause: Any = error
+    while isinstance(cause, RayTaskError):
+        cause = cause.cause
+    if isinstance(cause, SoundSentryError):
+        return cause
+    logger.error("The %s failed: %s", stage, error)
+    if isinstance(cause, UNAVAILABLE):
+        return StageUnavailable(f"The {stage} is down or has too many requests waiting. Try again in a while.")
+    return StageFailed(f"The {stage} failed on this recording. Nothing can be said about it.")
 
 
 def _cancel(call: Call) -> None:
     """Let a stage stop, if it still can. A call that had failed raises its error here too, which is known by now."""
     with suppress(Exception):
         call.response.cancel()
-
-
-def _is_late(error: Exception) -> bool:
-    """Whether this is the end of our own patience, and not a TimeoutError that a stage raised."""
-    return isinstance(error, TimeoutError) and not isinstance(error, RayTaskError)

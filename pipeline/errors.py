@@ -12,6 +12,7 @@ SoundSentryError
 ├── ConfigurationError        500  a key or value in a configuration file
 ├── ModelUnavailable          503  weights missing, unverified or not licensed to this token
 ├── BundleError               500  a model bundle that is damaged or does not fit
+├── RequestTimeout            504  all stages together took too long
 └── StageError                     a stage of the graph failed
     ├── StageFailed           500  it raised something unforeseen
     ├── StageUnavailable      503  it is down or overloaded
@@ -86,6 +87,11 @@ class ModelUnavailable(SoundSentryError):
 
 class BundleError(SoundSentryError):
     title = "Model bundle error"
+
+
+class RequestTimeout(SoundSentryError):
+    status = 504
+    title = "Request timed out"
 
 
 class StageError(SoundSentryError):

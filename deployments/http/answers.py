@@ -11,6 +11,7 @@ from pipeline.errors import (
     InputError,
     MissingInput,
     RecordingTooLong,
+    RequestTimeout,
     SoundSentryError,
     StageFailed,
     StageTimeout,
@@ -155,6 +156,9 @@ class InfoAnswer(Answer):
     windows: dict[str, float]
     possible_results: list[str]
     limits: dict[str, float]
+    timeouts_seconds: dict[str, float] = Field(
+        description="How long the whole request may take, and each stage once its input is there, its queue included."
+    )
     supported_formats: list[str]
     timestamp: str
 
@@ -230,6 +234,10 @@ STAGE_ERRORS = (
     StageFailed("The TkanExtractor failed on this recording. Nothing can be said about it."),
     StageUnavailable("The TkanExtractor is down or has too many requests waiting. Try again in a while."),
     StageTimeout("The Diarizer did not answer within 900 seconds. Try again later or send a shorter recording."),
+    RequestTimeout(
+        "The request was not answered within 1200 seconds: it was waiting for the Diarizer. Send a shorter recording, "
+        "or try again later."
+    ),
 )
 
 FORM_ERRORS = (
@@ -307,6 +315,14 @@ INFO = {
             "windows": {"seconds": 4.0, "hop_seconds": 2.0, "step_seconds": 0.5},
             "possible_results": list(get_args(Label)),
             "limits": Limits().model_dump(),
+            "timeouts_seconds": {
+                "request": 1200.0,
+                "Decoder": 90.0,
+                "VoiceActivityDetector": 120.0,
+                "Diarizer": 900.0,
+                "TkanExtractor": 300.0,
+                "Classifier": 30.0,
+            },
             "supported_formats": list(SUPPORTED_FORMATS),
             "timestamp": TIMESTAMP,
         },

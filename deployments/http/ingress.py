@@ -55,12 +55,14 @@ class Ingress:
         self,
         config: DetectorConfig,
         cors_origins: tuple[str, ...],
-        timeouts: dict[str, float],
+        stage_seconds: dict[str, float],
+        request_seconds: float,
         stages: dict[str, DeploymentHandle[Any]],
     ) -> None:
         self._config = config
         self._cors_origins = cors_origins
-        self._graph = Graph(stages, timeouts)
+        self._timeouts_seconds = {"request": request_seconds, **stage_seconds}
+        self._graph = Graph(stages, stage_seconds, request_seconds)
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         self._version: str = project["version"]
 
@@ -155,6 +157,7 @@ class Ingress:
                 "windows": config.windows.model_dump(),
                 "possible_results": list(get_args(Label)),
                 "limits": config.limits.model_dump(),
+                "timeouts_seconds": self._timeouts_seconds,
                 "supported_formats": list(SUPPORTED_FORMATS),
                 "timestamp": _now(),
             }

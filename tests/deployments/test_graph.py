@@ -12,6 +12,7 @@ from ray.serve.exceptions import BackPressureError
 from deployments.graph import Graph
 from pipeline.errors import (
     BundleError,
+    RequestTimeout,
     SoundSentryError,
     StageFailed,
     StageTimeout,
@@ -41,6 +42,13 @@ class Answer:
 
     def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.shield(self.task).__await__()
+
+    async def _to_object_ref(self) -> Answer:
+        return self
+
+    def _on_ready(self, callback: Callable[[None], object]) -> Callable[[], None]:
+        self.task.add_done_callback(lambda _: callback(None))
+        return lambda: None
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -75,7 +83,12 @@ def raised_by_a_stage(error: Exception) -> BaseException:
     return RayTaskError("handle_request", "stack", error).as_instanceof_cause()
 
 
-def run(use_diarization: bool = False, **changed: Handle) -> tuple[Any, dict[str, Handle]]:
+STAGE_SECONDS = 0.4
+
+
+def run(
+    use_diarization: bool = False, request_seconds: float = 30.0, **changed: Handle
+) -> tuple[Any, dict[str, Handle]]:
     """Send a recording through a graph whose stages work, but for those that are changed."""
 
     async def predict() -> tuple[Any, dict[str, Handle]]:
@@ -87,7 +100,8 @@ def run(use_diarization: bool = False, **changed: Handle) -> tuple[Any, dict[str
             "Classifier": Handle(lambda *arguments: arguments),
         } | changed
         try:
-            outcome = await Graph(stages, dict.fromkeys(STAGES, 0.2)).predict(b"", use_diarization=use_diarization)
+            graph = Graph(stages, dict.fromkeys(STAGES, STAGE_SECONDS), request_seconds)
+            outcome = await graph.predict(b"", use_diarization=use_diarization)
         except SoundSentryError as error:
             outcome = error
         return outcome, stages
@@ -142,5 +156,47 @@ def test_the_stage_at_fault_is_named(
 def test_a_stage_that_takes_too_long_is_named_and_its_request_cancelled(stage: str) -> None:
     outcome, stages = run(use_diarization=True, **{stage: Handle(lambda *_: RECORDING, seconds=30)})
     assert type(outcome) is StageTimeout
-    assert f"{stage} did not answer within 0.2 seconds" in outcome.detail
+    assert f"{stage} did not answer within {STAGE_SECONDS} seconds" in outcome.detail
+    assert stages[stage].answers[0].cancelled
+
+
+def late(**seconds: float) -> dict[str, Handle]:
+    """Stages that take so many of STAGE_SECONDS."""
+    answers = {"Decoder": RECORDING, "VoiceActivityDetector": SPEECH, "Diarizer": (), "TkanExtractor": "features"}
+    return {
+        stage: Handle(lambda *_, stage=stage: answers.get(stage, "verdict"), share * STAGE_SECONDS)
+        for stage, share in seconds.items()
+    }
+
+
+def test_the_time_of_a_stage_counts_from_when_its_input_is_there() -> None:
+    slow = late(**dict.fromkeys(STAGES, 0.6))
+    assert run(use_diarization=True, **slow)[0] == "verdict", "together they take several times what one may"
+
+
+@pytest.mark.parametrize(
+    ("before", "stage"),
+    [("Decoder", "VoiceActivityDetector"), ("Decoder", "Diarizer"), ("TkanExtractor", "Classifier")],
+)
+def test_what_a_stage_leaves_of_its_time_is_not_the_next_ones(before: str, stage: str) -> None:
+    """A stage that needs 1.4 of its time has run out of it, though the one before it was quick."""
+    outcome, _ = run(use_diarization=True, **late(**{before: 0.0, stage: 1.4}))
+    assert type(outcome) is StageTimeout
+    assert f"The {stage} did not answer within {STAGE_SECONDS} seconds" in outcome.detail
+
+
+def test_the_diarizer_has_its_own_time_beside_the_voice_activity_detector() -> None:
+    assert run(use_diarization=True, **late(VoiceActivityDetector=0.6, Diarizer=0.8))[0] != "verdict"
+    outcome, _ = run(use_diarization=True, **late(VoiceActivityDetector=0.6, Diarizer=1.2))
+    assert type(outcome) is StageTimeout
+    assert "Diarizer" in outcome.detail, "both began when the recording was there"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_deadline_of_the_whole_request_names_the_stage_it_waited_for(stage: str) -> None:
+    outcome, stages = run(
+        use_diarization=True, request_seconds=STAGE_SECONDS / 2, **{stage: Handle(lambda *_: RECORDING, seconds=30)}
+    )
+    assert type(outcome) is RequestTimeout
+    assert f"within {STAGE_SECONDS / 2} seconds: it was waiting for the {stage}" in outcome.detail
     assert stages[stage].answers[0].cancelled
