@@ -10,6 +10,7 @@ from pipeline.types import Quality, Segment, Waveform
 from pipeline.verdict.windows import coverage
 
 FRAME, HOP = 512, 256  # samples
+BLOCK = 1_024  # frames, 16 s
 MAX_SNR_DB = 80.0
 BANDWIDTH_FLOOR_DB = 60.0
 """A band belongs to the recording's bandwidth down to this far below the strongest one."""
@@ -25,17 +26,15 @@ def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:
     samples = waveform.samples
     if len(samples) < FRAME:
         samples = np.pad(samples, (0, FRAME - len(samples)))
-    frames = sliding_window_view(samples, FRAME)[::HOP] * np.hanning(FRAME).astype(np.float32)
-    power: NDArray[np.float32] = np.abs(np.fft.rfft(frames, axis=1)).T ** 2  # (frequencies, frames)
-    starts = np.arange(power.shape[1] + 1) * HOP / waveform.sample_rate
-    spoken = coverage(speech, starts) > 0.5
+    frames = sliding_window_view(samples, FRAME)[::HOP]
+    spoken = coverage(speech, np.arange(len(frames) + 1) * HOP / waveform.sample_rate) > 0.5
     if not spoken.any():
         spoken[:] = True
-    level = power.sum(axis=0)
-    noise = max(float(np.quantile(level, 0.1)), 1e-9)
-    snr_db = 10 * np.log10(max(float(level[spoken].mean()) / noise - 1, 1e-3))
+    levels, spectrum = _powers(frames, spoken)
+    noise = max(float(np.quantile(levels, 0.1)), 1e-9)
+    snr_db = 10 * np.log10(max(float(levels[spoken].mean()) / noise - 1, 1e-3))
 
-    bands = power[1:, spoken].mean(axis=1).reshape(-1, 4).mean(axis=1)
+    bands = spectrum[1:].reshape(-1, 4).mean(axis=1)
     bands_db = 10 * np.log10(bands + 1e-20)
     highest = int(np.flatnonzero(bands_db > bands_db.max() - BANDWIDTH_FLOOR_DB)[-1])
     band_hz = waveform.sample_rate / FRAME * 4
@@ -43,3 +42,19 @@ def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:
         snr_db=float(min(snr_db, MAX_SNR_DB)),
         bandwidth_hz=float((highest + 1) * band_hz),
     )
+
+
+def _powers(frames: NDArray[np.float32], spoken: NDArray[np.bool]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The power of each frame (frames,), and of each frequency where somebody speaks (frequencies,).
+
+    Some seconds at a time: the spectra of an hour would not fit in memory.
+    """
+    window = np.hanning(FRAME).astype(np.float32)
+    levels = np.empty(len(frames), np.float32)
+    spectrum = np.zeros(FRAME // 2 + 1)
+    for start in range(0, len(frames), BLOCK):
+        block = slice(start, start + BLOCK)
+        power = np.square(np.abs(np.fft.rfft(frames[block] * window, axis=1)))
+        levels[block] = power.sum(axis=1)
+        spectrum += power[spoken[block]].sum(axis=0, dtype=np.float64)
+    return levels, spectrum / spoken.sum()

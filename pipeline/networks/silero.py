@@ -1,8 +1,8 @@
 """Silero VAD: the small voice activity detector, for recordings of any length.
 
 Source: Silero VAD, Silero Team, https://github.com/snakers4/silero-vad (Copyright (c) 2020-present Silero Team, MIT
-License), whose 16 kHz weights it loads. The published network steps through a recording chunk by chunk; here all
-chunks are encoded at once and only the recurrence steps, which gives the same probabilities sooner.
+License), whose 16 kHz weights it loads. The published network steps through a recording chunk by chunk; here half a
+minute of chunks is encoded at once and only the recurrence steps, which gives the same probabilities sooner.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 CHUNK = 512
 CONTEXT = 64
 FFT = 256
+BLOCK = 1_024
+"""Chunks that are encoded at once, 33 s: an hour's would not fit in memory."""
 
 
 class SileroVad(nn.Module):
@@ -38,11 +40,19 @@ class SileroVad(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         padded = F.pad(samples, (CONTEXT, -len(samples) % CHUNK))
-        chunks = padded.unfold(0, CONTEXT + CHUNK, CHUNK).unsqueeze(1)  # each with the end of the one before
-        spectrum = self.stft_conv(F.pad(chunks, (0, FFT // 4), mode="reflect"))
+        chunks = padded.unfold(0, CONTEXT + CHUNK, CHUNK)  # each with the end of the one before
+        probabilities, memory = [], None
+        for block in torch.split(chunks, BLOCK):
+            states, memory = self.lstm(self.encode(block), memory)
+            probabilities.append(torch.sigmoid(self.final_conv(F.relu(states.transpose(1, 2))))[:, 0, 0])
+        return torch.cat(probabilities)
+
+    def encode(self, chunks: Tensor) -> Tensor:
+        """What the recurrence hears of each chunk: (chunks, 576) -> (chunks, 1, 128)."""
+        spectrum = self.stft_conv(F.pad(chunks.unsqueeze(1), (0, FFT // 4), mode="reflect"))
         real, imaginary = spectrum.chunk(2, dim=1)
         x = (real.square() + imaginary.square()).sqrt()
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
             x = F.relu(layer(x))
-        states, _ = self.lstm(x.transpose(1, 2))  # (chunks, 1, 128)
-        return torch.sigmoid(self.final_conv(F.relu(states.transpose(1, 2))))[:, 0, 0]
+        states: Tensor = x.transpose(1, 2)
+        return states

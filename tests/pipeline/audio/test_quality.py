@@ -1,7 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
-from pipeline.audio.quality import measure_quality
+from pipeline.audio.quality import BLOCK, FRAME, HOP, measure_quality
 from pipeline.types import Segment, Waveform
 
 RATE = 16_000
@@ -33,3 +36,29 @@ def test_bandwidth(cutoff_hz: float) -> None:
 
 def test_very_short_audio() -> None:
     assert measure_quality(Waveform(np.ones(100, dtype=np.float32)), (Segment(0, 0.005),)).bandwidth_hz > 0
+
+
+def test_block_by_block_is_as_all_at_once() -> None:
+    """Noise whose level and colour change, over several blocks and a part of one, against one spectrum of it all."""
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal(int(3.4 * BLOCK) * HOP).astype(np.float32)
+    samples *= np.linspace(0.01, 0.3, len(samples), dtype=np.float32)
+    samples[len(samples) // 2 :] = np.convolve(samples[len(samples) // 2 :], np.ones(4, np.float32) / 4, "same")
+    quality = measure_quality(Waveform(samples), (Segment(0.0, len(samples) / RATE),))
+    frames = sliding_window_view(samples, FRAME)[::HOP] * np.hanning(FRAME)
+    power = np.abs(np.fft.rfft(frames)) ** 2
+    level = power.sum(axis=1)
+    assert quality.snr_db == pytest.approx(10 * np.log10(level.mean() / np.quantile(level, 0.1) - 1), abs=1e-3)
+    assert quality.bandwidth_hz == 8_000
+
+
+def test_memory_does_not_grow_with_the_recording() -> None:
+    """Ten minutes took 440 MiB at once."""
+    waveform = Waveform(np.random.default_rng(0).standard_normal(600 * RATE, dtype=np.float32))
+    tracemalloc.start()
+    try:
+        measure_quality(waveform, (Segment(10.0, 300.0),))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 * 2**20

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, Limits, VoiceActivity
 from pipeline.models import weights
-from pipeline.networks.silero import SileroVad
+from pipeline.networks.silero import BLOCK, SileroVad
 from pipeline.stages.vad import WINDOW_FRAMES, VoiceActivityDetector, binarize, window_starts
 from pipeline.types import Recording, Segment, Speech, Waveform
 
@@ -166,9 +166,12 @@ def test_silero_computes_what_the_published_network_does(sample: Samples) -> Non
         names[f"decoder.decoder.2.{kind}"] = f"final_conv.{kind}"
     ours = SileroVad()
     ours.load({ours_name: parameters[name] for name, ours_name in names.items()})
-    samples = torch.from_numpy(sample[:100_000])
+    samples = torch.from_numpy(np.concatenate([sample, sample[:100_000]]))  # more than is encoded at once
+    encoded: list[int] = []
+    ours.stft_conv.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
     with torch.inference_mode():
         torch.testing.assert_close(ours(samples), published.audio_forward(samples[None], 16_000)[0], rtol=0, atol=1e-5)
+    assert encoded == [BLOCK, -(-len(samples) // 512) - BLOCK]
 
 
 def test_silero_carries_its_state_from_chunk_to_chunk(sample: Samples) -> None:
