@@ -25,6 +25,7 @@ from tune.corpora.manifest import Clip, read_manifest
 from tune.errors import CorpusError
 from tune.reports.metrics import (
     SUMMARY,
+    Interval,
     Labels,
     Metric,
     Scores,
@@ -34,6 +35,7 @@ from tune.reports.metrics import (
     eer,
     false_alarm_rate,
     miss_rate,
+    require_two_classes,
 )
 from tune.reports.report import write_report
 from tune.scoring import Model, Scored, deployed_model, local_model, score_locally, score_over_http
@@ -55,15 +57,14 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
     Intervals are over `draws` bootstraps of the speakers, those of the many rows of `by` over a fifth of that.
     """
     labels = np.array([clip.is_spoof for clip in clips])
-    if labels.all() or not labels.any():
-        raise CorpusError(f"the manifest has no {'bonafide' if labels.all() else 'spoof'} clip: two classes are needed")
+    require_two_classes(labels)
     scores = worst_where_unscored(labels, scored)
     voices = [clip.voice for clip in clips]
     found = bootstrap(SUMMARY, labels, scores, voices, draws=draws)
     known = np.array([one.sha256[:12] in model.trained_on for one in scored])
     return {
         **{name: value for name, (value, _, _) in found.items()},
-        "intervals": {name: [low, high] for name, (_, low, high) in found.items()},
+        "intervals": {name: bounds for name, (_, *bounds) in found.items()},
         "model": {"name": model.name, "sha256": model.sha256},
         "clips": len(clips),
         "bonafide": int((~labels).sum()),
@@ -111,14 +112,15 @@ def _part(labels: Labels, scores: Scores, voices: Sequence[str], chosen: Labels,
     if not 0 < labels[chosen].sum() < chosen.sum():
         return None
     own = [voice for voice, keep in zip(voices, chosen, strict=True) if keep]
-    found = _with_intervals({"eer": eer, "auc": auc}, labels[chosen], scores[chosen], own, draws)
-    return {"clips": int(chosen.sum()), **found}
+    found = bootstrap({"eer": eer, "auc": auc}, labels[chosen], scores[chosen], own, draws=draws)
+    return {"clips": int(chosen.sum()), **{name: interval._asdict() for name, interval in found.items()}}
 
 
 def _at_threshold(
     labels: Labels, scores: Scores, voices: Sequence[str], threshold: float, draws: int
 ) -> dict[str, Any]:
-    return {"threshold": threshold, **_with_intervals(_rates(threshold), labels, scores, voices, draws)}
+    found = bootstrap(_rates(threshold), labels, scores, voices, draws=draws)
+    return {"threshold": threshold, **{name: interval._asdict() for name, interval in found.items()}}
 
 
 def _rates(threshold: float) -> dict[str, Metric]:
@@ -126,13 +128,6 @@ def _rates(threshold: float) -> dict[str, Metric]:
         "miss_rate": at_threshold(miss_rate, threshold),
         "false_alarm_rate": at_threshold(false_alarm_rate, threshold),
     }
-
-
-def _with_intervals(
-    metrics: dict[str, Metric], labels: Labels, scores: Scores, voices: Sequence[str], draws: int
-) -> dict[str, Any]:
-    found = bootstrap(metrics, labels, scores, voices, draws=draws)
-    return {name: {"value": value, "low": low, "high": high} for name, (value, low, high) in found.items()}
 
 
 def _rows(
@@ -146,7 +141,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """A row for each value of an aspect that has one. A generator's clips are set against all bona fide clips.
 
-    A metric of a class that the row lacks is null; so are the bounds of one of a class with a single speaker.
+    A metric of a class that the row lacks is null.
     """
     values = np.array([key(clip, one) for clip, one in zip(clips, scored, strict=True)])
     voices = np.array([clip.voice for clip in clips])
@@ -158,21 +153,22 @@ def _rows(
         if by_generator:
             chosen = (chosen & labels) | ~labels
         y, own = labels[chosen], voices[chosen]
-        real, fake = len(set(own[~y])), len(set(own[y]))
-        # By how few speakers each metric is told, of the class that has fewer where it is of both.
-        speakers = {
-            "eer": min(real, fake),
-            "auc": min(real, fake),
-            "miss_rate": fake,
-            "false_alarm_rate": 0 if by_generator else real,
-        }
-        wanted = {name: metric for name, metric in metrics.items() if speakers[name]}
-        found = _with_intervals(wanted, y, scores[chosen], list(own), draws)
-        for name in wanted:
-            if speakers[name] == 1:
-                found[name] |= {"low": None, "high": None}
+        wanted = dict(metrics)
+        if not y.any() or y.all():
+            wanted = (
+                {"miss_rate": metrics["miss_rate"]} if y.any() else {"false_alarm_rate": metrics["false_alarm_rate"]}
+            )
+        elif by_generator:
+            del wanted["false_alarm_rate"]
+        found = bootstrap(wanted, y, scores[chosen], list(own), draws=draws)
         counts = {"bonafide": 0 if by_generator else int((~y).sum()), "spoof": int(y.sum())}
-        rows.append({"value": str(value), **counts, **{name: found.get(name) for name in metrics}})
+        rows.append(
+            {
+                "value": str(value),
+                **counts,
+                **{name: found[name]._asdict() if name in found else None for name in metrics},
+            }
+        )
     return rows
 
 
@@ -222,8 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     labels = np.array([clip.is_spoof for clip in clips])
     write_report(arguments.out / "report.html", metrics, labels, worst_where_unscored(labels, scored))
     for name in SUMMARY:
-        low, high = metrics["intervals"][name]
-        print(f"{name.replace('_', ' '):18} {metrics[name]:.3f}  [{low:.3f}, {high:.3f}]")
+        print(f"{name.replace('_', ' '):18} {Interval(metrics[name], *metrics['intervals'][name]).text()}")
     if metrics["unscored"]:
         print(f"{metrics['unscored']} of {len(clips)} could not be scored: see scores.csv", file=sys.stderr)
     if metrics["trained_on"]:

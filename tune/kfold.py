@@ -23,7 +23,7 @@ from tune.cluster import connect
 from tune.command import run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.reports.metrics import SUMMARY, auc, eer
+from tune.reports.metrics import SUMMARY, Interval, auc, eer
 from tune.train import DEFAULT_CONFIG, train_folds
 from tune.training.estimator import EstimatorConfig
 from tune.training.folds import Fold, make_folds
@@ -42,7 +42,7 @@ def evaluate_folds(
         "features": table.kind.spec.name,
         "dimension": table.vectors.shape[1],
         "folds": config.folds.model_dump(),
-        "metrics": {name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in found.items()},
+        "metrics": {name: interval._asdict() for name, interval in found.items()},
         "by_fold": [
             {"fold": fold.name, "clips": len(test), "eer": eer(labels, scores[test]), "auc": auc(labels, scores[test])}
             for fold in folds
@@ -80,17 +80,12 @@ def as_markdown(results: Sequence[dict[str, Any]]) -> str:
         cells = [
             f"`{result['features']}`",
             str(result["dimension"]),
-            _interval(found["eer"], 100, 1),
-            *(_interval(found[name], 1, 3) for name in ("auc", "cllr", "min_cllr")),
+            Interval(**found["eer"]).text(100, 1),
+            *(Interval(**found[name]).text() for name in ("auc", "cllr", "min_cllr")),
             f"{100 * claimed:.1f}" if claimed is not None else "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _interval(found: dict[str, float], unit: float, digits: int) -> str:
-    value, low, high = (f"{unit * found[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

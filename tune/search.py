@@ -33,7 +33,7 @@ from tune.cluster import connect
 from tune.command import run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.reports.metrics import auc, eer
+from tune.reports.metrics import Interval, auc, eer
 from tune.reports.plots import plot_parallel_coordinates
 from tune.training.folds import Fold, make_folds
 from tune.training.table import Table
@@ -227,7 +227,7 @@ def nested_estimate(table: Table, folds: Sequence[Fold], folder: Path) -> dict[s
         best = min(trials, key=lambda trial: float(trial["held_out_eer"][number]))
         scores[fold.test] = best["scores"][fold.test]
     found = measure({"eer": eer, "auc": auc}, table, scores)
-    return {name: dict(zip(("value", "low", "high"), values, strict=True)) for name, values in found.items()}
+    return {name: interval._asdict() for name, interval in found.items()}
 
 
 def _claim(out: Path, identity: dict[str, Any], resume: bool) -> None:
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print((arguments.out / "results.csv").read_text(encoding="utf-8"), end="")
     if arguments.nested:
         quoted = json.loads((arguments.out / "nested.json").read_text(encoding="utf-8"))["eer"]
-        print(f"nested: EER {quoted['value']:.4f} [{quoted['low']:.4f}, {quoted['high']:.4f}]")
+        print(f"nested: EER {Interval(**quoted).text(digits=4)}")
     print(f"best of {len(rows)}: {arguments.out / 'best.yaml'}", file=sys.stderr)
 
 

@@ -21,7 +21,7 @@ from pipeline.verdict.bundle import Bundle, BundleInfo, save_bundle
 from tune.cluster import connect, map_with_tasks
 from tune.command import run
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.reports.metrics import SUMMARY, Intervals, coverage_errors
+from tune.reports.metrics import SUMMARY, Interval, Intervals, coverage_errors
 from tune.training.folds import Fold, make_folds
 from tune.training.table import Table
 from tune.training.validate import Trained, TrainingConfig, cross_validate, measure, require_calibration, train
@@ -50,7 +50,7 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
         "of": f"clips of each {config.folds.by} left out of training, calibration and thresholds",
         "folds": len(folds),
         "interval": "95 % over speakers",
-        **{key: dict(zip(("value", "low", "high"), found, strict=True)) for key, found in metrics.items()},
+        **{key: interval._asdict() for key, interval in metrics.items()},
         "coverage": coverage_errors(table.labels[table.judged], scores[table.judged]),
     }
     info = describe(config, table, trained, name, tested)
@@ -97,10 +97,7 @@ def describe_corpus(table: Table) -> dict[str, Any]:
 def model_card(info: BundleInfo, config: TrainingConfig, table: Table, metrics: Intervals) -> str:
     """What a person should know before relying on the bundle."""
     corpus = info.corpus
-    shown = "\n".join(
-        f"| {name.replace('_', ' ')} | {value:.3f} | {low:.3f} – {high:.3f} |"
-        for name, (value, low, high) in metrics.items()
-    )
+    shown = "\n".join(f"| {name.replace('_', ' ')} | {interval.text()} |" for name, interval in metrics.items())
     coverage = "\n".join(
         f"| {row['answered']:.0%} | {row['distance']:.2f} | {row['miss_rate']:.1%} | {row['false_alarm_rate']:.1%} |"
         for row in info.metrics["coverage"]
@@ -136,8 +133,8 @@ Tells machine-made speech from a human's. Features: `{info.features.name}` of th
 {info.metrics["of"][0].upper() + info.metrics["of"][1:]}; {KEPT_APART[config.speakers_of]}
 Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
 
-| metric | value | interval |
-|---|---|---|
+| metric | value [interval] |
+|---|---|
 {shown}
 
 ## What Inconclusive buys
@@ -181,8 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     connect(arguments.address)
     bundle = train_bundle(config, table, arguments.name or arguments.out.resolve().name, arguments.out)
     for name in ("eer", "auc", "cllr", "min_cllr"):
-        found = bundle.info.metrics[name]
-        print(f"{name:9} {found['value']:.3f}  [{found['low']:.3f}, {found['high']:.3f}]")
+        print(f"{name:9} {Interval(**bundle.info.metrics[name]).text()}")
     print(f"bundle {bundle.sha256[:16]} in {arguments.out}", file=sys.stderr)
 
 

@@ -89,6 +89,7 @@ def test_the_report_shows_the_interval_of_a_row_and_where_there_is_none(tmp_path
     report = (tmp_path / "report.html").read_text()
     by_language = report[report.index("<h2>By language</h2>") :].split("<h2>")[1]
     german, english = (re.findall("<td>(.*?)</td>", row) for row in by_language.split("<tr>")[2:])
+    # Of one speaker there is no interval.
     assert german == ["de", "3", "3", "0.500", "0.500", "1.000", "0.000"]
     assert re.fullmatch(r"0\.\d{3} \[0\.\d{3} – 0\.\d{3}\]", english[5])
 

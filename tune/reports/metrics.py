@@ -1,20 +1,46 @@
 """How well scores tell spoof from bona fide.
 
 Throughout: labels (clips,) bool, True = spoof; scores (clips,) natural-logarithm likelihood ratios, higher = spoof.
+Every metric raises CorpusError where a score is NaN, and where it compares two classes and there is one.
+
+They are written out here because a bootstrap computes them some hundred thousand times: scikit-learn's take ten times
+as long, nearly all of it to check their input. A test holds them to scikit-learn's values.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.special import expit, logit
 
+from tune.errors import CorpusError
+
 Labels = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 Metric = Callable[[Labels, Scores], float]
+
+
+def require_numbers(labels: Labels, scores: Scores) -> None:
+    """Raise CorpusError where a score is NaN: it has no rank, and any figure made of it would be wrong."""
+    if len(labels) != len(scores):
+        raise CorpusError(f"there are {len(labels)} labels and {len(scores)} scores: each clip needs one of both")
+    if bad := int(np.isnan(scores).sum()):
+        raise CorpusError(
+            f"{bad} of {len(scores)} scores are not a number (NaN), so that no metric of them is defined: find the "
+            "clips that gave them, and score them again or leave them out"
+        )
+
+
+def require_two_classes(labels: Labels) -> None:
+    """Raise CorpusError where all clips are of one class."""
+    if labels.all() or not labels.any():
+        absent = "bonafide" if labels.any() else "spoof"
+        raise CorpusError(f"there is no {absent} clip among the {len(labels)} to be measured: two classes are needed")
 
 
 def error_curve(labels: Labels, scores: Scores) -> tuple[Scores, Scores, Scores]:
@@ -22,6 +48,8 @@ def error_curve(labels: Labels, scores: Scores) -> tuple[Scores, Scores, Scores]
 
     From a threshold that calls all spoof to one, infinite, that calls none.
     """
+    require_numbers(labels, scores)
+    require_two_classes(labels)
     thresholds, position = np.unique(scores, return_inverse=True)
     spoofs = np.bincount(position, weights=labels, minlength=len(thresholds))
     others = np.bincount(position, weights=~labels, minlength=len(thresholds))
@@ -60,6 +88,8 @@ def cllr(labels: Labels, scores: Scores) -> float:
 
     Source: Brümmer and du Preez, Computer Speech & Language 2006.
     """
+    require_numbers(labels, scores)
+    require_two_classes(labels)
     spoof = np.logaddexp(0, -scores[labels]).mean()
     bonafide = np.logaddexp(0, scores[~labels]).mean()
     return float((spoof + bonafide) / (2 * np.log(2)))
@@ -67,6 +97,8 @@ def cllr(labels: Labels, scores: Scores) -> float:
 
 def min_cllr(labels: Labels, scores: Scores) -> float:
     """Cllr after the best monotonic recalibration, by pool-adjacent-violators: what discrimination alone costs."""
+    require_numbers(labels, scores)
+    require_two_classes(labels)
     distinct, position, count = np.unique(scores, return_inverse=True, return_counts=True)
     share = np.bincount(position, weights=labels, minlength=len(distinct)) / count
     posterior = np.clip(isotonic_regression(share, weights=count).x, 1e-9, 1 - 1e-9)
@@ -104,6 +136,8 @@ def expected_calibration_error(labels: Labels, scores: Scores, bins: int = 10) -
 
 def reliability(labels: Labels, scores: Scores, bins: int = 10) -> tuple[Scores, Scores, Scores, Scores]:
     """Count, mean probability, share of spoofs and weight of each bin that is not empty, classes counted alike."""
+    require_numbers(labels, scores)
+    require_two_classes(labels)
     probability = expit(scores)
     weights = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
     place = np.minimum((probability * bins).astype(int), bins - 1)
@@ -119,11 +153,15 @@ def coverage_errors(
     labels: Labels, scores: Scores, shares: Sequence[float] = (1, 0.9, 0.8, 0.7, 0.6, 0.5)
 ) -> list[dict[str, float]]:
     """What leaving the least certain clips unanswered buys: for each share answered, those whose scores are farthest
-    from 0, the distance that is left out, and the miss and false alarm rates among the answered."""
+    from 0, the distance that is left out, and the miss and false alarm rates among the answered. A share that leaves a
+    class without an answer has no row."""
+    require_numbers(labels, scores)
     rows = []
     for share in shares:
         distance = float(np.quantile(np.abs(scores), 1 - share))
         answered = np.abs(scores) >= distance
+        if len(np.unique(labels[answered])) < 2:
+            continue
         called = scores[answered] >= 0
         rows.append(
             {
@@ -138,7 +176,13 @@ def coverage_errors(
 
 def at_threshold(metric: Callable[[Labels, Labels], float], threshold: float) -> Metric:
     """The metric of calls made at a fixed threshold."""
-    return lambda labels, scores: metric(labels, scores >= threshold)
+
+    def measured(labels: Labels, scores: Scores) -> float:
+        # A comparison with NaN is false, which would count a clip that has no score as called bona fide.
+        require_numbers(labels, scores)
+        return metric(labels, scores >= threshold)
+
+    return measured
 
 
 SUMMARY: dict[str, Metric] = {
@@ -154,7 +198,29 @@ SUMMARY: dict[str, Metric] = {
 }
 """What is told of every set of calibrated scores; calls are made at 0."""
 
-Intervals = dict[str, tuple[float, float, float]]
+
+class Interval(NamedTuple):
+    """A value and the bounds of its 95 % interval; the bounds are None where there are too few speakers to say any."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def text(self, unit: float = 1, digits: int = 3) -> str:
+        """The value times `unit` with its interval, as every report writes it."""
+        value = f"{unit * self.value:.{digits}f}"
+        if self.low is None or self.high is None:
+            return f"{value} [too few speakers]"
+        return f"{value} [{unit * self.low:.{digits}f}, {unit * self.high:.{digits}f}]"
+
+
+Intervals = dict[str, Interval]
+Indices = NDArray[np.intp]
+
+SHARES = frozenset({"eer", "auc", "f1", "balanced_accuracy", "miss_rate", "false_alarm_rate"})
+"""Metrics that are shares of clips, by name."""
+ONE_CLASS = {"miss_rate": True, "false_alarm_rate": False}
+"""Metrics that are told by the clips of one class alone."""
 
 
 def bootstrap(
@@ -166,28 +232,60 @@ def bootstrap(
     draws: int = 1000,
     seed: int = 0,
 ) -> Intervals:
-    """Each metric with its 95 % interval over speakers: (value, low, high).
+    """Each metric with its 95 % interval over speakers.
+
+    Raises CorpusError where a score is NaN, or a metric needs a class that there is none of.
+    """
+    require_numbers(labels, scores)
+    return bootstrap_statistics(
+        lambda chosen: {name: metric(labels[chosen], scores[chosen]) for name, metric in metrics.items()},
+        labels,
+        speakers,
+        draws=draws,
+        seed=seed,
+    )
+
+
+def bootstrap_statistics(
+    statistics: Callable[[Indices], dict[str, float]],
+    labels: Labels,
+    speakers: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Intervals:
+    """Each of the named values that `statistics` makes of some clips, of all clips and with its 95 % interval.
 
     Speakers, not clips, are drawn with replacement, because clips of one speaker err together. A draw without a class
-    that `labels` have is drawn again. Of one speaker every draw is the same: that interval says nothing.
+    that `labels` have is drawn again. Of one speaker of a class there is no interval. Where every draw gives the same,
+    as of a set without an error, the draws say nothing of errors that a larger set would show: a share then has the
+    exact interval of no error, or nothing but errors, by so many speakers (Clopper and Pearson, Biometrika 1934), and
+    any other value has none.
     """
     generator = np.random.default_rng(seed)
     _, speaker_of_clip = np.unique(np.asarray(speakers), return_inverse=True)
-    classes = len(np.unique(labels))
     clips_of = [np.flatnonzero(speaker_of_clip == s) for s in range(speaker_of_clip.max() + 1)]
-    values: dict[str, list[float]] = {name: [] for name in metrics}
-    drawn = 0
+    speakers_of = {label: len(set(speaker_of_clip[labels == label])) for label in (False, True) if label in labels}
+    drawn: list[dict[str, float]] = []
     for _ in range(20 * draws):
-        chosen = np.concatenate([clips_of[s] for s in generator.integers(len(clips_of), size=len(clips_of))])
-        if len(np.unique(labels[chosen])) < classes:
-            continue
-        for name, metric in metrics.items():
-            values[name].append(metric(labels[chosen], scores[chosen]))
-        drawn += 1
-        if drawn == draws:
+        if len(drawn) == draws:
             break
-    intervals = {}
-    for name, metric in metrics.items():
-        low, high = np.percentile(values[name], [2.5, 97.5]) if values[name] else (np.nan, np.nan)
-        intervals[name] = (metric(labels, scores), float(low), float(high))
+        chosen = np.concatenate([clips_of[s] for s in generator.integers(len(clips_of), size=len(clips_of))])
+        if len(np.unique(labels[chosen])) == len(speakers_of):
+            drawn.append(statistics(chosen))
+    intervals: Intervals = {}
+    for name, value in statistics(np.arange(len(labels))).items():
+        only = ONE_CLASS.get(name)
+        count = speakers_of[only] if only is not None else min(speakers_of.values())
+        values = np.array([one[name] for one in drawn])
+        low, high = np.nanpercentile(values, [2.5, 97.5]).tolist() if len(values) else (value, value)
+        if count < 2:
+            intervals[name] = Interval(value, None, None)
+        elif not math.isclose(low, high, abs_tol=1e-6):
+            intervals[name] = Interval(value, low, high)
+        elif name in SHARES and value in (0.0, 1.0):
+            unseen = 1 - 0.025 ** (1 / count)
+            intervals[name] = Interval(value, 1 - unseen, 1.0) if value else Interval(value, 0.0, unseen)
+        else:
+            intervals[name] = Interval(value, None, None)
     return intervals

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.special import expit
 from scipy.stats import norm
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import DetCurveDisplay, RocCurveDisplay
 
-from tune.reports.metrics import Labels, Scores, error_curve, reliability
+from tune.reports.metrics import Labels, Scores, reliability
 
 HUMAN, MACHINE = "#2b6cb0", "#c05621"
 
@@ -55,30 +58,23 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
 
 
 def plot_roc(labels: Labels, scores: Scores) -> bytes:
-    _, miss, false_alarm = error_curve(labels, scores)
     figure = Figure(figsize=(4.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(false_alarm, 1 - miss, color=MACHINE)
-    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    RocCurveDisplay.from_predictions(labels, scores, ax=axes, curve_kwargs={"color": MACHINE}, plot_chance_level=True)
     axes.set(xlabel="false alarms (real called fake)", ylabel="hits (fake called fake)", title="ROC")
-    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.legend().remove()
     return _png(figure)
 
 
 def plot_det(labels: Labels, scores: Scores) -> bytes:
     """Misses against false alarms on normal-deviate axes. Source: Martin et al., Eurospeech 1997."""
-    _, miss, false_alarm = error_curve(labels, scores)
     figure = Figure(figsize=(4.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    inside = (miss > 0) & (miss < 1) & (false_alarm > 0) & (false_alarm < 1)
-    axes.plot(norm.ppf(false_alarm[inside]), norm.ppf(miss[inside]), color=MACHINE)
-    rates = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6])
-    texts = [f"{100 * rate:.0f}" for rate in rates]
-    axes.set_xticks(norm.ppf(rates), texts)
-    axes.set_yticks(norm.ppf(rates), texts)
+    DetCurveDisplay.from_predictions(labels, scores, ax=axes, color=MACHINE)
     limits = norm.ppf([0.005, 0.7])
     axes.plot(limits, limits, color="0.8", linewidth=1)
-    axes.set(xlim=limits, ylim=limits, xlabel="false alarms, %", ylabel="misses, %", title="DET")
+    axes.set(xlim=limits, ylim=limits, xlabel="false alarms", ylabel="misses", title="DET")
+    axes.legend().remove()
     return _png(figure)
 
 
@@ -104,8 +100,8 @@ def plot_reliability(labels: Labels, scores: Scores) -> bytes:
     count, predicted, observed, _ = reliability(labels, scores)
     figure = Figure(figsize=(4.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    axes.plot(predicted, observed, marker="o", color=MACHINE)
+    CalibrationDisplay(observed, predicted, expit(scores)).plot(ax=axes, color=MACHINE)
+    axes.legend().remove()
     for x, y, n in zip(predicted, observed, count, strict=True):
         axes.annotate(f"{n:.0f}", (x, y), fontsize=7, xytext=(4, -8), textcoords="offset points")
     axes.set(xlabel="probability answered", ylabel="share that is fake, classes alike", title="Reliability")

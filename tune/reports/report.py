@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ th:first-child, td:first-child { text-align: left; }
 def write_report(path: Path, metrics: dict[str, Any], labels: Labels, scores: Scores) -> None:
     """Write `report.html` from the content of `metrics.json` and the scores behind it."""
     intervals = metrics["intervals"]
-    overall = [[name.replace("_", " "), _number(metrics[name]), _range(*bounds)] for name, bounds in intervals.items()]
+    overall = [[name.replace("_", " "), _number(metrics[name]), _range(bounds)] for name, bounds in intervals.items()]
     points = [
         [name, _number(at["threshold"])]
         + [
@@ -100,9 +101,9 @@ def _number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _range(low: float, high: float) -> str:
-    return f"{low:.3f} – {high:.3f}"
+def _range(bounds: Sequence[float | None]) -> str:
+    return " – ".join(f"{bound:.3f}" for bound in bounds if bound is not None) or "too few speakers"
 
 
-def _between(found: dict[str, float]) -> str:
-    return _range(found["low"], found["high"])
+def _between(found: dict[str, float | None]) -> str:
+    return _range((found["low"], found["high"]))

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline.config import Strict
 from pipeline.verdict.bundle import Calibration, Thresholds
 from tune.errors import CorpusError
-from tune.reports.metrics import Labels, Scores, error_curve
+from tune.reports.metrics import Labels, Scores, error_curve, require_numbers
 
 
 class OperatingPoints(Strict):
@@ -24,8 +24,10 @@ class OperatingPoints(Strict):
 def fit_calibration(labels: Labels, scores: Scores) -> Calibration:
     """Scale and offset that make the scores log-likelihood ratios: logistic regression with the classes weighed alike.
 
-    Source: Brümmer and du Preez, Computer Speech & Language 2006. Raises CorpusError where higher is not more spoof.
+    Source: Brümmer and du Preez, Computer Speech & Language 2006. Raises CorpusError where higher is not more spoof, or
+    where a score is NaN.
     """
+    require_numbers(labels, scores)
     spread = float(scores.std()) or 1.0
     fitted = LogisticRegression(C=1e6, class_weight="balanced").fit(scores[:, None] / spread, labels)
     scale = float(fitted.coef_[0, 0]) / spread

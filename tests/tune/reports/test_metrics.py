@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, det_curve, f1_score, roc_auc_score
 
+from tune.errors import CorpusError
 from tune.reports import metrics
+from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
 
 
 def gaussian(d_prime: float = 2.0, n: int = 20_000) -> tuple[metrics.Labels, metrics.Scores]:
@@ -36,10 +38,52 @@ def test_errors_among_the_answered_have_their_closed_form() -> None:
     assert rows[-1]["miss_rate"] < rows[0]["miss_rate"] / 2
 
 
-def test_auc_counts_ties_half() -> None:
-    labels = np.array([True, True, False, False, True])
-    scores = np.array([1.0, 2.0, 1.0, 0.0, 0.0])
-    assert metrics.auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+def test_what_scikit_learn_measures_too_has_its_values() -> None:
+    generator = np.random.default_rng(0)
+    for size in (5, 50, 500):
+        labels = np.arange(size) % 3 == 0
+        # Rounded, so that there are ties within and between the classes.
+        scores = np.round(generator.normal(size=size) + labels, 1)
+        called = scores >= 0.5
+        assert metrics.auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+        assert metrics.f1(labels, called) == pytest.approx(f1_score(labels, called))
+        assert metrics.balanced_accuracy(labels, called) == pytest.approx(balanced_accuracy_score(labels, called))
+        expected = {(threshold, miss, alarm) for alarm, miss, threshold in zip(*det_curve(labels, scores), strict=True)}
+        found = list(zip(*metrics.error_curve(labels, scores), strict=True))
+        assert all(any(point == pytest.approx(other) for other in found) for point in expected)
+
+
+EVERY_METRIC: dict[str, metrics.Metric] = {
+    **metrics.SUMMARY,
+    "error_curve": lambda labels, scores: float(metrics.error_curve(labels, scores)[0][0]),
+    "calibration_error": metrics.expected_calibration_error,
+    "coverage": lambda labels, scores: metrics.coverage_errors(labels, scores)[0]["answered"],
+    "bootstrap": lambda labels, scores: (
+        metrics.bootstrap(
+            {"constant": lambda labels, scores: 0.0}, labels, scores, [str(i) for i in range(len(labels))], draws=2
+        )["constant"].value
+    ),
+    "calibration": lambda labels, scores: fit_calibration(labels, scores).scale,
+    "thresholds": lambda labels, scores: choose_thresholds(labels, scores, OperatingPoints()).recall,
+}
+
+
+@pytest.mark.parametrize("name", EVERY_METRIC)
+def test_a_score_that_is_not_a_number_is_refused_by(name: str) -> None:
+    labels, scores = gaussian(n=60)
+    EVERY_METRIC[name](labels, scores)
+    for place in (0, 1):
+        broken = scores.copy()
+        broken[place] = np.nan
+        with pytest.raises(CorpusError, match="1 of 60 scores are not a number"):
+            EVERY_METRIC[name](labels, broken)
+
+
+@pytest.mark.parametrize("name", ["eer", "auc", "min_dcf", "cllr", "min_cllr"])
+def test_two_classes_are_needed_by(name: str) -> None:
+    for label, absent in ((True, "bonafide"), (False, "spoof")):
+        with pytest.raises(CorpusError, match=f"no {absent} clip"):
+            metrics.SUMMARY[name](np.full(4, label), np.arange(4.0))
 
 
 def test_perfect_reversed_and_constant_scores() -> None:
@@ -79,3 +123,32 @@ def test_the_interval_is_over_speakers_not_clips() -> None:
     clips = [str(i) for i in range(2000)]
     _, clip_low, clip_high = metrics.bootstrap({"eer": metrics.eer}, labels, scores, clips, draws=200)["eer"]
     assert high - low > 3 * (clip_high - clip_low)
+
+
+def test_a_tiny_set_without_an_error_is_not_certain() -> None:
+    labels = np.array([True, False] * 4)
+    scores = np.where(labels, 3.0, -3.0)
+    # Four speakers of each class: with a true error of 60 % one in forty such sets would show none.
+    found = metrics.bootstrap(metrics.SUMMARY, labels, scores, [str(i) for i in range(8)], draws=50)
+    expected = 1 - 0.025 ** (1 / 4)
+    assert found["auc"] == (1.0, pytest.approx(1 - expected), 1.0)
+    assert found["eer"] == (0.0, 0.0, pytest.approx(expected))
+    assert found["miss_rate"] == (0.0, 0.0, pytest.approx(expected))
+    assert found["min_cllr"].low is None
+    assert found["auc"].text() == "1.000 [0.398, 1.000]"
+    assert found["min_cllr"].text() == "0.000 [too few speakers]"
+
+
+def test_a_single_speaker_of_a_class_gives_an_interval_to_the_other_alone() -> None:
+    labels = np.array([True] * 6 + [False] * 6)
+    scores = np.array([1.0, 1, 1, -1, -1, -1] + [-1.0] * 6)
+    speakers = [str(i) for i in range(6)] + ["one"] * 6
+    found = metrics.bootstrap(metrics.SUMMARY, labels, scores, speakers, draws=100)
+    assert {name for name, interval in found.items() if interval.low is not None} == {"miss_rate"}
+    assert found["miss_rate"].low < 0.5 < found["miss_rate"].high
+
+
+def test_a_share_that_leaves_a_class_without_an_answer_has_no_row() -> None:
+    labels = np.array([True, True, False, False])
+    rows = metrics.coverage_errors(labels, np.array([3.0, 2.0, -0.2, 0.1]))
+    assert [row["answered"] for row in rows] == [1, 0.75, 0.75, 0.75]
