@@ -33,7 +33,7 @@ from pipeline.types import Segment
 from tune.cluster import with_progress
 from tune.command import run
 from tune.corpora.build import add_build_arguments, build
-from tune.corpora.manifest import Clip, write_manifest
+from tune.corpora.manifest import Clip, add_split_argument, of_split, write_manifest
 from tune.corpora.readers import READERS, read_corpus
 from tune.errors import CorpusError
 from tune.reports.metrics import auc
@@ -201,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checking = verbs.add_parser("check", help="report what is wrong with a corpus and what leaks in it")
     checking.add_argument("path", type=Path, help="the corpus: its folder, or with --kind manifest the CSV file")
     checking.add_argument("--kind", choices=READERS, default="manifest", help="layout (default %(default)s)")
+    add_split_argument(checking)
     checking.add_argument("--out", type=Path, help="folder for check.json and check.png")
     building = verbs.add_parser("build", help="make the starter corpus, or with --kind a corpus's manifest")
     building.add_argument("path", type=Path, nargs="?", help="with --kind: the corpus")
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_build_arguments(building)
     arguments = parser.parse_args(argv)
     if arguments.verb == "check":
-        result, good = check(read_corpus(arguments.kind, arguments.path))
+        result, good = check(of_split(read_corpus(arguments.kind, arguments.path), arguments.split))
         print(describe(result))
         if arguments.out:
             arguments.out.mkdir(parents=True, exist_ok=True)

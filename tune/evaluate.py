@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.config import DetectorConfig
 from tune.cluster import with_progress
 from tune.command import run
-from tune.corpora.manifest import Clip, read_manifest
+from tune.corpora.manifest import Clip, add_split_argument, of_split, read_manifest
 from tune.errors import CorpusError
 from tune.reports.metrics import (
     SUMMARY,
@@ -185,6 +185,7 @@ def write_scores(path: Path, clips: Sequence[Clip], scored: Sequence[Scored]) ->
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--manifest", type=Path, required=True, help="the recordings and their labels")
+    add_split_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json, scores.csv and report.html")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--bundle", type=Path, help="model bundle (default: the configuration's)")
@@ -194,9 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--actors", type=int, help="processes, or with --url clients (default: one a CPU, or 4)")
     parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU each process takes")
     arguments = parser.parse_args(argv)
-    clips = read_manifest(arguments.manifest)
-    if len({clip.label for clip in clips}) < 2:
-        raise CorpusError(f"the manifest has {clips[0].label} clips only: two classes are needed")
+    clips = of_split(read_manifest(arguments.manifest), arguments.split)
+    require_two_classes(np.array([clip.is_spoof for clip in clips]))
     outcomes: Iterable[tuple[int, Scored]]
     if arguments.url:
         model = deployed_model(arguments.url)

@@ -38,7 +38,7 @@ from tune.corpora import copy_synthesis
 from tune.corpora import vocoded as vocoded_module
 from tune.corpora.augment import LAW, augment
 from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES
-from tune.corpora.manifest import Clip, read_manifest, require_usable
+from tune.corpora.manifest import Clip, add_split_argument, of_split, read_manifest, require_usable
 from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
 from tune.training.table import FeatureKind, Table
@@ -207,6 +207,7 @@ def extract(
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every command that needs features."""
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="manifests of the corpus")
+    add_split_argument(parser)
     parser.add_argument(
         "--background",
         type=Path,
@@ -235,7 +236,7 @@ def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "si
     Where `speakers_of` is `site`, a speaker's name means the same speaker only within one site. Raises CorpusError
     where it cannot be used.
     """
-    clips = [clip for manifest in arguments.manifest for clip in read_manifest(manifest)]
+    clips = of_split([clip for manifest in arguments.manifest for clip in read_manifest(manifest)], arguments.split)
     # Copies of recordings are left aside: to learn by them makes a detector worse on synthesizers it has not met.
     clips += [
         replace(clip, background=True)

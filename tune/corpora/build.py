@@ -22,7 +22,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import av
@@ -32,11 +32,11 @@ from pydantic import Field
 from pipeline.audio.decode import decode
 from pipeline.config import ROOT, Limits, Strict, parse
 from pipeline.errors import SoundSentryError
-from pipeline.types import Segment, Waveform
+from pipeline.types import Seconds, Segment, Waveform
 from tune.cluster import with_progress
 from tune.corpora import augment, copy_synthesis, packages
 from tune.corpora.copy_synthesis import copy_pair, load_vocoders
-from tune.corpora.manifest import Clip, read_manifest, write_manifest
+from tune.corpora.manifest import Clip, add_split_argument, of_split, read_manifest, write_manifest
 from tune.corpora.packages import (
     Package,
     Recordings,
@@ -59,12 +59,13 @@ DEFAULT_CACHE = Path(".cache") / "packages"
 
 
 class Pages(Strict):
-    """The public pages: `manifest` names them, with the columns origin_repo, origin_commit and origin_path, of
-    which `url` makes an address. The first `seconds` of each recording are kept."""
+    """The public pages: `manifest` lists their clips, with the columns origin_repo, origin_commit and origin_path, of
+    which `url` makes an address, and cut, which says what is kept of a recording: so many `seconds` from its start or
+    from where its speech begins."""
 
     manifest: Path
     url: str
-    seconds: float = Field(gt=0)
+    seconds: dict[Literal["start", "speech"], Annotated[Seconds, Field(gt=0)]]
 
 
 class StarterCorpus(Strict):
@@ -109,6 +110,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", type=Path, default=DEFAULT_CACHE, help="folder of the packages (default %(default)s)"
     )
     parser.add_argument("--mirror", type=Path, help="folder to take the pages' clips from, in place of the network")
+    add_split_argument(parser)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a CPU)")
 
 
@@ -119,7 +121,7 @@ def build(arguments: argparse.Namespace) -> None:
     if arguments.part == "packages":
         build_packages(corpus, out, arguments.cache, arguments.jobs)
     else:
-        build_pages(corpus, arguments.config.parent, out, arguments.mirror)
+        build_pages(corpus, arguments.config.parent, out, arguments.mirror, arguments.split)
     clips = read_manifest(out / "manifest.csv")
     for label in ("bonafide", "spoof"):
         of = [clip for clip in clips if clip.label == label]
@@ -273,23 +275,25 @@ def _make_speaker(task: Task, speaker: Speaker, rng: np.random.Generator) -> lis
     return clips
 
 
-def build_pages(corpus: StarterCorpus, folder: Path, out: Path, mirror: Path | None) -> None:
+def build_pages(corpus: StarterCorpus, folder: Path, out: Path, mirror: Path | None, split: str | None) -> None:
     """Take the clips of the pages from `mirror`, or fetch them, and write their manifest; clips that cannot be had
     are named on the standard error and left out. `folder` is where the configuration, and so the list, lies.
 
-    Raises CorpusError where none can be had.
+    Raises CorpusError where none can be had, or the list does not say how to get them.
     """
     listed = folder / corpus.pages.manifest
-    clips = read_manifest(listed)
+    clips = of_split(read_manifest(listed), split)
     with listed.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    if lacking := sorted({"origin_repo", "origin_commit", "origin_path", "cut"} - set(rows[clips[0].listed])):
+        raise CorpusError(f"the list of pages {listed.name} has no column {lacking[0]!r}")
 
-    def get(index: int) -> str:
-        target = out / rows[index]["path"]
+    def get(clip: Clip) -> str:
+        target = out / clip.listed
         if target.exists():
             return ""
         try:
-            waveform = _page_clip(corpus.pages, rows[index], mirror)
+            waveform = _page_clip(corpus.pages, rows[clip.listed], mirror)
         except (OSError, SoundSentryError) as error:
             return error.detail if isinstance(error, SoundSentryError) else str(error)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -297,16 +301,16 @@ def build_pages(corpus: StarterCorpus, folder: Path, out: Path, mirror: Path | N
         return ""
 
     with ThreadPoolExecutor(8) as pool:
-        problems = _run_all(pool, get, range(len(rows)), "clips")
+        problems = _run_all(pool, get, clips, "clips")
     found = []
-    for clip, row, problem in zip(clips, rows, problems, strict=True):
+    for clip, problem in zip(clips, problems, strict=True):
         if problem:
-            print(f"left out: {row['path']}: {problem}", file=sys.stderr)
+            print(f"left out: {clip.listed}: {problem}", file=sys.stderr)
         else:
-            found.append(replace(clip, path=out / row["path"]))
+            found.append(replace(clip, path=out / clip.listed))
     if not found:
         raise CorpusError(
-            f"none of the {len(rows)} clips of the pages can be had: a network that reaches them is needed, or "
+            f"none of the {len(clips)} clips of the pages can be had: a network that reaches them is needed, or "
             f"--mirror with a folder that holds them ({next(iter(problems))})"
         )
     write_manifest(out / "manifest.csv", found)
@@ -320,7 +324,19 @@ def _page_clip(pages: Pages, row: dict[str, str], mirror: Path | None) -> Wavefo
         with urllib.request.urlopen(pages.url.format_map(fields), timeout=60) as response:
             data = response.read(Limits().max_upload_bytes)
     waveform = decode(data, Limits(max_duration_seconds=3_600)).waveform
-    return waveform.crop(Segment(0, min(pages.seconds, waveform.duration_seconds)))
+    start = speech_start(waveform) if row["cut"] == "speech" else 0.0
+    try:
+        end = start + pages.seconds[row["cut"]]  # type: ignore[index]  # what is not there is caught
+    except KeyError as error:
+        raise CorpusError(f"the cut {row['cut']!r} is none of {', '.join(pages.seconds)}") from error
+    return waveform.crop(Segment(start, min(end, waveform.duration_seconds)))
+
+
+def speech_start(waveform: Waveform) -> Seconds:
+    """0.2 s before the first sample above 3 % of the peak of the first 6 s. A clip cut there is not cut further."""
+    level = np.abs(waveform.samples)
+    first = np.argmax(level > 0.03 * level[: 6 * waveform.sample_rate].max(initial=0))
+    return max(0.0, float(first) / waveform.sample_rate - 0.2)
 
 
 def write_flac(path: Path, waveform: Waveform) -> None:
@@ -328,7 +344,8 @@ def write_flac(path: Path, waveform: Waveform) -> None:
     partial = path.with_suffix(".partial")
     with av.open(str(partial), "w", format="flac") as container:
         stream: Any = container.add_stream("flac", rate=waveform.sample_rate, layout="mono", format="s16")
-        samples = np.round(np.clip(waveform.samples, -1, 1) * 32_767).astype(np.int16)
+        # By the unit that decoding divides by, so that a clip of 16 bits comes through as it is.
+        samples = np.clip(np.round(waveform.samples * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = waveform.sample_rate, 0, Fraction(1, waveform.sample_rate)
         container.mux([*stream.encode(frame), *stream.encode(None)])

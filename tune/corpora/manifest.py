@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tune.errors import CorpusError
 
 Label = Literal["bonafide", "spoof"]
 LABELS: dict[str, Label] = {"bonafide": "bonafide", "real": "bonafide", "spoof": "spoof", "fake": "spoof"}
 REQUIRED = ("path", "label")
-COLUMNS = (*REQUIRED, "speaker", "generator", "source", "language", "site", "pair_id")
+COLUMNS = (*REQUIRED, "speaker", "generator", "source", "language", "site", "pair_id", "split")
 """Columns with a meaning here. Others are left alone."""
 
 
@@ -24,6 +27,7 @@ class Clip:
 
     `speaker` is the voice heard, in a spoof the one imitated. `source` is the collection the recording, or the
     recording imitated, comes from; `site` is where the clip was published. Clips of one `pair_id` share an utterance.
+    `split` names the part of the corpus that the clip is kept for, such as `dev` or `check`.
     """
 
     path: Path
@@ -34,6 +38,7 @@ class Clip:
     language: str = ""
     site: str = ""
     pair_id: str = ""
+    split: str = ""
     sha256: str = ""
     """Of the file's bytes; known once the clip's features are."""
     listed: str = field(default="", compare=False)
@@ -74,7 +79,7 @@ def read_manifest(path: Path) -> list[Clip]:
         elif None in row:
             problems.append(f"line {line}: more values than columns")
         else:
-            rest = {column: values[column] for column in COLUMNS[2:]}
+            rest: dict[str, Any] = {column: values[column] for column in COLUMNS[2:]}
             clips.append(Clip(path.parent / values["path"], label, **rest, listed=values["path"]))
     if problems:
         raise CorpusError(f"the manifest {path.name} has bad rows: {_some(problems)}")
@@ -116,6 +121,28 @@ def require_usable(clips: Sequence[Clip]) -> None:
     for label in ("bonafide", "spoof"):
         if not any(clip.label == label for clip in clips):
             raise CorpusError(f"the corpus has no {label} clip: two classes are needed")
+
+
+def add_split_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split", help="only the clips whose column `split` says so, such as dev (default: all, whatever it says)"
+    )
+
+
+def of_split(clips: Sequence[Clip], split: str | None) -> list[Clip]:
+    """The clips of one split, or where none is named all, with a note on the standard error if there are several.
+
+    Raises CorpusError that names the splits there are where it is none of them.
+    """
+    counts = Counter(clip.split for clip in clips)
+    listed = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(counts.items()))
+    if split is None:
+        if len(counts) > 1:
+            print(f"clips of all splits are taken: {listed}; --split NAME takes those of one", file=sys.stderr)
+        return list(clips)
+    if split not in counts:
+        raise CorpusError(f"no clip is of the split {split!r}: the column split says {listed}")
+    return [clip for clip in clips if clip.split == split]
 
 
 def _some(items: Sequence[str], shown: int = 5) -> str:

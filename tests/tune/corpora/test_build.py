@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from collections import defaultdict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,14 +21,16 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import parse
+from pipeline.config import ROOT, parse
 from pipeline.errors import ConfigurationError
 from pipeline.types import SAMPLE_RATE, Waveform
 from tests.audio import encode
-from tune.corpora.build import DEFAULT_CONFIG, StarterCorpus, add_build_arguments, build, write_flac
+from tune.corpora.build import DEFAULT_CONFIG, StarterCorpus, add_build_arguments, build, speech_start, write_flac
 from tune.corpora.manifest import Clip, read_manifest
 from tune.corpora.packages import LEVEL_DB, cut, read_audio
 from tune.errors import CorpusError
+
+MIRROR = ROOT.parent / "shared" / "field-dev"
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="packages are made and read by dpkg-deb")
 
@@ -120,7 +123,11 @@ def configure(place: Path, **changes: Any) -> None:
             "voices": [
                 {"generator": "hum", "engine": "hibari", "voice": "a", "language": "en", "texts": "en", "clips": 2}
             ],
-            "pages": {"manifest": "pages.csv", "url": "http://127.0.0.1:1/{repo}/{commit}/{path}", "seconds": 2},
+            "pages": {
+                "manifest": "pages.csv",
+                "url": "http://127.0.0.1:1/{repo}/{commit}/{path}",
+                "seconds": {"start": 2, "speech": 1},
+            },
         }
     )
     config.write_text(yaml.safe_dump(values | changes))
@@ -212,7 +219,10 @@ def test_clips_are_cut_from_long_recordings_and_joined_from_short_ones() -> None
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
-    """`corpus.yaml` and a list of three clips; two of the originals are in `web`, and their clips in `mirror`."""
+    """`corpus.yaml` and a list of three clips; two of the originals are in `web`, and their clips in `mirror`.
+
+    The first is cut from its start, the second, which is of another split, from where its speech begins.
+    """
     configure(tmp_path, packages=[])
     rows = []
     for index, path in enumerate(("wavs/a (1).wav", "wavs/b.mp3", "wavs/gone.wav")):
@@ -222,6 +232,8 @@ def pages(tmp_path: Path) -> Path:
                 "label": "spoof" if index else "bonafide",
                 "speaker": f"speaker {index}",
                 "site": "site",
+                "split": "check" if index == 1 else "dev",
+                "cut": "speech" if index else "start",
                 "origin_repo": "someone/page",
                 "origin_commit": "c0ffee",
                 "origin_path": path,
@@ -230,10 +242,12 @@ def pages(tmp_path: Path) -> Path:
         if "gone" not in path:
             original = tmp_path / "web" / "someone/page/c0ffee" / path
             original.parent.mkdir(parents=True, exist_ok=True)
-            original.write_bytes(encode(speech_like(3, index), original.suffix[1:], rate=22_050))
+            samples = speech_like(3, index)
+            samples[: index * SAMPLE_RATE] = 0
+            original.write_bytes(encode(samples, original.suffix[1:], rate=22_050))
             clip = tmp_path / "mirror" / rows[-1]["path"]
             clip.parent.mkdir(parents=True, exist_ok=True)
-            write_flac(clip, Waveform(speech_like(2, index)))
+            write_flac(clip, Waveform(speech_like(1, index)))
     with (tmp_path / "pages.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -243,13 +257,23 @@ def pages(tmp_path: Path) -> Path:
 
 def test_pages_come_from_a_mirror(pages: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = run_build(pages, "--part", "demo-pages", "--mirror", str(pages / "mirror"))
-    assert [(clip.label, clip.speaker, clip.site) for clip in clips] == [
-        ("bonafide", "speaker 0", "site"),
-        ("spoof", "speaker 1", "site"),
+    assert [(clip.label, clip.speaker, clip.site, clip.split) for clip in clips] == [
+        ("bonafide", "speaker 0", "site", "dev"),
+        ("spoof", "speaker 1", "site", "check"),
     ]
     for index, clip in enumerate(clips):
-        assert np.allclose(read_audio(clip.path).samples, speech_like(2, index), atol=1e-4)
-    assert "left out: audio/site/2.flac" in capsys.readouterr().err
+        assert np.allclose(read_audio(clip.path).samples, speech_like(1, index), atol=1e-4)
+    printed = capsys.readouterr().err
+    assert "left out: audio/site/2.flac" in printed
+    assert "clips of all splits are taken: check (1), dev (2)" in printed
+
+
+def test_of_the_pages_only_a_split_is_taken_where_one_is_named(pages: Path) -> None:
+    clips = run_build(pages, "--part", "demo-pages", "--mirror", str(pages / "mirror"), "--split", "dev")
+    assert [clip.speaker for clip in clips] == ["speaker 0"]
+    assert not (pages / "out/audio/site/1.flac").exists()
+    with pytest.raises(CorpusError, match=r"split 'test': the column split says check \(1\), dev \(2\)"):
+        run_build(pages, "--part", "demo-pages", "--split", "test")
 
 
 def test_pages_come_by_http_and_only_once(pages: Path) -> None:
@@ -262,14 +286,57 @@ def test_pages_come_by_http_and_only_once(pages: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=pages / "web")) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{{repo}}/{{commit}}/{{path}}"
-        configure(pages, pages={"manifest": "pages.csv", "url": url, "seconds": 1.5})
+        seconds = {"start": 1.5, "speech": 1.25}
+        configure(pages, pages={"manifest": "pages.csv", "url": url, "seconds": seconds})
         clips = run_build(pages, "--part", "demo-pages")
-        assert [read_audio(clip.path).duration_seconds for clip in clips] == [1.5, 1.5]
+        whole, late = (read_audio(clip.path) for clip in clips)
+        assert (whole.duration_seconds, late.duration_seconds) == (1.5, 1.25)
+        # MP3 smears the onset by less than a frame.
+        assert speech_start(Waveform(late.samples[1_000:])) == pytest.approx(0, abs=0.03)
+        assert np.abs(late.samples[:2_000]).max() < 0.01 < np.abs(late.samples[3_500:5_000]).max()
         first = len(asked)
         run_build(pages, "--part", "demo-pages")
         server.shutdown()
     assert "/someone/page/c0ffee/wavs/a%20%281%29.wav" in asked
     assert set(asked[first:]) == {"/someone/page/c0ffee/wavs/gone.wav"}
+
+
+def test_speech_is_found_where_the_corpus_of_the_pages_was_cut() -> None:
+    speech = speech_like(5, 0)
+    original = Waveform(np.concatenate([np.full(12_000, 0.001, np.float32), speech]))
+    onset = 12_000 + int(np.argmax(np.abs(speech) > 0.03 * np.abs(speech[: 6 * SAMPLE_RATE - 12_000]).max()))
+    start = speech_start(original)
+    assert round(start * SAMPLE_RATE) == onset - 3_200
+    # What is cut already stays as it is, and so does what begins at once, and silence.
+    assert speech_start(Waveform(original.samples[round(start * SAMPLE_RATE) :])) == pytest.approx(0, abs=1e-9)
+    assert speech_start(Waveform(speech)) == speech_start(Waveform(np.zeros(16_000, np.float32))) == 0
+
+
+@pytest.mark.skipif(not MIRROR.exists(), reason="the clips of the pages are not here")
+def test_clips_of_the_pages_are_cut_as_the_corpus_has_them(tmp_path: Path) -> None:
+    """Each of some clips comes through as it is, and so do those cut at their speech from a longer recording."""
+    corpus = parse(StarterCorpus, DEFAULT_CONFIG)
+    with (DEFAULT_CONFIG.parent / corpus.pages.manifest).open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "dev"]
+    chosen = rows[::90]
+    with (tmp_path / "pages.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(chosen)
+    configure(tmp_path, packages=[], pages=corpus.pages.model_dump(mode="json") | {"manifest": "pages.csv"})
+    clips = run_build(tmp_path, "--part", "demo-pages", "--mirror", str(MIRROR))
+    assert len(clips) == len(chosen) and {row["cut"] for row in chosen} == {"start", "speech"}
+    begun_later = 0
+    for clip, row in zip(clips, chosen, strict=True):
+        cut_out, original = read_audio(clip.path).samples, read_audio(MIRROR / row["path"]).samples
+        assert np.array_equal(cut_out, original)
+        level = np.abs(original)
+        onset = int(np.argmax(level > 0.03 * level.max()))
+        if row["cut"] == "speech" and onset == 3_200:
+            padded = Waveform(np.concatenate([np.zeros(8_000, np.float32), original]))
+            assert round(speech_start(padded) * SAMPLE_RATE) == 8_000
+            begun_later += 1
+    assert begun_later >= 3
 
 
 def test_no_page_at_all_is_an_error(pages: Path) -> None:
@@ -283,6 +350,15 @@ def test_the_starter_corpus_is_pinned_and_wide() -> None:
     assert len({package.name for package in corpus.packages}) == len(corpus.packages)
     assert len({voice.generator for voice in corpus.voices} | set(corpus.vocoders)) >= 8
     listed = DEFAULT_CONFIG.parent / corpus.pages.manifest
-    assert len(read_manifest(listed)) > 1_000
-    with listed.open(newline="") as file:
-        assert all(re.fullmatch("[0-9a-f]{40}", row["origin_commit"]) for row in csv.DictReader(file))
+    clips = read_manifest(listed)
+    assert len(clips) == 3_277 and {clip.split for clip in clips} == {"dev", "check"}
+    with listed.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["origin_repo"] for row in rows}) == 138
+    assert all(re.fullmatch("[0-9a-f]{40}", row["origin_commit"]) for row in rows)
+    assert {row["cut"] for row in rows} == set(corpus.pages.seconds)
+    # Pages are in one split as a whole, or `check` would not be of pages never met.
+    splits = defaultdict(set)
+    for clip in clips:
+        splits[clip.site].add(clip.split)
+    assert all(len(of_site) == 1 for of_site in splits.values())

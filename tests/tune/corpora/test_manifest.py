@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tune.corpora.manifest import Clip, read_manifest, require_usable, write_manifest
+from tune.corpora.manifest import Clip, of_split, read_manifest, require_usable, write_manifest
 from tune.errors import CorpusError
 
 
@@ -68,3 +68,18 @@ def test_missing_files_and_a_missing_class_are_found_before_work_starts(tmp_path
         require_usable([there, gone])
     with pytest.raises(CorpusError, match="no spoof clip"):
         require_usable([there])
+
+
+def test_a_split_is_kept_and_chosen_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write(tmp_path / "m.csv", "path,label,split\na.wav,real,dev\nb.wav,fake,check\nc.wav,fake,\n")
+    clips = read_manifest(manifest)
+    write_manifest(tmp_path / "again.csv", clips)
+    assert [clip.split for clip in read_manifest(tmp_path / "again.csv")] == ["dev", "check", ""]
+    assert [clip.path.name for clip in of_split(clips, "dev")] == ["a.wav"]
+    assert capsys.readouterr().err == ""
+    assert of_split(clips, None) == clips
+    assert "clips of all splits are taken: none (1), check (1), dev (1)" in capsys.readouterr().err
+    with pytest.raises(CorpusError, match=r"split 'test': the column split says none \(1\), check"):
+        of_split(clips, "test")
+    of_split(clips[:1], None)
+    assert capsys.readouterr().err == ""
