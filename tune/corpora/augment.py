@@ -30,7 +30,10 @@ from tune.errors import CorpusError
 Samples = NDArray[np.float32]
 
 LAW = "channel"
-"""Name of the random law, beside those of CONDITIONS."""
+"""Name of the random law of all channels, beside TELEPHONE and those of CONDITIONS."""
+
+TELEPHONE = "telephone_line"
+"""Name of the random law of telephone lines alone, which train and calibrate the head for a narrow band."""
 
 _LIBAV = {
     "mp3": ("libmp3lame", "mp3float"),
@@ -38,6 +41,8 @@ _LIBAV = {
     "opus": ("libopus", "opus"),
     "g722": ("g722", "g722"),
     "mulaw": ("pcm_mulaw", "pcm_mulaw"),
+    "alaw": ("pcm_alaw", "pcm_alaw"),
+    "amr": ("libopencore_amrnb", "amrnb"),
 }
 """Encoder and decoder of PyAV's libav."""
 
@@ -56,13 +61,23 @@ _CODEC_CHOICES: tuple[tuple[str, float, tuple[int, ...], tuple[int, ...]], ...] 
 """Of each codec: how often it is drawn, and the sample rates and kbit/s it is drawn with."""
 
 
+_LINES: tuple[tuple[str, float, tuple[float, ...]], ...] = (
+    ("mulaw", 0.2, (0,)),
+    ("alaw", 0.2, (0,)),
+    ("amr", 0.3, (4.75, 5.9, 7.4, 10.2, 12.2)),
+    ("opus", 0.2, (8, 12, 16)),
+    ("gsm", 0.1, (0,)),
+)
+"""Of each codec of a telephone line at 8 kHz: how often it is drawn, and the kbit/s it is drawn with."""
+
+
 @dataclass(frozen=True)
 class Codec:
     """A codec with its settings; `kbits` is kbit/s, 0 where the codec has but one rate."""
 
     name: str
     rate: int
-    kbits: int = 0
+    kbits: float = 0
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,28 @@ def apply_channel(waveform: Waveform, channel: Channel, rng: np.random.Generator
     return Waveform(np.clip(waveform.samples, -1, 1), waveform.sample_rate)
 
 
+def through_telephone(waveform: Waveform, rng: np.random.Generator) -> Waveform:
+    """Send speech over a telephone line drawn at random: its band, some noise, one codec at 8 kHz, and on some lines
+    lost packets. The line takes nothing from the speech or its class into the draw."""
+    if rng.random() < 0.5:
+        waveform = trim_silence(waveform)
+    waveform = crop(waveform, float(rng.uniform(2, 8)), rng)
+    if rng.random() < 0.4:
+        waveform = tilt(waveform, float(rng.uniform(-8, 8)))
+    if rng.random() < 0.3:
+        waveform = add_noise(waveform, float(rng.uniform(12, 40)), float(rng.uniform(0, 2)), rng)
+    waveform = set_peak(waveform, float(rng.uniform(-15, 0)))
+    if rng.random() < 0.7:
+        waveform = high_pass(waveform, float(rng.uniform(150, 320)))
+    waveform = low_pass(waveform, float(rng.uniform(3_200, 3_800)), int(rng.choice([4, 8, 12])))
+    often = [share for _, share, _ in _LINES]
+    name, _, kbits = _LINES[rng.choice(len(often), p=np.divide(often, sum(often)))]
+    waveform = through_codec(waveform, Codec(name, 8_000, float(rng.choice(kbits))))
+    if rng.random() < 0.25:
+        waveform = lose_packets(waveform, float(rng.uniform(0.005, 0.05)), rng)
+    return Waveform(np.clip(waveform.samples, -1, 1), waveform.sample_rate)
+
+
 CONDITIONS: dict[str, Callable[[Waveform], Waveform]] = {
     "mp3_32k": lambda waveform: through_codec(waveform, Codec("mp3", 16_000, 32)),
     "opus_12k": lambda waveform: through_codec(waveform, Codec("opus", 48_000, 12)),
@@ -158,17 +195,19 @@ CONDITIONS: dict[str, Callable[[Waveform], Waveform]] = {
 
 
 def augment(waveform: Waveform, law: str, seed: int = 0) -> Waveform:
-    """A new waveform: `waveform` through the random law LAW, by the draw `seed`, or through one of CONDITIONS.
+    """A new waveform: `waveform` through the random law LAW or TELEPHONE, by the draw `seed`, or one of CONDITIONS.
 
     The same samples, law and seed give the same result, whatever was drawn before; the fixed conditions know no seed.
     Raises CorpusError for a law that is not known.
     """
     if law in CONDITIONS:
         return CONDITIONS[law](waveform)
-    if law != LAW:
-        raise CorpusError(f"there is no augmentation {law!r}: choose {', '.join((LAW, *CONDITIONS))}")
+    if law not in (LAW, TELEPHONE):
+        raise CorpusError(f"there is no augmentation {law!r}: choose {', '.join((LAW, TELEPHONE, *CONDITIONS))}")
     content = hashlib.sha256(waveform.samples.tobytes()).digest()
     rng = np.random.default_rng([seed, int.from_bytes(content[:8], "big")])
+    if law == TELEPHONE:
+        return through_telephone(waveform, rng)
     return apply_channel(waveform, draw_channel(rng), rng)
 
 
@@ -191,6 +230,24 @@ def low_pass(waveform: Waveform, cutoff_hz: float, order: int) -> Waveform:
     """Butterworth low-pass."""
     sections = butter(order, min(cutoff_hz / (waveform.sample_rate / 2), 0.99), output="sos")
     return Waveform(sosfilt(sections, waveform.samples).astype(np.float32), waveform.sample_rate)
+
+
+def high_pass(waveform: Waveform, cutoff_hz: float) -> Waveform:
+    """Butterworth high-pass of the second order, as a telephone's."""
+    sections = butter(2, cutoff_hz / (waveform.sample_rate / 2), "highpass", output="sos")
+    return Waveform(sosfilt(sections, waveform.samples).astype(np.float32), waveform.sample_rate)
+
+
+def lose_packets(waveform: Waveform, share: float, rng: np.random.Generator) -> Waveform:
+    """Lose this share of the packets of 20 ms, mostly one after another, and conceal each as receivers do: the last
+    packet again, at half its level."""
+    samples, packet = waveform.samples.copy(), waveform.sample_rate // 50
+    lost = False
+    for start in range(packet, len(samples) - packet, packet):
+        lost = bool(rng.random() < (0.5 if lost else share))
+        if lost:
+            samples[start : start + packet] = 0.5 * samples[start - packet : start]
+    return Waveform(samples, waveform.sample_rate)
 
 
 def tilt(waveform: Waveform, tilt_db: float) -> Waveform:
@@ -288,7 +345,7 @@ def _through_libav(waveform: Waveform, codec: Codec) -> Waveform:
     encoder.sample_rate, encoder.layout, encoder.time_base = codec.rate, "mono", Fraction(1, codec.rate)
     encoder.format = encoder.codec.audio_formats[0]
     if codec.kbits:
-        encoder.bit_rate = codec.kbits * 1_000
+        encoder.bit_rate = round(codec.kbits * 1_000)
     encoder.open()
     frame = av.AudioFrame.from_ndarray(waveform.samples[None], format="flt", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = codec.rate, 0, Fraction(1, codec.rate)
