@@ -66,7 +66,7 @@ def describe(
         features=table.kind.spec,
         layers=table.kind.layers,
         backbone_sha256=table.kind.backbone_sha256,
-        head="mlp" if config.estimator.head.kind == "mlp" else "linear",
+        head={"mlp": "mlp", "quadratic": "quadratic"}.get(config.estimator.head.kind, "linear"),
         classifier_sha256="",
         calibration=trained.calibration,
         thresholds=trained.thresholds,

@@ -2,8 +2,12 @@
 
 Arrays of every head: `mean`, `scale` (dimension,); `limit` (1,), the standard deviations a feature may count for;
 `thresholds` (layers,) where the recipe counts activated neurons.
-Linear: `weight` (dimension,), `bias` (1,). MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ... with
-ReLU between.
+Linear: `weight` (dimension,), `bias` (1,).
+Quadratic: the features are reduced to z = features @ `projection` - `origin`, with `projection` (dimension, reduced)
+and `origin` (reduced,); the score is z @ `quadratic` @ z + z @ `weight` + `bias`.
+Tuned, as the front was tuned with it: a linear head plus gelu(features @ `hidden` + `hidden_bias`) @ `output`, with
+`hidden` (dimension, units) and `output` (units,).
+MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ... with ReLU between.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from pipeline.verdict.bundle import Arrays
 
@@ -38,16 +43,24 @@ def standardize(arrays: Arrays, vectors: Matrix, layer_sizes: Sequence[int]) -> 
 
 def raw_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
     """(windows, dimension) standardised features -> (windows,) raw scores, higher = fake."""
+    if "quadratic" in arrays:
+        reduced = standardized @ arrays["projection"] - arrays["origin"]
+        bent = ((reduced @ arrays["quadratic"]) * reduced).sum(axis=1)
+        curved: NDArray[np.float64] = (bent + reduced @ arrays["weight"] + arrays["bias"]).astype(np.float64)
+        return curved
     if "weight" in arrays:
         linear: NDArray[np.float64] = standardized.astype(np.float64) @ arrays["weight"] + arrays["bias"]
+        if "hidden" in arrays:
+            hidden = (standardized @ arrays["hidden"] + arrays["hidden_bias"]).astype(np.float64)
+            linear += (hidden * ndtr(hidden)) @ arrays["output"]  # GELU: x times the normal distribution function of x
         return linear
-    hidden = standardized
+    layer_inputs = standardized
     depth = sum(name.startswith("weight_") for name in arrays)
     for layer in range(depth):
-        hidden = hidden @ arrays[f"weight_{layer}"] + arrays[f"bias_{layer}"]
+        layer_inputs = layer_inputs @ arrays[f"weight_{layer}"] + arrays[f"bias_{layer}"]
         if layer < depth - 1:
-            hidden = np.maximum(hidden, 0)
-    return hidden[:, 0].astype(np.float64)
+            layer_inputs = np.maximum(layer_inputs, 0)
+    return layer_inputs[:, 0].astype(np.float64)
 
 
 def contributions(arrays: Arrays, standardized: Matrix) -> Matrix:

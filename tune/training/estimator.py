@@ -15,6 +15,7 @@ from imblearn.over_sampling import SMOTE, RandomOverSampler
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy.linalg import cholesky, solve_triangular
+from sklearn.decomposition import PCA
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
@@ -53,6 +54,17 @@ class RidgeHead(Strict):
     background_weight: float = Field(0.3, gt=0)
 
 
+class QuadraticHead(Strict):
+    """As RidgeHead, on the products of each two of the `components` first principal components, and on these
+    themselves: kernel ridge regression with the kernel (1 + x'y / s) ** 2, where s is the mean square length."""
+
+    kind: Literal["quadratic"]
+    components: int = Field(256, ge=1)
+    penalty: float = Field(0.5, gt=0)
+    copies_weight: float = Field(0.5, gt=0)
+    background_weight: float = Field(0.3, gt=0)
+
+
 class MlpHead(Strict):
     """A perceptron with ReLU. Training stops when the loss on `stop_share` of the speakers, kept apart for nothing
     else, has not fallen for `patience` epochs, and the best weights are restored. `feature_noise` is the standard
@@ -74,13 +86,13 @@ class EstimatorConfig(Strict):
     """`imbalance`: `weights` weighs the classes alike, `oversample` repeats rows of the rarer, `smote` invents some."""
 
     imbalance: Literal["none", "weights", "oversample", "smote"] = "weights"
-    head: Annotated[LogisticHead | RidgeHead | MlpHead, Field(discriminator="kind")] = RidgeHead()
+    head: Annotated[LogisticHead | RidgeHead | QuadraticHead | MlpHead, Field(discriminator="kind")] = RidgeHead()
     seed: int = 0
 
     @model_validator(mode="after")
     def _ridge_weighs(self) -> Self:
-        if self.head.kind == "ridge" and self.imbalance not in ("none", "weights"):
-            raise ValueError(f"imbalance {self.imbalance} is not for the ridge head: choose none or weights")
+        if self.head.kind in ("ridge", "quadratic") and self.imbalance not in ("none", "weights"):
+            raise ValueError(f"imbalance {self.imbalance} is not for the {self.head.kind} head: choose none or weights")
         return self
 
 
@@ -91,7 +103,12 @@ def fit(config: EstimatorConfig, table: Table, clips: Indices) -> Arrays:
         weights = _fit_logistic(config, inputs, labels)
     elif isinstance(config.head, RidgeHead):
         inputs, labels, arrays = _prepare(config, table, clips)
-        weights = _fit_ridge(config, table, clips, inputs, labels)
+        weights = _fit_ridge(config.head, *_clip_rows(config, config.head, table, clips, inputs, labels))
+    elif isinstance(config.head, QuadraticHead):
+        inputs, labels, arrays = _prepare(config, table, clips)
+        weights = _fit_quadratic(
+            config.head, *_clip_rows(config, config.head, table, clips, inputs, labels), config.seed
+        )
     else:
         train, stop = _stopping_split(table, clips, config.head.stop_share, config.seed)
         inputs, labels, arrays = _prepare(config, table, train)
@@ -156,27 +173,68 @@ def _fit_logistic(config: EstimatorConfig, inputs: Matrix, labels: NDArray[np.bo
     return {"weight": inputs.T @ weight_of_rows * scale**2, "bias": head.intercept_}
 
 
-def _fit_ridge(
-    config: EstimatorConfig, table: Table, clips: Indices, inputs: Matrix, labels: NDArray[np.bool_]
-) -> dict[str, Any]:
-    """Weight and bias of a ridge regression on inputs / sqrt(dimension), given for the inputs as they are."""
-    assert isinstance(config.head, RidgeHead)
+def _clip_rows(
+    config: EstimatorConfig,
+    head: RidgeHead | QuadraticHead,
+    table: Table,
+    clips: Indices,
+    inputs: Matrix,
+    labels: NDArray[np.bool_],
+) -> tuple[Matrix, NDArray[np.bool_], NDArray[np.float64]]:
+    """One row a clip and one a copy, the mean over its windows (rows, dimension); their labels; what each weighs."""
     rows = table.training_rows(clips)
-    # One row a clip and one a copy, whose windows lie side by side.
+    # The windows of a clip lie side by side, and so do those of a copy.
     owner, copy = table.owner[rows], table.copy[rows]
     starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(copy, prepend=-1))
     windows = np.diff(starts, append=len(rows)).astype(np.float32)
-    means = np.add.reduceat(inputs, starts) / windows[:, None] * np.float32(1 / math.sqrt(inputs.shape[1]))
+    means = np.add.reduceat(inputs, starts) / windows[:, None]
     labels = labels[starts]
-    weights = np.where(copy[starts] == 0, 1.0, config.head.copies_weight)
-    weights[~table.judged[owner[starts]]] *= config.head.background_weight
+    weights = np.where(copy[starts] == 0, 1.0, head.copies_weight)
+    weights[~table.judged[owner[starts]]] *= head.background_weight
     if config.imbalance == "weights":
         weights[labels] *= weights[~labels].sum() / weights[labels].sum()
+    return means, labels, weights
+
+
+def _fit_ridge(
+    head: RidgeHead, means: Matrix, labels: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Weight and bias of a ridge regression on means / sqrt(dimension), given for the features as they are."""
+    scale = 1 / math.sqrt(means.shape[1])
     # By inner products of rows, which are fewer than features (representer theorem); the 1 stands for the bias.
-    products = (means @ means.T).astype(np.float64) + 1
-    ridge = KernelRidge(alpha=config.head.penalty, kernel="precomputed")
-    dual = ridge.fit(products, np.where(labels, 1.0, -1.0), sample_weight=weights).dual_coef_
-    return {"weight": means.T @ dual.astype(np.float32) / math.sqrt(inputs.shape[1]), "bias": [dual.sum()]}
+    products = (means @ means.T).astype(np.float64) * scale**2 + 1
+    dual = _kernel_ridge(products, labels, weights, head.penalty)
+    return {"weight": means.T @ dual.astype(np.float32) * scale**2, "bias": [dual.sum()]}
+
+
+def _fit_quadratic(
+    head: QuadraticHead, means: Matrix, labels: NDArray[np.bool_], weights: NDArray[np.float64], seed: int
+) -> dict[str, Any]:
+    """The arrays of a quadratic head. Its kernel is of a finite number of products, so that the sum over the training
+    rows is written out as one matrix."""
+    components = min(head.components, *means.shape)
+    reduction = PCA(components, svd_solver="randomized", random_state=seed).fit(means)
+    projection = reduction.components_.T.astype(np.float32)
+    origin = (reduction.mean_ @ projection).astype(np.float32)
+    reduced = (means @ projection - origin).astype(np.float64)
+    scale = 1 / np.square(reduced).sum(axis=1).mean()
+    dual = _kernel_ridge((1 + scale * reduced @ reduced.T) ** 2, labels, weights, head.penalty)
+    return {
+        "projection": projection,
+        "origin": origin,
+        "quadratic": scale**2 * (reduced.T * dual) @ reduced,
+        "weight": 2 * scale * reduced.T @ dual,
+        "bias": [dual.sum()],
+    }
+
+
+def _kernel_ridge(
+    products: NDArray[np.float64], labels: NDArray[np.bool_], weights: NDArray[np.float64], penalty: float
+) -> NDArray[np.float64]:
+    """What each row counts for, (rows,), in kernel ridge regression to 1 for spoof and -1 for bona fide."""
+    ridge = KernelRidge(alpha=penalty, kernel="precomputed")
+    dual: NDArray[np.float64] = ridge.fit(products, np.where(labels, 1.0, -1.0), sample_weight=weights).dual_coef_
+    return dual
 
 
 def _stopping_split(table: Table, clips: Indices, share: float, seed: int) -> tuple[Indices, Indices]:
