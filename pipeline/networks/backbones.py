@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigurationError
 from pipeline.models import weights_sha256
 from pipeline.networks.campplus import filterbank, load_campplus
+from pipeline.networks.front import Parameters, load_front, parameters_sha256, published_front
 from pipeline.types import SAMPLE_RATE, Spectrum, Waveform
 
 MIN_SAMPLES = SAMPLE_RATE // 2
@@ -38,9 +39,11 @@ class Backbone:
     call captures belongs to its thread.
     """
 
-    def __init__(self, name: str, network: nn.Module, front_end: Callable[[Tensor], Tensor], device: str) -> None:
+    def __init__(
+        self, name: str, network: nn.Module, front_end: Callable[[Tensor], Tensor], device: str, sha256: str
+    ) -> None:
         self.name = name
-        self.sha256 = weights_sha256(name)
+        self.sha256 = sha256
         self.network = network.eval().requires_grad_(False).to(device)
         self.front_end = front_end
         self.device = torch.device(device)
@@ -109,17 +112,35 @@ class _Enough(Exception):
     """The last layer asked for has been captured."""
 
 
-def load_backbone(name: str, device: str = "cpu", spectrum: Spectrum = "mel") -> Backbone:
-    """The backbone `name` on `device`: `campplus`, which hears through the filter bank `spectrum`, or
-    `pyannote/embedding` or `wespeaker`, which hear samples.
+def load_backbone(
+    name: str, device: str = "cpu", spectrum: Spectrum = "mel", front: Parameters | None = None
+) -> Backbone:
+    """The backbone `name` on `device`: `campplus`, which hears through the filter bank `spectrum`;
+    `campplus-front`, its 2-D front, with the tuned parameters `front` or as published; or `pyannote/embedding` or
+    `wespeaker`, which hear samples.
 
     Raises ModelUnavailable where its weights cannot be had, ConfigurationError for another name.
     """
     match name:
         case "campplus":
-            return Backbone(name, load_campplus(), lambda samples: filterbank(samples, spectrum)[None], device)
+            network: nn.Module = load_campplus()
+            sha256 = weights_sha256(name)
+        case "campplus-front":
+            network = published_front() if front is None else load_front(front)
+            sha256 = weights_sha256("campplus") if front is None else parameters_sha256(front)
         case "pyannote/embedding" | "wespeaker":
             from pipeline.networks.pyannote import load_embedding
 
-            return Backbone(name, load_embedding(name), lambda samples: samples[None, None], device)
-    raise ConfigurationError(f"there is no backbone {name}: choose campplus, pyannote/embedding or wespeaker")
+            embedding = load_embedding(name)
+            return Backbone(name, embedding, lambda samples: samples[None, None], device, weights_sha256(name))
+        case _:
+            known = "campplus, campplus-front, pyannote/embedding or wespeaker"
+            raise ConfigurationError(f"there is no backbone {name}: choose {known}")
+    # CAM++ takes time before frequency, its front the other way round, as a picture.
+    turned = name == "campplus-front"
+
+    def hear(samples: Tensor) -> Tensor:
+        energies = filterbank(samples, spectrum)[None]
+        return energies.transpose(1, 2) if turned else energies
+
+    return Backbone(name, network, hear, device, sha256)

@@ -9,6 +9,7 @@ that every module's output can be read after the pass.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 import torch
@@ -201,27 +202,29 @@ def load_campplus() -> CamPlusPlus:
 
 
 def filterbank(samples: Tensor, spectrum: Spectrum = "mel") -> Tensor:
-    """Log energies of 80 bands with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80).
+    """Log energies of 80 bands with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80); the linear
+    one also (batch, time) -> (batch, frames, 80).
 
     `mel` is what the network was trained with: Kaldi's bank, 25 ms windows every 10 ms, no dither. `linear` shows the
     upper frequencies as finely as the lower: bands of equal width, 16 ms windows every 10 ms. Frames of digital silence
-    neither shift the mean nor are quieter than the quietest of the others.
+    do not shift the mean and are no quieter than the quietest of the others.
     """
     if spectrum == "mel":
         energies: Tensor = kaldi.fbank(samples.unsqueeze(0), num_mel_bins=BANDS, sample_frequency=SAMPLE_RATE)
         return energies - energies.mean(dim=0)
     energies = linear_energies(samples)
-    heard = energies[(energies > energies.new_tensor(ENERGY_FLOOR).log()).any(dim=1)]
-    if not len(heard):
-        return torch.zeros_like(energies)
-    return torch.maximum(energies, heard.amin(dim=0)) - heard.mean(dim=0)
+    silence = energies.new_tensor(ENERGY_FLOOR).log()
+    heard = (energies > silence).any(dim=-1, keepdim=True)
+    quietest = energies.masked_fill(~heard, math.inf).amin(dim=-2, keepdim=True)
+    mean = (energies * heard).sum(dim=-2, keepdim=True) / heard.sum(dim=-2, keepdim=True).clamp(min=1)
+    return torch.where(heard.any(dim=-2, keepdim=True), torch.maximum(energies, quietest) - mean, 0.0)
 
 
 def linear_energies(samples: Tensor) -> Tensor:
-    """Log energies of 80 triangular bands of equal width: (time,) samples at 16 kHz -> (frames, 80)."""
-    frames = samples.unfold(0, LINEAR_WINDOW, LINEAR_HOP)
-    frames = frames - frames.mean(dim=1, keepdim=True)
-    frames = torch.cat([frames[:, :1], frames[:, 1:] - PREEMPHASIS * frames[:, :-1]], dim=1)
+    """Log energies of 80 triangular bands of equal width: (..., time) samples at 16 kHz -> (..., frames, 80)."""
+    frames = samples.unfold(-1, LINEAR_WINDOW, LINEAR_HOP)
+    frames = frames - frames.mean(dim=-1, keepdim=True)
+    frames = torch.cat([frames[..., :1], frames[..., 1:] - PREEMPHASIS * frames[..., :-1]], dim=-1)
     window = torch.hann_window(LINEAR_WINDOW, periodic=False, device=samples.device)
     power = torch.fft.rfft(frames * window, LINEAR_FFT).abs().square()
     frequencies = torch.linspace(0, SAMPLE_RATE / 2, LINEAR_FFT // 2 + 1, device=samples.device)

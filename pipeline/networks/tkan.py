@@ -55,7 +55,7 @@ class TkanSpec(Strict):
     """
 
     name: str
-    backbone: Literal["campplus", "pyannote/embedding", "wespeaker"] = "campplus"
+    backbone: Literal["campplus", "campplus-front", "pyannote/embedding", "wespeaker"] = "campplus"
     spectrum: Spectrum = "mel"
     layers: tuple[str, ...] = Field(min_length=1)
     statistics: tuple[Statistic, ...] = Field(("mean",), min_length=1)
@@ -70,7 +70,7 @@ class TkanSpec(Strict):
 
     @model_validator(mode="after")
     def _others_hear_samples(self) -> Self:
-        if self.spectrum != "mel" and self.backbone != "campplus":
+        if self.spectrum != "mel" and not self.backbone.startswith("campplus"):
             raise ValueError(f"spectrum {self.spectrum} is for campplus: {self.backbone} hears samples")
         return self
 
@@ -151,7 +151,7 @@ STATISTICS: dict[Statistic, Callable[[Frames], Tensor]] = {
     "mean": lambda f: f.mean,
     "sd": lambda f: f.sd,
     "log_sd": lambda f: (f.sd + SMALL).log(),
-    "skewness": lambda f: f.standardized.pow(3).mean(dim=1),
+    "skewness": lambda f: f.standardized.pow(3).mean(dim=1).clamp(-20, 20),
     "log_kurtosis": lambda f: f.standardized.pow(4).mean(dim=1).clamp(max=50).log1p(),
     "change_1": lambda f: f.log_change(1),
     "change_2": lambda f: f.log_change(2),

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.audio.quality import measure_quality
 from pipeline.config import DetectorConfig
 from pipeline.networks.backbones import load_backbone
+from pipeline.networks.front import Parameters
 from pipeline.networks.tkan import TkanSpec, layer_features
 from pipeline.types import (
     SAMPLE_RATE,
@@ -38,13 +39,17 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:
 class TkanExtractor:
     """Runs the backbone once over all speech and summarises each window's frames.
 
-    `spec` is the recipe; where none is given it is the default bundle's.
+    `spec` is the recipe, and `front` the tuned parameters of its backbone, if it has any; where no recipe is given both
+    are those of the bundle that `config` names.
     """
 
-    def __init__(self, config: DetectorConfig, spec: TkanSpec | None = None) -> None:
+    def __init__(self, config: DetectorConfig, spec: TkanSpec | None = None, front: Parameters | None = None) -> None:
         self.windows = config.windows
-        self.spec = spec or Bundle.load(config.bundle_path).info.features
-        self.backbone = load_backbone(self.spec.backbone, choose_device(config.device), self.spec.spectrum)
+        if spec is None:
+            bundle = Bundle.load(config.bundle_path)
+            spec, front = bundle.info.features, bundle.front
+        self.spec = spec
+        self.backbone = load_backbone(spec.backbone, choose_device(config.device), spec.spectrum, front)
         self.layers = self.spec.expand_layers(self.backbone.layers)
 
     def extract(self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None) -> Features:

@@ -1,8 +1,8 @@
 """The model bundle: what training hands to serving, as a folder without a pickle in it.
 
-`classifier.safetensors` holds the arrays of the head, `bundle.json` everything else that decides a verdict,
-`model_card.md` what a person should know. The SHA-256 of `bundle.json`, which itself names that of the arrays and of
-the backbone's weights, stands for the whole.
+`classifier.safetensors` holds the arrays of the head, `front.safetensors` the tuned parameters of the backbone where it
+has any, `bundle.json` everything else that decides a verdict, `model_card.md` what a person should know. The SHA-256 of
+`bundle.json`, which itself names those of the arrays and of the backbone's weights, stands for the whole.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class BundleInfo(Strict):
     features: TkanSpec
     layers: dict[str, int]
     backbone_sha256: str
-    head: Literal["linear", "mlp"]
+    head: Literal["linear", "quadratic", "tuned", "mlp"]
     classifier_sha256: str
     calibration: Calibration
     thresholds: Thresholds
@@ -73,11 +73,13 @@ class BundleInfo(Strict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle. `arrays` are those of `pipeline.verdict.head`."""
+    """A loaded bundle. `arrays` are those of `pipeline.verdict.head`, `front` the tuned parameters of the backbone
+    `campplus-front`; None where a backbone is used as it was published."""
 
     info: BundleInfo
     arrays: Arrays
     sha256: str
+    front: Arrays | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
@@ -90,7 +92,15 @@ class Bundle:
                 raise BundleError(
                     f"the arrays of model bundle {folder.name} are not those of its bundle.json: copy the bundle anew"
                 )
-            return cls(info, load(weights), hashlib.sha256(text).hexdigest())
+            front = None
+            if info.features.backbone == "campplus-front":
+                tuned = (folder / "front.safetensors").read_bytes()
+                if hashlib.sha256(tuned).hexdigest() != info.backbone_sha256:
+                    raise BundleError(
+                        f"the front of model bundle {folder.name} is not that of its bundle.json: copy the bundle anew"
+                    )
+                front = load(tuned)
+            return cls(info, load(weights), hashlib.sha256(text).hexdigest(), front)
         except FileNotFoundError as error:
             raise BundleError(
                 f"there is no complete model bundle in the folder {folder.name}: set `bundle` in the "
@@ -105,12 +115,14 @@ class Bundle:
             raise BundleError(f"model bundle {folder.name} has unreadable arrays: copy the bundle anew") from error
 
 
-def save_bundle(folder: Path, info: BundleInfo, arrays: Arrays, model_card: str) -> Bundle:
+def save_bundle(folder: Path, info: BundleInfo, arrays: Arrays, model_card: str, front: Arrays | None = None) -> Bundle:
     """Write a bundle; `info.classifier_sha256` is filled in here. Returns it as loading it would."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = save(arrays)
     info = info.model_copy(update={"classifier_sha256": hashlib.sha256(weights).hexdigest()})
     (folder / "classifier.safetensors").write_bytes(weights)
+    if front is not None:
+        (folder / "front.safetensors").write_bytes(save(front))
     (folder / "bundle.json").write_text(json.dumps(info.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
     (folder / "model_card.md").write_text(model_card, encoding="utf-8")
     return Bundle.load(folder)
