@@ -43,6 +43,7 @@ _LIBAV = {
     "mulaw": ("pcm_mulaw", "pcm_mulaw"),
     "alaw": ("pcm_alaw", "pcm_alaw"),
     "amr": ("libopencore_amrnb", "amrnb"),
+    "vorbis_native": ("vorbis", "vorbis"),
 }
 """Encoder and decoder of PyAV's libav."""
 
@@ -159,12 +160,12 @@ def apply_channel(waveform: Waveform, channel: Channel, rng: np.random.Generator
     return Waveform(np.clip(waveform.samples, -1, 1), waveform.sample_rate)
 
 
-def through_telephone(waveform: Waveform, rng: np.random.Generator) -> Waveform:
+def through_telephone(waveform: Waveform, rng: np.random.Generator, *, whole: bool = False) -> Waveform:
     """Send speech over a telephone line drawn at random: its band, some noise, one codec at 8 kHz, and on some lines
-    lost packets. The line takes nothing from the speech or its class into the draw."""
-    if rng.random() < 0.5:
-        waveform = trim_silence(waveform)
-    waveform = crop(waveform, float(rng.uniform(2, 8)), rng)
+    lost packets. The line takes nothing from the speech or its class into the draw. Without `whole` only a stretch of
+    2 to 8 s is sent."""
+    if not whole:
+        waveform = crop(waveform, float(rng.uniform(2, 8)), rng)
     if rng.random() < 0.4:
         waveform = tilt(waveform, float(rng.uniform(-8, 8)))
     if rng.random() < 0.3:
@@ -342,17 +343,22 @@ def through_codec(waveform: Waveform, codec: Codec) -> Waveform:
 def _through_libav(waveform: Waveform, codec: Codec) -> Waveform:
     names = _LIBAV[codec.name]
     encoder: Any = av.CodecContext.create(names[0], "w")
-    encoder.sample_rate, encoder.layout, encoder.time_base = codec.rate, "mono", Fraction(1, codec.rate)
+    layout = "mono"
+    if codec.name == "vorbis_native":
+        # FFmpeg's own encoder, which it takes where libvorbis is missing. It knows stereo alone.
+        layout, encoder.options = "stereo", {"strict": "experimental"}
+    encoder.sample_rate, encoder.layout, encoder.time_base = codec.rate, layout, Fraction(1, codec.rate)
     encoder.format = encoder.codec.audio_formats[0]
     if codec.kbits:
         encoder.bit_rate = round(codec.kbits * 1_000)
     encoder.open()
-    frame = av.AudioFrame.from_ndarray(waveform.samples[None], format="flt", layout="mono")
+    channels = encoder.layout.nb_channels
+    frame = av.AudioFrame.from_ndarray(np.repeat(waveform.samples, channels)[None], format="flt", layout=layout)
     frame.sample_rate, frame.pts, frame.time_base = codec.rate, 0, Fraction(1, codec.rate)
     packets = [*encoder.encode(frame), *encoder.encode(None)]
 
     decoder: Any = av.CodecContext.create(names[1], "r")
-    decoder.sample_rate, decoder.layout, decoder.extradata = codec.rate, "mono", encoder.extradata
+    decoder.sample_rate, decoder.layout, decoder.extradata = codec.rate, layout, encoder.extradata
     return join_frames([frame for packet in [*packets, None] for frame in decoder.decode(packet)])
 
 

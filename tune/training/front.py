@@ -1,0 +1,369 @@
+"""Tuning the front of CAM++: crops of clips, each through a channel drawn anew, to one logit.
+
+What is tuned is the front alone. The head that it is tuned with hears crops; the head of a bundle is fitted afterwards,
+to the features of whole windows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from pipeline.config import Strict
+from pipeline.networks.campplus import BANDS, LINEAR_HOP, filterbank
+from pipeline.networks.front import CHANNELS, LAYERS, published_front
+from pipeline.types import SAMPLE_RATE, Segment, Waveform
+from pipeline.verdict.bundle import Arrays
+from tune.corpora.augment import Codec, apply_channel, draw_channel, through_telephone
+
+FRAME_SECONDS = LINEAR_HOP / SAMPLE_RATE
+STATISTICS = 5
+NEURONS = CHANNELS * (20 + 10)
+PART = 8
+"""Crops that go through the network together."""
+
+STANDARDIZER_SHARE = 0.02
+"""How fast mean and variance of the features follow the front as it changes."""
+
+LIMIT = 3.0
+"""Standard deviations that a feature may count for."""
+
+
+class FrontConfig(Strict):
+    """How the front is tuned. A step sees `batch_size` crops of `min_crop_seconds` to `max_crop_seconds`."""
+
+    steps: int = Field(2_000, ge=1)
+    batch_size: int = Field(32, ge=2)
+    min_crop_seconds: float = Field(2.0, gt=0)
+    max_crop_seconds: float = Field(3.5, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    head_learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(1e-3, ge=0)
+    warm_up_share: float = Field(0.15, gt=0, lt=1)
+    label_smoothing: float = Field(0.02, ge=0, lt=0.5)
+    hidden: int = Field(96, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    average_steps: int = Field(200, ge=1)
+    """The weights that come out are a mean over about so many of the last steps."""
+    background_share: float = Field(0.2, ge=0, lt=1)
+    vocoded_share: float = Field(0.15, ge=0, lt=1)
+    channel_share: float = Field(0.55, ge=0, le=1)
+    telephone_share: float = Field(0.15, ge=0, le=1)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip to tune on. `page` is where it comes from, `kind` its generator, or the corpus of a recording; `vocoded`
+    marks the two halves of a pair made by copy-synthesis."""
+
+    samples: NDArray[np.float32]
+    speech: tuple[Segment, ...]
+    spoof: bool
+    page: str
+    kind: str
+    background: bool = False
+    vocoded: bool = False
+
+
+class Drawing:
+    """Which clip comes next: pages by the square root of what they hold, then a class, then its kinds alike, so that
+    neither a page nor a generator tells the class by itself."""
+
+    def __init__(self, samples: Sequence[Sample], config: FrontConfig) -> None:
+        self.config = config
+        self.pools: dict[bool, dict[str, dict[bool, dict[str, list[int]]]]] = {False: {}, True: {}}
+        self.vocoded: dict[tuple[str, bool], list[int]] = defaultdict(list)
+        for index, sample in enumerate(samples):
+            if sample.vocoded:
+                self.vocoded[sample.page, sample.spoof].append(index)
+                continue
+            classes = self.pools[sample.background].setdefault(sample.page, {})
+            classes.setdefault(sample.spoof, defaultdict(list))[sample.kind].append(index)
+        self.shares = {
+            background: _shares(
+                [sum(len(c) for kinds in classes.values() for c in kinds.values()) for classes in pages.values()]
+            )
+            for background, pages in self.pools.items()
+        }
+
+    def __call__(self, rng: np.random.Generator) -> int:
+        background = bool(self.pools[True]) and rng.random() < self.config.background_share
+        spoof = bool(rng.random() < 0.5)
+        pages = list(self.pools[background])
+        for _ in range(100):
+            page = pages[rng.choice(len(pages), p=self.shares[background])]
+            pairs = self.vocoded.get((page, spoof))
+            if pairs and rng.random() < self.config.vocoded_share:
+                return pairs[rng.integers(len(pairs))]
+            if kinds := self.pools[background][page].get(spoof):
+                clips = list(kinds.values())
+                clip = clips[rng.choice(len(clips), p=_shares([len(c) for c in clips]))]
+                return clip[rng.integers(len(clip))]
+        raise ValueError("no page holds clips of both classes")
+
+
+def _shares(counts: Sequence[int]) -> NDArray[np.float64]:
+    roots = np.sqrt(np.asarray(counts, dtype=np.float64))
+    return np.asarray(roots / roots.sum())
+
+
+class Crops(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
+    """Batches without end: crops (batch, time), which frames somebody speaks in (batch, frames), labels (batch,)."""
+
+    def __init__(self, samples: Sequence[Sample], config: FrontConfig) -> None:
+        self.samples = samples
+        self.config = config
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.config.seed, worker.id if worker else 0])
+        draw = Drawing(self.samples, self.config)
+        while True:
+            seconds = rng.uniform(self.config.min_crop_seconds, self.config.max_crop_seconds)
+            length = round(seconds / FRAME_SECONDS) * LINEAR_HOP + 96  # whole frames
+            crops, masks, labels = [], [], []
+            for _ in range(self.config.batch_size):
+                sample = self.samples[draw(rng)]
+                crop, mask = cut(sample, length, rng)
+                crops.append(disturb(crop, self.config, rng))
+                masks.append(mask)
+                labels.append(sample.spoof)
+            yield (
+                torch.from_numpy(np.stack(crops)),
+                torch.from_numpy(np.stack(masks)),
+                torch.tensor(labels, dtype=torch.float32),
+            )
+
+
+def cut(sample: Sample, length: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A stretch of the clip's speech, `length` samples, and which of its frames hold speech (frames,). A shorter clip
+    is followed by nothing, which counts as no speech."""
+    first = round(sample.speech[0].start * SAMPLE_RATE)
+    last = min(round(sample.speech[-1].end * SAMPLE_RATE), len(sample.samples))
+    start = int(rng.integers(first, max(last - length, first) + 1))
+    crop = sample.samples[start : min(start + length, last)]
+    frames = 1 + (length - 256) // LINEAR_HOP
+    centres = (start + np.arange(frames) * LINEAR_HOP + 128) / SAMPLE_RATE
+    mask = np.zeros(frames, np.float32)
+    for part in sample.speech:
+        mask[(centres >= part.start) & (centres < part.end) & (centres < (start + len(crop)) / SAMPLE_RATE)] = 1
+    return np.pad(crop, (0, length - len(crop))), mask
+
+
+def disturb(crop: NDArray[np.float32], config: FrontConfig, rng: np.random.Generator) -> NDArray[np.float32]:
+    """The crop through a channel at random, as long as it was; often as it is."""
+    waveform = Waveform(crop)
+    kind = rng.random()
+    if kind < config.telephone_share:
+        received = through_telephone(waveform, rng, whole=True)
+    elif kind < config.telephone_share + config.channel_share:
+        channel = replace(draw_channel(rng), trimmed=False, crop_seconds=None, denoised=False)
+        if channel.codec and channel.codec.name == "vorbis":
+            channel = replace(channel, codec=Codec("vorbis_native", channel.codec.rate, channel.codec.kbits))
+        elif channel.codec and channel.codec.name == "gsm":
+            channel = replace(channel, codec=Codec("amr", 8_000, 12.2))
+        received = apply_channel(waveform, channel, rng)
+    else:
+        received = waveform
+    samples = received.samples[: len(crop)]
+    samples = np.pad(samples, (0, len(crop) - len(samples)))
+    return (samples / max(float(np.abs(samples).max()), 1e-4)).astype(np.float32)
+
+
+def blank(energies: Tensor, rng: torch.Generator) -> Tensor:
+    """Half of the items (batch, bands, frames) without a range of 2 to 8 bands, drawn anew for each."""
+    energies = energies.clone()
+    for item in range(len(energies)):
+        if torch.rand(1, generator=rng) < 0.5:
+            width = int(torch.randint(2, 9, (1,), generator=rng))
+            low = int(torch.randint(0, BANDS - width + 1, (1,), generator=rng))
+            energies[item, low : low + width] = 0
+    return energies
+
+
+def statistics(activations: Tensor, mask: Tensor) -> Tensor:
+    """What each neuron does over the frames that count: activations (batch, channels, frequencies, frames) and mask
+    (batch, frames) to (batch, 5 * neurons): mean, sd, log change over 1 and over 4 frames, skewness, as
+    `pipeline.networks.tkan` defines them."""
+    x, m = activations.flatten(1, 2), mask[:, None]
+    count = m.sum(dim=2).clamp(min=1)
+    mean = (x * m).sum(dim=2) / count
+    deviations = (x - mean[..., None]) * m
+    sd = (deviations.square().sum(dim=2) / count + 1e-8).sqrt()
+    skewness = (deviations / sd.clamp(min=1e-5)[..., None]).pow(3).sum(dim=2) / count
+    changes = []
+    for lag in (1, 4):
+        both = m[..., lag:] * m[..., :-lag]
+        squared = (x[..., lag:] - x[..., :-lag]).square() * both
+        change = (squared.sum(dim=2) / both.sum(dim=2).clamp(min=1) + 1e-8).sqrt()
+        changes.append(((change + 1e-3) / (sd + 1e-3)).log())
+    return torch.cat([mean, sd, *changes, skewness.clamp(-20, 20)], dim=1)
+
+
+class Standardizer(nn.Module):
+    """Features in standard deviations of those seen lately, none beyond LIMIT. Its mean and variance follow the
+    training by `follow`. No gradient flows through them, so that a batch may be divided at will."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+
+    @property
+    def scale(self) -> Tensor:
+        return (self.variance + 1e-5).sqrt()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return ((features - self.mean) / self.scale).clamp(-LIMIT, LIMIT)
+
+    @torch.no_grad()
+    def follow(self, features: Tensor, share: float) -> None:
+        """Move the mean and the variance this share of the way to those of `features`."""
+        self.variance.lerp_((features - self.mean).square().mean(dim=0), share)
+        self.mean.lerp_(features.mean(dim=0), share)
+
+
+class TuningHead(nn.Module):
+    """Statistics (batch, features) to a logit (batch,): linear, and a small perceptron beside it."""
+
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        features = STATISTICS * NEURONS
+        self.standardizer = Standardizer(features)
+        self.linear = nn.Linear(features, 1)
+        self.bent = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.standardizer(features)
+        logit: Tensor = (self.linear(x) + self.bent(x))[:, 0]
+        return logit
+
+    def arrays(self) -> Arrays:
+        """What serving computes the same logits with: the arrays of `pipeline.verdict.head`."""
+        first, last = self.bent[0], self.bent[-1]
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        found = {
+            "mean": self.standardizer.mean,
+            "scale": self.standardizer.scale,
+            "limit": torch.tensor([LIMIT]),
+            "weight": self.linear.weight[0],
+            "bias": self.linear.bias + last.bias,
+            "hidden": first.weight.T,
+            "hidden_bias": first.bias,
+            "output": last.weight[0],
+        }
+        return {name: np.ascontiguousarray(values.detach().numpy(), np.float32) for name, values in found.items()}
+
+
+class Tuned(nn.Module):
+    """The front and the head that it is tuned with."""
+
+    def __init__(self, config: FrontConfig) -> None:
+        super().__init__()
+        self.front = published_front()
+        self.head = TuningHead(config.hidden, config.dropout)
+
+    def features(self, energies: Tensor, mask: Tensor) -> Tensor:
+        activations = self.front(energies)
+        return torch.cat([statistics(activations[layer], mask) for layer in LAYERS], dim=1)
+
+    def forward(self, energies: Tensor, mask: Tensor) -> Tensor:
+        logit: Tensor = self.head(self.features(energies, mask))
+        return logit
+
+
+def tune_front(
+    samples: Sequence[Sample],
+    config: FrontConfig,
+    *,
+    start: Tuned | None = None,
+    threads: int = 2,
+    watch: Callable[[int, float, Tuned], None] | None = None,
+) -> Tuned:
+    """Tune the front on `samples`, from `start` or from what CAM++ was published with. `watch` is told the step, the
+    mean loss and the averaged network every hundred steps.
+
+    A step's crops are divided among `threads`, in parts that fit the processor's cache: that takes half the time of one
+    pass over all.
+    """
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(1)
+    model = copy.deepcopy(start) if start else Tuned(config)
+    model = model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": model.front.parameters(), "lr": config.learning_rate},
+            {"params": model.head.parameters(), "lr": config.head_learning_rate},
+        ],
+        weight_decay=config.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        [config.learning_rate, config.head_learning_rate],
+        total_steps=config.steps,
+        pct_start=config.warm_up_share,
+        cycle_momentum=False,
+    )
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = iter(DataLoader(Crops(samples, config), batch_size=None, num_workers=1, prefetch_factor=4))
+
+    def features_of(part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        crops, mask, _ = part
+        return model.features(blank(filterbank(crops, "linear").transpose(1, 2), generator), mask)
+
+    def gradients(part: tuple[Tensor, Tensor, Tensor]) -> tuple[float, tuple[Tensor, ...], Tensor]:
+        features = features_of(part)
+        target = part[2] * (1 - 2 * config.label_smoothing) + config.label_smoothing
+        loss = F.binary_cross_entropy_with_logits(model.head(features), target, reduction="sum") / config.batch_size
+        return float(loss.detach()), torch.autograd.grad(loss, parameters), features.detach()
+
+    if start is None:
+        with torch.no_grad():
+            first = [features_of(next(batches)) for _ in range(10)]
+        model.head.standardizer.follow(torch.cat(first), 1)
+        model.head.standardizer.follow(torch.cat(first), 1)  # the variance, around the mean that is known now
+    average = copy.deepcopy(model).eval()
+    losses: list[float] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for step in range(1, config.steps + 1):
+            parts = zip(*(values.split(PART) for values in next(batches)), strict=True)
+            found = list(pool.map(gradients, parts))
+            for parameter, *given in zip(parameters, *(part[1] for part in found), strict=True):
+                parameter.grad = torch.stack(given).sum(dim=0)
+            nn.utils.clip_grad_norm_(parameters, 2.0)
+            optimizer.step()
+            schedule.step()
+            model.head.standardizer.follow(torch.cat([part[2] for part in found]), STANDARDIZER_SHARE)
+            _follow(average, model, max(1 / step, 1 / config.average_steps))
+            losses.append(sum(part[0] for part in found))
+            if watch and step % 100 == 0:
+                watch(step, float(np.mean(losses[-100:])), average)
+    return average
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, share: float) -> None:
+    """Move each weight of `average` this share of the way to the model's."""
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, share)
+        else:
+            mean.copy_(value)
