@@ -105,6 +105,7 @@ def _try(candidate: stage.Classifier) -> None:
             windows=(Window(PROBE_SPEECH.segments),),
             vectors=np.zeros((1, sum(info.layers.values())), np.float32),
             spec_id=info.features.spec_id,
+            backbone_sha256=info.backbone_sha256,
             quality=Quality(snr_db=30.0, bandwidth_hz=8_000.0),
             speech=PROBE_SPEECH,
             turns=None,

@@ -118,13 +118,14 @@ class Quality:
 class Features:
     """What the TkanExtractor hands to the Classifier: one feature vector a window.
 
-    vectors: (windows, dimension) float32. `spec_id` names the feature recipe, so that a classifier trained on
-    another one refuses them.
+    vectors: (windows, dimension) float32. `spec_id` names the feature recipe and `backbone_sha256` the weights of the
+    network that was heard through, so that a classifier trained on others refuses them.
     """
 
     windows: tuple[Window, ...]
     vectors: NDArray[np.float32]
     spec_id: str
+    backbone_sha256: str
     quality: Quality
     speech: Speech
     turns: tuple[Turn, ...] | None

@@ -26,9 +26,9 @@ class Classifier:
         operating_point: OperatingPoint = "balanced",
         explain: bool = False,
     ) -> Verdict:
-        """The verdict on a recording. Raises BundleError where the features are of another recipe."""
+        """The verdict on a recording. Raises BundleError for features of another recipe or another backbone."""
         info = self.bundle.info
-        if features.spec_id != info.features.spec_id:
+        if (features.spec_id, features.backbone_sha256) != (info.features.spec_id, info.backbone_sha256):
             raise BundleError(
                 "the classifier's bundle was trained on other features than the extractor computes: "
                 "deploy both with the same bundle"

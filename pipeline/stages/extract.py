@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.audio.quality import measure_quality
 from pipeline.config import DetectorConfig
+from pipeline.errors import BundleError
 from pipeline.networks.backbones import load_backbone
 from pipeline.networks.front import Parameters
 from pipeline.networks.tkan import TkanSpec, layer_features
@@ -40,16 +41,23 @@ class TkanExtractor:
     """Runs the backbone once over all speech and summarises each window's frames.
 
     `spec` is the recipe, and `front` the tuned parameters of its backbone, if it has any; where no recipe is given both
-    are those of the bundle that `config` names.
+    are those of the bundle that `config` names. Raises BundleError where that bundle was trained on other weights of the
+    backbone than those that are here.
     """
 
     def __init__(self, config: DetectorConfig, spec: TkanSpec | None = None, front: Parameters | None = None) -> None:
         self.windows = config.windows
+        trained_on = None
         if spec is None:
             bundle = Bundle.load(config.bundle_path)
-            spec, front = bundle.info.features, bundle.front
+            spec, front, trained_on = bundle.info.features, bundle.front, bundle.info.backbone_sha256
         self.spec = spec
         self.backbone = load_backbone(spec.backbone, choose_device(config.device), spec.spectrum, front)
+        if trained_on not in (None, self.backbone.sha256):
+            raise BundleError(
+                f"model bundle {config.bundle.name} was trained on other weights of {spec.backbone} than the installed "
+                "ones: train it anew, or install the weights that it was trained on"
+            )
         self.layers = self.spec.expand_layers(self.backbone.layers)
 
     def extract(self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None) -> Features:
@@ -60,6 +68,7 @@ class TkanExtractor:
             windows=windows,
             vectors=self.window_vectors(recording.waveform, windows),
             spec_id=self.spec.spec_id,
+            backbone_sha256=self.backbone.sha256,
             quality=measure_quality(recording.waveform, speech.segments),
             speech=speech,
             turns=turns,

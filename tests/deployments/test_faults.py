@@ -117,13 +117,14 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     assert "damaged" in model()["refused_update"]
     assert judge()["model"]["sha256"] == new.sha256
 
-    other_features = shifted.model_copy(
-        update={"features": shifted.features.model_copy(update={"layers": shifted.features.layers[:1]})}
-    )
-    save_bundle(tmp_path / "foreign", other_features, old.arrays, "# foreign")
-    deploy(tmp_path / "foreign")
-    wait_until(lambda: "foreign" in (model()["refused_update"] or ""), 60)
-    assert judge()["model"]["sha256"] == new.sha256
+    for name, other in {
+        "other-recipe": {"features": shifted.features.model_copy(update={"layers": shifted.features.layers[:1]})},
+        "other-backbone": {"backbone_sha256": "0" * 64},
+    }.items():
+        save_bundle(tmp_path / name, shifted.model_copy(update=other), old.arrays, f"# {name}")
+        deploy(tmp_path / name)
+        wait_until(lambda name=name: name in (model()["refused_update"] or ""), 60)
+        assert judge()["model"]["sha256"] == new.sha256
 
     deploy(detector.config.bundle)
     wait_until(lambda: model() == {"name": old.info.name, "sha256": old.sha256, "refused_update": None}, 60)

@@ -10,6 +10,8 @@ import httpx
 import pytest
 import yaml
 
+from pipeline.config import DetectorConfig
+from pipeline.verdict.bundle import Bundle, save_bundle
 from tests.graph import Cluster, ray_cluster, serve_config
 
 pytestmark = pytest.mark.timeout(900)
@@ -42,6 +44,19 @@ def test_a_key_that_serve_overlooks_fails_at_start_and_is_named(gpu_cluster: Clu
     file.write_text(yaml.safe_dump(config))
     gpu_cluster.deploy(config)
     with pytest.raises(RuntimeError, match=r"deployments\.Classifier\.autoscaling_config\.max_replicaz"):
+        gpu_cluster.wait_for("RUNNING")
+
+
+def test_a_bundle_of_another_backbone_fails_at_start_and_is_named(gpu_cluster: Cluster, tmp_path: Path) -> None:
+    bundle = Bundle.load(DetectorConfig().bundle_path)
+    foreign = bundle.info.model_copy(update={"backbone_sha256": "0" * 64})
+    save_bundle(tmp_path / "foreign", foreign, bundle.arrays, "# foreign")
+    detector = tmp_path / "detector.yaml"
+    detector.write_text(yaml.safe_dump({"bundle": str(tmp_path / "foreign")}))
+    config = serve_config()
+    config["applications"][0]["args"]["config"] = str(detector)
+    gpu_cluster.deploy(config)
+    with pytest.raises(RuntimeError, match="model bundle foreign was trained on other weights of campplus"):
         gpu_cluster.wait_for("RUNNING")
 
 

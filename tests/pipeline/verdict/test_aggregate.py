@@ -52,6 +52,7 @@ def verdict_of(
         windows=windows,
         vectors=np.zeros((len(windows), 2), dtype=np.float32),
         spec_id="",
+        backbone_sha256="",
         quality=quality or Quality(snr_db=30.0, bandwidth_hz=8000.0),
         speech=speech,
         turns=turns,
@@ -158,6 +159,7 @@ def test_timeline_is_null_where_nobody_speaks() -> None:
     features = Features(
         plan_windows(speech, None, CONFIG.windows),
         np.zeros((1, 2), dtype=np.float32),
+        "",
         "",
         Quality(30, 8000),
         speech,

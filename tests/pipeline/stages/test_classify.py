@@ -1,0 +1,57 @@
+"""A verdict is on features that its classifier was trained on, or there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import DetectorConfig
+from pipeline.detector import Detector
+from pipeline.errors import BundleError
+from pipeline.stages.classify import Classifier
+from pipeline.types import Features, Quality, Segment, Speech, Window
+from pipeline.verdict.bundle import Bundle, save_bundle
+
+CONFIG = DetectorConfig()
+SPEECH = Speech((Segment(0.0, 4.0),), 4.0, "wav")
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return Classifier(CONFIG)
+
+
+@pytest.fixture
+def features(classifier: Classifier) -> Features:
+    info = classifier.bundle.info
+    return Features(
+        windows=(Window(SPEECH.segments),),
+        vectors=np.zeros((1, sum(info.layers.values())), np.float32),
+        spec_id=info.features.spec_id,
+        backbone_sha256=info.backbone_sha256,
+        quality=Quality(snr_db=30.0, bandwidth_hz=8_000.0),
+        speech=SPEECH,
+        turns=None,
+    )
+
+
+def test_features_of_the_bundles_recipe_and_backbone_get_a_verdict(classifier: Classifier, features: Features) -> None:
+    assert classifier.classify(features).mean_probability is not None
+
+
+@pytest.mark.parametrize(
+    "other", [{"spec_id": "0" * 64}, {"backbone_sha256": "0" * 64}], ids=lambda other: next(iter(other))
+)
+def test_other_features_get_an_error(classifier: Classifier, features: Features, other: dict[str, str]) -> None:
+    with pytest.raises(BundleError, match="other features than the extractor computes"):
+        classifier.classify(replace(features, **other))  # type: ignore[arg-type]
+
+
+def test_a_detector_does_not_start_with_a_bundle_of_another_backbone(tmp_path: Path) -> None:
+    bundle = Bundle.load(CONFIG.bundle_path)
+    save_bundle(tmp_path / "b", bundle.info.model_copy(update={"backbone_sha256": "0" * 64}), bundle.arrays, "# Card")
+    with pytest.raises(BundleError, match="other weights of campplus"):
+        Detector(CONFIG.model_copy(update={"bundle": tmp_path / "b"}))
