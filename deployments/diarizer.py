@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 from ray import serve
 
 from deployments.probe import PROBE
+from deployments.worker import Worker
 from pipeline.config import DetectorConfig
 from pipeline.types import Recording, Turn
 
@@ -22,11 +20,10 @@ class Diarizer:
 
         torch.set_num_threads(config.threads)
         self._diarizer = diarize.Diarizer(config)
-        self._diarizer.diarize(PROBE)
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._worker = Worker(lambda: self._diarizer.diarize(PROBE))
 
     async def diarize(self, recording: Recording) -> tuple[Turn, ...]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._diarizer.diarize, recording)
+        return await self._worker.run(self._diarizer.diarize, recording)
 
     async def check_health(self) -> None:
-        await self.diarize(PROBE)
+        await self._worker.check_health()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +12,20 @@ from ray import serve
 
 from deployments.args import BatchSettings
 from deployments.probe import PROBE, PROBE_SPEECH
+from deployments.worker import Abandoned, Worker
 from pipeline.config import DetectorConfig
 from pipeline.stages import extract
-from pipeline.types import Features, Recording, Speech, Turn
+from pipeline.types import Checkpoint, Features, Recording, Speech, Turn
 
-Request = tuple[Recording, Speech, tuple[Turn, ...] | None]
+
+@dataclass(frozen=True)
+class Request:
+    """What one caller asks for, and whether it is gone."""
+
+    recording: Recording
+    speech: Speech
+    turns: tuple[Turn, ...] | None
+    abandoned: threading.Event = field(default_factory=threading.Event)
 
 
 @serve.deployment
@@ -25,8 +35,7 @@ class TkanExtractor:
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)
         self._extractor = extract.TkanExtractor(config)
-        self._extractor.extract(PROBE, PROBE_SPEECH, None)
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._worker = Worker(lambda: self._extractor.extract(PROBE, PROBE_SPEECH, None))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         settings = BatchSettings.model_validate(user_config)
@@ -34,26 +43,35 @@ class TkanExtractor:
         self._extract_batch.set_batch_wait_timeout_s(settings.batch_wait_timeout_seconds)
 
     async def extract(self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None) -> Features:
-        outcome = await self._extract_batch((recording, speech, turns))
+        request = Request(recording, speech, turns)
+        try:
+            outcome = await self._extract_batch(request)
+        except asyncio.CancelledError:
+            request.abandoned.set()
+            raise
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=0)
     async def _extract_batch(self, requests: list[Request]) -> list[Features | Exception]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._extract_each, requests)
+        return await self._worker.run(self._extract_each, requests)
 
-    def _extract_each(self, requests: list[Request]) -> list[Features | Exception]:
+    def _extract_each(self, requests: list[Request], checkpoint: Checkpoint) -> list[Features | Exception]:
         """An outcome a request: a recording that cannot be scored is no reason to refuse the others."""
-        outcomes: list[Features | Exception] = []
-        for request in requests:
-            try:
-                outcomes.append(self._extractor.extract(*request))
-            except Exception as error:
-                outcomes.append(error)
-        return outcomes
+        return [self._extract(request, checkpoint) for request in requests]
+
+    def _extract(self, request: Request, batch_checkpoint: Checkpoint) -> Features | Exception:
+        def checkpoint() -> None:
+            batch_checkpoint()
+            if request.abandoned.is_set():
+                raise Abandoned
+
+        try:
+            return self._extractor.extract(request.recording, request.speech, request.turns, checkpoint)
+        except Exception as error:
+            self._worker.examine(error)
+            return error
 
     async def check_health(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._extractor.extract, PROBE, PROBE_SPEECH, None
-        )
+        await self._worker.check_health()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 from ray import serve
 
 from deployments.probe import PROBE
+from deployments.worker import Worker
 from pipeline.config import DetectorConfig
 from pipeline.stages import vad
 from pipeline.types import Recording, Speech
@@ -21,11 +19,10 @@ class VoiceActivityDetector:
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)
         self._detector = vad.VoiceActivityDetector(config)
-        self._detector.detect(PROBE)
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._worker = Worker(lambda: self._detector.detect(PROBE))
 
     async def detect(self, recording: Recording) -> Speech:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._detector.detect, recording)
+        return await self._worker.run(self._detector.detect, recording)
 
     async def check_health(self) -> None:
-        await self.detect(PROBE)
+        await self._worker.check_health()

@@ -25,11 +25,12 @@ class Abandoned(Exception):
 class Worker:
     """Runs work on one recording after another. Work whose caller is gone stops at its next checkpoint.
 
-    `probe` is a tiny piece of real work. It shows whether a replica works: while it is idle, and after a recording that
-    failed unforeseen, by which a replica would otherwise be judged that was sent a strange one.
+    `probe` is a tiny piece of real work. It shows whether a replica works: at once, while it is idle, and after a
+    recording that failed unforeseen, which may be the fault of the recording or of the replica.
     """
 
     def __init__(self, probe: Callable[[], object]) -> None:
+        probe()
         self._probe = probe
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._waiting = 0
@@ -62,6 +63,7 @@ class Worker:
         """
         if not self._waiting:
             await self.run(lambda _: self._probe())
+            self._fault = None
         elif self._fault:
             raise RuntimeError("the last recording failed, and so did the probe after it") from self._fault
         elif time.monotonic() - self._sign_of_life > SILENT_SECONDS:
@@ -73,18 +75,16 @@ class Worker:
     def _work(self, work: Callable[..., T], arguments: tuple[Any, ...], checkpoint: Callable[[], None]) -> T:
         checkpoint()
         try:
-            outcome = work(*arguments, checkpoint)
-        except (SoundSentryError, Abandoned):
+            return work(*arguments, checkpoint)
+        except Exception as error:
+            self.examine(error)
             raise
-        except Exception:
-            self._fault = self._try_probe()
-            raise
-        self._fault = None
-        return outcome
 
-    def _try_probe(self) -> Exception | None:
+    def examine(self, error: Exception) -> None:
+        """Find out, in the thread that computes, whether `error`, with which a recording failed, is the replica's."""
+        if isinstance(error, SoundSentryError | Abandoned):
+            return
         try:
             self._probe()
-        except Exception as error:
-            return error
-        return None
+        except Exception as fault:
+            self._fault = fault

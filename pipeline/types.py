@@ -6,6 +6,7 @@ a stage that must write copies first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +18,15 @@ Label = Literal["Real", "Fake", "Inconclusive", "No Speech"]
 Spectrum = Literal["mel", "linear"]
 OperatingPoint = Literal["balanced", "recall", "precision"]
 
+Checkpoint = Callable[[], None]
+"""Called between chunks of long work; it may raise, which ends the work, where nobody waits for its outcome."""
+
 SAMPLE_RATE = 16_000
 """Sample rate of every Waveform between stages, in Hz."""
+
+
+def go_on() -> None:
+    """The Checkpoint of work that nothing ends early."""
 
 
 @dataclass(frozen=True)

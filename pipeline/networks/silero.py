@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.types import Checkpoint, go_on
+
 CHUNK = 512
 CONTEXT = 64
 FFT = 256
@@ -38,11 +40,12 @@ class SileroVad(nn.Module):
             {k.replace(cell, layer) + ("_l0" if k.startswith(cell) else ""): v for k, v in parameters.items()}
         )
 
-    def forward(self, samples: Tensor) -> Tensor:
+    def forward(self, samples: Tensor, checkpoint: Checkpoint = go_on) -> Tensor:
         padded = F.pad(samples, (CONTEXT, -len(samples) % CHUNK))
         chunks = padded.unfold(0, CONTEXT + CHUNK, CHUNK)  # each with the end of the one before
         probabilities, memory = [], None
         for block in torch.split(chunks, BLOCK):
+            checkpoint()
             states, memory = self.lstm(self.encode(block), memory)
             probabilities.append(torch.sigmoid(self.final_conv(F.relu(states.transpose(1, 2))))[:, 0, 0])
         return torch.cat(probabilities)

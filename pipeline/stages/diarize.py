@@ -20,7 +20,7 @@ from pipeline.networks.pyannote import (
     load_segmentation,
 )
 from pipeline.stages.extract import choose_device
-from pipeline.types import SAMPLE_RATE, Recording, Turn
+from pipeline.types import SAMPLE_RATE, Checkpoint, Recording, Turn, go_on
 
 PUBLISHED = {
     "pyannote/speaker-diarization-3.1": ("speaker-diarization-3.1/config", "segmentation-3.0", "wespeaker"),
@@ -44,10 +44,11 @@ class Diarizer:
         self._one_at_a_time = threading.Lock()
         self.pipeline = load_pipeline(config.diarization, torch.device(choose_device(config.device)))
 
-    def diarize(self, recording: Recording) -> tuple[Turn, ...]:
+    def diarize(self, recording: Recording, checkpoint: Checkpoint = go_on) -> tuple[Turn, ...]:
         """The turns in `recording`, by start; speakers are SPEAKER_00, SPEAKER_01, ... as they appear.
 
-        Turns of different speakers may overlap.
+        Turns of different speakers may overlap. The checkpoint is passed at each chunk that a network hears; the
+        clustering in between, which takes seconds for hours of speech, has none.
         """
         samples = torch.tensor(recording.waveform.samples)
         if not len(samples):
@@ -55,7 +56,9 @@ class Diarizer:
         with self._one_at_a_time, warnings.catch_warnings():
             # pyannote takes the mean of no embeddings where nobody speaks for long.
             warnings.simplefilter("ignore", RuntimeWarning)
-            found: Any = self.pipeline({"waveform": samples.unsqueeze(0), "sample_rate": SAMPLE_RATE})
+            found: Any = self.pipeline(
+                {"waveform": samples.unsqueeze(0), "sample_rate": SAMPLE_RATE}, hook=lambda *_, **__: checkpoint()
+            )
         duration_seconds = recording.waveform.duration_seconds
         names: dict[str, str] = {}
         turns = []

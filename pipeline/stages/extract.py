@@ -18,6 +18,7 @@ from pipeline.networks.front import Parameters
 from pipeline.networks.tkan import TkanSpec, layer_features
 from pipeline.types import (
     SAMPLE_RATE,
+    Checkpoint,
     Features,
     Recording,
     Segment,
@@ -25,6 +26,7 @@ from pipeline.types import (
     Turn,
     Waveform,
     Window,
+    go_on,
 )
 from pipeline.verdict.bundle import Bundle
 from pipeline.verdict.windows import coverage, plan_chunks, plan_windows
@@ -60,13 +62,15 @@ class TkanExtractor:
             )
         self.layers = self.spec.expand_layers(self.backbone.layers)
 
-    def extract(self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None) -> Features:
+    def extract(
+        self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None, checkpoint: Checkpoint = go_on
+    ) -> Features:
         """Features of `recording`'s speech, whose segments are not empty; windows keep to one speaker each where
         `turns` are given."""
         windows = plan_windows(speech, turns, self.windows)
         return Features(
             windows=windows,
-            vectors=self.window_vectors(recording.waveform, windows),
+            vectors=self.window_vectors(recording.waveform, windows, checkpoint),
             spec_id=self.spec.spec_id,
             backbone_sha256=self.backbone.sha256,
             quality=measure_quality(recording.waveform, speech.segments),
@@ -75,12 +79,15 @@ class TkanExtractor:
         )
 
     @torch.inference_mode()
-    def window_vectors(self, waveform: Waveform, windows: tuple[Window, ...]) -> NDArray[np.float32]:
+    def window_vectors(
+        self, waveform: Waveform, windows: tuple[Window, ...], checkpoint: Checkpoint = go_on
+    ) -> NDArray[np.float32]:
         """(windows, dimension): the recipe's features of each window of `waveform`."""
         vectors: dict[int, NDArray[np.float32]] = {}
         heard: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         chunks = plan_chunks(windows, waveform.duration_seconds)
         for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
+            checkpoint()
             activations = self.backbone.activations(normalize_peak(waveform.crop(chunk)), self.layers)
             for row, window in enumerate(windows):
                 if window.parts[0].start >= chunk.end or window.parts[-1].end <= chunk.start:

@@ -15,7 +15,7 @@ from pipeline.config import DetectorConfig, VoiceActivity
 from pipeline.models import weights
 from pipeline.networks.silero import CHUNK, SileroVad
 from pipeline.stages.extract import choose_device
-from pipeline.types import SAMPLE_RATE, Recording, Segment, Speech
+from pipeline.types import SAMPLE_RATE, Checkpoint, Recording, Segment, Speech, go_on
 
 MIN_SAMPLES = 2_000
 """A shorter waveform is padded with silence up to this length; segmentation-3.0 needs 1,261 samples."""
@@ -38,17 +38,17 @@ class VoiceActivityDetector:
         self.frames = load(choose_device(config.device))
 
     @torch.inference_mode()
-    def detect(self, recording: Recording) -> Speech:
+    def detect(self, recording: Recording, checkpoint: Checkpoint = go_on) -> Speech:
         """The speech in `recording`; no segments where there is none."""
         samples = torch.tensor(recording.waveform.samples)
         padded = pad(samples, (0, max(0, MIN_SAMPLES - len(samples))))
-        probabilities, edges = self.frames(padded)
+        probabilities, edges = self.frames(padded, checkpoint)
         duration_seconds = recording.waveform.duration_seconds
         segments = binarize(probabilities, np.minimum(edges, duration_seconds), self.config)
         return Speech(segments, duration_seconds, recording.original_format, recording.warnings)
 
 
-def load_sliding_segmentation(device: str) -> Callable[[Tensor], Frames]:
+def load_sliding_segmentation(device: str) -> Callable[[Tensor, Checkpoint], Frames]:
     """segmentation-3.0 over windows of 10 s: (samples,) -> its Frames.
 
     A frame's probability is that of its likeliest speaker. The windows are spread evenly and overlap no more than the
@@ -58,10 +58,11 @@ def load_sliding_segmentation(device: str) -> Callable[[Tensor], Frames]:
 
     network = load_segmentation().to(device)
 
-    def frames(samples: Tensor) -> Frames:
+    def frames(samples: Tensor, checkpoint: Checkpoint) -> Frames:
         total = (len(samples) - FRAME_SAMPLES) // FRAME_STEP + 1
         sums, counts = np.zeros(total, np.float32), np.zeros(total, np.float32)
         for start in window_starts(total):
+            checkpoint()
             end = min(start + WINDOW_FRAMES, total)
             window = samples[start * FRAME_STEP : (end - 1) * FRAME_STEP + FRAME_SAMPLES].to(device)
             sums[start:end] += speaker_probabilities(network, window).amax(dim=-1).cpu().numpy()
@@ -78,14 +79,14 @@ def window_starts(frames: int) -> list[int]:
     return [round(start) for start in np.linspace(0, max(0, frames - WINDOW_FRAMES), count)]
 
 
-def load_silero(device: str) -> Callable[[Tensor], Frames]:
+def load_silero(device: str) -> Callable[[Tensor, Checkpoint], Frames]:
     """Silero over the whole recording: (samples,) -> its Frames of 32 ms."""
     network = SileroVad()
     network.load(load_file(weights("silero")))
     network.eval().to(device)
 
-    def frames(samples: Tensor) -> Frames:
-        speech = network(samples.to(device)).cpu().numpy()
+    def frames(samples: Tensor, checkpoint: Checkpoint) -> Frames:
+        speech = network(samples.to(device), checkpoint).cpu().numpy()
         return speech, np.arange(len(speech) + 1) * CHUNK / SAMPLE_RATE
 
     return frames

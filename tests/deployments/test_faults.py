@@ -7,6 +7,8 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,33 @@ def replica_ids(cluster: Cluster) -> set[str]:
         for deployment in cluster.application()["deployments"].values()
         for replica in deployment["replicas"]
     }
+
+
+def test_work_ends_with_its_client(
+    service: httpx.Client, cluster: Cluster, ten_seconds: NDArray[np.float32], sample_wav: bytes
+) -> None:
+    """The longest recording there may be, diarized, for a client that hangs up."""
+    (replica,) = cluster.application()["deployments"]["Diarizer"]["replicas"]
+    used = partial(cpu_seconds, replica["pid"])
+    request = service.build_request(
+        "POST", "/predict", files={"audio": encode(np.tile(ten_seconds, 59))}, data={"use_diarization": "true"}
+    )
+    before = used()
+    connection = HTTPConnection(service.base_url.host, service.base_url.port)
+    connection.request("POST", "/predict", request.read(), dict(request.headers))
+    wait_until(lambda: used() > before + 1.0, 60)
+    connection.close()
+    time.sleep(2.0)
+    after = used()
+    time.sleep(3.0)
+    assert used() < after + 0.5, "the Diarizer is idle, but for its health checks"
+
+    short = sample_wav[: 44 + 5 * 32_000]
+    answer = service.post("/predict", files={"audio": short}, data={"use_diarization": "true"})
+    assert answer.status_code == 200, answer.text
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed so far, in all of its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,175 @@
+"""Work that outlives nobody, and health checks that wait for no recording."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from deployments import worker as module
+from deployments.worker import Worker
+from pipeline.errors import EmptyAudio
+from pipeline.types import Checkpoint
+
+
+class Long:
+    """Work of chunks, each of which takes until the test lets it pass."""
+
+    def __init__(self) -> None:
+        self.begun, self.passed, self.ended = threading.Event(), threading.Semaphore(0), threading.Event()
+        self.chunks = 0
+
+    def __call__(self, chunks: int, checkpoint: Checkpoint) -> int:
+        try:
+            for _ in range(chunks):
+                self.chunks += 1
+                self.begun.set()
+                self.passed.acquire()
+                checkpoint()
+            return self.chunks
+        finally:
+            self.ended.set()
+
+
+def run(test: Callable[[Worker], Coroutine[Any, Any, None]], probe: Callable[[], object] = lambda: None) -> None:
+    worker = Worker(probe)
+    asyncio.run(asyncio.wait_for(test(worker), 60))
+
+
+async def begun(work: Long) -> None:
+    while not work.begun.is_set():
+        await asyncio.sleep(0.01)
+
+
+def test_work_ends_at_its_next_checkpoint_once_its_caller_is_gone() -> None:
+    async def test(worker: Worker) -> None:
+        long, other = Long(), Long()
+        task = asyncio.create_task(worker.run(long, 1_000))
+        await begun(long)
+        other.passed.release()
+        following = asyncio.create_task(worker.run(other, 1))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not other.begun.is_set(), "one recording at a time"
+        long.passed.release()
+        assert await following == 1
+        assert long.ended.is_set() and long.chunks == 1
+
+    run(test)
+
+
+def test_work_that_has_not_begun_never_does_once_its_caller_is_gone() -> None:
+    async def test(worker: Worker) -> None:
+        first, second = Long(), Long()
+        task = asyncio.create_task(worker.run(first, 1))
+        await begun(first)
+        waiting = asyncio.create_task(worker.run(second, 1))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        first.passed.release()
+        await task
+        await worker.check_health()
+        assert not second.begun.is_set()
+
+    run(test)
+
+
+def test_a_health_check_waits_for_no_recording() -> None:
+    async def test(worker: Worker) -> None:
+        long = Long()
+        task = asyncio.create_task(worker.run(long, 1))
+        await begun(long)
+        await worker.check_health()
+        assert not task.done()
+        long.passed.release()
+        await task
+
+    run(test)
+
+
+def test_work_that_passes_no_checkpoint_for_long_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.05)
+
+    async def test(worker: Worker) -> None:
+        long = Long()
+        task = asyncio.create_task(worker.run(long, 1))
+        await begun(long)
+        await asyncio.sleep(0.1)
+        with pytest.raises(RuntimeError, match="has not moved"):
+            await worker.check_health()
+        long.passed.release()
+        await task
+
+    run(test)
+
+
+def test_an_idle_replica_proves_itself_on_the_probe() -> None:
+    broken: list[Exception] = []
+
+    def probe() -> None:
+        if broken:
+            raise broken[0]
+
+    async def test(worker: Worker) -> None:
+        await worker.check_health()
+        broken.append(ValueError("the device is gone"))
+        with pytest.raises(ValueError, match="the device is gone"):
+            await worker.check_health()
+        broken.clear()
+        await worker.check_health()
+
+    run(test, probe)
+
+
+@pytest.mark.parametrize(
+    ("error", "replica_is_broken", "healthy"),
+    [(ValueError("strange"), False, True), (ValueError("device"), True, False), (EmptyAudio("Send more."), True, True)],
+    ids=["a strange recording", "a broken replica", "a refused recording"],
+)
+def test_a_replica_is_judged_by_the_probe_and_not_by_what_it_was_sent(
+    error: Exception, replica_is_broken: bool, healthy: bool
+) -> None:
+    broken = False
+
+    def probe() -> None:
+        if broken:
+            raise RuntimeError("the device is gone")
+
+    def fail(_: Checkpoint) -> None:
+        raise error
+
+    async def test(worker: Worker) -> None:
+        nonlocal broken
+        broken = replica_is_broken
+        with pytest.raises(type(error)):
+            await worker.run(fail)
+        long = Long()
+        task = asyncio.create_task(worker.run(long, 1))
+        await begun(long)
+        if healthy:
+            await worker.check_health()
+        else:
+            with pytest.raises(RuntimeError, match="so did the probe"):
+                await worker.check_health()
+        long.passed.release()
+        await task
+
+    run(test, probe)
+
+
+def test_a_recording_that_cannot_begin_holds_up_no_event_loop() -> None:
+    async def test(worker: Worker) -> None:
+        long = Long()
+        task = asyncio.create_task(worker.run(long, 1))
+        started = time.monotonic()
+        await asyncio.sleep(0.01)
+        assert not task.done() and time.monotonic() > started
+        long.passed.release()
+        await task
+
+    run(test)
