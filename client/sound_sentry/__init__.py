@@ -1,0 +1,46 @@
+"""Client of Sound Sentry: is this speech a human's or a machine's?
+
+Only what talks to the service is here. It judges nothing itself, and imports no torch, no Ray and nothing of the
+service's code.
+"""
+
+from sound_sentry.audio import Audio
+from sound_sentry.calls import Options
+from sound_sentry.client import AsyncSoundSentry, SoundSentry
+from sound_sentry.errors import (
+    AccessRefused,
+    JobNotFinished,
+    NoAnswer,
+    NotFound,
+    RequestRefused,
+    ServiceError,
+    ServiceFailed,
+    ServiceUnavailable,
+    SoundSentryError,
+    TooManyRequests,
+    UnexpectedAnswer,
+)
+from sound_sentry.models import Batch, Health, Info, Prediction, Verdict
+
+__all__ = [
+    "AccessRefused",
+    "AsyncSoundSentry",
+    "Audio",
+    "Batch",
+    "Health",
+    "Info",
+    "JobNotFinished",
+    "NoAnswer",
+    "NotFound",
+    "Options",
+    "Prediction",
+    "RequestRefused",
+    "ServiceError",
+    "ServiceFailed",
+    "ServiceUnavailable",
+    "SoundSentry",
+    "SoundSentryError",
+    "TooManyRequests",
+    "UnexpectedAnswer",
+    "Verdict",
+]

@@ -1,0 +1,177 @@
+"""Every error of the client.
+
+SoundSentryError
+├── ServiceError                 the service said no, in a problem document (RFC 9457)
+│   ├── RequestRefused           4xx: change the request
+│   │   ├── AccessRefused        401, 403: the key is missing, unknown or not allowed this
+│   │   ├── NotFound             404, 410: no such job, or it is gone
+│   │   └── TooManyRequests      429: still so after the retries
+│   └── ServiceFailed            5xx: nothing can be said about the recording
+│       └── ServiceUnavailable   503: still so after the retries
+├── NoAnswer                     the service cannot be reached, or hung up
+├── UnexpectedAnswer             something answered that is not this service, or another version of it
+├── JobNotFinished               a wait for a job took longer than allowed; the job goes on
+└── NothingToSend                the command found no recording, or nothing to listen to
+
+A wrong argument is a ValueError or a TypeError, and a file that cannot be read is an OSError, as everywhere in Python.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+
+class SoundSentryError(Exception):
+    """Base of the hierarchy. `detail` is a sentence for people; `passing` says whether trying again may help."""
+
+    passing = False
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class ServiceError(SoundSentryError):
+    """The service refused or failed. The attributes are those of its problem document.
+
+    `type` ends in the name of the problem, `request_id` is what the service's log knows the request by, and
+    `retry_after_seconds` is how long the service asks to wait before the next attempt; the last two may be None.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        status: int,
+        title: str,
+        type: str = "about:blank",
+        request_id: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.title = title
+        self.type = type
+        self.request_id = request_id
+        self.retry_after_seconds = retry_after_seconds
+
+    def __str__(self) -> str:
+        request = f" (request {self.request_id})" if self.request_id else ""
+        return f"{self.title}: {self.detail}{request}"
+
+
+class RequestRefused(ServiceError):
+    """4xx: the request must be changed."""
+
+
+class AccessRefused(RequestRefused):
+    """401 or 403: the key is missing, unknown, or not allowed to do this."""
+
+
+class NotFound(RequestRefused):
+    """404 or 410: there is no such job, or its time is over."""
+
+
+class TooManyRequests(RequestRefused):
+    """429: more requests than the key may send."""
+
+    passing = True
+
+
+class ServiceFailed(ServiceError):
+    """5xx: the service failed. Nothing can be said about the recording."""
+
+
+class ServiceUnavailable(ServiceFailed):
+    """503: a stage is down or overloaded."""
+
+    passing = True
+
+
+class NoAnswer(SoundSentryError):
+    """No answer came. `passing` is False where there is no use in trying again, as after a time-out."""
+
+    def __init__(self, detail: str, *, passing: bool) -> None:
+        super().__init__(detail)
+        self.passing = passing
+
+
+class UnexpectedAnswer(SoundSentryError):
+    """The answer is not one that the service documents."""
+
+
+class JobNotFinished(SoundSentryError):
+    """The job was not finished in the time given. It goes on, and can be waited for again."""
+
+
+class NothingToSend(SoundSentryError):
+    """The command found no recording, no microphone, or sound in a form that cannot be streamed."""
+
+
+def service_error(response: httpx.Response) -> ServiceError:
+    """The error that an answer with a status of 400 or more stands for; its body must have been read."""
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    return problem_error(document, response.status_code, response.headers)
+
+
+def problem_error(document: Any, status: int, headers: httpx.Headers | None = None) -> ServiceError:
+    """The error that a problem document stands for. Another body, as of a proxy, counts by its status."""
+    headers = headers or httpx.Headers()
+    known = document if isinstance(document, dict) else {}
+    phrase = httpx.codes.get_reason_phrase(status) or "Error"
+    return _error_class(status)(
+        str(known.get("detail") or f"Something answered {status} {phrase} and gave no reason. Check the address."),
+        status=status,
+        title=str(known.get("title") or phrase),
+        type=str(known.get("type") or "about:blank"),
+        request_id=known.get("request_id") or headers.get("x-request-id"),
+        retry_after_seconds=_retry_after_seconds(headers.get("retry-after")),
+    )
+
+
+def no_answer(error: httpx.RequestError) -> NoAnswer:
+    """The error that stands for a failure on the way."""
+    passing = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        detail = "The service cannot be reached. Check the address, and that the service runs."
+    elif isinstance(error, httpx.TimeoutException):
+        detail = "The service did not answer in time. Send a shorter recording, submit a job, or raise timeout_seconds."
+    elif passing:
+        detail = "The service hung up before it had answered. Try again."
+    else:
+        detail = f"The service cannot be asked: {error}."
+    return NoAnswer(detail, passing=passing)
+
+
+def _error_class(status: int) -> type[ServiceError]:
+    match status:
+        case 401 | 403:
+            return AccessRefused
+        case 404 | 410:
+            return NotFound
+        case 429:
+            return TooManyRequests
+        case 503:
+            return ServiceUnavailable
+        case _:
+            return RequestRefused if status < 500 else ServiceFailed
+
+
+def _retry_after_seconds(value: str | None) -> float | None:
+    """Seconds from now, of a Retry-After header (RFC 9110, 10.2.3): a number of seconds, or a date."""
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

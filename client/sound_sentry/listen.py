@@ -1,0 +1,100 @@
+"""`sound-sentry listen`: a verdict that follows the sound, and at the end one on the whole."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from sound_sentry.client import SoundSentry
+from sound_sentry.models import StreamMoment, StreamUpdate
+from sound_sentry.output import STYLES, Output, file_result
+from sound_sentry.sources import MICROPHONE_RATE, microphone, recording
+
+BARS = "▁▂▃▄▅▆▇█"
+REMEMBERED = 60
+"""Updates that are drawn: half a minute."""
+
+
+def listen(arguments: argparse.Namespace) -> int:
+    """Stream a file, a pipe or the microphone until it ends, or until Ctrl-C; returns the exit code of the whole."""
+    stopped = threading.Event()
+    if arguments.source is None:
+        rate = arguments.sample_rate or MICROPHONE_RATE
+        source = microphone(arguments.device, rate, arguments.channels, stopped)
+    else:
+        source = recording(arguments.source, arguments.sample_rate, arguments.channels, stopped)
+    with SoundSentry(arguments.url, arguments.api_key) as sentry:
+        output = Output(arguments, sentry.info())
+        with source as (options, sound), _display(arguments.output) as show, _ended_by_interrupt(stopped):
+            if arguments.per_channel:
+                options["per_channel"] = True
+            if arguments.use_diarization:
+                options["use_diarization"] = True
+            if arguments.operating_point:
+                options["operating_point"] = arguments.operating_point
+            for said in sentry.stream(sound, **options):
+                if isinstance(said, StreamUpdate):
+                    show(said)
+                else:
+                    output.add(file_result(said, arguments.source or "microphone"))
+    return output.finish()
+
+
+@contextmanager
+def _ended_by_interrupt(stopped: threading.Event) -> Iterator[None]:
+    """Let a first Ctrl-C end the sound, so that the verdict on it still comes; a second one is as ever."""
+
+    def end(_: int, __: FrameType | None) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _display(form: str) -> Iterator[Callable[[StreamUpdate], None]]:
+    """Shows each update: in one place of a terminal, else a line each; as JSON where that is asked for."""
+    if form == "json":
+        yield lambda update: print(update.model_dump_json(exclude_unset=True), flush=True)
+    elif not sys.stdout.isatty():
+        yield lambda update: print(_line(update).plain, flush=True)
+    else:
+        heard: deque[float | None] = deque(maxlen=REMEMBERED)
+        with Live(console=Console(highlight=False), auto_refresh=False, transient=True) as live:
+
+            def show(update: StreamUpdate) -> None:
+                heard.append(update.mean_probability)
+                bars = "".join("·" if p is None else BARS[min(int(p * len(BARS)), len(BARS) - 1)] for p in heard)
+                live.update(_line(update).append(f"\n{bars}"), refresh=True)
+
+            yield show
+
+
+def _line(update: StreamUpdate) -> Text:
+    """The update in a line, and a line for each channel of it."""
+    minutes, seconds = divmod(update.end, 60)
+    text = Text(f"{minutes:.0f}:{seconds:04.1f}  ").append(_said(update))
+    for channel in update.channels:
+        text.append(f"\n  {channel.channel}  ").append(_said(channel))
+    return text
+
+
+def _said(moment: StreamMoment) -> Text:
+    probability = "" if moment.mean_probability is None else f"{100 * moment.mean_probability:.0f} %"
+    between = "{:.0f}–{:.0f} %".format(*(100 * end for end in moment.interval)) if moment.interval else ""
+    text = Text(f"{moment.overall:<13}", STYLES[moment.overall])
+    return text.append(f"{probability:>5}  {between:<10} {', '.join(moment.reasons)}".rstrip(), "none")

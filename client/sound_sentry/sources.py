@@ -1,0 +1,121 @@
+"""Where `sound-sentry listen` takes its sound from: a file, a pipe, or a microphone through an external recorder.
+
+Each source gives what its stream holds, and its sound in chunks until it ends or `stopped` is set.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from io import BufferedReader
+from typing import BinaryIO, cast
+
+from sound_sentry.errors import NothingToSend
+from sound_sentry.stream import StreamOptions
+
+MICROPHONE_RATE = 16_000
+READ_SECONDS = 0.1
+WEBM_BYTES = 2**16
+
+FFMPEG_INPUTS = {"linux": ("pulse", "default"), "darwin": ("avfoundation", ":default")}
+"""Of each system, FFmpeg's format for microphones and its name for the one in use."""
+
+Sound = tuple[StreamOptions, Iterator[bytes]]
+
+
+@contextmanager
+def recording(name: str, sample_rate: int | None, channels: int, stopped: threading.Event) -> Iterator[Sound]:
+    """A file, or standard input where the name is `-`: WAV of 16 bits, WebM, or, where a rate is given, raw samples.
+
+    Raises OSError, or NothingToSend for any other content.
+    """
+    standard_input = cast(BufferedReader, sys.stdin.buffer)
+    with nullcontext(standard_input) if name == "-" else open(name, "rb") as file:
+        head = file.peek(4)[:4]
+        if sample_rate is not None:
+            yield _samples(file.read, sample_rate, channels, 2 * channels, stopped)
+        elif head == b"\x1aE\xdf\xa3":
+            yield {"format": "webm"}, _chunks(lambda: file.read1(WEBM_BYTES), stopped)
+        elif head == b"RIFF":
+            with _wav(name, file) as wav:
+                if wav.getsampwidth() != 2:
+                    raise _not_streamed(name)
+                yield _samples(wav.readframes, wav.getframerate(), wav.getnchannels(), 1, stopped)
+        else:
+            raise _not_streamed(name)
+
+
+@contextmanager
+def microphone(device: str | None, sample_rate: int, channels: int, stopped: threading.Event) -> Iterator[Sound]:
+    """What a recorder hears. Raises NothingToSend where there is none, or it fails."""
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(
+            recorder_command(device, sample_rate, channels),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+        ) as recorder,
+    ):
+        assert recorder.stdout
+
+        def heard(chunks: Iterator[bytes]) -> Iterator[bytes]:
+            yield from chunks
+            if not stopped.is_set() and recorder.wait():
+                complaints.seek(0)
+                said = complaints.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+                raise NothingToSend(f"The recorder gave up: {said[-1]}. Check the microphone, or pipe sound in.")
+
+        options, chunks = _samples(recorder.stdout.read, sample_rate, channels, 2 * channels, stopped)
+        try:
+            yield options, heard(chunks)
+        finally:
+            recorder.terminate()
+
+
+def recorder_command(device: str | None, sample_rate: int, channels: int) -> list[str]:
+    """The command that writes raw 16-bit samples of a microphone. Raises NothingToSend where none is installed."""
+    if shutil.which("arecord"):
+        command = ["arecord", "--quiet", "--file-type=raw", "--format=S16_LE", f"--rate={sample_rate}"]
+        return [*command, f"--channels={channels}", *([f"--device={device}"] if device else [])]
+    if shutil.which("ffmpeg") and sys.platform in FFMPEG_INPUTS:
+        kind, usual = FFMPEG_INPUTS[sys.platform]
+        command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-f", kind, "-i", device or usual]
+        return [*command, "-f", "s16le", "-ar", str(sample_rate), "-ac", str(channels), "-"]
+    raise NothingToSend(
+        "There is no recorder. Install arecord (alsa-utils) or ffmpeg, or pipe sound into `sound-sentry listen -`."
+    )
+
+
+def _samples(
+    read: Callable[[int], bytes], sample_rate: int, channels: int, unit: int, stopped: threading.Event
+) -> Sound:
+    """PCM that `read` gives so many frames, or bytes, of: `unit` is how many of these a frame has."""
+    count = max(1, int(READ_SECONDS * sample_rate)) * unit
+    options: StreamOptions = {"format": "pcm_s16le", "sample_rate": sample_rate, "channels": channels}
+    return options, _chunks(lambda: read(count), stopped)
+
+
+def _wav(name: str, file: BinaryIO) -> wave.Wave_read:
+    try:
+        return wave.open(file, "rb")
+    except (wave.Error, EOFError) as error:
+        raise _not_streamed(name) from error
+
+
+def _chunks(read: Callable[[], bytes], stopped: threading.Event) -> Iterator[bytes]:
+    while not stopped.is_set() and (chunk := read()):
+        yield chunk
+
+
+def _not_streamed(name: str) -> NothingToSend:
+    return NothingToSend(
+        f"{'Standard input' if name == '-' else name} is neither 16-bit WAV nor WebM. Give the --sample-rate of raw "
+        "16-bit samples, or convert it: ffmpeg -i FILE -f wav -c:a pcm_s16le - | sound-sentry listen -"
+    )

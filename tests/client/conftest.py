@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sound_sentry import AsyncSoundSentry, SoundSentry
+
+from tests.client.stand_in import StandIn, stand_in
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StandIn]:
+    with stand_in() as server:
+        yield server
+
+
+@pytest.fixture(params=["SoundSentry", "AsyncSoundSentry"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """Calls one method of either client: `ask(url, "predict", path, use_diarization=True)`."""
+
+    def ask(url: str, method: str, *arguments: Any, client: dict[str, Any] | None = None, **options: Any) -> Any:
+        if request.param == "SoundSentry":
+            with SoundSentry(url, **client or {}) as sentry:
+                return getattr(sentry, method)(*arguments, **options)
+
+        async def ask_async() -> Any:
+            async with AsyncSoundSentry(url, **client or {}) as sentry:
+                return await getattr(sentry, method)(*arguments, **options)
+
+        return asyncio.run(ask_async())
+
+    return ask

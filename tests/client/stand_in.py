@@ -1,0 +1,96 @@
+"""A stand-in for the service, for what the real one does not do on demand: to be overloaded, to hang up, to say Fake.
+
+It is a web server on a port of its own that gives the answers a test has put up, one a request, and keeps the requests.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from deployments.http.answers import INFO, PREDICT
+from tests.graph import wait_until
+
+
+def example(responses: dict[int | str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """An answer as the service documents it."""
+    answer: dict[str, Any] = responses[200]["content"]["application/json"]["examples"][name]["value"]
+    return answer
+
+
+INFO_ANSWER = example(INFO, "defaults")
+FAKE = example(PREDICT, "fake")
+
+HANG_UP = Response(status_code=200, headers={"content-length": "1000"})
+"""An answer that ends before it is whole."""
+
+
+class StandIn:
+    """`answers` are given in their order, the last one again and again. What came is in `requests`, and of their forms
+    the fields are in `fields` and the files in `files`, each with its field, name and bytes.
+
+    `converse` answers a WebSocket, and puts what it hears into `heard`.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.answers: list[Response] = []
+        self.requests: list[Request] = []
+        self.fields: list[dict[str, str]] = []
+        self.files: list[list[tuple[str, str | None, bytes]]] = []
+
+        self.converse: Callable[[WebSocket, list[str | bytes]], Awaitable[None]] | None = None
+        self.heard: list[str | bytes] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            assert self.converse
+            self.heard.clear()
+            with suppress(WebSocketDisconnect, RuntimeError):  # the client may hang up at any time
+                await self.converse(WebSocket(scope, receive, send), self.heard)
+            return
+        request = Request(scope, receive)
+        self.requests.append(request)
+        async with request.form() as form:
+            parts = form.multi_items()
+            self.fields.append({name: part for name, part in parts if isinstance(part, str)})
+            self.files.append([(n, part.filename, await part.read()) for n, part in parts if not isinstance(part, str)])
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        await answer(scope, receive, send)
+
+    def put_up(self, *answers: Response | dict[str, Any]) -> None:
+        """Give these answers next; one that is a dictionary is JSON with the status 200."""
+        self.answers[:] = [JSONResponse(answer) if isinstance(answer, dict) else answer for answer in answers]
+        self.requests.clear()
+        self.fields.clear()
+        self.files.clear()
+
+
+@contextmanager
+def stand_in() -> Iterator[StandIn]:
+    app = StandIn()
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="critical", ws="websockets-sansio"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started, 30)
+        app.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield app
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def problem(status: int, *, retry_after: str | None = None, **members: Any) -> Response:
+    """A problem document, as the service answers it."""
+    document = {"type": "/docs#name", "title": "Title", "status": status, "detail": "What to do.", **members}
+    headers = {"retry-after": retry_after} if retry_after is not None else None
+    return JSONResponse(document, status, headers, media_type="application/problem+json")

@@ -1,0 +1,196 @@
+"""Requests, retries and errors, as both clients do them."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sound_sentry import (
+    AccessRefused,
+    AsyncSoundSentry,
+    NoAnswer,
+    NotFound,
+    RequestRefused,
+    ServiceError,
+    ServiceFailed,
+    ServiceUnavailable,
+    SoundSentry,
+    SoundSentryError,
+    TooManyRequests,
+    UnexpectedAnswer,
+    errors,
+)
+from sound_sentry.calls import Attempt, Calls
+from starlette.responses import JSONResponse, PlainTextResponse
+
+from tests.client.conftest import Ask
+from tests.client.stand_in import FAKE, HANG_UP, INFO_ANSWER, StandIn, problem
+from tests.graph import free_port
+
+HEALTH = {"status": "unhealthy", "classifier_loaded": False, "timestamp": "2026-01-01T00:00:00Z", "stages": {}}
+
+
+def refused(error: type[SoundSentryError], ask: Ask, *arguments: Any, **options: Any) -> Any:
+    with pytest.raises(error) as caught:
+        ask(*arguments, **options)
+    return caught.value
+
+
+def test_options_are_fields_of_the_form(ask: Ask, server: StandIn, tmp_path: Path) -> None:
+    server.put_up(FAKE)
+    path = tmp_path / "call.webm"
+    path.write_bytes(b"audio")
+    answer = ask(server.url, "predict", path, use_diarization=True, operating_point="recall", num_speakers=2, track=0)
+    assert answer.overall == "Fake"
+    assert answer.model_dump(mode="json", exclude_unset=True) == FAKE
+    assert server.files == [[("audio", "call.webm", b"audio")]]
+    assert server.fields == [
+        {"use_diarization": "true", "operating_point": "recall", "num_speakers": "2", "track": "0"}
+    ]
+
+
+def test_an_option_that_does_not_exist_is_named(ask: Ask, server: StandIn) -> None:
+    with pytest.raises(TypeError, match="no option diarise"):
+        ask(server.url, "predict", b"audio", diarise=True)
+
+
+def test_the_key_is_sent_and_never_shown(ask: Ask, server: StandIn) -> None:
+    server.put_up(INFO_ANSWER, problem(401))
+    ask(server.url, "info", client={"api_key": "secret"})
+    assert server.requests[0].headers["authorization"] == "Bearer secret"
+    assert "secret" not in str(refused(AccessRefused, ask, server.url, "info", client={"api_key": "secret"}))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (401, AccessRefused),
+        (403, AccessRefused),
+        (404, NotFound),
+        (410, NotFound),
+        (409, RequestRefused),
+        (413, RequestRefused),
+        (429, TooManyRequests),
+        (500, ServiceFailed),
+        (503, ServiceUnavailable),
+        (504, ServiceFailed),
+    ],
+)
+def test_a_problem_document_becomes_an_error(server: StandIn, status: int, kind: type[ServiceError]) -> None:
+    server.put_up(problem(status, request_id="a1b2"))
+    with SoundSentry(server.url, retries=0) as sentry, pytest.raises(ServiceError) as caught:
+        sentry.predict(b"audio")
+    error = caught.value
+    assert type(error) is kind
+    assert (error.status, error.title, error.detail, error.type) == (status, "Title", "What to do.", "/docs#name")
+    assert error.request_id == "a1b2"
+    assert str(error) == "Title: What to do. (request a1b2)"
+
+
+def test_an_answer_from_something_else_is_no_verdict(ask: Ask, server: StandIn) -> None:
+    server.put_up(PlainTextResponse("<html>no gateway</html>", 502), {"hello": "world"}, FAKE | {"overall": "Maybe"})
+    error = refused(ServiceFailed, ask, server.url, "info")
+    assert (error.status, error.title, error.request_id) == (502, "Bad Gateway", None)
+    assert "Check the address" in str(refused(UnexpectedAnswer, ask, server.url, "info"))
+    refused(UnexpectedAnswer, ask, server.url, "predict", b"audio")
+
+
+def test_the_service_is_asked_again_when_it_says_so(ask: Ask, server: StandIn, tmp_path: Path) -> None:
+    path = tmp_path / "call.wav"
+    path.write_bytes(b"audio" * 100_000)
+    server.put_up(problem(503, retry_after="0"), problem(429, retry_after="0"), HANG_UP, FAKE)
+    assert ask(server.url, "predict", path).overall == "Fake"
+    assert len(server.requests) == 4
+    assert [len(data) for [(_, _, data)] in server.files] == [500_000] * 4, "each attempt sends the whole file"
+
+
+def test_a_refusal_is_final(ask: Ask, server: StandIn) -> None:
+    for answer in (problem(422), problem(500), problem(504)):
+        server.put_up(answer)
+        refused(ServiceError, ask, server.url, "predict", b"audio")
+        assert len(server.requests) == 1
+
+
+def test_retries_have_a_bound(ask: Ask, server: StandIn) -> None:
+    server.put_up(problem(503, retry_after="0"))
+    refused(ServiceUnavailable, ask, server.url, "info", client={"retries": 2})
+    assert len(server.requests) == 3
+    server.put_up(problem(429, retry_after="3600"))
+    assert refused(TooManyRequests, ask, server.url, "info").retry_after_seconds == 3600
+    assert len(server.requests) == 1, "an hour is more than max_wait_seconds"
+
+
+def delays(*answers: httpx.Response | httpx.RequestError, retries: int, max_wait_seconds: float) -> list[float]:
+    """How long a call waits before each of its attempts, until it gives up."""
+    with httpx.Client(base_url="http://service") as http:
+        call = Calls(http, retries=retries, max_wait_seconds=max_wait_seconds).info()
+        attempts: list[Attempt] = [next(call)]
+        with pytest.raises((ServiceError, NoAnswer)):
+            for answer in answers:
+                attempts.append(call.send(answer))
+    return [attempt.delay_seconds for attempt in attempts]
+
+
+def overloaded(retry_after: str | None = None) -> httpx.Response:
+    return httpx.Response(503, headers={"retry-after": retry_after} if retry_after else None)
+
+
+def test_how_long_a_call_waits() -> None:
+    lost = httpx.ConnectError("")
+    assert delays(*[lost] * 9, retries=6, max_wait_seconds=60) == [0, 0.5, 1, 2, 4, 8, 8]
+    assert delays(*[overloaded("7")] * 9, retries=9, max_wait_seconds=20) == [0, 7, 7]
+    assert delays(overloaded("7"), overloaded(), overloaded(), lost, retries=3, max_wait_seconds=60) == [0, 7, 1, 2]
+    assert delays(overloaded("soon"), lost, retries=1, max_wait_seconds=60) == [0, 0.5]
+    tomorrow = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    (_, delay) = delays(overloaded(tomorrow), lost, retries=1, max_wait_seconds=60)
+    assert delay == pytest.approx(30, abs=5)
+    assert delays(overloaded("Sun, 06 Nov 1994 08:49:37 GMT"), lost, retries=1, max_wait_seconds=60) == [0, 0]
+
+
+def test_a_time_out_is_not_tried_again() -> None:
+    assert delays(httpx.ReadTimeout(""), retries=9, max_wait_seconds=60) == [0]
+
+
+def test_a_service_that_is_down_is_named(ask: Ask) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert "cannot be reached" in str(refused(NoAnswer, ask, url, "info", client={"retries": 0}))
+    assert "protocol" in str(refused(NoAnswer, ask, "127.0.0.1:8000", "info"))
+
+
+def test_an_unhealthy_service_is_an_answer(ask: Ask, server: StandIn) -> None:
+    server.put_up(JSONResponse(HEALTH, 503))
+    health = ask(server.url, "health")
+    assert (health.status, health.classifier_loaded) == ("unhealthy", False)
+    assert len(server.requests) == 1
+
+
+def test_fields_of_a_newer_service_are_kept(ask: Ask, server: StandIn) -> None:
+    server.put_up(FAKE | {"mood": "cheerful"})
+    assert ask(server.url, "predict", b"audio").model_dump(mode="json", exclude_unset=True)["mood"] == "cheerful"
+
+
+def test_the_twins_have_the_same_methods() -> None:
+    def methods(client: type) -> dict[str, list[tuple[str, Any]]]:
+        return {
+            name: [(p.name, p.default) for p in inspect.signature(method).parameters.values()]
+            for name, method in inspect.getmembers(client, inspect.isfunction)
+            if not name.startswith("_") or name == "__init__"
+        }
+
+    assert methods(SoundSentry) == methods(AsyncSoundSentry)
+
+
+def test_the_errors_are_those_of_the_table() -> None:
+    """The table in the module's docstring is the hierarchy."""
+    table = errors.__doc__ or ""
+
+    def names(error: type[SoundSentryError]) -> set[str]:
+        return {error.__name__}.union(*(names(kind) for kind in error.__subclasses__()))
+
+    drawn = {line.split("── ")[1].split()[0] for line in table.splitlines() if "── " in line}
+    assert drawn | {"SoundSentryError"} == names(SoundSentryError)

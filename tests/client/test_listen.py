@@ -1,0 +1,162 @@
+"""`sound-sentry listen`, as a person runs it, with a stand-in for what the service says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import ROOT
+from tests.audio import encode
+from tests.client.stand_in import INFO_ANSWER, StandIn, stand_in
+from tests.client.test_stream import UPDATE, VERDICT, say_as_the_service_does
+from tests.graph import wait_until
+
+HALF_A_SECOND = np.zeros(8_000, np.float32)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StandIn]:
+    with stand_in() as server:
+        server.put_up(INFO_ANSWER)
+        server.converse = say_as_the_service_does
+        yield server
+
+
+def start(server: StandIn, *arguments: str | Path, path: str | None = None) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "client"), "SOUND_SENTRY_URL": server.url}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sound_sentry", "listen", *arguments],
+        env=environment | ({"PATH": path} if path is not None else {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(server: StandIn, *arguments: str | Path, sound: bytes = b"", path: str | None = None) -> tuple[int, str, str]:
+    """The exit code, what was answered, and what was complained of."""
+    with start(server, *arguments, path=path) as process:
+        output, errors = process.communicate(sound, timeout=120)
+    assert b"Traceback" not in errors
+    return process.returncode, output.decode(), errors.decode()
+
+
+def sound_heard(server: StandIn) -> tuple[dict[str, object], bytes]:
+    """How the stream began, and the sound in it."""
+    opening, *sound, end = server.heard
+    assert json.loads(end) == {"end": True}
+    return json.loads(opening), b"".join(part for part in sound if isinstance(part, bytes))
+
+
+def test_a_wav_file(server: StandIn, tmp_path: Path) -> None:
+    path = tmp_path / "call.wav"
+    samples = np.linspace(-0.5, 0.5, 8_000, dtype=np.float32)
+    path.write_bytes(encode(np.stack([samples, -samples]), rate=8_000))
+    code, output, _ = run(server, path, "--per-channel")
+    assert code == 1
+    opening, sound = sound_heard(server)
+    assert opening == {"format": "pcm_s16le", "sample_rate": 8_000, "channels": 2, "per_channel": True}
+    left, right = np.frombuffer(sound, "<i2").reshape(-1, 2).T / 2**15
+    assert np.allclose(left, samples, atol=1e-4)
+    assert np.allclose(right, -samples, atol=1e-4)
+    *updates, _, file, speaker = output.splitlines()
+    assert {" ".join(line.split()) for line in updates} == {"0:00.5 Real 10 % 0–20 %"}
+    assert file.split()[:2] == [str(path), "Fake"]
+    assert speaker.split()[0] == "SPEAKER_00"
+
+
+def test_a_pipe_of_wav_and_one_of_raw_samples(server: StandIn) -> None:
+    raw = (HALF_A_SECOND + 0.25).astype(np.float32)
+    wav = encode(raw, live=True)
+    code, output, _ = run(server, "-", "--json", sound=wav)
+    assert code == 1
+    *updates, verdict = map(json.loads, output.splitlines())
+    assert updates and all(update == UPDATE for update in updates)
+    assert verdict == VERDICT | {"filename": "-", "status": "success"}
+    opening, sound = sound_heard(server)
+    assert opening == {"format": "pcm_s16le", "sample_rate": 16_000, "channels": 1}
+    assert run(server, "-", "--sample-rate=16000", sound=sound)[0] == 1
+    assert sound_heard(server) == (opening, sound)
+    assert len(sound) == 2 * len(raw)
+
+
+def test_webm_is_passed_on(server: StandIn) -> None:
+    data = encode(HALF_A_SECOND, "webm", live=True)
+    assert run(server, "-", sound=data)[0] == 1
+    assert sound_heard(server) == ({"format": "webm"}, data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(HALF_A_SECOND, "mp3"),
+        encode(HALF_A_SECOND, codec="pcm_f32le"),
+        encode(HALF_A_SECOND, codec="pcm_s24le"),
+        b"",
+    ],
+    ids=["mp3", "floats", "24 bits", "nothing"],
+)
+def test_what_cannot_be_streamed_is_refused(server: StandIn, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "sound"
+    path.write_bytes(data)
+    code, output, errors = run(server, path)
+    assert (code, output) == (2, "")
+    assert "neither 16-bit WAV nor WebM" in errors and "ffmpeg" in errors
+
+
+def test_a_file_that_is_not_there(server: StandIn, tmp_path: Path) -> None:
+    code, _, errors = run(server, tmp_path / "gone.wav")
+    assert code == 2
+    assert "No such file" in errors
+
+
+def recorder(folder: Path, script: str) -> str:
+    """A PATH on which `arecord`, for want of a microphone here, is a script."""
+    program = folder / "arecord"
+    program.write_text(f"#!{shutil.which('bash')}\nPATH={os.environ['PATH']}\n{script}\n")
+    program.chmod(0o755)
+    return str(folder)
+
+
+def test_the_microphone_is_heard_until_ctrl_c(server: StandIn, tmp_path: Path) -> None:
+    path = recorder(tmp_path, 'echo "$@" > $(dirname "$0")/arguments; exec cat /dev/zero')
+    server.heard.clear()
+    with start(server, "--sample-rate=8000", "--device=hw:1", path=path) as process:
+        wait_until(lambda: len(server.heard) > 4, 60)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert output.decode().splitlines()[-2].split()[:2] == ["microphone", "Fake"]
+    assert sound_heard(server)[0] == {"format": "pcm_s16le", "sample_rate": 8_000, "channels": 1}
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert {"--format=S16_LE", "--rate=8000", "--channels=1", "--device=hw:1", "--file-type=raw"} <= set(arguments)
+
+
+def test_no_microphone_is_a_sentence(server: StandIn, tmp_path: Path) -> None:
+    code, output, errors = run(server, path=str(tmp_path))
+    assert (code, output) == (2, "")
+    assert errors.startswith("There is no recorder. Install arecord")
+    script = 'echo "ALSA lib: noise" >&2; echo "arecord: main:831: audio open error: No such device" >&2; exit 1'
+    code, _, errors = run(server, path=recorder(tmp_path, script))
+    assert code == 2
+    assert "The recorder gave up: arecord: main:831: audio open error: No such device. Check the microphone" in errors
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
+def test_ffmpeg_records_where_there_is_no_arecord(server: StandIn, tmp_path: Path) -> None:
+    """No sound server runs here, which FFmpeg says by itself."""
+    ffmpeg = shutil.which("ffmpeg")
+    assert ffmpeg
+    (tmp_path / "ffmpeg").symlink_to(ffmpeg)
+    code, _, errors = run(server, "--device=nowhere", path=str(tmp_path))
+    assert code == 2
+    assert "The recorder gave up: " in errors
