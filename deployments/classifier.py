@@ -14,7 +14,8 @@ from deployments.probe import PROBE_SPEECH
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
 from pipeline.stages import classify as stage
-from pipeline.types import Features, OperatingPoint, Quality, Speech, Verdict, Window
+from pipeline.types import Features, OperatingPoint, Quality, Speech, Window
+from pipeline.verdict.answer import Verdict
 from pipeline.verdict.bundle import Bundle
 
 logger = logging.getLogger("ray.serve")

@@ -16,7 +16,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
-from pipeline.types import OperatingPoint, Speech, Turn, Verdict
+from pipeline.types import OperatingPoint, Speech, Turn
+from pipeline.verdict.answer import Verdict
 
 logger = logging.getLogger("ray.serve")
 

@@ -13,7 +13,8 @@ from pipeline.stages.classify import Classifier
 from pipeline.stages.diarize import Diarizer
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
-from pipeline.types import OperatingPoint, Verdict
+from pipeline.types import OperatingPoint
+from pipeline.verdict.answer import Verdict
 
 
 class Detector:

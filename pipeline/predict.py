@@ -25,7 +25,8 @@ from rich.text import Text
 
 from pipeline.config import Limits
 from pipeline.errors import MissingInput, SoundSentryError, StageFailed, UploadTooLarge
-from pipeline.types import OperatingPoint, Verdict
+from pipeline.types import OperatingPoint
+from pipeline.verdict.answer import Verdict
 
 if TYPE_CHECKING:
     from pipeline.detector import Detector
@@ -96,15 +97,13 @@ def exit_code(answers: Iterable[Answer]) -> int:
 
 def json_writer() -> Write:
     """Writes one JSON object a line: what `/batch-predict` answers for one file."""
-    from pipeline.verdict.aggregate import to_dict
 
     def write(path: str, answer: Answer) -> None:
         if isinstance(answer, SoundSentryError):
             problem = {"type": answer.code, "title": answer.title, "status": answer.status, "detail": answer.detail}
             result = {"filename": path, "status": "failed", "error": problem}
         else:
-            status = "no_speech" if answer.overall == "No Speech" else "success"
-            result = {"filename": path, **to_dict(answer), "status": status}
+            result = {"filename": path, **answer.model_dump(mode="json"), "status": answer.outcome}
         print(json.dumps(result, allow_nan=False), flush=True)
 
     return write
@@ -112,8 +111,6 @@ def json_writer() -> Write:
 
 def csv_writer() -> Write:
     """Writes the header, then one row a file."""
-    from pipeline.verdict.aggregate import to_dict
-
     rows = csv.DictWriter(sys.stdout, CSV_COLUMNS, lineterminator="\n")
     rows.writeheader()
 
@@ -121,7 +118,7 @@ def csv_writer() -> Write:
         if isinstance(answer, SoundSentryError):
             rows.writerow({"path": path, "error": answer.detail})
         else:
-            body = to_dict(answer)
+            body = answer.model_dump(mode="json")
             low, high = body["interval"] or (None, None)
             rows.writerow(
                 {
@@ -167,7 +164,7 @@ def table_writer(paths: Sequence[str]) -> Write:
                 "" if for_file is None else f"{for_file:.2f}",
                 "{:.2f}–{:.2f}".format(*answer.interval) if answer.interval else "",
                 f"{answer.speech_seconds:.1f} s",
-                ", ".join(answer.reasons + answer.warnings),
+                " ".join(word.sentence for word in (*answer.reasons, *answer.warnings)),
             )
         )
         for speaker in answer.speakers:

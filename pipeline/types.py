@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.verdict.reasons import AnswerWarning
+
 Seconds = float
 Label = Literal["Real", "Fake", "Inconclusive", "No Speech"]
 Spectrum = Literal["mel", "linear"]
@@ -78,11 +80,15 @@ class Waveform:
 
 @dataclass(frozen=True)
 class Recording:
-    """What the Decoder makes of an upload: 16 kHz mono audio, the format it was in, and what was odd about it."""
+    """What the Decoder makes of an upload: 16 kHz mono audio, the format it was in, and what was odd about it.
+
+    `file_sha256` is the SHA-256 of the upload's bytes in hexadecimal digits; None where the sound came from no file.
+    """
 
     waveform: Waveform
     original_format: str
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[AnswerWarning, ...] = ()
+    file_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class Speech:
     segments: tuple[Segment, ...]
     duration_seconds: Seconds
     original_format: str
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[AnswerWarning, ...] = ()
+    file_sha256: str | None = None
 
     @property
     def speech_seconds(self) -> Seconds:
@@ -138,62 +145,3 @@ class Features:
     speech: Speech
     turns: tuple[Turn, ...] | None
     """Speaker turns where the recording was diarized, else None."""
-
-
-@dataclass(frozen=True)
-class Detail:
-    """The verdict on one stretch of speech: a turn where diarized, else a speech segment."""
-
-    speaker: str | None
-    start: Seconds
-    end: Seconds
-    result: Label
-    probability: float
-
-
-@dataclass(frozen=True)
-class SpeakerVerdict:
-    speaker: str
-    result: Label
-    probability: float
-    speech_seconds: Seconds
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Probability that the speech is fake, one value a step; None where nobody speaks."""
-
-    start: Seconds
-    step_seconds: Seconds
-    probability: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer for one recording; `to_dict` gives the fields of the HTTP contract.
-
-    Probabilities are of the speech being fake; None where there is no speech. `score` is the calibrated
-    log-likelihood ratio (natural logarithm, higher = fake). `reasons` is empty unless `overall` is Inconclusive.
-    """
-
-    overall: Label
-    mean_probability: float | None
-    max_probability: float | None
-    min_probability: float | None
-    confidence: float | None
-    score: float | None
-    interval: tuple[float, float] | None
-    reasons: tuple[str, ...]
-    details: tuple[Detail, ...]
-    speakers: tuple[SpeakerVerdict, ...]
-    timeline: Timeline
-    use_diarization: bool
-    category: Literal["very_short", "short", "normal"]
-    duration_seconds: Seconds
-    speech_seconds: Seconds
-    original_format: str
-    model_name: str
-    model_sha256: str
-    warnings: tuple[str, ...]
-    explanation: tuple[tuple[str, float], ...] | None = None
-    """Share of the score each layer adds, where asked for."""

@@ -31,7 +31,6 @@ from pipeline.detector import Detector
 from pipeline.networks.tkan import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.types import Recording
-from pipeline.verdict.aggregate import to_dict
 from tests.graph import ray_cluster, serve_config, served_graph
 
 START, SECONDS = 7, 10
@@ -60,7 +59,7 @@ def main() -> None:
             answer: dict[str, object] = client.post("/predict", files={"audio": data}).raise_for_status().json()
             return answer
 
-        expected = to_dict(detector.predict(data))
+        expected = detector.predict(data).model_dump(mode="json")
         assert expected.items() <= served().items(), "the graph must answer what the Detector does"
         parts: dict[str, Callable[[], object]] = {
             f"{detector.extractor.backbone.name} forward": lambda: forward_backbone(detector, recording),

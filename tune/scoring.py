@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.errors import InputError
-from pipeline.verdict.aggregate import to_dict
 from pipeline.verdict.bundle import Bundle
 from tune.cluster import connect, default_actors, map_with_actors
 from tune.corpora.manifest import Clip
@@ -83,7 +82,7 @@ class Scoring:
     def score(self, path: Path) -> Scored:
         try:
             data = path.read_bytes()
-            return from_body(to_dict(self.detector.predict(data)), hashlib.sha256(data).hexdigest())
+            return from_body(self.detector.predict(data).model_dump(mode="json"), hashlib.sha256(data).hexdigest())
         except OSError:
             return failed("the file is missing or cannot be read")
         except InputError as error:

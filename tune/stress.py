@@ -27,7 +27,8 @@ from pipeline.networks.tkan import load_spec
 from pipeline.stages.classify import Classifier
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
-from pipeline.types import SAMPLE_RATE, Recording, Seconds, Turn, Verdict, Waveform
+from pipeline.types import SAMPLE_RATE, Recording, Seconds, Turn, Waveform
+from pipeline.verdict.answer import Verdict
 from pipeline.verdict.bundle import Bundle
 from tune.cluster import connect
 from tune.command import run

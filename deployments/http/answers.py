@@ -1,6 +1,6 @@
 """What the service answers, as models for the OpenAPI document; the tests hold real answers against them."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,81 +22,20 @@ from pipeline.errors import (
     UploadTooLarge,
 )
 from pipeline.types import Label
+from pipeline.verdict.answer import EXAMPLES, Verdict
+from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
 
-Probability = float | None
+FileName = Annotated[str | None, Field(description="Name of the file as it was sent; null where it had none.")]
+Timestamp = Annotated[str, Field(description="When this was answered: UTC, ISO 8601.")]
 
 
 class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DetailAnswer(Answer):
-    speaker: str | None = Field(description="Null where the recording was not diarized.")
-    start: float
-    end: float
-    time: str
-    result: Label
-    probability: float
-
-
-class SpeakerAnswer(Answer):
-    speaker: str
-    result: Label
-    probability: float
-    speech_seconds: float
-
-
-class TimelineAnswer(Answer):
-    start: float
-    step_seconds: float
-    probability: list[Probability] = Field(description="One value a step; null where nobody speaks.")
-
-
-class DurationAnswer(Answer):
-    use_diarization: bool
-    category: Literal["very_short", "short", "normal"]
-
-
-class ModelAnswer(Answer):
-    name: str
-    sha256: str
-
-
-class LayerAnswer(Answer):
-    layer: str
-    score: float
-
-
-class ExplanationAnswer(Answer):
-    layers: list[LayerAnswer]
-
-
-class VerdictAnswer(Answer):
-    """Probabilities are of the speech being fake, calibrated; null where there is no speech."""
-
-    overall: Label
-    mean_probability: Probability
-    max_probability: Probability
-    min_probability: Probability
-    confidence: Probability = Field(description="|2p - 1| of mean_probability.")
-    score: float | None = Field(description="Calibrated log-likelihood ratio, natural logarithm; higher is fake.")
-    interval: tuple[float, float] | None = Field(description="90 % interval of mean_probability.")
-    reasons: list[str] = Field(description="Why the answer is Inconclusive; empty where it is not.")
-    details: list[DetailAnswer] = Field(description="One entry a turn where diarized, else a speech segment.")
-    speakers: list[SpeakerAnswer] = Field(description="Empty where the recording was not diarized.")
-    timeline: TimelineAnswer
-    duration_config: DurationAnswer
-    duration_seconds: float
-    speech_seconds: float
-    original_format: str
-    model: ModelAnswer
-    warnings: list[str]
-    explanation: ExplanationAnswer | None = Field(None, description="Only where asked for with `explain`.")
-    filename: str | None
-
-
-class PredictAnswer(VerdictAnswer):
-    timestamp: str
+class PredictAnswer(Verdict):
+    filename: FileName
+    timestamp: Timestamp
 
 
 class Problem(Answer):
@@ -109,12 +48,13 @@ class Problem(Answer):
 
 
 class FailedFile(Answer):
-    filename: str | None
+    filename: FileName
     status: Literal["failed"]
     error: Problem
 
 
-class JudgedFile(VerdictAnswer):
+class JudgedFile(Verdict):
+    filename: FileName
     status: Literal["success", "no_speech"]
 
 
@@ -155,6 +95,8 @@ class InfoAnswer(Answer):
     diarization: dict[str, Any]
     windows: dict[str, float]
     possible_results: list[str]
+    reasons: dict[str, str] = Field(description="What may stand in `reasons` of an answer, each with its sentence.")
+    warnings: dict[str, str] = Field(description="What may stand in `warnings` of an answer, each with its sentence.")
     limits: dict[str, float]
     timeouts_seconds: dict[str, float] = Field(
         description="How long the whole request may take, and each stage once its input is there, its queue included."
@@ -166,58 +108,15 @@ class InfoAnswer(Answer):
 SHA256 = "9f2c4e0d6a1b8c3f7e5d2a9b4c6f8e1d3a5b7c9e0f2d4a6b8c1e3f5a7b9d0c2e"
 TIMESTAMP = "2026-01-01T00:00:00Z"
 
-VERDICT = {
-    "overall": "Fake",
-    "mean_probability": 0.7234,
-    "max_probability": 0.91,
-    "min_probability": 0.41,
-    "confidence": 0.4468,
-    "score": 0.9609,
-    "interval": [0.61, 0.82],
-    "reasons": [],
-    "details": [
-        {
-            "speaker": "SPEAKER_00",
-            "start": 0.3,
-            "end": 1.4,
-            "time": "0.3-1.4s",
-            "result": "Fake",
-            "probability": 0.6752,
-        }
-    ],
-    "speakers": [{"speaker": "SPEAKER_00", "result": "Fake", "probability": 0.7234, "speech_seconds": 1.1}],
-    "timeline": {"start": 0.0, "step_seconds": 0.5, "probability": [0.41, 0.91, 0.7, None]},
-    "duration_config": {"use_diarization": True, "category": "very_short"},
-    "duration_seconds": 1.9,
-    "speech_seconds": 1.1,
-    "original_format": "webm",
-    "model": {"name": "default", "sha256": SHA256},
-    "warnings": [],
-    "filename": "call.webm",
-}
+FILE_NAME = "call.webm"
 
-NO_SPEECH = VERDICT | {
-    "overall": "No Speech",
-    "mean_probability": None,
-    "max_probability": None,
-    "min_probability": None,
-    "confidence": None,
-    "score": None,
-    "interval": None,
-    "details": [],
-    "speakers": [],
-    "timeline": {"start": 0.0, "step_seconds": 0.5, "probability": [None, None, None, None]},
-    "speech_seconds": 0.0,
-}
 
-INCONCLUSIVE = VERDICT | {
-    "overall": "Inconclusive",
-    "mean_probability": 0.55,
-    "confidence": 0.1,
-    "score": 0.2007,
-    "interval": [0.12, 0.91],
-    "reasons": ["near_threshold"],
-}
+def predict_examples() -> dict[str, dict[str, Any]]:
+    """An answer of each kind, as /predict gives it."""
+    return {
+        name: PredictAnswer(**dict(verdict), filename=FILE_NAME, timestamp=TIMESTAMP).model_dump(mode="json")
+        for name, verdict in EXAMPLES.items()
+    }
 
 
 def problem(error: SoundSentryError) -> dict[str, Any]:
@@ -314,6 +213,8 @@ INFO = {
             "diarization": {"pipeline": "embedded", "clustering_threshold": 0.7},
             "windows": {"seconds": 4.0, "hop_seconds": 2.0, "step_seconds": 0.5},
             "possible_results": list(get_args(Label)),
+            "reasons": sentences(Reason),
+            "warnings": sentences(AnswerWarning),
             "limits": Limits().model_dump(),
             "timeouts_seconds": {
                 "request": 1200.0,
@@ -333,9 +234,7 @@ INFO = {
 PREDICT = {
     **ok(
         PredictAnswer,
-        fake=VERDICT | {"timestamp": TIMESTAMP},
-        inconclusive=INCONCLUSIVE | {"timestamp": TIMESTAMP},
-        no_speech=NO_SPEECH | {"timestamp": TIMESTAMP},
+        **predict_examples(),
     ),
     **problems(*FORM_ERRORS, *AUDIO_ERRORS, *STAGE_ERRORS),
 }
@@ -349,7 +248,7 @@ BATCH = {
             "successful": 1,
             "failed": 1,
             "results": [
-                VERDICT | {"status": "success"},
+                JudgedFile(**dict(EXAMPLES["fake"]), filename=FILE_NAME, status="success").model_dump(mode="json"),
                 {"filename": "notes.txt", "status": "failed", "error": problem(AUDIO_ERRORS[-1])},
             ],
         },

@@ -27,7 +27,8 @@ from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import InputError, SoundSentryError
 from pipeline.types import Label
-from pipeline.verdict.aggregate import to_dict
+from pipeline.verdict.answer import Verdict
+from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
 
 PAGE = ROOT / "deployments" / "page"
 
@@ -156,6 +157,8 @@ class Ingress:
                 "diarization": config.diarization.model_dump(),
                 "windows": config.windows.model_dump(),
                 "possible_results": list(get_args(Label)),
+                "reasons": sentences(Reason),
+                "warnings": sentences(AnswerWarning),
                 "limits": config.limits.model_dump(),
                 "timeouts_seconds": self._timeouts_seconds,
                 "supported_formats": list(SUPPORTED_FORMATS),
@@ -167,7 +170,8 @@ class Ingress:
         """The verdict on one recording, on each speaker in it, and on each moment of it."""
         uploads, options = await read_form(request, "audio", self._config.limits, max_files=1)
         verdict = await self._judge(uploads[0], options)
-        return JSONResponse({**verdict, "timestamp": _now()})
+        answer = answers.PredictAnswer(**dict(verdict), filename=uploads[0].name, timestamp=_now())
+        return JSONResponse(answer.model_dump(mode="json"))
 
     async def batch_predict(self, request: Request) -> JSONResponse:
         """A verdict on each of several recordings; each succeeds or fails by itself."""
@@ -185,17 +189,17 @@ class Ingress:
             }
         )
 
-    async def _judge(self, upload: Upload, options: Options) -> dict[str, Any]:
+    async def _judge(self, upload: Upload, options: Options) -> Verdict:
         check_size(upload, self._config.limits)
-        verdict = await self._graph.predict(upload.data, **options.model_dump())
-        return {**to_dict(verdict), "filename": upload.name}
+        return await self._graph.predict(upload.data, **options.model_dump())
 
     async def _judge_one_of_many(self, upload: Upload, options: Options) -> dict[str, Any]:
         try:
             verdict = await self._judge(upload, options)
         except SoundSentryError as error:
             return {"filename": upload.name, "status": "failed", "error": answers.problem(error)}
-        return {**verdict, "status": "no_speech" if verdict["overall"] == "No Speech" else "success"}
+        judged = answers.JudgedFile(**dict(verdict), filename=upload.name, status=verdict.outcome)
+        return judged.model_dump(mode="json")
 
 
 async def _answer_error(_: Request, error: SoundSentryError) -> JSONResponse:

@@ -10,23 +10,6 @@ const MEANINGS = {
   'No Speech': 'Nobody speaks in this recording, so there is nothing to judge.',
 }
 
-const REASONS = {
-  too_short: 'There is too little speech: send more of the recording.',
-  low_snr: 'There is too much noise over the speech.',
-  narrow_band: 'The sound was cut to a narrow band, as a telephone does: send the original if there is one.',
-  out_of_distribution: 'It sounds unlike anything the model was trained on.',
-  near_threshold: 'The score lies too close to the threshold.',
-  mixed_speakers: 'One speaker sounds machine-made, another does not: see each speaker below.',
-  mixed_passages: 'A passage sounds machine-made, the rest does not: see the moments below.',
-}
-
-const WARNINGS = {
-  truncated: 'The file ends early: it holds less audio than it declares. Only what is there was judged.',
-  damaged: 'Parts of the file are damaged and were left out.',
-  anti_phase_loudest_channel_scored: 'The channels cancel each other, so the loudest one was judged.',
-  synthetic_speaker_among_others: 'One speaker sounds machine-made among others who do not: see each speaker below.',
-}
-
 const WAVEFORM_RATE = 16000
 const WAVEFORM_HEIGHT = 96
 
@@ -39,6 +22,7 @@ let recorder = null // MediaRecorder while the microphone is on
 let wave = null // WaveSurfer that shows and plays the recording
 let position = 0 // of the playhead, in seconds
 let limits = null // of an upload, from /info
+let sentences = {} // of each reason and warning, from /info
 
 // ---- words and numbers
 
@@ -54,8 +38,8 @@ function clock(seconds, digits = 1) {
   return `${minutes}:${rest}`
 }
 
-function sentence(word, known) {
-  if (Object.hasOwn(known, word)) return known[word]
+function sentence(word) {
+  if (Object.hasOwn(sentences, word)) return sentences[word]
   const words = word.replaceAll('_', ' ')
   return `${words.charAt(0).toUpperCase()}${words.slice(1)}.`
 }
@@ -137,6 +121,8 @@ async function analyse() {
     }
     const answer = await ask('predict', { method: 'POST', body: form, signal: mine.signal })
     const seconds = ((performance.now() - started) / 1000).toFixed(1)
+    await introduced // the words of the answer get their sentences from there
+    if (mine.signal.aborted) return
     verdict = answer
     show(answer)
     $('status').textContent = `${answer.overall}: answered in ${seconds} seconds.`
@@ -169,8 +155,8 @@ function show(answer) {
   $('overall').textContent = answer.overall
   $('meaning').textContent = MEANINGS[answer.overall] ?? ''
   $('verdict').dataset.overall = answer.overall
-  $('reasons').replaceChildren(...answer.reasons.map((word) => element('li', {}, sentence(word, REASONS))))
-  $('warnings').replaceChildren(...answer.warnings.map((word) => element('li', {}, sentence(word, WARNINGS))))
+  $('reasons').replaceChildren(...answer.reasons.map((word) => element('li', {}, sentence(word))))
+  $('warnings').replaceChildren(...answer.warnings.map((word) => element('li', {}, sentence(word))))
   showGauge(answer)
   showFacts(answer)
   showTracks(answer)
@@ -452,6 +438,7 @@ async function introduce() {
   try {
     const info = await ask('info')
     limits = info.limits
+    sentences = { ...info.reasons, ...info.warnings }
     const formats = info.supported_formats.map((name) => name.toUpperCase()).join(', ')
     const minutes = limits.max_duration_seconds / 60
     $('accepted').textContent = `${formats}, up to ${limits.max_upload_mib} MiB and ${+minutes.toFixed(1)} minutes`
@@ -531,4 +518,4 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
 addEventListener('resize', () => verdict && stretch())
 
 $('record').hidden = !(navigator.mediaDevices && window.MediaRecorder)
-introduce()
+const introduced = introduce()

@@ -6,6 +6,7 @@ are a whitelist, nothing else may be opened, and every cap is applied to what co
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from pipeline.audio.formats import SUPPORTED_FORMATS as SUPPORTED_FORMATS
 from pipeline.config import Limits
 from pipeline.errors import EmptyAudio, RecordingTooLong, UnreadableAudio, UnsupportedFormat
 from pipeline.types import SAMPLE_RATE, Recording, Waveform
+from pipeline.verdict.reasons import AnswerWarning
 
 _PCM = ("pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le")
 _OGG = ("ogg", ("vorbis", "opus", "flac"))
@@ -108,12 +110,12 @@ def decode(data: bytes, limits: Limits) -> Recording:
     if loudest is not None:
         blocks = _blocks(data, name, limits, deadline, faults)
         samples = np.concatenate([block[:, loudest] for block in blocks])
-        warnings.append("anti_phase_loudest_channel_scored")
+        warnings.append(AnswerWarning.ANTI_PHASE)
     if faults.truncated or formats.ends_early(data, name):
-        warnings.append("truncated")
+        warnings.append(AnswerWarning.TRUNCATED)
     if faults.damaged:
-        warnings.append("damaged")
-    return Recording(Waveform(samples), name, tuple(warnings))
+        warnings.append(AnswerWarning.DAMAGED)
+    return Recording(Waveform(samples), name, tuple(warnings), hashlib.sha256(data).hexdigest())
 
 
 def _mix(blocks: Iterator[_Block]) -> tuple[NDArray[np.float32], int | None]:

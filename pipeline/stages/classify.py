@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
-from pipeline.types import Features, OperatingPoint, Quality, Speech, Verdict
+from pipeline.types import Features, OperatingPoint, Quality, Speech
 from pipeline.verdict.aggregate import build_verdict, no_speech_verdict, worth_of_scores
+from pipeline.verdict.answer import Verdict
 from pipeline.verdict.bundle import Bundle
 from pipeline.verdict.head import contributions, raw_scores, standardize
 

@@ -45,7 +45,7 @@ class VoiceActivityDetector:
         probabilities, edges = self.frames(padded, checkpoint)
         duration_seconds = recording.waveform.duration_seconds
         segments = binarize(probabilities, np.minimum(edges, duration_seconds), self.config)
-        return Speech(segments, duration_seconds, recording.original_format, recording.warnings)
+        return Speech(segments, duration_seconds, recording.original_format, recording.warnings, recording.file_sha256)
 
 
 def load_sliding_segmentation(device: str) -> Callable[[Tensor, Checkpoint], Frames]:

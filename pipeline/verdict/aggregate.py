@@ -8,25 +8,24 @@ a speaker, or a passage, that is synthetic among real ones.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Decision, DetectorConfig
-from pipeline.types import (
+from pipeline.types import Features, Label, OperatingPoint, Quality, Seconds, Segment, Speech
+from pipeline.verdict.answer import (
     Detail,
-    Features,
-    Label,
-    OperatingPoint,
-    Quality,
-    Seconds,
-    Segment,
+    DurationConfig,
+    Explanation,
+    LayerShare,
+    ModelName,
     SpeakerVerdict,
-    Speech,
     Timeline,
     Verdict,
 )
+from pipeline.verdict.reasons import AnswerWarning, Reason
 from pipeline.verdict.windows import coverage
 
 if TYPE_CHECKING:  # it brings torch, which a process that only passes verdicts on need not load
@@ -102,17 +101,22 @@ def build_verdict(
         for rows in [[i for i, window in enumerate(features.windows) if window.speaker == speaker]]
     }
     speakers = tuple(
-        SpeakerVerdict(speaker, label(speaker_score, seconds), probability(speaker_score, prior), seconds)
+        SpeakerVerdict(
+            speaker=speaker,
+            result=label(speaker_score, seconds),
+            probability=probability(speaker_score, prior),
+            speech_seconds=seconds,
+        )
         for speaker, speaker_score in speaker_scores.items()
         for seconds in [sum(turn.duration_seconds for turn in features.turns or () if turn.speaker == speaker)]
     )
     details = tuple(
         Detail(
-            speaker,
-            part.start,
-            part.end,
-            label(s, part.duration_seconds),
-            probability(s, prior),
+            speaker=speaker,
+            start=part.start,
+            end=part.end,
+            result=label(s, part.duration_seconds),
+            probability=probability(s, prior),
         )
         for speaker, part in _stretches(features)
         for s in [stretch_score(features, scores, weights, speaker, part)]
@@ -125,14 +129,14 @@ def build_verdict(
     reasons = list(unfit)
     warnings = list(speech.warnings)
     if decided == "Inconclusive":
-        reasons.append("near_threshold")
+        reasons.append(Reason.NEAR_THRESHOLD)
     if not unfit and _synthetic_speaker(speaker_scores, info.thresholds):
         overall, reasons = "Fake", []
-        warnings.append("synthetic_speaker_among_others")
+        warnings.append(AnswerWarning.SYNTHETIC_SPEAKER)
     elif overall == "Real" and any(speaker.result == "Fake" for speaker in speakers):
-        overall, reasons = "Inconclusive", ["mixed_speakers"]
+        overall, reasons = "Inconclusive", [Reason.MIXED_SPEAKERS]
     elif overall == "Real" and _synthetic_passage(features, scores, info.thresholds):
-        overall, reasons = "Inconclusive", ["mixed_passages"]
+        overall, reasons = "Inconclusive", [Reason.MIXED_PASSAGES]
 
     mean = probability(score, prior)
     return Verdict(
@@ -140,22 +144,24 @@ def build_verdict(
         mean_probability=mean,
         max_probability=max(spoken, default=mean),
         min_probability=min(spoken, default=mean),
-        confidence=abs(2 * mean - 1),
         score=score,
         interval=(probability(score - half, prior), probability(score + half, prior)),
         reasons=tuple(reasons),
         details=details,
         speakers=speakers,
-        timeline=Timeline(0.0, config.windows.step_seconds, timeline),
-        use_diarization=features.turns is not None,
-        category=category(speech.duration_seconds),
+        timeline=Timeline(start=0.0, step_seconds=config.windows.step_seconds, probability=timeline),
+        duration_config=DurationConfig(
+            use_diarization=features.turns is not None, category=category(speech.duration_seconds)
+        ),
         duration_seconds=speech.duration_seconds,
         speech_seconds=speech.speech_seconds,
         original_format=speech.original_format,
-        model_name=info.name,
-        model_sha256=bundle.sha256,
+        file_sha256=speech.file_sha256,
+        model=ModelName(name=info.name, sha256=bundle.sha256),
         warnings=tuple(warnings),
-        explanation=explanation,
+        explanation=None
+        if explanation is None
+        else Explanation(layers=tuple(LayerShare(layer=layer, score=share) for layer, share in explanation)),
     )
 
 
@@ -167,20 +173,18 @@ def no_speech_verdict(speech: Speech, *, use_diarization: bool, bundle: Bundle, 
         mean_probability=None,
         max_probability=None,
         min_probability=None,
-        confidence=None,
         score=None,
         interval=None,
         reasons=(),
         details=(),
         speakers=(),
-        timeline=Timeline(0.0, config.windows.step_seconds, (None,) * steps),
-        use_diarization=use_diarization,
-        category=category(speech.duration_seconds),
+        timeline=Timeline(start=0.0, step_seconds=config.windows.step_seconds, probability=(None,) * steps),
+        duration_config=DurationConfig(use_diarization=use_diarization, category=category(speech.duration_seconds)),
         duration_seconds=speech.duration_seconds,
         speech_seconds=0.0,
         original_format=speech.original_format,
-        model_name=bundle.info.name,
-        model_sha256=bundle.sha256,
+        file_sha256=speech.file_sha256,
+        model=ModelName(name=bundle.info.name, sha256=bundle.sha256),
         warnings=speech.warnings,
     )
 
@@ -258,68 +262,12 @@ def _unfit(
     novelty: float,
     info: BundleInfo,
     decision: Decision,
-) -> list[str]:
+) -> list[Reason]:
     """Why the evidence is too poor for a verdict; empty where it is not."""
     found = {
-        "too_short": speech.speech_seconds < decision.min_speech_seconds,
-        "low_snr": quality.snr_db < decision.min_snr_db,
-        "narrow_band": quality.bandwidth_hz < decision.min_bandwidth_hz,
-        "out_of_distribution": novelty > info.novelty_limit,
+        Reason.TOO_SHORT: speech.speech_seconds < decision.min_speech_seconds,
+        Reason.LOW_SNR: quality.snr_db < decision.min_snr_db,
+        Reason.NARROW_BAND: quality.bandwidth_hz < decision.min_bandwidth_hz,
+        Reason.OUT_OF_DISTRIBUTION: novelty > info.novelty_limit,
     }
     return [reason for reason, holds in found.items() if holds]
-
-
-def to_dict(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as the JSON object of the HTTP contract, without `filename` and `timestamp`; no NaN in it."""
-    body: dict[str, Any] = {
-        "overall": verdict.overall,
-        "mean_probability": _round(verdict.mean_probability),
-        "max_probability": _round(verdict.max_probability),
-        "min_probability": _round(verdict.min_probability),
-        "confidence": _round(verdict.confidence),
-        "score": _round(verdict.score),
-        "interval": [_round(bound) for bound in verdict.interval] if verdict.interval else None,
-        "reasons": list(verdict.reasons),
-        "details": [
-            {
-                "speaker": detail.speaker,
-                "start": _round(detail.start),
-                "end": _round(detail.end),
-                "time": f"{detail.start:.1f}-{detail.end:.1f}s",
-                "result": detail.result,
-                "probability": _round(detail.probability),
-            }
-            for detail in verdict.details
-        ],
-        "speakers": [
-            {
-                "speaker": speaker.speaker,
-                "result": speaker.result,
-                "probability": _round(speaker.probability),
-                "speech_seconds": _round(speaker.speech_seconds),
-            }
-            for speaker in verdict.speakers
-        ],
-        "timeline": {
-            "start": verdict.timeline.start,
-            "step_seconds": verdict.timeline.step_seconds,
-            "probability": [_round(p) for p in verdict.timeline.probability],
-        },
-        "duration_config": {
-            "use_diarization": verdict.use_diarization,
-            "category": verdict.category,
-        },
-        "duration_seconds": _round(verdict.duration_seconds),
-        "speech_seconds": _round(verdict.speech_seconds),
-        "original_format": verdict.original_format,
-        "model": {"name": verdict.model_name, "sha256": verdict.model_sha256},
-        "warnings": list(verdict.warnings),
-    }
-    if verdict.explanation is not None:
-        body["explanation"] = {"layers": [{"layer": name, "score": _round(s)} for name, s in verdict.explanation]}
-    return body
-
-
-def _round(value: float | None) -> float | None:
-    """Four decimals: what differs beyond them is arithmetic, not evidence."""
-    return None if value is None else round(value, 4)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from pipeline.audio.decode import decode
 from pipeline.detector import Detector
 from pipeline.stages.classify import Classifier
-from pipeline.verdict.aggregate import to_dict
 from pipeline.verdict.bundle import Calibration, save_bundle
 from tests.audio import encode
 from tests.graph import Cluster, wait_until
@@ -106,7 +105,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     assert model() == {"name": "shifted", "sha256": new.sha256, "refused_update": None}
 
     features = detector.extractor.extract(*heard(detector, clip), None)
-    expected = to_dict(Classifier(detector.config, new).classify(features))
+    expected = Classifier(detector.config, new).classify(features).model_dump(mode="json")
     answer = judge()
     assert {key: answer[key] for key in expected} == expected
 

@@ -15,8 +15,7 @@ from pipeline.audio.decode import decode
 from pipeline.config import Limits
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio, UnsupportedFormat
-from pipeline.types import Verdict
-from pipeline.verdict.aggregate import to_dict
+from pipeline.verdict.answer import Verdict
 from tests.audio import encode
 
 RATE = 16_000
@@ -56,7 +55,7 @@ def test_two_speakers_are_told_apart(detector: Detector, sample_wav: bytes) -> N
     verdict = detector.predict(sample_wav, use_diarization=True)
     assert [speaker.speaker for speaker in verdict.speakers] == ["SPEAKER_00", "SPEAKER_01"]
     assert {detail.speaker for detail in verdict.details} == {"SPEAKER_00", "SPEAKER_01"}
-    assert verdict.use_diarization
+    assert verdict.duration_config.use_diarization
 
 
 def test_the_same_bytes_give_the_same_verdict(detector: Detector, sample_wav: bytes) -> None:
@@ -81,9 +80,9 @@ def test_threads_get_the_answers_that_one_by_one_would_get(sample_wav: bytes) ->
 
 
 def test_an_explanation_names_every_layer(detector: Detector, sample_wav: bytes) -> None:
-    body = to_dict(detector.predict(sample_wav, explain=True))
+    body = detector.predict(sample_wav, explain=True).model_dump(mode="json")
     assert {part["layer"] for part in body["explanation"]["layers"]} == set(detector.classifier.bundle.info.layers)
-    assert "explanation" not in to_dict(detector.predict(sample_wav))
+    assert "explanation" not in detector.predict(sample_wav).model_dump(mode="json")
 
 
 def test_an_explanation_counts_for_half_through_a_narrow_band_as_its_score_does(
@@ -94,7 +93,10 @@ def test_an_explanation_counts_for_half_through_a_narrow_band_as_its_score_does(
     half = detector.predict(sample_wav, explain=True)
     assert "narrow_band" in half.reasons
     assert half.score == pytest.approx(whole.score / 2)  # type: ignore[operator]
-    assert dict(half.explanation or ()) == pytest.approx({k: v / 2 for k, v in whole.explanation or ()})
+    assert half.explanation is not None and whole.explanation is not None
+    assert [part.score for part in half.explanation.layers] == pytest.approx(
+        [part.score / 2 for part in whole.explanation.layers]
+    )
 
 
 @pytest.mark.parametrize(("data", "error"), [(b"", EmptyAudio), (b"not audio at all" * 99, UnsupportedFormat)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -22,8 +21,7 @@ from pipeline.config import ROOT, DetectorConfig
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio
 from pipeline.predict import exit_code, main, shown
-from pipeline.types import Verdict
-from pipeline.verdict.aggregate import to_dict
+from pipeline.verdict.answer import Verdict
 from tests.audio import encode
 
 COMMAND = [sys.executable, "-m", "pipeline.predict"]
@@ -80,13 +78,17 @@ def configuration(folder: Path, limits: dict[str, Any] | None = None, **threshol
     ],
 )
 def test_exit_code_is_0_only_where_every_file_is_real(results: list[Any], code: int, verdict: Verdict) -> None:
-    answers = [EmptyAudio("") if r == "error" else dataclasses.replace(verdict, overall=r) for r in results]
+    answers = [EmptyAudio("") if r == "error" else verdict.model_copy(update={"overall": r}) for r in results]
     assert exit_code(answers) == code
 
 
 def test_json_is_the_detectors_verdict(clip: Path, verdict: Verdict, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["--json", str(clip)])
-    assert json.loads(capsys.readouterr().out) == {"filename": str(clip), **to_dict(verdict), "status": "success"}
+    assert json.loads(capsys.readouterr().out) == {
+        "filename": str(clip),
+        **verdict.model_dump(mode="json"),
+        "status": "success",
+    }
     assert code == exit_code([verdict])
 
 
@@ -113,7 +115,7 @@ def test_csv_says_what_json_says(
 ) -> None:
     assert main(["--csv", str(clip), str(tmp_path)]) == 2
     good, bad = csv.DictReader(capsys.readouterr().out.splitlines())
-    body = to_dict(verdict)
+    body = verdict.model_dump(mode="json")
     assert good["path"] == str(clip)
     assert good["result"] == verdict.overall
     assert float(good["probability"]) == body["mean_probability"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from deployments.http.answers import BatchAnswer, HealthAnswer, HomeAnswer, InfoAnswer, PredictAnswer, Problem
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
-from pipeline.verdict.aggregate import to_dict
+from pipeline.verdict.reasons import AnswerWarning, Reason
 from tests.audio import CODECS, encode
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main
@@ -66,9 +67,10 @@ def test_the_verdict_is_the_detectors(
     }
     for name, data in recordings.items():
         answer = predict(service, data, use_diarization=str(use_diarization).lower())
-        expected = to_dict(detector.predict(data, use_diarization=use_diarization))
+        expected = detector.predict(data, use_diarization=use_diarization).model_dump(mode="json")
         assert verdict(answer) == expected
         assert expected["original_format"] == name
+        assert expected["file_sha256"] == hashlib.sha256(data).hexdigest()
         assert expected["overall"] != "No Speech"
 
 
@@ -79,7 +81,7 @@ def test_a_recording_too_long_for_a_message_between_stages(
     samples = np.tile(ten_seconds, 8)
     assert samples.nbytes > int(inlined_bytes)
     data = encode(samples)
-    assert verdict(predict(service, data)) == to_dict(detector.predict(data))
+    assert verdict(predict(service, data)) == detector.predict(data).model_dump(mode="json")
 
 
 def test_operating_point_and_explanation_are_the_detectors(
@@ -87,7 +89,7 @@ def test_operating_point_and_explanation_are_the_detectors(
 ) -> None:
     data = encode(ten_seconds[: 3 * 16_000])
     answer = verdict(predict(service, data, operating_point="recall", explain="true"))
-    assert answer == to_dict(detector.predict(data, operating_point="recall", explain=True))
+    assert answer == detector.predict(data, operating_point="recall", explain=True).model_dump(mode="json")
     assert answer["explanation"]["layers"]
 
 
@@ -124,7 +126,7 @@ def test_silence_is_no_speech(service: httpx.Client, detector: Detector) -> None
     data = encode(np.zeros(3 * 16_000, np.float32))
     for use_diarization in (False, True):
         answer = verdict(predict(service, data, use_diarization=str(use_diarization)))
-        assert answer == to_dict(detector.predict(data, use_diarization=use_diarization))
+        assert answer == detector.predict(data, use_diarization=use_diarization).model_dump(mode="json")
         assert answer["overall"] == "No Speech"
         assert answer["mean_probability"] is None
 
@@ -197,7 +199,7 @@ def test_a_batch_of_ten_with_a_broken_one(
     assert broken["error"]["status"] == 415
     assert "overall" not in broken
     first = {key: value for key, value in response.json()["results"][0].items() if key not in ("filename", "status")}
-    assert first == to_dict(detector.predict(clips[0]))
+    assert first == detector.predict(clips[0]).model_dump(mode="json")
 
 
 def test_home_for_programs_and_for_browsers(service: httpx.Client) -> None:
@@ -227,6 +229,7 @@ def test_info(service: httpx.Client, detector: Detector) -> None:
     assert info.limits["max_upload_mib"] == LIMITS.max_upload_mib
     assert set(info.supported_formats) == set(CODECS)
     assert info.possible_results == ["Real", "Fake", "Inconclusive", "No Speech"]
+    assert set(info.reasons) == set(Reason) and set(info.warnings) == set(AnswerWarning)
 
 
 def test_unknown_paths_and_methods_are_problems(service: httpx.Client) -> None:

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from pipeline.verdict.reasons import Reason
 from tests.audio import encode
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -90,6 +91,8 @@ def test_a_dropped_recording_is_judged(page: Page, service: httpx.Client, sample
     )  # fmt: skip
     expect(page.locator("#facts")).to_contain_text(percent(answer["confidence"]))
     expect(page.locator("#reasons li")).to_have_count(len(answer["reasons"]))
+    for item, reason in enumerate(answer["reasons"]):
+        expect(page.locator("#reasons li").nth(item)).to_have_text(Reason(reason).sentence)
     expect(page.locator("#warnings li")).to_have_count(len(answer["warnings"]))
     expect(page.locator("#rows tr")).to_have_count(len(answer["details"]))
     expect(page.locator(".lane")).to_have_count(1)

@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.config import DetectorConfig
 from pipeline.networks.tkan import TkanSpec
-from pipeline.types import Features, Quality, Segment, Speech, Turn, Verdict
-from pipeline.verdict.aggregate import build_verdict, decide, no_speech_verdict, probability, to_dict
+from pipeline.types import Features, Quality, Segment, Speech, Turn
+from pipeline.verdict.aggregate import build_verdict, decide, no_speech_verdict, probability
+from pipeline.verdict.answer import Verdict
 from pipeline.verdict.bundle import Bundle, BundleInfo, Calibration, Thresholds
 from pipeline.verdict.windows import plan_windows
 
@@ -180,7 +181,7 @@ def test_timeline_is_null_where_nobody_speaks() -> None:
 
 def test_no_speech_has_no_probability() -> None:
     verdict = no_speech_verdict(Speech((), 1.2, "wav"), use_diarization=False, bundle=BUNDLE, config=CONFIG)
-    body = to_dict(verdict)
+    body = verdict.model_dump(mode="json")
     assert body["overall"] == "No Speech"
     assert body["mean_probability"] is None
     assert body["timeline"]["probability"] == [None] * 3
@@ -188,11 +189,11 @@ def test_no_speech_has_no_probability() -> None:
 
 def test_the_contract_has_every_field_and_strict_json() -> None:
     turns = (Turn(0.3, 1.4, "SPEAKER_00"),)
-    body = json.loads(json.dumps(to_dict(verdict_of(4.0, seconds=2.0, turns=turns)), allow_nan=False))
+    body = json.loads(json.dumps(verdict_of(4.0, seconds=2.0, turns=turns).model_dump(mode="json"), allow_nan=False))
     assert set(body) == {
         *("overall", "mean_probability", "max_probability", "min_probability", "confidence", "score"),
         *("interval", "reasons", "details", "speakers", "timeline", "duration_config", "duration_seconds"),
-        *("speech_seconds", "original_format", "model", "warnings"),
+        *("speech_seconds", "original_format", "model", "warnings", "channels", "decided_by", "file_sha256"),
     }
     assert body["details"][0] == {
         "speaker": "SPEAKER_00",

@@ -1,0 +1,265 @@
+"""The answer for one recording, as one model.
+
+The JSON of the HTTP interface and of the command line, the OpenAPI schema and its examples all come from `Verdict`.
+Numbers keep their full precision in memory and are rounded to four decimals in JSON: what differs beyond them is
+arithmetic, not evidence. No number is NaN or infinite.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+from pipeline.types import Label
+from pipeline.verdict.reasons import AnswerWarning, Reason, Word, sentences
+
+
+def _round(value: float) -> float:
+    return round(value, 4)
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+Number = Annotated[float, PlainSerializer(_round, return_type=float, when_used="json")]
+Probability = Annotated[_Share, PlainSerializer(_round, return_type=_Share, when_used="json")]
+Interval = tuple[Probability, Probability]
+
+
+def _listed(words: type[Word]) -> str:
+    return " ".join(f"`{word}`: {sentence}" for word, sentence in sentences(words).items())
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class Part(BaseModel):
+    """Base of every part of an answer: no unknown field, no change once made, no NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        json_schema_serialization_defaults_required=True,
+    )
+
+
+class Detail(Part):
+    """The verdict on one stretch of speech: a turn where speakers were told apart, else a speech segment."""
+
+    speaker: str | None
+    """Who speaks; null where speakers were not told apart."""
+    channel: str | None = Field(None, exclude_if=_absent)
+    """The channel of the recording; only where channels were judged one by one."""
+    start: Number
+    """Where the stretch begins, in seconds from the start of the recording."""
+    end: Number
+    """Where the stretch ends, in seconds from the start of the recording."""
+    time: str = Field(default_factory=lambda known: f"{known['start']:.1f}-{known['end']:.1f}s")
+    """Start and end for people, in seconds."""
+    result: Label
+    """The verdict on this stretch alone."""
+    probability: Probability
+    """Probability that the speech of this stretch is machine-made, 0 to 1."""
+
+
+class SpeakerVerdict(Part):
+    """The verdict on all that one speaker says."""
+
+    speaker: str
+    """Name of the speaker within this recording."""
+    channel: str | None = Field(None, exclude_if=_absent)
+    """The channel of the recording; only where channels were judged one by one."""
+    result: Label
+    """The verdict on this speaker alone."""
+    probability: Probability
+    """Probability that this speaker is a machine, 0 to 1."""
+    speech_seconds: Number
+    """How long the speaker talks, in seconds."""
+
+
+class ChannelVerdict(Part):
+    """The verdict on one channel of the recording."""
+
+    channel: str
+    """Name of the channel within this recording: CHANNEL_1 is the first."""
+    result: Label
+    """The verdict on this channel alone."""
+    probability: Probability | None
+    """Probability that the speech of this channel is machine-made, 0 to 1; null where there is none."""
+    speech_seconds: Number
+    """How long somebody speaks on this channel, in seconds."""
+    note: str | None
+    """`silent`, or `same_as_` and the name of the channel that holds the same sound; else null."""
+
+
+class DecidedBy(Part):
+    """The part of the recording that decided for the whole."""
+
+    speaker: str | None = Field(None, exclude_if=_absent)
+    """Who decided; absent where speakers were not told apart."""
+    channel: str | None = Field(None, exclude_if=_absent)
+    """The channel that decided; absent where channels were not judged one by one."""
+    start: Number
+    """Where that part begins, in seconds from the start of the recording."""
+    end: Number
+    """Where that part ends, in seconds from the start of the recording."""
+    probability: Probability
+    """Probability that the speech of that part is machine-made, 0 to 1."""
+
+
+class Timeline(Part):
+    """The probability from moment to moment."""
+
+    start: Number
+    """Where the first step begins, in seconds from the start of the recording."""
+    step_seconds: Number
+    """Length of a step, in seconds."""
+    probability: tuple[Probability | None, ...]
+    """Probability that the speech is machine-made, 0 to 1, one value a step; null where nobody speaks."""
+
+
+class DurationConfig(Part):
+    """How the recording was judged."""
+
+    use_diarization: bool
+    """Whether speakers were told apart."""
+    category: Literal["very_short", "short", "normal"]
+    """Length of the recording: very_short below 3 seconds, short below 6, else normal."""
+
+
+class ModelName(Part):
+    """The model bundle that judged."""
+
+    name: str
+    """Name of the bundle."""
+    sha256: str
+    """SHA-256 of the bundle, in hexadecimal digits."""
+
+
+class LayerShare(Part):
+    """What one layer of the network adds to the score."""
+
+    layer: str
+    """Name of the layer."""
+    score: Number
+    """What the layer adds to `score`, averaged over the recording, as a natural logarithm."""
+
+
+class Explanation(Part):
+    """Where the score comes from."""
+
+    layers: tuple[LayerShare, ...]
+    """One entry a layer, in the order of the network."""
+
+
+class Verdict(Part):
+    """The answer for one recording. Probabilities are of the speech being machine-made; null where there is none."""
+
+    overall: Label
+    """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` where nobody speaks."""
+    mean_probability: Probability | None
+    """Probability that the speech of the whole recording is machine-made, 0 to 1."""
+    max_probability: Probability | None
+    """The highest value of the timeline, 0 to 1."""
+    min_probability: Probability | None
+    """The lowest value of the timeline, 0 to 1."""
+    confidence: Probability | None = Field(default_factory=lambda known: _confidence(known["mean_probability"]))
+    """How far `mean_probability` is from even odds, |2p - 1|: 0 is a coin toss, 1 is certainty."""
+    score: Number | None
+    """Calibrated log-likelihood ratio of the whole recording, as a natural logarithm; higher is more machine-like."""
+    interval: Interval | None
+    """90 % interval of `mean_probability`, lower end first."""
+    reasons: tuple[Reason, ...] = Field(
+        description=f"Why the answer is Inconclusive; empty where it is not. {_listed(Reason)}"
+    )
+    details: tuple[Detail, ...]
+    """One entry a turn where speakers were told apart, else one a speech segment."""
+    speakers: tuple[SpeakerVerdict, ...]
+    """One entry a speaker; empty where speakers were not told apart."""
+    timeline: Timeline
+    """The probability from moment to moment."""
+    duration_config: DurationConfig
+    """How the recording was judged."""
+    duration_seconds: Number
+    """Length of the recording, in seconds."""
+    speech_seconds: Number
+    """How long somebody speaks in it, in seconds."""
+    original_format: str
+    """Format of the file, told by its content."""
+    channels: tuple[ChannelVerdict, ...] = ()
+    """One entry a channel; empty unless channels were to be judged one by one."""
+    decided_by: DecidedBy | None = None
+    """The part that decided for the whole; null where the whole recording did. Its probability is the one to show."""
+    file_sha256: str | None
+    """SHA-256 of the file's bytes, in hexadecimal digits; null where the sound came from no file."""
+    model: ModelName
+    """The model that judged."""
+    warnings: tuple[AnswerWarning, ...] = Field(
+        description=f"What else to know about the recording or its judgement. {_listed(AnswerWarning)}"
+    )
+    explanation: Explanation | None = Field(None, exclude_if=_absent)
+    """Where the score comes from; only where asked for."""
+
+    @property
+    def outcome(self) -> Literal["success", "no_speech"]:
+        """What the answers for several files call this one."""
+        return "no_speech" if self.overall == "No Speech" else "success"
+
+
+def _confidence(probability: float | None) -> float | None:
+    return None if probability is None else abs(2 * probability - 1)
+
+
+EXAMPLES = {
+    "fake": Verdict(
+        overall="Fake",
+        mean_probability=0.7234,
+        max_probability=0.91,
+        min_probability=0.41,
+        score=0.9609,
+        interval=(0.61, 0.82),
+        reasons=(),
+        details=(Detail(speaker="SPEAKER_00", start=0.3, end=1.4, result="Fake", probability=0.6752),),
+        speakers=(SpeakerVerdict(speaker="SPEAKER_00", result="Fake", probability=0.7234, speech_seconds=1.1),),
+        timeline=Timeline(start=0.0, step_seconds=0.5, probability=(0.41, 0.91, 0.7, None)),
+        duration_config=DurationConfig(use_diarization=True, category="very_short"),
+        duration_seconds=1.9,
+        speech_seconds=1.1,
+        original_format="webm",
+        file_sha256="2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+        model=ModelName(name="default", sha256="9f2c4e0d6a1b8c3f7e5d2a9b4c6f8e1d3a5b7c9e0f2d4a6b8c1e3f5a7b9d0c2e"),
+        warnings=(),
+    )
+}
+"""An answer of each kind, by its name, for the documentation."""
+EXAMPLES["inconclusive"] = EXAMPLES["fake"].model_copy(
+    update={
+        "overall": "Inconclusive",
+        "mean_probability": 0.55,
+        "confidence": 0.1,
+        "score": 0.2007,
+        "interval": (0.12, 0.91),
+        "reasons": (Reason.NEAR_THRESHOLD,),
+        "details": (Detail(speaker="SPEAKER_00", start=0.3, end=1.4, result="Inconclusive", probability=0.55),),
+        "speakers": (
+            SpeakerVerdict(speaker="SPEAKER_00", result="Inconclusive", probability=0.55, speech_seconds=1.1),
+        ),
+    }
+)
+EXAMPLES["no_speech"] = EXAMPLES["fake"].model_copy(
+    update={
+        "overall": "No Speech",
+        "mean_probability": None,
+        "max_probability": None,
+        "min_probability": None,
+        "confidence": None,
+        "score": None,
+        "interval": None,
+        "details": (),
+        "speakers": (),
+        "timeline": Timeline(start=0.0, step_seconds=0.5, probability=(None, None, None, None)),
+        "speech_seconds": 0.0,
+    }
+)

@@ -1,0 +1,55 @@
+"""The words of an answer besides its numbers: why it is Inconclusive, and what else a person should know.
+
+The command line, the page, the OpenAPI document and the docs all take the words and their sentences from here.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Word(StrEnum):
+    """A word for programs; its `sentence` says the same to a person."""
+
+    sentence: str
+
+    def __new__(cls, word: str, sentence: str) -> Word:
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.sentence = sentence
+        return member
+
+
+class Reason(Word):
+    """Why an answer is Inconclusive."""
+
+    TOO_SHORT = "too_short", "There is too little speech: send more of the recording."
+    LOW_SNR = "low_snr", "There is too much noise over the speech."
+    NARROW_BAND = (
+        "narrow_band",
+        "The sound was cut to a narrow band, as a telephone does: send the original if there is one.",
+    )
+    OUT_OF_DISTRIBUTION = "out_of_distribution", "It sounds unlike anything the model was trained on."
+    NEAR_THRESHOLD = "near_threshold", "The score lies too close to the threshold."
+    MIXED_SPEAKERS = "mixed_speakers", "One speaker sounds machine-made, another does not: see each speaker."
+    MIXED_PASSAGES = "mixed_passages", "A passage sounds machine-made, the rest does not: see the moments."
+
+
+class AnswerWarning(Word):
+    """What a person should know about an answer of any kind."""
+
+    TRUNCATED = "truncated", "The file ends early: it holds less audio than it declares. Only what is there was judged."
+    DAMAGED = "damaged", "Parts of the file are damaged and were left out."
+    ANTI_PHASE = (
+        "anti_phase_loudest_channel_scored",
+        "The channels cancel each other, so the loudest one was judged.",
+    )
+    SYNTHETIC_SPEAKER = (
+        "synthetic_speaker_among_others",
+        "One speaker sounds machine-made among others who do not: see each speaker.",
+    )
+
+
+def sentences(words: type[Word]) -> dict[str, str]:
+    """Each word of an enumeration with its sentence."""
+    return {word.value: word.sentence for word in words}

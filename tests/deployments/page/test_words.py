@@ -1,0 +1,13 @@
+"""The page takes the words of an answer from /info, so that they stand in one place."""
+
+from __future__ import annotations
+
+from pipeline.config import ROOT
+from pipeline.verdict.reasons import AnswerWarning, Reason
+
+PAGE = (ROOT / "deployments" / "page" / "page.js").read_text(encoding="utf-8")
+
+
+def test_the_page_names_no_reason_and_no_warning() -> None:
+    assert not [word for word in (*Reason, *AnswerWarning) if word in PAGE or word.sentence in PAGE]
+    assert "info.reasons" in PAGE and "info.warnings" in PAGE
