@@ -76,7 +76,7 @@ class Classifier:
             "operating_points": {
                 point: {"threshold": getattr(info.thresholds, point)} for point in ("balanced", "recall", "precision")
             },
-            "inconclusive_margin": info.thresholds.margin,
+            "uncertainty": info.uncertainty.model_dump(),
             "features": {
                 "preset": info.features.name,
                 "backbone": info.features.backbone,
@@ -99,16 +99,18 @@ class Classifier:
 
 
 def _try(candidate: stage.Classifier) -> None:
-    """Classify one window of the bundle's own average features: raises for arrays that do not fit each other."""
+    """Classify one window of the bundle's own average features, through a wide band and through a narrow one: raises
+    for arrays that do not fit each other."""
     info = candidate.bundle.info
-    candidate.classify(
-        Features(
-            windows=(Window(PROBE_SPEECH.segments),),
-            vectors=np.zeros((1, sum(info.layers.values())), np.float32),
-            spec_id=info.features.spec_id,
-            backbone_sha256=info.backbone_sha256,
-            quality=Quality(snr_db=30.0, bandwidth_hz=8_000.0),
-            speech=PROBE_SPEECH,
-            turns=None,
+    for bandwidth_hz in (8_000.0, 3_400.0):
+        candidate.classify(
+            Features(
+                windows=(Window(PROBE_SPEECH.segments),),
+                vectors=np.zeros((1, sum(info.layers.values())), np.float32),
+                spec_id=info.features.spec_id,
+                backbone_sha256=info.backbone_sha256,
+                quality=Quality(snr_db=30.0, bandwidth_hz=bandwidth_hz),
+                speech=PROBE_SPEECH,
+                turns=None,
+            )
         )
-    )

@@ -75,16 +75,11 @@ class Windows(Strict):
 
 
 class Decision(Strict):
-    """When evidence is too poor for a verdict: below any of these the answer is Inconclusive, with its reason.
-
-    `narrow_band_worth` is what a log-likelihood ratio counts for below `min_bandwidth_hz`, where recordings are told
-    apart less well than those it was calibrated by.
-    """
+    """What evidence a verdict needs: with less speech than `min_speech_seconds` the answer is Inconclusive, and below
+    `min_bandwidth_hz` a recording is judged as a telephone's. `prior` is the share of fakes expected."""
 
     min_speech_seconds: float = Field(1.0, ge=0)
-    min_snr_db: float = 5.0
     min_bandwidth_hz: float = Field(4_200, ge=0)
-    narrow_band_worth: float = Field(0.5, gt=0, le=1)
     prior: float = Field(0.5, gt=0, lt=1)
 
 

@@ -70,8 +70,7 @@ def describe(
         classifier_sha256="",
         calibration=trained.calibration,
         thresholds=trained.thresholds,
-        window_sd=trained.window_sd,
-        novelty_limit=trained.novelty_limit,
+        uncertainty=trained.uncertainty,
         metrics=metrics or {},
         corpus=describe_corpus(table),
         versions={package: version(package) for package in PACKAGES},
@@ -147,8 +146,8 @@ The same clips, where those whose score is nearest to the balanced threshold get
 ## Thresholds
 Log-likelihood ratios: balanced {info.thresholds.balanced:.2f}, recall {info.thresholds.recall:.2f} (at most
 {config.operating_points.recall_miss:.0%} of held-out spoofs missed), precision {info.thresholds.precision:.2f} (at most
-{config.operating_points.precision_false_alarm:.0%} of held-out recordings called fake). Scores within
-{info.thresholds.margin:.2f} of a threshold, or whose 90 % interval holds it, are too close to call.
+{config.operating_points.precision_false_alarm:.0%} of held-out recordings called fake). A recording whose 90 % interval
+holds a threshold is Inconclusive.
 
 ## Limits
 - Generators, languages and channels unlike those above: expect the errors of the table, or worse.

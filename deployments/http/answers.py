@@ -88,7 +88,7 @@ class HealthAnswer(Answer):
 class InfoAnswer(Answer):
     model: dict[str, str | None]
     operating_points: dict[str, dict[str, float]]
-    inconclusive_margin: float
+    uncertainty: dict[str, float]
     features: dict[str, Any]
     duration_categories: dict[str, str]
     voice_activity: dict[str, Any]
@@ -197,7 +197,14 @@ INFO = {
                 "recall": {"threshold": -1.1},
                 "precision": {"threshold": 1.4},
             },
-            "inconclusive_margin": 0.2,
+            "uncertainty": {
+                "score_variance": 18.0,
+                "window_variance": 0.9,
+                "snr_db": 20.0,
+                "snr_variance": 8.0,
+                "novelty": 1.2,
+                "novelty_variance": 300.0,
+            },
             "features": {
                 "preset": "neuron-statistics",
                 "backbone": "campplus",

@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
-from pipeline.types import Features, OperatingPoint, Quality, Speech
-from pipeline.verdict.aggregate import build_verdict, no_speech_verdict, worth_of_scores
+from pipeline.types import Features, OperatingPoint, Speech
+from pipeline.verdict.aggregate import build_verdict, no_speech_verdict
 from pipeline.verdict.answer import Verdict
-from pipeline.verdict.bundle import Bundle
-from pipeline.verdict.head import contributions, raw_scores, standardize
+from pipeline.verdict.bundle import Bundle, Scorer
+from pipeline.verdict.head import raw_scores, standardize
+from pipeline.verdict.parts import whole
 
 
 class Classifier:
@@ -34,16 +35,18 @@ class Classifier:
                 "the classifier's bundle was trained on other features than the extractor computes: "
                 "deploy both with the same bundle"
             )
-        standardized = standardize(self.bundle.arrays, features.vectors, list(info.layers.values()))
-        scores = info.calibration.scale * raw_scores(self.bundle.arrays, standardized) + info.calibration.offset
+        narrow = features.quality.bandwidth_hz < self.config.decision.min_bandwidth_hz
+        scorer = self.bundle.scorer(narrow=narrow)
+        standardized = standardize(scorer.arrays, features.vectors, list(info.layers.values()))
         return build_verdict(
             features,
-            scores,
+            scorer.calibration.scale * raw_scores(scorer.arrays, standardized) + scorer.calibration.offset,
             novelty=float(np.mean(np.square(standardized, dtype=np.float64))),
+            scorer=scorer,
             bundle=self.bundle,
             config=self.config,
             operating_point=operating_point,
-            explanation=self._explain(standardized, features.quality) if explain else None,
+            layers=self._layers(features, scorer, standardized) if explain else None,
         )
 
     def no_speech(self, speech: Speech, *, use_diarization: bool) -> Verdict:
@@ -55,14 +58,19 @@ class Classifier:
             config=self.config,
         )
 
-    def _explain(self, standardized: NDArray[np.float32], quality: Quality) -> tuple[tuple[str, float], ...] | None:
-        """What each layer adds to the calibrated score, averaged over windows; linear heads only."""
+    def _layers(self, features: Features, scorer: Scorer, standardized: NDArray[np.float32]) -> dict[str, float]:
+        """What each layer adds to the mean of the calibrated scores: how much they fall where its features are set to
+        the training data's mean (ablation). Of a linear head that is the layer's exact share."""
         info = self.bundle.info
-        if "weight" not in self.bundle.arrays:
-            return None
-        added = contributions(self.bundle.arrays, standardized).mean(axis=0)
-        added *= info.calibration.scale * worth_of_scores(quality, self.config.decision)
         counted = info.features.reduction == "acn"
         sizes = [1] * len(info.layers) if counted else list(info.layers.values())
-        shares = np.add.reduceat(added, np.cumsum([0, *sizes[:-1]]))
-        return tuple((layer, float(share)) for layer, share in zip(info.layers, shares, strict=True))
+        edges = np.cumsum([0, *sizes])
+        with_all = raw_scores(scorer.arrays, standardized)
+        recording = whole(features)
+        added = {}
+        for layer, start, end in zip(info.layers, edges[:-1], edges[1:], strict=True):
+            without = standardized.copy()
+            without[:, start:end] = 0
+            fall = recording.means(with_all - raw_scores(scorer.arrays, without))
+            added[layer] = scorer.calibration.scale * float(fall[0])
+        return added

@@ -1,71 +1,88 @@
 """From window scores to a verdict on each moment, each speaker and the whole recording.
 
 A recording's score is the mean of its windows' log-likelihood ratios, weighted by speech: one odd window cannot
-condemn an hour, and an hour is not more certain for its length alone. What a mean would hide is looked for apart:
-a speaker, or a passage, that is synthetic among real ones.
+condemn an hour, and an hour is not more certain for its length alone. What a mean would hide is looked for apart: a
+speaker, or a passage, that is synthetic among real ones. `pipeline.verdict.evidence` has the formula by which each of
+them is judged.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.config import Decision, DetectorConfig
-from pipeline.types import Features, Label, OperatingPoint, Quality, Seconds, Segment, Speech
+from pipeline.config import DetectorConfig
+from pipeline.types import Features, Label, OperatingPoint, Seconds, Segment, Speech
+from pipeline.verdict import parts
 from pipeline.verdict.answer import (
+    DecidedBy,
     Detail,
     DurationConfig,
     Explanation,
+    Interval,
     LayerShare,
     ModelName,
     SpeakerVerdict,
     Timeline,
     Verdict,
 )
+from pipeline.verdict.bundle import Bundle, Scorer
+from pipeline.verdict.evidence import ENOUGH_SECONDS, Bar, Estimate, Scores, bar_of, estimate, find_faults, find_reasons
+from pipeline.verdict.parts import Parts
 from pipeline.verdict.reasons import AnswerWarning, Reason
-from pipeline.verdict.windows import coverage
-
-if TYPE_CHECKING:  # it brings torch, which a process that only passes verdicts on need not load
-    from pipeline.verdict.bundle import Bundle, BundleInfo, Thresholds
-
-INTERVAL_Z = 1.645
-"""Half width of a 90 % interval in standard errors."""
-
-MIN_PASSAGE_WINDOWS = 2
-
-Scores = NDArray[np.float64]
 
 
-def probability(score: float, prior: float) -> float:
-    """Posterior probability of fake from a log-likelihood ratio and a prior: sigmoid(score + logit(prior))."""
-    return 0.5 * (1 + math.tanh((score + math.log(prior / (1 - prior))) / 2))
+@dataclass(frozen=True)
+class Judged:
+    """What came of each of several parts: its estimate, (parts,) its probability and (parts, 2) its 90 % interval."""
+
+    estimate: Estimate
+    probabilities: Scores
+    intervals: Scores
+
+    def label(self, part: int, bar: Bar) -> Label:
+        return bar.label(float(self.estimate.low[part]), float(self.estimate.high[part]))
+
+    def probability(self, part: int) -> float:
+        return float(self.probabilities[part])
+
+    def interval(self, part: int) -> Interval:
+        low, high = self.intervals[part]
+        return float(low), float(high)
 
 
-def decide(score: float, thresholds: Thresholds, operating_point: OperatingPoint, half: float = 0.0) -> Label:
-    """Fake from the operating point's threshold on; Real below it and below the balanced one. What lies between them
-    is Inconclusive, and so is a score whose margin, or whose interval of `half` to each side, holds one of them."""
-    threshold: float = getattr(thresholds, operating_point)
-    margin = max(thresholds.margin, half)
-    if score >= threshold + margin:
-        return "Fake"
-    if score < min(threshold, thresholds.balanced) - margin:
-        return "Real"
-    return "Inconclusive"
+@dataclass(frozen=True)
+class Case:
+    """A recording to be judged: `scores` (windows,) are calibrated log-likelihood ratios by `scorer`, `faults` the
+    variance that each fault of the recording adds to them, `bar` what Fake and Real must reach."""
 
+    features: Features
+    scores: Scores
+    faults: dict[Reason, float]
+    scorer: Scorer
+    bar: Bar
+    config: DetectorConfig
 
-def half_width(spread: float, speech_seconds: Seconds, window_seconds: Seconds) -> float:
-    """Half the 90 % interval of a mean score over windows whose standard deviation is `spread`.
+    def judge(self, of: Parts) -> Judged:
+        """The verdict on each of several parts; the faults of the recording are faults of all."""
+        noise = self.window_noise(of) + sum(self.faults.values())
+        found = estimate(of.means(self.scores), noise, self.scorer.uncertainty.score_variance)
+        prior = self.config.decision.prior
+        return Judged(found, found.probability(prior), found.interval(prior))
 
-    Windows overlap, so what counts is how many would fit side by side.
-    """
-    return INTERVAL_Z * spread / math.sqrt(max(speech_seconds / window_seconds, 0.05))
+    def window_noise(self, of: Parts) -> Scores:
+        """The noise of each part's score for want of speech, as a variance, (parts,).
 
-
-def category(duration_seconds: Seconds) -> Literal["very_short", "short", "normal"]:
-    return "very_short" if duration_seconds < 3 else "short" if duration_seconds < 6 else "normal"
+        Windows of a part that differ more than those of a recording did in training are taken at what they show.
+        """
+        variance = np.maximum(self.scorer.uncertainty.window_variance, of.variances(self.scores))
+        with np.errstate(divide="ignore"):
+            noise: Scores = variance / (of.seconds / self.config.windows.seconds)
+        return noise
 
 
 def build_verdict(
@@ -73,101 +90,51 @@ def build_verdict(
     scores: Scores,
     *,
     novelty: float,
+    scorer: Scorer,
     bundle: Bundle,
     config: DetectorConfig,
     operating_point: OperatingPoint,
-    explanation: tuple[tuple[str, float], ...] | None,
+    layers: dict[str, float] | None = None,
 ) -> Verdict:
-    """The verdict from scores (windows,), calibrated log-likelihood ratios."""
-    info, speech, prior = bundle.info, features.speech, config.decision.prior
-    worth = worth_of_scores(features.quality, config.decision)
-    scores, window_sd = worth * scores, worth * info.window_sd
-    weights = np.array([window.speech_seconds for window in features.windows])
-    score = float(np.average(scores, weights=weights))
+    """The verdict from `scores` (windows,), calibrated log-likelihood ratios by `scorer`, a head of `bundle`.
 
-    # What is wrong with the recording is wrong with each part of it.
-    unfit = _unfit(features.quality, speech, novelty, info, config.decision)
-
-    def label(part_score: float, seconds: Seconds) -> Label:
-        half = half_width(window_sd, seconds, config.windows.seconds)
-        return "Inconclusive" if unfit else decide(part_score, info.thresholds, operating_point, half)
-
-    timeline_scores = step_scores(features, scores, weights, config.windows.step_seconds)
-    timeline = tuple(None if math.isnan(s) else probability(s, prior) for s in timeline_scores)
-    spoken = [p for p in timeline if p is not None]
-    speaker_scores = {
-        speaker: float(np.average(scores[rows], weights=weights[rows]))
-        for speaker in sorted({window.speaker for window in features.windows if window.speaker is not None})
-        for rows in [[i for i, window in enumerate(features.windows) if window.speaker == speaker]]
-    }
-    speakers = tuple(
-        SpeakerVerdict(
-            speaker=speaker,
-            result=label(speaker_score, seconds),
-            probability=probability(speaker_score, prior),
-            speech_seconds=seconds,
-        )
-        for speaker, speaker_score in speaker_scores.items()
-        for seconds in [sum(turn.duration_seconds for turn in features.turns or () if turn.speaker == speaker)]
-    )
-    details = tuple(
-        Detail(
-            speaker=speaker,
-            start=part.start,
-            end=part.end,
-            result=label(s, part.duration_seconds),
-            probability=probability(s, prior),
-        )
-        for speaker, part in _stretches(features)
-        for s in [stretch_score(features, scores, weights, speaker, part)]
-    )
-
-    # Spread among the windows is never taken to be below the one seen in training.
-    half = half_width(max(window_sd, float(np.std(scores))), speech.speech_seconds, config.windows.seconds)
-    decided = decide(score, info.thresholds, operating_point, half)
-    overall: Label = "Inconclusive" if unfit else decided
-    reasons = list(unfit)
-    warnings = list(speech.warnings)
-    if decided == "Inconclusive":
-        reasons.append(Reason.NEAR_THRESHOLD)
-    if not unfit and _synthetic_speaker(speaker_scores, info.thresholds):
-        overall, reasons = "Fake", []
-        warnings.append(AnswerWarning.SYNTHETIC_SPEAKER)
-    elif overall == "Real" and any(speaker.result == "Fake" for speaker in speakers):
-        overall, reasons = "Inconclusive", [Reason.MIXED_SPEAKERS]
-    elif overall == "Real" and _synthetic_passage(features, scores, info.thresholds):
-        overall, reasons = "Inconclusive", [Reason.MIXED_PASSAGES]
-
-    mean = probability(score, prior)
+    `layers`, where they are to be told, are what each layer adds to the mean of `scores`.
+    """
+    speech = features.speech
+    faults = find_faults(features.quality, novelty, speech.speech_seconds, scorer, config.decision)
+    case = Case(features, scores, faults, scorer, bar_of(bundle.info.thresholds, operating_point), config)
+    judged = case.judge(parts.whole(features))
+    overall = judged.label(0, case.bar)
+    speakers = judge_speakers(case, is_fake=overall == "Fake")
+    decided_by = None if overall == "Fake" else find_speaker(case, speakers) or find_passage(case)
+    if decided_by:
+        overall = "Fake"
+    mean = judged.probability(0)
+    score = float(judged.estimate.score(config.decision.prior)[0])
+    timeline = judge_steps(case)
+    spoken = [p for p in timeline.probability if p is not None]
     return Verdict(
         overall=overall,
         mean_probability=mean,
         max_probability=max(spoken, default=mean),
         min_probability=min(spoken, default=mean),
         score=score,
-        interval=(probability(score - half, prior), probability(score + half, prior)),
-        reasons=tuple(reasons),
-        details=details,
+        interval=judged.interval(0),
+        reasons=reasons_of(case, speakers) if overall == "Inconclusive" else (),
+        details=judge_details(case),
         speakers=speakers,
-        timeline=Timeline(start=0.0, step_seconds=config.windows.step_seconds, probability=timeline),
-        duration_config=DurationConfig(
-            use_diarization=features.turns is not None, category=category(speech.duration_seconds)
-        ),
-        duration_seconds=speech.duration_seconds,
-        speech_seconds=speech.speech_seconds,
-        original_format=speech.original_format,
-        file_sha256=speech.file_sha256,
-        model=ModelName(name=info.name, sha256=bundle.sha256),
-        warnings=tuple(warnings),
-        explanation=None
-        if explanation is None
-        else Explanation(layers=tuple(LayerShare(layer=layer, score=share) for layer, share in explanation)),
+        timeline=timeline,
+        decided_by=decided_by,
+        warnings=(*speech.warnings, *warnings_of(scorer, speakers, decided_by)),
+        explanation=None if layers is None else explain(layers, score, float(parts.whole(features).means(scores)[0])),
+        **_about(speech, bundle, use_diarization=features.turns is not None),
     )
 
 
 def no_speech_verdict(speech: Speech, *, use_diarization: bool, bundle: Bundle, config: DetectorConfig) -> Verdict:
     """The verdict on a recording in which nobody speaks."""
-    steps = math.ceil(speech.duration_seconds / config.windows.step_seconds)
+    step_seconds = config.windows.step_seconds
+    steps = math.ceil(speech.duration_seconds / step_seconds)
     return Verdict(
         overall="No Speech",
         mean_probability=None,
@@ -178,96 +145,155 @@ def no_speech_verdict(speech: Speech, *, use_diarization: bool, bundle: Bundle, 
         reasons=(),
         details=(),
         speakers=(),
-        timeline=Timeline(start=0.0, step_seconds=config.windows.step_seconds, probability=(None,) * steps),
-        duration_config=DurationConfig(use_diarization=use_diarization, category=category(speech.duration_seconds)),
-        duration_seconds=speech.duration_seconds,
-        speech_seconds=0.0,
-        original_format=speech.original_format,
-        file_sha256=speech.file_sha256,
-        model=ModelName(name=bundle.info.name, sha256=bundle.sha256),
+        timeline=Timeline(start=0.0, step_seconds=step_seconds, probability=(None,) * steps),
         warnings=speech.warnings,
+        **_about(speech, bundle, use_diarization=use_diarization),
     )
 
 
-def _stretches(features: Features) -> list[tuple[str | None, Segment]]:
-    """What `details` is about: the turns where there are any, else the speech segments."""
-    if features.turns:
-        return [(turn.speaker, turn) for turn in features.turns]
-    return [(None, segment) for segment in features.speech.segments]
-
-
-def stretch_score(
-    features: Features,
-    scores: Scores,
-    weights: Scores,
-    speaker: str | None,
-    stretch: Segment,
-) -> float:
-    """Mean score of the speaker's windows, weighted by the speech each shares with `stretch`."""
-    own = np.array([window.speaker == speaker for window in features.windows], dtype=float)
-    edges = np.array([stretch.start, stretch.end])
-    shared = np.array([float(coverage(window.parts, edges)[0]) for window in features.windows])
-    # A turn spoken entirely over another's voice may lie in no window: its speaker's mean stands for it.
-    weighting = own * shared if (own * shared).any() else own * weights
-    return float(np.average(scores, weights=weighting))
-
-
-def step_scores(features: Features, scores: Scores, weights: Scores, step_seconds: Seconds) -> Scores:
-    """Mean score of the windows over each step of the time line, (steps,); NaN where nobody speaks.
-
-    A window counts by the share of it that lies in the step, so that short windows are as sharp as they can be.
-    """
-    steps = math.ceil(features.speech.duration_seconds / step_seconds)
-    edges = np.arange(steps + 1, dtype=np.float64) * step_seconds
-    total, weight = np.zeros(steps), np.zeros(steps)
-    for window, score, speech_seconds in zip(features.windows, scores, weights, strict=True):
-        share = coverage(window.parts, edges) / speech_seconds
-        total += share * score
-        weight += share
-    with np.errstate(invalid="ignore"):
-        mean: Scores = total / weight
-    return mean
-
-
-def _synthetic_speaker(speaker_scores: dict[str, float], thresholds: Thresholds) -> bool:
-    """Whether one of several speakers is synthetic beyond what the best of that many real ones would reach.
-
-    The bar rises by ln(speakers), which bounds the false alarms of all by those of one (Bonferroni).
-    """
-    count = len(speaker_scores)
-    return count > 1 and max(speaker_scores.values()) >= thresholds.precision + math.log(count)
-
-
-def _synthetic_passage(features: Features, scores: Scores, thresholds: Thresholds) -> bool:
-    """Whether two neighbouring windows, together, are synthetic beyond what the best of that many real ones reach.
-
-    The bar rises by ln(windows), so that false alarms do not grow with length.
-    """
-    pairs = [
-        float(scores[i : i + MIN_PASSAGE_WINDOWS].mean())
-        for i in range(len(scores) - MIN_PASSAGE_WINDOWS + 1)
-        if features.windows[i].speaker == features.windows[i + MIN_PASSAGE_WINDOWS - 1].speaker
-    ]
-    return max(pairs, default=-math.inf) >= thresholds.precision + math.log(len(scores))
-
-
-def worth_of_scores(quality: Quality, decision: Decision) -> float:
-    """What the scores of a recording of this quality count for, in (0, 1]."""
-    return decision.narrow_band_worth if quality.bandwidth_hz < decision.min_bandwidth_hz else 1.0
-
-
-def _unfit(
-    quality: Quality,
-    speech: Speech,
-    novelty: float,
-    info: BundleInfo,
-    decision: Decision,
-) -> list[Reason]:
-    """Why the evidence is too poor for a verdict; empty where it is not."""
-    found = {
-        Reason.TOO_SHORT: speech.speech_seconds < decision.min_speech_seconds,
-        Reason.LOW_SNR: quality.snr_db < decision.min_snr_db,
-        Reason.NARROW_BAND: quality.bandwidth_hz < decision.min_bandwidth_hz,
-        Reason.OUT_OF_DISTRIBUTION: novelty > info.novelty_limit,
+def _about(speech: Speech, bundle: Bundle, *, use_diarization: bool) -> dict[str, Any]:
+    """The fields of a verdict that say what was judged and by what."""
+    return {
+        "duration_config": DurationConfig(use_diarization=use_diarization, category=category(speech.duration_seconds)),
+        "duration_seconds": speech.duration_seconds,
+        "speech_seconds": speech.speech_seconds,
+        "original_format": speech.original_format,
+        "file_sha256": speech.file_sha256,
+        "model": ModelName(name=bundle.info.name, sha256=bundle.sha256),
     }
-    return [reason for reason, holds in found.items() if holds]
+
+
+def category(duration_seconds: Seconds) -> Literal["very_short", "short", "normal"]:
+    return "very_short" if duration_seconds < 3 else "short" if duration_seconds < 6 else "normal"
+
+
+def judge_speakers(case: Case, *, is_fake: bool) -> tuple[SpeakerVerdict, ...]:
+    """The verdict on each speaker. In a recording that as a whole is not fake the bar rises with their number, because
+    each of them may then be called Fake against it."""
+    names = sorted({window.speaker for window in case.features.windows if window.speaker is not None})
+    of = parts.speakers(case.features, names)
+    judged = case.judge(of)
+    bar = case.bar if is_fake else case.bar.raised(len(names))
+    return tuple(
+        SpeakerVerdict(
+            speaker=name,
+            result=judged.label(i, bar),
+            probability=judged.probability(i),
+            interval=judged.interval(i),
+            speech_seconds=float(of.seconds[i]),
+        )
+        for i, name in enumerate(names)
+    )
+
+
+def judge_details(case: Case) -> tuple[Detail, ...]:
+    """The verdict on each turn where there are any, else on each speech segment."""
+    turns = case.features.turns
+    stretches: tuple[Segment, ...] = turns or case.features.speech.segments
+    names = [turn.speaker for turn in turns] if turns else [None] * len(stretches)
+    judged = case.judge(parts.stretches(case.features, stretches, names))
+    return tuple(
+        Detail(
+            speaker=name,
+            start=stretch.start,
+            end=stretch.end,
+            result=judged.label(i, case.bar),
+            probability=judged.probability(i),
+            interval=judged.interval(i),
+        )
+        for i, (stretch, name) in enumerate(zip(stretches, names, strict=True))
+    )
+
+
+def judge_steps(case: Case) -> Timeline:
+    """The probability at each step of the time line; None where nobody speaks."""
+    step_seconds = case.config.windows.step_seconds
+    of = parts.steps(case.features, step_seconds)
+    probabilities = case.judge(of).probabilities.tolist()
+    spoken = [seconds > 0 for seconds in of.seconds]
+    return Timeline(
+        start=0.0,
+        step_seconds=step_seconds,
+        probability=tuple(p if speaks else None for p, speaks in zip(probabilities, spoken, strict=True)),
+    )
+
+
+def find_speaker(case: Case, speakers: tuple[SpeakerVerdict, ...]) -> DecidedBy | None:
+    """The speaker who makes the recording Fake: of those called Fake the most probable one."""
+    fakes = [speaker for speaker in speakers if speaker.result == "Fake"]
+    if not fakes:
+        return None
+    fake = max(fakes, key=lambda speaker: speaker.probability)
+    turns = [turn for turn in case.features.turns or () if turn.speaker == fake.speaker]
+    return DecidedBy(
+        speaker=fake.speaker,
+        start=min(turn.start for turn in turns),
+        end=max(turn.end for turn in turns),
+        probability=fake.probability,
+        interval=fake.interval,
+    )
+
+
+def find_passage(case: Case) -> DecidedBy | None:
+    """The passage of two neighbouring windows that makes the recording Fake, though the rest does not.
+
+    The bar rises with the number of passages, so that false alarms do not grow with length.
+    """
+    of, pairs = parts.passages(case.features)
+    if not pairs:
+        return None
+    judged = case.judge(of)
+    best = int(np.argmax(judged.estimate.low))
+    if judged.label(best, case.bar.raised(len(pairs))) != "Fake":
+        return None
+    first, last = (case.features.windows[i] for i in pairs[best])
+    return DecidedBy(
+        speaker=first.speaker,
+        start=first.parts[0].start,
+        end=last.parts[-1].end,
+        probability=judged.probability(best),
+        interval=judged.interval(best),
+    )
+
+
+def reasons_of(case: Case, speakers: tuple[SpeakerVerdict, ...]) -> tuple[Reason, ...]:
+    """Why a recording is Inconclusive.
+
+    Besides the faults of its sound, a recording may be short: what its noise exceeds that of `ENOUGH_SECONDS` of speech
+    by is too_short's. Its parts may differ more than those of recordings do: that excess is mixed_speakers's or
+    mixed_passages's.
+    """
+    uncertainty = case.scorer.uncertainty
+    of = parts.whole(case.features)
+    windows = float(of.seconds[0]) / case.config.windows.seconds
+    enough = uncertainty.window_variance / max(windows, ENOUGH_SECONDS / case.config.windows.seconds)
+    homogeneous = uncertainty.window_variance / windows
+    mixed = Reason.MIXED_SPEAKERS if len(speakers) > 1 else Reason.MIXED_PASSAGES
+    excess = {Reason.TOO_SHORT: homogeneous - enough, mixed: float(case.window_noise(of)[0]) - homogeneous}
+    faults = {reason: variance for reason, variance in (excess | case.faults).items() if variance > 0}
+    seen = of.means(case.scores)
+
+    def is_settled(noise: float) -> bool:
+        found = estimate(seen, np.array([noise]), uncertainty.score_variance)
+        return case.bar.label(float(found.low[0]), float(found.high[0])) != "Inconclusive"
+
+    return find_reasons(is_settled, enough, faults, uncertainty.score_variance)
+
+
+def explain(layers: dict[str, float], score: float, seen: float) -> Explanation:
+    """What each layer adds to the answer's `score`, from what it adds to the score `seen` before uncertainty drew that
+    towards 0."""
+    share = score / seen if seen else 0.0
+    return Explanation(layers=tuple(LayerShare(layer=layer, score=share * added) for layer, added in layers.items()))
+
+
+def warnings_of(
+    scorer: Scorer, speakers: tuple[SpeakerVerdict, ...], decided_by: DecidedBy | None
+) -> Iterator[AnswerWarning]:
+    """What to know about how a recording was judged."""
+    if scorer.is_narrow:
+        yield AnswerWarning.NARROW_BAND_HEAD
+    if decided_by and not any(speaker.result == "Fake" for speaker in speakers):
+        yield AnswerWarning.SYNTHETIC_PASSAGE
+    elif decided_by and len(speakers) > 1:
+        yield AnswerWarning.SYNTHETIC_SPEAKER

@@ -7,7 +7,7 @@ arithmetic, not evidence. No number is NaN or infinite.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
@@ -62,6 +62,8 @@ class Detail(Part):
     """The verdict on this stretch alone."""
     probability: Probability
     """Probability that the speech of this stretch is machine-made, 0 to 1."""
+    interval: Interval
+    """90 % interval of `probability`, lower end first; `result` follows from it."""
 
 
 class SpeakerVerdict(Part):
@@ -75,6 +77,8 @@ class SpeakerVerdict(Part):
     """The verdict on this speaker alone."""
     probability: Probability
     """Probability that this speaker is a machine, 0 to 1."""
+    interval: Interval
+    """90 % interval of `probability`, lower end first; `result` follows from it."""
     speech_seconds: Number
     """How long the speaker talks, in seconds."""
 
@@ -107,6 +111,8 @@ class DecidedBy(Part):
     """Where that part ends, in seconds from the start of the recording."""
     probability: Probability
     """Probability that the speech of that part is machine-made, 0 to 1."""
+    interval: Interval
+    """90 % interval of `probability`, lower end first; all of it is beyond the threshold."""
 
 
 class Timeline(Part):
@@ -170,7 +176,7 @@ class Verdict(Part):
     score: Number | None
     """Calibrated log-likelihood ratio of the whole recording, as a natural logarithm; higher is more machine-like."""
     interval: Interval | None
-    """90 % interval of `mean_probability`, lower end first."""
+    """90 % interval of `mean_probability`, lower end first; `overall` follows from it, unless `decided_by` is given."""
     reasons: tuple[Reason, ...] = Field(
         description=f"Why the answer is Inconclusive; empty where it is not. {_listed(Reason)}"
     )
@@ -212,6 +218,14 @@ def _confidence(probability: float | None) -> float | None:
     return None if probability is None else abs(2 * probability - 1)
 
 
+_SHARED: dict[str, Any] = {
+    "duration_config": DurationConfig(use_diarization=True, category="normal"),
+    "duration_seconds": 9.8,
+    "original_format": "webm",
+    "file_sha256": "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+    "model": ModelName(name="default", sha256="9f2c4e0d6a1b8c3f7e5d2a9b4c6f8e1d3a5b7c9e0f2d4a6b8c1e3f5a7b9d0c2e"),
+}
+
 EXAMPLES = {
     "fake": Verdict(
         overall="Fake",
@@ -221,45 +235,91 @@ EXAMPLES = {
         score=0.9609,
         interval=(0.61, 0.82),
         reasons=(),
-        details=(Detail(speaker="SPEAKER_00", start=0.3, end=1.4, result="Fake", probability=0.6752),),
-        speakers=(SpeakerVerdict(speaker="SPEAKER_00", result="Fake", probability=0.7234, speech_seconds=1.1),),
+        details=(
+            Detail(speaker="SPEAKER_00", start=0.3, end=8.2, result="Fake", probability=0.7234, interval=(0.61, 0.82)),
+        ),
+        speakers=(
+            SpeakerVerdict(
+                speaker="SPEAKER_00", result="Fake", probability=0.7234, interval=(0.61, 0.82), speech_seconds=7.9
+            ),
+        ),
         timeline=Timeline(start=0.0, step_seconds=0.5, probability=(0.41, 0.91, 0.7, None)),
-        duration_config=DurationConfig(use_diarization=True, category="very_short"),
-        duration_seconds=1.9,
-        speech_seconds=1.1,
-        original_format="webm",
-        file_sha256="2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
-        model=ModelName(name="default", sha256="9f2c4e0d6a1b8c3f7e5d2a9b4c6f8e1d3a5b7c9e0f2d4a6b8c1e3f5a7b9d0c2e"),
+        speech_seconds=7.9,
         warnings=(),
-    )
+        **_SHARED,
+    ),
+    "fake_speaker_among_others": Verdict(
+        overall="Fake",
+        mean_probability=0.44,
+        max_probability=0.94,
+        min_probability=0.05,
+        score=-0.2412,
+        interval=(0.12, 0.81),
+        reasons=(),
+        details=(
+            Detail(speaker="SPEAKER_00", start=0.3, end=4.2, result="Real", probability=0.06, interval=(0.02, 0.16)),
+            Detail(speaker="SPEAKER_01", start=4.2, end=8.2, result="Fake", probability=0.93, interval=(0.82, 0.98)),
+        ),
+        speakers=(
+            SpeakerVerdict(
+                speaker="SPEAKER_00", result="Real", probability=0.06, interval=(0.02, 0.16), speech_seconds=3.9
+            ),
+            SpeakerVerdict(
+                speaker="SPEAKER_01", result="Fake", probability=0.93, interval=(0.82, 0.98), speech_seconds=4.0
+            ),
+        ),
+        timeline=Timeline(start=0.0, step_seconds=0.5, probability=(0.05, 0.06, 0.94, None)),
+        speech_seconds=7.9,
+        decided_by=DecidedBy(speaker="SPEAKER_01", start=4.2, end=8.2, probability=0.93, interval=(0.82, 0.98)),
+        warnings=(AnswerWarning.SYNTHETIC_SPEAKER,),
+        **_SHARED,
+    ),
+    "inconclusive": Verdict(
+        overall="Inconclusive",
+        mean_probability=0.55,
+        max_probability=0.62,
+        min_probability=0.41,
+        score=0.2007,
+        interval=(0.12, 0.91),
+        reasons=(Reason.TOO_SHORT,),
+        details=(
+            Detail(
+                speaker="SPEAKER_00",
+                start=0.3,
+                end=1.5,
+                result="Inconclusive",
+                probability=0.55,
+                interval=(0.12, 0.91),
+            ),
+        ),
+        speakers=(
+            SpeakerVerdict(
+                speaker="SPEAKER_00",
+                result="Inconclusive",
+                probability=0.55,
+                interval=(0.12, 0.91),
+                speech_seconds=1.2,
+            ),
+        ),
+        timeline=Timeline(start=0.0, step_seconds=0.5, probability=(0.41, 0.62, 0.52, None)),
+        speech_seconds=1.2,
+        warnings=(),
+        **_SHARED,
+    ),
+    "no_speech": Verdict(
+        overall="No Speech",
+        mean_probability=None,
+        max_probability=None,
+        min_probability=None,
+        score=None,
+        interval=None,
+        reasons=(),
+        details=(),
+        speakers=(),
+        timeline=Timeline(start=0.0, step_seconds=0.5, probability=(None, None, None, None)),
+        speech_seconds=0.0,
+        warnings=(),
+        **_SHARED,
+    ),
 }
 """An answer of each kind, by its name, for the documentation."""
-EXAMPLES["inconclusive"] = EXAMPLES["fake"].model_copy(
-    update={
-        "overall": "Inconclusive",
-        "mean_probability": 0.55,
-        "confidence": 0.1,
-        "score": 0.2007,
-        "interval": (0.12, 0.91),
-        "reasons": (Reason.NEAR_THRESHOLD,),
-        "details": (Detail(speaker="SPEAKER_00", start=0.3, end=1.4, result="Inconclusive", probability=0.55),),
-        "speakers": (
-            SpeakerVerdict(speaker="SPEAKER_00", result="Inconclusive", probability=0.55, speech_seconds=1.1),
-        ),
-    }
-)
-EXAMPLES["no_speech"] = EXAMPLES["fake"].model_copy(
-    update={
-        "overall": "No Speech",
-        "mean_probability": None,
-        "max_probability": None,
-        "min_probability": None,
-        "confidence": None,
-        "score": None,
-        "interval": None,
-        "details": (),
-        "speakers": (),
-        "timeline": Timeline(start=0.0, step_seconds=0.5, probability=(None, None, None, None)),
-        "speech_seconds": 0.0,
-    }
-)

@@ -25,6 +25,9 @@ from pipeline.networks.tkan import TkanSpec
 
 Arrays = dict[str, NDArray[np.float32]]
 
+NARROW = "narrow."
+"""How the names of the arrays of the head for narrow bands begin."""
+
 
 class Calibration(Strict):
     """Raw score -> log-likelihood ratio: scale * score + offset."""
@@ -34,27 +37,48 @@ class Calibration(Strict):
 
 
 class Thresholds(Strict):
-    """Operating points as log-likelihood ratios, recall <= balanced <= precision.
-
-    Scores closer than `margin` to the threshold are too close to call.
-    """
+    """Operating points as log-likelihood ratios, recall <= balanced <= precision."""
 
     balanced: float
     recall: float
     precision: float
-    margin: float = Field(ge=0)
+
+
+class Uncertainty(Strict):
+    """How far a calibrated score may be from the one that endless clean speech would get: `pipeline.verdict.evidence`
+    has the formula. All variances are of log-likelihood ratios.
+
+    `score_variance`: of those scores over recordings. `window_variance`: of a window around its recording.
+    `snr_variance`: added by noise, for a signal 10 dB below `snr_db` decibels over it; it grows with the square of the
+    distance. `novelty_variance`: added by strangeness, for each squared natural logarithm of the ratio of a recording's
+    novelty to `novelty`, where it is above 1. The novelty of a recording is its mean squared standardised feature.
+    """
+
+    score_variance: float = Field(gt=0)
+    window_variance: float = Field(ge=0)
+    snr_db: float
+    snr_variance: float = Field(ge=0)
+    novelty: float = Field(gt=0)
+    novelty_variance: float = Field(ge=0)
+
+
+class NarrowBand(Strict):
+    """A second head for recordings of a narrow band, such as a telephone's; its arrays are those named `narrow.…`. It
+    hears the same features, and the thresholds are shared."""
+
+    head: Literal["linear", "mlp"]
+    calibration: Calibration
+    uncertainty: Uncertainty
 
 
 class BundleInfo(Strict):
     """All of `bundle.json`.
 
-    `layers` gives the number of features each layer yields, in their order. `window_sd` is the standard deviation
-    of a window's log-likelihood ratio around its recording's, for the interval of a verdict. `novelty_limit` is the
-    mean squared standardised feature above which a recording is unlike the training data. `metrics`, `corpus`,
-    `versions` and `seed` are the record of the training run.
+    `layers` gives the number of features each layer yields, in their order. `metrics`, `corpus`, `versions` and `seed`
+    are the record of the training run.
     """
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     name: str
     features: TkanSpec
     layers: dict[str, int]
@@ -63,12 +87,22 @@ class BundleInfo(Strict):
     classifier_sha256: str
     calibration: Calibration
     thresholds: Thresholds
-    window_sd: float = Field(ge=0)
-    novelty_limit: float = Field(gt=0)
+    uncertainty: Uncertainty
+    narrow: NarrowBand | None = None
     metrics: dict[str, Any]
     corpus: dict[str, Any]
     versions: dict[str, str]
     seed: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A head and what makes its raw scores evidence. `is_narrow`: whether it is the head for narrow bands."""
+
+    arrays: Arrays
+    calibration: Calibration
+    uncertainty: Uncertainty
+    is_narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +114,15 @@ class Bundle:
     arrays: Arrays
     sha256: str
     front: Arrays | None = None
+
+    def scorer(self, *, narrow: bool = False) -> Scorer:
+        """The head to score a recording with: for a narrow band the one made for it, if there is one."""
+        info = self.info
+        if narrow and info.narrow:
+            own = {name.removeprefix(NARROW): array for name, array in self.arrays.items() if name.startswith(NARROW)}
+            return Scorer(own, info.narrow.calibration, info.narrow.uncertainty, is_narrow=True)
+        own = {name: array for name, array in self.arrays.items() if not name.startswith(NARROW)}
+        return Scorer(own, info.calibration, info.uncertainty)
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:

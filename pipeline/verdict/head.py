@@ -61,9 +61,3 @@ def raw_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
         if layer < depth - 1:
             layer_inputs = np.maximum(layer_inputs, 0)
     return layer_inputs[:, 0].astype(np.float64)
-
-
-def contributions(arrays: Arrays, standardized: Matrix) -> Matrix:
-    """What each feature adds to a linear head's raw scores, the bias aside: (windows, dimension)."""
-    added: Matrix = standardized * arrays["weight"]
-    return added

@@ -31,8 +31,8 @@ class Reason(Word):
     )
     OUT_OF_DISTRIBUTION = "out_of_distribution", "It sounds unlike anything the model was trained on."
     NEAR_THRESHOLD = "near_threshold", "The score lies too close to the threshold."
-    MIXED_SPEAKERS = "mixed_speakers", "One speaker sounds machine-made, another does not: see each speaker."
-    MIXED_PASSAGES = "mixed_passages", "A passage sounds machine-made, the rest does not: see the moments."
+    MIXED_SPEAKERS = "mixed_speakers", "The speakers sound too different for one answer: see each of them."
+    MIXED_PASSAGES = "mixed_passages", "The moments sound too different for one answer: see them one by one."
 
 
 class AnswerWarning(Word):
@@ -47,6 +47,14 @@ class AnswerWarning(Word):
     SYNTHETIC_SPEAKER = (
         "synthetic_speaker_among_others",
         "One speaker sounds machine-made among others who do not: see each speaker.",
+    )
+    SYNTHETIC_PASSAGE = (
+        "synthetic_passage",
+        "A passage sounds machine-made, though the recording as a whole does not: listen to it.",
+    )
+    NARROW_BAND_HEAD = (
+        "narrow_band_head",
+        "The sound was cut to a narrow band, as a telephone does, and was judged by the model for that.",
     )
 
 

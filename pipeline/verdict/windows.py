@@ -112,7 +112,13 @@ def plan_chunks(
 
 def coverage(parts: Sequence[Segment], edges: NDArray[np.float64]) -> NDArray[np.float32]:
     """How much of each bin the disjoint, sorted `parts` cover: edges (bins + 1,) in seconds -> (bins,) in [0, 1]."""
+    share: NDArray[np.float32] = (covered_seconds(parts, edges) / np.diff(edges)).astype(np.float32)
+    return share
+
+
+def covered_seconds(parts: Sequence[Segment], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds of each bin that the disjoint, sorted `parts` cover: edges (bins + 1,) in seconds -> (bins,)."""
     knots = np.array([t for part in parts for t in (part.start, part.end)])
     covered = np.repeat(np.cumsum([0.0, *(part.duration_seconds for part in parts)]), 2)[1:-1]
-    share: NDArray[np.float32] = (np.diff(np.interp(edges, knots, covered)) / np.diff(edges)).astype(np.float32)
-    return share
+    seconds: NDArray[np.float64] = np.diff(np.interp(edges, knots, covered))
+    return seconds

@@ -13,12 +13,11 @@ from tune.reports.metrics import Labels, Scores, error_curve, require_numbers
 
 
 class OperatingPoints(Strict):
-    """What each threshold promises on held-out clips: the misses `recall` allows, the false alarms `precision` allows,
-    and the share of clips nearest to the balanced threshold that are too close to call."""
+    """What each threshold promises on held-out clips: the misses `recall` allows and the false alarms `precision`
+    allows."""
 
     recall_miss: float = Field(0.05, gt=0, lt=0.5)
     precision_false_alarm: float = Field(0.05, gt=0, lt=0.5)
-    too_close_share: float = Field(0.05, ge=0, lt=0.5)
 
 
 def fit_calibration(labels: Labels, scores: Scores) -> Calibration:
@@ -48,5 +47,4 @@ def choose_thresholds(labels: Labels, scores: Scores, points: OperatingPoints) -
         balanced=0.0,
         recall=min(float(recall), 0.0),
         precision=max(precision, 0.0),
-        margin=float(np.quantile(np.abs(scores), points.too_close_share)),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import Strict
-from pipeline.verdict.bundle import Arrays, Calibration, Thresholds
+from pipeline.verdict.bundle import Arrays, Calibration, Thresholds, Uncertainty
 from pipeline.verdict.head import standardize
 from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
@@ -21,8 +21,11 @@ from tune.training.estimator import EstimatorConfig, fit, score_windows
 from tune.training.folds import Fold, FoldsConfig, Indices, make_fold, make_folds, refuse_overlap
 from tune.training.table import Table
 
-NOVELTY_QUANTILE = 0.995
+NOVELTY_QUANTILE = 0.95
 """Share of held-out clips that count as like the training data."""
+
+NOT_YET_MEASURED = {"snr_db": 20.0, "snr_variance": 8.0, "novelty_variance": 300.0}
+"""Parameters of `Uncertainty` that training does not fit yet."""
 
 
 class TrainingConfig(Strict):
@@ -52,8 +55,7 @@ class Trained:
     arrays: Arrays
     calibration: Calibration
     thresholds: Thresholds
-    window_sd: float
-    novelty_limit: float
+    uncertainty: Uncertainty
     held_out_eer: float
     clips: tuple[Clip, ...]
 
@@ -97,8 +99,12 @@ def train(config: TrainingConfig, table: Table, clips: Indices) -> Trained:
         arrays=fit(config.estimator, table, clips),
         calibration=calibration,
         thresholds=choose_thresholds(labels, calibrated, config.operating_points),
-        window_sd=calibration.scale * spread_of_windows(table, judged, window_scores),
-        novelty_limit=float(np.quantile(novelty[judged], NOVELTY_QUANTILE)),
+        uncertainty=Uncertainty(
+            score_variance=float(calibrated.var()),
+            window_variance=(calibration.scale * spread_of_windows(table, judged, window_scores)) ** 2,
+            novelty=float(np.quantile(novelty[judged], NOVELTY_QUANTILE)),
+            **NOT_YET_MEASURED,
+        ),
         held_out_eer=eer(labels, calibrated),
         clips=tuple(table.clips[i] for i in clips),
     )

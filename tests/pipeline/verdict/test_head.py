@@ -1,6 +1,6 @@
 import numpy as np
 
-from pipeline.verdict.head import contributions, count_activated, raw_scores, standardize
+from pipeline.verdict.head import count_activated, raw_scores, standardize
 
 
 def test_activated_neurons_are_counted_layer_by_layer() -> None:
@@ -33,4 +33,3 @@ def test_a_linear_head() -> None:
     arrays = {"weight": np.array([1.0, -2.0], dtype=np.float32), "bias": np.array([0.5], dtype=np.float32)}
     one = np.array([[3.0, 1.0]], dtype=np.float32)
     np.testing.assert_allclose(raw_scores(arrays, one), [1.5])
-    np.testing.assert_allclose(contributions(arrays, one), [[3.0, -2.0]])

@@ -182,6 +182,5 @@ def test_nothing_is_tested_or_calibrated_by_background(head: RidgeHead | Logisti
         assert found["metrics"]["cllr"]["value"] == pytest.approx(expected["metrics"]["cllr"]["value"], rel=1e-3)
         assert trained.calibration.scale == pytest.approx(other.calibration.scale, rel=1e-3)
         assert trained.calibration.offset == pytest.approx(other.calibration.offset, rel=1e-3)
-        assert trained.window_sd == pytest.approx(other.window_sd, rel=1e-3)
-        assert trained.novelty_limit == pytest.approx(other.novelty_limit, rel=1e-3)
+        assert trained.uncertainty.model_dump() == pytest.approx(other.uncertainty.model_dump(), rel=1e-3)
     assert 0 < random_split_eer(config.estimator, both, k=4) < 0.5

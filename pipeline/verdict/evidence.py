@@ -1,0 +1,165 @@
+"""What a score is worth: the number and the word that follow from it.
+
+The model. Endless clean speech like a recording's would get a score t; over recordings t is normal with mean 0 and
+variance V. What is seen of it is s = t + noise. The noise is normal with mean 0 and variance
+
+    N = window variance / windows side by side                 less speech, more noise
+      + snr variance     * (decibels below the reference / 10)^2
+      + novelty variance * ln(novelty / reference)^2           for sounds unlike the training data
+      + V                                                      for a narrow band that the bundle has no head for
+
+and infinite for less speech than anything can be said of. All variances but V of the narrow band are measured in
+training and stand in the bundle (`Uncertainty`). Given s, t is normal with
+
+    mean m = w s    variance V (1 - w)    where w = V / (V + N)
+
+Source: the normal model with known variance, Gelman et al., Bayesian Data Analysis, 3rd ed., 2.5.
+
+The number is the mean of the probability over what t may be, so that uncertainty draws it towards the prior. The
+interval reaches from the 5th to the 95th percentile of t. The word follows from the interval alone: Fake where all of
+it is at or above the threshold, Real where all of it is below, else Inconclusive. An answer at even odds that is
+called Inconclusive has a probability of at most .94 and at least .06, and these only where little is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Decision
+from pipeline.types import Label, OperatingPoint, Quality, Seconds
+from pipeline.verdict.bundle import Scorer, Thresholds
+from pipeline.verdict.reasons import Reason
+
+Scores = NDArray[np.float64]
+
+INTERVAL_Z = 1.645
+"""Half width of a 90 % interval in standard deviations."""
+
+ENOUGH_SECONDS: Seconds = 6.0
+"""More speech than this is not asked for: the category `normal` begins here."""
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(20)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+"""Gauss-Hermite rule for the mean of a function of a standard normal variable."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the evidence leaves open of the scores t of several parts: normal, with these means and standard deviations,
+    (parts,) each."""
+
+    mean: Scores
+    sd: Scores
+
+    @property
+    def low(self) -> Scores:
+        low: Scores = self.mean - INTERVAL_Z * self.sd
+        return low
+
+    @property
+    def high(self) -> Scores:
+        high: Scores = self.mean + INTERVAL_Z * self.sd
+        return high
+
+    def probability(self, prior: float) -> Scores:
+        """Mean over t of the probability of fake, (parts,)."""
+        return self._mean_sigmoid(1, prior)
+
+    def score(self, prior: float) -> Scores:
+        """The log-likelihood ratio that by itself would give this probability, (parts,)."""
+        ratio: Scores = np.log(self._mean_sigmoid(1, prior)) - np.log(self._mean_sigmoid(-1, prior)) - log_odds(prior)
+        return ratio
+
+    def _mean_sigmoid(self, sign: int, prior: float) -> Scores:
+        possible = self.mean[:, None] + self.sd[:, None] * _NODES + log_odds(prior)
+        mean: Scores = sigmoid(sign * possible) @ _WEIGHTS
+        return mean
+
+    def interval(self, prior: float) -> Scores:
+        """The 90 % interval as probabilities of fake, (parts, 2)."""
+        bounds: Scores = sigmoid(np.column_stack([self.low, self.high]) + log_odds(prior))
+        return bounds
+
+
+def estimate(seen: Scores, noise: Scores, score_variance: float) -> Estimate:
+    """What scores `seen` (parts,) under `noise`, a variance each, tell of the scores behind them."""
+    share = score_variance / (score_variance + noise)
+    return Estimate(share * seen, np.sqrt(score_variance * (1 - share)))
+
+
+def sigmoid(log_odds: Scores) -> Scores:
+    """Log odds -> probability, exact far from even odds too."""
+    probability: Scores = np.exp(-np.logaddexp(0, -log_odds))
+    return probability
+
+
+def log_odds(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Scores from `fake` on are Fake, those below `real` are Real; what lies between them is neither."""
+
+    real: float
+    fake: float
+
+    def label(self, low: float, high: float) -> Label:
+        """The word for an interval of scores."""
+        return "Fake" if low >= self.fake else "Real" if high < self.real else "Inconclusive"
+
+    def raised(self, candidates: int) -> Bar:
+        """The bar for the best of so many candidates: odds must be better by their number, so that all of them
+        together raise no more false alarms than one (Bonferroni)."""
+        return Bar(self.real, self.fake + math.log(max(candidates, 1)))
+
+
+def bar_of(thresholds: Thresholds, operating_point: OperatingPoint) -> Bar:
+    """Fake from the operating point's threshold on; Real below it and below the balanced one."""
+    threshold: float = getattr(thresholds, operating_point)
+    return Bar(min(threshold, thresholds.balanced), threshold)
+
+
+def find_faults(
+    quality: Quality, novelty: float, speech_seconds: Seconds, scorer: Scorer, decision: Decision
+) -> dict[Reason, float]:
+    """The variance that each fault of a recording adds to the scores of all its parts, by `scorer`; faults that add
+    none are left out."""
+    uncertainty = scorer.uncertainty
+    decibels_below = max(0.0, uncertainty.snr_db - quality.snr_db)
+    log_ratio = math.log(max(novelty / uncertainty.novelty, 1.0))
+    is_narrow = quality.bandwidth_hz < decision.min_bandwidth_hz and not scorer.is_narrow
+    variances = {
+        Reason.TOO_SHORT: math.inf if speech_seconds < decision.min_speech_seconds else 0.0,
+        Reason.LOW_SNR: uncertainty.snr_variance * (decibels_below / 10) ** 2,
+        Reason.OUT_OF_DISTRIBUTION: uncertainty.novelty_variance * log_ratio**2,
+        Reason.NARROW_BAND: uncertainty.score_variance if is_narrow else 0.0,
+    }
+    return {reason: variance for reason, variance in variances.items() if variance}
+
+
+def find_reasons(
+    is_settled: Callable[[float], bool],
+    noise: float,
+    faults: dict[Reason, float],
+    score_variance: float,
+) -> tuple[Reason, ...]:
+    """Why an answer is Inconclusive, given whether it `is_settled` under a noise of some variance.
+
+    The largest fault is taken away first, then the next, until `noise`, which no fault is behind, and what is left
+    would settle the answer: those taken away are the reasons. Where nothing settles it, the score is too close to the
+    threshold, and each fault that by itself halves the evidence (a variance of V or more) is named with that.
+    """
+    left = dict(sorted(faults.items(), key=lambda fault: -fault[1]))
+    removed: list[Reason] = []
+    for reason in list(left):
+        del left[reason]
+        removed.append(reason)
+        if is_settled(noise + sum(left.values())):
+            return tuple(removed)
+    return (*(reason for reason in removed if faults[reason] >= score_variance), Reason.NEAR_THRESHOLD)

@@ -1,0 +1,137 @@
+"""The parts of a recording that get a verdict of their own, and how much each window of speech counts in each.
+
+A part's score is the weighted mean of its windows' scores. Windows and parts may overlap as they like: pairs that
+share time are found by sorting, so that the work grows with their number and not with windows times parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.types import Features, Seconds, Segment, Window
+from pipeline.verdict.windows import covered_seconds, merge, total_seconds
+
+Scores = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """`seconds` (parts,) of speech in each part, and the weights of windows in parts as three arrays (weights,): which
+    part, which window, and the weight."""
+
+    seconds: Scores
+    part: Indices
+    window: Indices
+    weight: Scores
+
+    def means(self, scores: Scores) -> Scores:
+        """The weighted mean of `scores` (windows,) in each part, (parts,); NaN for a part with no window."""
+        total = np.bincount(self.part, self.weight, len(self.seconds))
+        with np.errstate(invalid="ignore"):
+            mean: Scores = np.bincount(self.part, self.weight * scores[self.window], len(self.seconds)) / total
+        return mean
+
+    def variances(self, scores: Scores) -> Scores:
+        """The weighted variance of `scores` (windows,) in each part, (parts,); NaN for a part with no window."""
+        deviations = scores[self.window] - self.means(scores)[self.part]
+        total = np.bincount(self.part, self.weight, len(self.seconds))
+        with np.errstate(invalid="ignore"):
+            variance: Scores = np.bincount(self.part, self.weight * deviations**2, len(self.seconds)) / total
+        return variance
+
+
+def whole(features: Features) -> Parts:
+    """The recording as one part: its windows count by the speech in them."""
+    count = len(features.windows)
+    return Parts(
+        np.array([features.speech.speech_seconds]),
+        np.zeros(count, dtype=np.intp),
+        np.arange(count),
+        window_seconds(features.windows),
+    )
+
+
+def speakers(features: Features, names: Sequence[str]) -> Parts:
+    """A part a speaker: the speaker's windows count by the speech in them."""
+    index = {name: i for i, name in enumerate(names)}
+    seconds = np.zeros(len(names))
+    for turn in features.turns or ():
+        if turn.speaker in index:
+            seconds[index[turn.speaker]] += turn.duration_seconds
+    own = np.array([index.get(window.speaker or "", -1) for window in features.windows], dtype=np.intp)
+    rows = np.flatnonzero(own >= 0)
+    return Parts(seconds, own[rows], rows, window_seconds(features.windows)[rows])
+
+
+def stretches(features: Features, stretches: Sequence[Segment], names: Sequence[str | None]) -> Parts:
+    """A part a stretch of one speaker's speech: the speaker's windows count by the time they share with it.
+
+    A turn spoken entirely over another's voice may lie in no window: its speaker's other windows stand for it.
+    """
+    part, window, shared = overlaps(features.windows, stretches)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    of_part = np.array([numbers[name] for name in names], dtype=np.intp)
+    of_window = np.array([numbers.get(window.speaker, -1) for window in features.windows], dtype=np.intp)
+    own = of_part[part] == of_window[window]
+    part, window, shared = part[own], window[own], shared[own]
+    all_seconds = window_seconds(features.windows)
+    for orphan in np.setdiff1d(np.arange(len(stretches)), part):
+        rows = np.flatnonzero(of_window == of_part[orphan])
+        part = np.concatenate([part, np.full(len(rows), orphan)])
+        window = np.concatenate([window, rows])
+        shared = np.concatenate([shared, all_seconds[rows]])
+    return Parts(np.array([stretch.duration_seconds for stretch in stretches]), part, window, shared)
+
+
+def steps(features: Features, step_seconds: Seconds) -> Parts:
+    """A part a step of the time line: a window counts by the share of it that lies in the step, so that short windows
+    are as sharp as they can be."""
+    count = math.ceil(features.speech.duration_seconds / step_seconds)
+    edges: Scores = np.arange(count + 1, dtype=np.float64) * step_seconds
+    part, window, shared = overlaps(features.windows, [Segment(a, b) for a, b in pairwise(edges.tolist())])
+    spoken = merge(part for window in features.windows for part in window.parts)
+    share = shared / window_seconds(features.windows)[window]
+    return Parts(covered_seconds(spoken, edges), part, window, share)
+
+
+def passages(features: Features) -> tuple[Parts, tuple[tuple[int, int], ...]]:
+    """A part a pair of neighbouring windows of one speaker, and the indices of each pair."""
+    windows = features.windows
+    pairs = tuple((i, i + 1) for i in range(len(windows) - 1) if windows[i].speaker == windows[i + 1].speaker)
+    seconds = [total_seconds(merge((*windows[i].parts, *windows[j].parts))) for i, j in pairs]
+    flat = np.array(pairs, dtype=np.intp).reshape(-1)
+    return Parts(np.array(seconds), np.repeat(np.arange(len(pairs)), 2), flat, np.ones(len(flat))), pairs
+
+
+def window_seconds(windows: Sequence[Window]) -> Scores:
+    """Seconds of speech in each window, (windows,)."""
+    return np.array([window.speech_seconds for window in windows])
+
+
+def overlaps(windows: Sequence[Window], stretches: Sequence[Segment]) -> tuple[Indices, Indices, Scores]:
+    """The stretches and windows that share time, and the seconds they share: three arrays (pairs,).
+
+    A pair stands there once for each part of the window that lies in the stretch.
+    """
+    owner = np.array([i for i, window in enumerate(windows) for _ in window.parts], dtype=np.intp)
+    bounds = np.array([(part.start, part.end) for window in windows for part in window.parts]).reshape(-1, 2)
+    order = np.argsort(bounds[:, 0], kind="stable")
+    owner, begins, ends = owner[order], bounds[order, 0], bounds[order, 1]
+    longest = float((ends - begins).max(initial=0.0))
+    edges = np.array([(stretch.start, stretch.end) for stretch in stretches]).reshape(-1, 2)
+    # A part that reaches into a stretch begins before the stretch ends, and at most the longest part before it begins.
+    first = np.searchsorted(begins, edges[:, 0] - longest, "left")
+    last = np.searchsorted(begins, edges[:, 1], "left")
+    counts = np.maximum(last - first, 0)
+    stretch = np.repeat(np.arange(len(edges)), counts)
+    part = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    shared = np.minimum(ends[part], edges[stretch, 1]) - np.maximum(begins[part], edges[stretch, 0])
+    kept = shared > 0
+    return stretch[kept], owner[part[kept]], shared[kept]
