@@ -33,7 +33,7 @@ NEURONS = CHANNELS * (20 + 10)
 PART = 8
 """Crops that go through the network together."""
 
-STANDARDIZER_SHARE = 0.02
+STANDARDIZER_SHARE = 0.05
 """How fast mean and variance of the features follow the front as it changes."""
 
 LIMIT = 3.0
@@ -47,8 +47,8 @@ class FrontConfig(Strict):
     batch_size: int = Field(32, ge=2)
     min_crop_seconds: float = Field(2.0, gt=0)
     max_crop_seconds: float = Field(3.5, gt=0)
-    learning_rate: float = Field(3e-4, gt=0)
-    head_learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
+    head_learning_rate: float = Field(5e-4, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
     warm_up_share: float = Field(0.15, gt=0, lt=1)
     label_smoothing: float = Field(0.02, ge=0, lt=0.5)
@@ -298,7 +298,7 @@ def tune_front(
     watch: Callable[[int, float, Tuned], None] | None = None,
 ) -> Tuned:
     """Tune the front on `samples`, from `start` or from what CAM++ was published with. `watch` is told the step, the
-    mean loss and the averaged network every hundred steps.
+    mean loss and the averaged network every twenty steps.
 
     A step's crops are divided among `threads`, in parts that fit the processor's cache: that takes half the time of one
     pass over all.
@@ -354,8 +354,8 @@ def tune_front(
             model.head.standardizer.follow(torch.cat([part[2] for part in found]), STANDARDIZER_SHARE)
             _follow(average, model, max(1 / step, 1 / config.average_steps))
             losses.append(sum(part[0] for part in found))
-            if watch and step % 100 == 0:
-                watch(step, float(np.mean(losses[-100:])), average)
+            if watch and step % 20 == 0:
+                watch(step, float(np.mean(losses[-20:])), average)
     return average
 
 

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.networks.campplus import filterbank
+from pipeline.networks.front import front_parameters
+from pipeline.networks.tkan import layer_features, load_spec
+from pipeline.types import SAMPLE_RATE, Segment
+from pipeline.verdict.head import raw_scores, standardize
+from tune.training.front import (
+    NEURONS,
+    STATISTICS,
+    Drawing,
+    FrontConfig,
+    Sample,
+    TuningHead,
+    cut,
+    disturb,
+    statistics,
+    tune_front,
+)
+
+
+def make_sample(*, spoof: bool, page: str = "a", kind: str = "k", seconds: float = 3, seed: int = 0) -> Sample:
+    """Noise for a recording, and for a spoof noise without its upper half."""
+    rng = np.random.default_rng([seed, spoof])
+    samples = rng.standard_normal(round(seconds * SAMPLE_RATE)).astype(np.float32) * np.float32(0.1)
+    if spoof:
+        samples = np.convolve(samples, np.ones(8) / 8, "same").astype(np.float32)
+    return Sample(samples, (Segment(0.2, seconds - 0.2),), spoof, page, kind)
+
+
+def test_statistics_are_those_of_the_recipe() -> None:
+    """What is tuned on is what is served: over the frames of a window, and over no others."""
+    activations = torch.rand(1, 32, 10, 90, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, 90)
+    mask[0, 40:60] = 0
+    spec = load_spec("tuned-front")
+    expected = layer_features(spec, [activations[0, ..., :40], activations[0, ..., 60:]])
+    assert torch.allclose(statistics(activations, mask)[0], expected, atol=2e-3)
+
+
+def test_pages_and_classes_are_drawn_alike() -> None:
+    """Of a page with many clips no more than the square root of them counts, and classes are even on each."""
+    samples = [make_sample(spoof=True, page="large", kind=f"g{i % 2}", seed=i) for i in range(64)]
+    samples += [make_sample(spoof=False, page="large", seed=i) for i in range(36)]
+    samples += [make_sample(spoof=spoof, page="small", seed=i) for i in range(2) for spoof in (True, False)]
+    draw, rng = Drawing(samples, FrontConfig(background_share=0)), np.random.default_rng(0)
+    drawn = Counter((samples[index].page, samples[index].spoof) for index in (draw(rng) for _ in range(4_000)))
+    assert sum(count for (_, spoof), count in drawn.items() if spoof) == pytest.approx(2_000, abs=150)
+    assert (drawn["large", True] + drawn["large", False]) / 4_000 == pytest.approx(10 / 12, abs=0.03)
+
+
+def test_a_crop_is_cut_from_speech_and_says_which_frames_hold_any() -> None:
+    sample = make_sample(spoof=False, seconds=2)
+    crop, mask = cut(sample, 3 * SAMPLE_RATE, np.random.default_rng(0))
+    assert len(crop) == 3 * SAMPLE_RATE
+    assert (crop[: round(1.6 * SAMPLE_RATE)] == sample.samples[3_200 : 3_200 + 25_600]).all()
+    assert (crop[round(1.6 * SAMPLE_RATE) :] == 0).all()
+    assert mask.sum() == pytest.approx(160, abs=2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_line_changes_a_crop_but_not_its_length_or_peak(seed: int) -> None:
+    crop = make_sample(spoof=False).samples
+    changed = disturb(crop, FrontConfig(channel_share=0, telephone_share=1), np.random.default_rng(seed))
+    assert changed.shape == crop.shape and changed.dtype == np.float32
+    assert np.abs(changed).max() == pytest.approx(1, abs=1e-3)
+    assert not np.allclose(changed, crop / np.abs(crop).max(), atol=1e-3)
+
+
+def test_a_head_serves_as_it_was_tuned() -> None:
+    head = TuningHead(hidden=4, dropout=0.5).eval()
+    torch.nn.init.normal_(head.linear.weight, std=0.05)
+    features = torch.randn(5, STATISTICS * NEURONS) * 2
+    head.standardizer.follow(features, 0.5)
+    with torch.no_grad():
+        tuned = head(features).numpy()
+    arrays = head.arrays()
+    served = raw_scores(arrays, standardize(arrays, features.numpy(), [STATISTICS * NEURONS]))
+    assert served == pytest.approx(tuned, abs=1e-4)
+
+
+def test_tuning_learns_what_tells_the_classes_apart_and_moves_the_front() -> None:
+    samples = [make_sample(spoof=spoof, page=f"p{i % 3}", seed=i) for i in range(12) for spoof in (True, False)]
+    config = FrontConfig(
+        steps=40,
+        batch_size=8,
+        min_crop_seconds=0.5,
+        max_crop_seconds=0.6,
+        hidden=4,
+        average_steps=5,
+        channel_share=0.1,
+        telephone_share=0,
+        background_share=0,
+        learning_rate=5e-4,
+        head_learning_rate=3e-3,
+    )
+    losses: list[float] = []
+    before = tune_front(samples, config.model_copy(update={"steps": 1}))
+    tuned = tune_front(samples, config, start=before, watch=lambda step, loss, model: losses.append(loss))
+    with torch.no_grad():
+        crops = torch.from_numpy(np.stack([sample.samples[:9_696] for sample in samples]))
+        energies = filterbank(crops, "linear").transpose(1, 2)
+        logits = tuned(energies, torch.ones(len(crops), energies.shape[2]))
+    spoof = torch.tensor([sample.spoof for sample in samples])
+    assert len(losses) == 2 and losses[1] < losses[0]
+    assert logits[spoof].mean() > logits[~spoof].mean() + 0.3
+    one, other = front_parameters(before.front), front_parameters(tuned.front)
+    assert all(not np.array_equal(one[name], other[name]) for name in one)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyannote.audio
+import pytest
+
+from pipeline.audio.decode import decode
+from pipeline.config import DetectorConfig
+from pipeline.types import SAMPLE_RATE, Segment, Waveform
+from tests.tune.synthetic import make_clips
+from tune.corpora.copy_synthesis import through_griffin_lim
+from tune.corpora.manifest import Clip
+from tune.errors import CorpusError
+from tune.training.calibrate import OperatingPoints
+from tune.training.front import FrontConfig, Sample, Tuned, tune_front
+from tune.training.tuned import Evidence, SampleReader, TuningConfig, calibrate, hold_out
+
+SPEECH = Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
+CONFIG = DetectorConfig(device="cpu")
+SMALL = FrontConfig(
+    steps=25,
+    batch_size=8,
+    min_crop_seconds=0.8,
+    max_crop_seconds=1.0,
+    hidden=4,
+    average_steps=5,
+    channel_share=0.1,
+    telephone_share=0.1,
+    background_share=0,
+    learning_rate=5e-4,
+    head_learning_rate=3e-3,
+)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    """Two seconds of two people's speech each, and copies of these by Griffin-Lim."""
+    waveform = decode(SPEECH.read_bytes(), CONFIG.limits).waveform
+    found = []
+    for number, start in enumerate(range(7, 29, 2)):
+        part = waveform.samples[start * SAMPLE_RATE : (start + 2) * SAMPLE_RATE]
+        copy = through_griffin_lim(Waveform(part), np.random.default_rng(number))
+        whole = (Segment(0.0, 2.0),)
+        found += [Sample(part, whole, False, f"page{number % 3}", "recording")]
+        found += [Sample(copy, whole, True, f"page{number % 3}", "griffin-lim")]
+    return found
+
+
+@pytest.fixture(scope="module")
+def tuned(samples: list[Sample]) -> Tuned:
+    return tune_front(samples, SMALL)
+
+
+@pytest.fixture(scope="module")
+def evidence(samples: list[Sample], tuned: Tuned) -> Evidence:
+    return calibrate(tuned, samples, CONFIG, OperatingPoints())
+
+
+def test_held_out_scores_tell_the_classes_apart(samples: list[Sample], evidence: Evidence) -> None:
+    spoof = np.array([sample.spoof for sample in samples])
+    assert evidence.scores[spoof].mean() > 0 > evidence.scores[~spoof].mean()
+    lines = evidence.telephone_scores
+    assert np.nanmean(lines[spoof]) > np.nanmean(lines[~spoof])
+
+
+def test_what_was_measured_fits_the_formula(evidence: Evidence) -> None:
+    assert evidence.uncertainty.score_variance == pytest.approx(evidence.scores.var())
+    assert evidence.uncertainty.window_variance > 0
+    assert evidence.thresholds.recall <= evidence.thresholds.balanced == 0 <= evidence.thresholds.precision
+    assert evidence.narrow.uncertainty.score_variance != evidence.uncertainty.score_variance
+
+
+def test_whole_sites_with_both_classes_are_held_out() -> None:
+    clips = [*make_clips(sites=6), replace(make_clips()[0], site="one class")]
+    clips.append(replace(clips[0], background=True))
+    held = hold_out(clips, TuningConfig(held_out_share=0.4))
+    sites = {clip.site for clip, out in zip(clips, held, strict=True) if out}
+    assert len(sites) == 2 and "one class" not in sites
+    assert all(out == (clip.site in sites and not clip.background) for clip, out in zip(clips, held, strict=True))
+
+
+def test_too_few_sites_are_refused() -> None:
+    with pytest.raises(CorpusError, match="only 3 sites"):
+        hold_out(make_clips(sites=3), TuningConfig())
+
+
+def test_a_clip_without_speech_gives_no_sample_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    reader = SampleReader(CONFIG)
+    speech = reader(Clip(SPEECH, "bonafide", source="pyannote", site="page"))
+    assert [(one.page, one.kind, one.spoof) for one in speech] == [("page", "pyannote", False)]
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF....WAVE")
+    with pytest.raises(CorpusError, match=r"broken\.wav"):
+        reader(Clip(broken, "spoof"))

@@ -1,0 +1,165 @@
+"""A detector whose front is tuned: first without some sites, which judge and calibrate it, then on with all of them.
+
+The detector tuned without those sites is what the quoted figures are of. The one that is served has heard more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.audio.decode import decode
+from pipeline.config import DetectorConfig, Strict
+from pipeline.errors import InputError
+from pipeline.networks.front import front_parameters
+from pipeline.networks.tkan import load_spec
+from pipeline.stages.extract import TkanExtractor
+from pipeline.stages.vad import VoiceActivityDetector
+from pipeline.types import Recording, Waveform
+from pipeline.verdict.bundle import Calibration, NarrowBand, Thresholds, Uncertainty
+from tune.corpora.augment import LAW, TELEPHONE, add_noise, augment
+from tune.corpora.manifest import Clip
+from tune.corpora.vocoded import PARTNER, VOCODED, vocode
+from tune.errors import CorpusError
+from tune.reports.metrics import Scores
+from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
+from tune.training.evidence import Heard, cut_short, fit_uncertainty, hear, narrow_uncertainty
+from tune.training.front import FrontConfig, Sample, Tuned
+
+CUTS = (1.0, 2.0)
+"""Seconds of speech that held-out clips are cut to, to measure what shortness costs."""
+
+NOISES_DB = (5.0, 15.0)
+"""Signal-to-noise ratios that they are drowned to, to measure what noise costs."""
+
+
+class TuningConfig(Strict):
+    """The section `front` of a training configuration. `first` is how the front is tuned without the sites held out,
+    `further` how it goes on with all sites; `held_out_share` of the sites with at least `held_out_clips` clips of each
+    class are held out."""
+
+    first: FrontConfig = FrontConfig()
+    further: FrontConfig = FrontConfig(steps=400, learning_rate=1e-4, head_learning_rate=2.5e-4)
+    held_out_share: float = Field(0.3, gt=0, lt=1)
+    held_out_clips: int = Field(3, ge=1)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How the scores of a tuned detector become verdicts, and the calibrated scores (clips,) of the clips held out."""
+
+    calibration: Calibration
+    uncertainty: Uncertainty
+    thresholds: Thresholds
+    narrow: NarrowBand
+    scores: Scores
+    telephone_scores: Scores
+
+
+def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
+    """Which clips are of the sites held out, (clips,). Raises CorpusError where too few sites have both classes."""
+    sites = sorted({clip.site for clip in clips if not clip.background})
+
+    def has(site: str, label: str) -> bool:
+        return sum(clip.site == site and clip.label == label for clip in clips) >= config.held_out_clips
+
+    both = [site for site in sites if has(site, "bonafide") and has(site, "spoof")]
+    count = round(config.held_out_share * len(both))
+    if count < 2 or len(both) - count < 2:
+        raise CorpusError(
+            f"only {len(both)} sites have {config.held_out_clips} clips of each class, too few to hold some out: name "
+            "the sites in the manifest, or train without the section `front`"
+        )
+    chosen = set(np.random.default_rng(config.seed).choice(both, count, replace=False).tolist())
+    return np.array([clip.site in chosen and not clip.background for clip in clips])
+
+
+class SampleReader:
+    """Reads clips, with where somebody speaks in them, and their copies by HiFi-GAN where these are wanted."""
+
+    def __init__(self, config: DetectorConfig, packages: Path | None = None) -> None:
+        torch.set_num_threads(1)
+        self.config = config
+        self.packages = packages
+        self.voice_activity = VoiceActivityDetector(config)
+
+    def __call__(self, clip: Clip) -> list[Sample]:
+        """The clip, and the two halves of its copy where it is a recording; none where it holds no speech. Raises
+        CorpusError that names a clip that cannot be read."""
+        try:
+            waveform = decode(clip.path.read_bytes(), self.config.limits).waveform
+        except InputError as error:
+            raise CorpusError(f"{clip.path.name}: {error.detail}") from error
+        sounds = [(waveform, clip.is_spoof, False)]
+        if self.packages and not clip.is_spoof and not clip.background:
+            sounds += [(vocode(waveform, half, self.packages), half == VOCODED, True) for half in (PARTNER, VOCODED)]
+        samples = []
+        for sound, spoof, vocoded in sounds:
+            speech = self.voice_activity.detect(Recording(sound, "wav")).segments
+            if speech:
+                kind = "vocoded" if vocoded else clip.generator or clip.source or "recording"
+                page = clip.site or clip.source
+                samples.append(Sample(sound.samples, speech, spoof, page, kind, clip.background, vocoded))
+        return samples
+
+
+def calibrate(
+    tuned: Tuned, held_out: Sequence[Sample], detector: DetectorConfig, points: OperatingPoints, *, seed: int = 0
+) -> Evidence:
+    """Calibration, thresholds and uncertainty of a tuned detector, by clips of sites that it has not heard.
+
+    Clips are heard as they are, cut short, in noise, through a channel and over a telephone line. The head for a narrow
+    band is the same head with a calibration of its own, by the clips over telephone lines.
+    """
+    arrays = tuned.head.arrays()
+    extractor = TkanExtractor(detector, load_spec("tuned-front"), front_parameters(tuned.front))
+    voice_activity = VoiceActivityDetector(detector)
+    rng = np.random.default_rng(seed)
+
+    def changed(waveform: Waveform) -> Heard | None:
+        speech = voice_activity.detect(Recording(waveform, "wav")).segments
+        return hear(extractor, arrays, waveform, speech) if speech else None
+
+    whole, cuts, others, lines = [], [], [], []
+    for sample in held_out:
+        waveform = Waveform(np.array(sample.samples))
+        heard = hear(extractor, arrays, waveform, sample.speech)
+        whole.append(heard)
+        seconds = CUTS[rng.integers(len(CUTS))]
+        if heard.speech_seconds > 1.5 * seconds:
+            short = cut_short(sample.speech, seconds)
+            cuts.append((heard, hear(extractor, arrays, waveform, short)))
+        noise_db = NOISES_DB[rng.integers(len(NOISES_DB))]
+        for other in (add_noise(waveform, noise_db, 1, rng), augment(waveform, LAW, seed)):
+            if (after := changed(other)) is not None:
+                others.append((heard, after))
+        lines.append(changed(augment(waveform, TELEPHONE, seed)))
+    labels = np.array([sample.spoof for sample in held_out])
+    calibration = fit_calibration(labels, np.array([heard.score for heard in whole]))
+    uncertainty = fit_uncertainty(whole, cuts, others, calibration, detector.windows.seconds)
+    scores = calibration.scale * np.array([heard.score for heard in whole]) + calibration.offset
+
+    spoken = np.array([line is not None for line in lines])
+    received = [line for line in lines if line is not None]
+    narrow = fit_calibration(labels[spoken], np.array([line.score for line in received]))
+    line_scores = np.full(len(lines), np.nan)
+    line_scores[spoken] = narrow.scale * np.array([line.score for line in received]) + narrow.offset
+    return Evidence(
+        calibration=calibration,
+        uncertainty=uncertainty,
+        thresholds=choose_thresholds(labels, scores, points),
+        narrow=NarrowBand(
+            head="tuned",
+            calibration=narrow,
+            uncertainty=narrow_uncertainty(uncertainty, calibration.scale, received, narrow.scale),
+        ),
+        scores=scores,
+        telephone_scores=line_scores,
+    )
