@@ -9,21 +9,27 @@ import argparse
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.config import parse
+from pipeline.config import DetectorConfig, parse
+from pipeline.networks.front import front_parameters, parameters_sha256
+from pipeline.networks.tkan import load_spec
 from pipeline.verdict.bundle import Bundle, BundleInfo, save_bundle
 from tune.cluster import connect, map_with_tasks
 from tune.command import run
+from tune.corpora.manifest import Clip
+from tune.corpora.vocoded import fetch_hifigan
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.reports.metrics import SUMMARY, Interval, Intervals, coverage_errors
+from tune.reports.metrics import SUMMARY, Interval, Intervals, Labels, Scores, auc, bootstrap, coverage_errors, eer
 from tune.training.folds import Fold, make_folds
+from tune.training.front import LAYER_FEATURES, FrontConfig, Sample, Tuned, tune_front
 from tune.training.table import Table
+from tune.training.tuned import TUNED_PRESET, Evidence, TuningConfig, calibrate, hold_out, read_samples
 from tune.training.validate import Trained, TrainingConfig, cross_validate, measure, require_calibration, train
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
@@ -54,7 +60,94 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
         "coverage": coverage_errors(table.labels[table.judged], scores[table.judged]),
     }
     info = describe(config, table, trained, name, tested)
-    return save_bundle(folder, info, trained.arrays, model_card(info, config, table, metrics))
+    return save_bundle(folder, info, trained.arrays, model_card(info, config, table.clips, metrics))
+
+
+def train_tuned_bundle(
+    config: TrainingConfig,
+    tuning: TuningConfig,
+    clips: Sequence[Clip],
+    detector: DetectorConfig,
+    packages: Path,
+    name: str,
+    folder: Path,
+) -> Bundle:
+    """Tune the front without the sites held out, measure and calibrate by these, tune it on with all, and write the
+    bundle to `folder`. The detector that the figures are of, which has not heard those sites, is written beside it, to
+    the folder whose name ends in -held-out."""
+    packages = packages.resolve()
+    if config.vocoded:
+        fetch_hifigan(packages)
+    parts = np.array_split(np.arange(len(clips)), min(len(clips), 64))
+    arguments = (detector, packages if config.vocoded else None, clips)
+    read: list[list[list[Sample]]] = map_with_tasks(read_samples, arguments, parts)
+    samples = [own for part in read for own in part]
+    held = hold_out(clips, tuning)
+    judged = [(clip, own[0]) for clip, own, out in zip(clips, samples, held, strict=True) if out and own]
+    kept = [sample for own, out in zip(samples, held, strict=True) if not out for sample in own]
+
+    first = tune_front(kept, tuning.first, watch=tell("without the sites held out", tuning.first))
+    evidence = calibrate(first, [sample for _, sample in judged], detector, config.operating_points)
+    labels = np.array([clip.is_spoof for clip, _ in judged])
+    metrics = bootstrap(SUMMARY, labels, evidence.scores, [clip.voice for clip, _ in judged])
+    tested = {
+        "of": f"clips of {len({clip.site for clip, _ in judged})} sites left out of training",
+        "folds": 1,
+        "interval": "95 % over speakers",
+        **{key: dict(zip(("value", "low", "high"), found, strict=True)) for key, found in metrics.items()},
+        "coverage": coverage_errors(labels, evidence.scores),
+        "telephone": measure_lines(labels, evidence.telephone_scores),
+    }
+    heard = [clip for clip, out in zip(clips, held, strict=True) if not out]
+    beside = folder.with_name(f"{folder.name}-held-out")
+    save_tuned(config, first, evidence, heard, tested, metrics, f"{name}-held-out", beside)
+    everything = [sample for own in samples for sample in own]
+    further = tune_front(everything, tuning.further, start=first, watch=tell("with all sites", tuning.further))
+    return save_tuned(config, further, evidence, clips, tested, metrics, name, folder)
+
+
+def tell(what: str, config: FrontConfig) -> Callable[[int, float, Tuned], None]:
+    """Says on the standard error how far tuning is."""
+    return lambda step, loss, _: print(
+        f"tuning {what}: step {step} of {config.steps}, loss {loss:.3f}", file=sys.stderr, flush=True
+    )
+
+
+def measure_lines(labels: Labels, scores: Scores) -> dict[str, float]:
+    """EER and AUC of the clips that held speech at the end of a telephone line; NaN is the score of those without."""
+    heard = ~np.isnan(scores)
+    return {"eer": eer(labels[heard], scores[heard]), "auc": auc(labels[heard], scores[heard])}
+
+
+def save_tuned(
+    config: TrainingConfig,
+    tuned: Tuned,
+    evidence: Evidence,
+    clips: Sequence[Clip],
+    tested: dict[str, Any],
+    metrics: Intervals,
+    name: str,
+    folder: Path,
+) -> Bundle:
+    """Write the bundle of a tuned detector, its card included."""
+    front = front_parameters(tuned.front)
+    info = BundleInfo(
+        name=name,
+        features=load_spec(TUNED_PRESET),
+        layers=LAYER_FEATURES,
+        backbone_sha256=parameters_sha256(front),
+        head="tuned",
+        classifier_sha256="",
+        calibration=evidence.calibration,
+        thresholds=evidence.thresholds,
+        uncertainty=evidence.uncertainty,
+        narrow=evidence.narrow,
+        metrics=tested,
+        corpus=describe_corpus(clips),
+        versions={package: version(package) for package in PACKAGES},
+        seed=config.estimator.seed,
+    )
+    return save_bundle(folder, info, tuned.head.arrays(), model_card(info, config, clips, metrics), front)
 
 
 def describe(
@@ -72,28 +165,29 @@ def describe(
         thresholds=trained.thresholds,
         uncertainty=trained.uncertainty,
         metrics=metrics or {},
-        corpus=describe_corpus(table),
+        corpus=describe_corpus(table.clips),
         versions={package: version(package) for package in PACKAGES},
         seed=config.estimator.seed,
     )
 
 
-def describe_corpus(table: Table) -> dict[str, Any]:
+def describe_corpus(clips: Sequence[Clip]) -> dict[str, Any]:
     """Counts, a fingerprint of contents and labels, and the start of each file's SHA-256, by which `tune.evaluate`
     knows what a bundle was trained on."""
-    rows = sorted(f"{clip.sha256} {clip.label}" for clip in table.clips)
+    rows = sorted(f"{clip.sha256} {clip.label}" for clip in clips)
+    spoof = np.array([clip.is_spoof for clip in clips])
     return {
         "fingerprint": hashlib.sha256("\n".join(rows).encode()).hexdigest(),
-        "bonafide": int((~table.labels).sum()),
-        "spoof": int(table.labels.sum()),
-        "background": sum(clip.background for clip in table.clips),
-        "speakers": len({clip.voice for clip in table.clips}),
-        "generators": len({clip.generator for clip in table.clips if clip.is_spoof}),
+        "bonafide": int((~spoof).sum()),
+        "spoof": int(spoof.sum()),
+        "background": sum(clip.background for clip in clips),
+        "speakers": len({clip.voice for clip in clips}),
+        "generators": len({clip.generator for clip in clips if clip.is_spoof}),
         "clips": [row[:12] for row in rows],
     }
 
 
-def model_card(info: BundleInfo, config: TrainingConfig, table: Table, metrics: Intervals) -> str:
+def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], metrics: Intervals) -> str:
     """What a person should know before relying on the bundle."""
     corpus = info.corpus
     shown = "\n".join(f"| {name.replace('_', ' ')} | {interval.text()} |" for name, interval in metrics.items())
@@ -109,12 +203,12 @@ def model_card(info: BundleInfo, config: TrainingConfig, table: Table, metrics: 
         )
     if config.draws:
         further += f"\n- Copies of each clip, but of background, through random channels: {config.draws}."
-    if table.vocoded.any():
+    if config.vocoded:
         further += (
             "\n- Copies of each recording, but of background: one by HiFi-GAN, as a spoof, one by its resampling alone."
         )
-    sources = Counter(clip.source or clip.site or "unnamed" for clip in table.clips if not clip.is_spoof)
-    generators = Counter(clip.generator or "unnamed" for clip in table.clips if clip.is_spoof)
+    sources = Counter(clip.source or clip.site or "unnamed" for clip in clips if not clip.is_spoof)
+    generators = Counter(clip.generator or "unnamed" for clip in clips if clip.is_spoof)
     return f"""# {info.name}
 
 Tells machine-made speech from a human's. Features: `{info.features.name}` of the speaker-recognition network
@@ -171,11 +265,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
     clips = load_clips(arguments, config.speakers_of)
+    if config.front:
+        connect(arguments.address)
+        detector = DetectorConfig.load(arguments.detector)
+        name = arguments.name or arguments.out.resolve().name
+        say(
+            train_tuned_bundle(config, config.front, clips, detector, arguments.packages, name, arguments.out),
+            arguments,
+        )
+        return
     require_calibration(clips, make_folds(clips, config.folds), config.calibration)
     make_folds(clips, config.calibration)  # for the bundle itself, which leaves nothing out
     table = load_table(arguments, clips, config.features, config.draws, config.vocoded)
     connect(arguments.address)
     bundle = train_bundle(config, table, arguments.name or arguments.out.resolve().name, arguments.out)
+    say(bundle, arguments)
+
+
+def say(bundle: Bundle, arguments: argparse.Namespace) -> None:
+    """Print what the bundle reaches and where it lies."""
     for name in ("eer", "auc", "cllr", "min_cllr"):
         print(f"{name:9} {Interval(**bundle.info.metrics[name]).text()}")
     print(f"bundle {bundle.sha256[:16]} in {arguments.out}", file=sys.stderr)

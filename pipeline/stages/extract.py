@@ -43,8 +43,8 @@ class TkanExtractor:
     """Runs the backbone once over all speech and summarises each window's frames.
 
     `spec` is the recipe, and `front` the tuned parameters of its backbone, if it has any; where no recipe is given both
-    are those of the bundle that `config` names. Raises BundleError where that bundle was trained on other weights of the
-    backbone than those that are here.
+    are those of the bundle that `config` names. Raises BundleError where that bundle was trained on other weights of
+    the backbone than those that are here.
     """
 
     def __init__(self, config: DetectorConfig, spec: TkanSpec | None = None, front: Parameters | None = None) -> None:

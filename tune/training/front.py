@@ -29,7 +29,8 @@ from tune.corpora.augment import Codec, apply_channel, draw_channel, through_tel
 
 FRAME_SECONDS = LINEAR_HOP / SAMPLE_RATE
 STATISTICS = 5
-NEURONS = CHANNELS * (20 + 10)
+LAYER_FEATURES = {"layer2": STATISTICS * CHANNELS * 20, "out": STATISTICS * CHANNELS * 10}
+"""How many features each layer of the preset `tuned-front` yields, in their order."""
 PART = 8
 """Crops that go through the network together."""
 
@@ -243,7 +244,7 @@ class TuningHead(nn.Module):
 
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
-        features = STATISTICS * NEURONS
+        features = sum(LAYER_FEATURES.values())
         self.standardizer = Standardizer(features)
         self.linear = nn.Linear(features, 1)
         self.bent = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1))

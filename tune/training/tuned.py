@@ -32,6 +32,9 @@ from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_cali
 from tune.training.evidence import Heard, cut_short, fit_uncertainty, hear, narrow_uncertainty
 from tune.training.front import FrontConfig, Sample, Tuned
 
+TUNED_PRESET = "tuned-front"
+"""The features that a tuned front gives."""
+
 CUTS = (1.0, 2.0)
 """Seconds of speech that held-out clips are cut to, to measure what shortness costs."""
 
@@ -81,33 +84,34 @@ def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
     return np.array([clip.site in chosen and not clip.background for clip in clips])
 
 
-class SampleReader:
-    """Reads clips, with where somebody speaks in them, and their copies by HiFi-GAN where these are wanted."""
+def read_samples(
+    config: DetectorConfig, packages: Path | None, clips: Sequence[Clip], indices: NDArray[np.intp]
+) -> list[list[Sample]]:
+    """Of each of the clips at `indices` the clip and, where `packages` holds HiFi-GAN, the two halves of its copy;
+    nothing of one without speech. Raises CorpusError that names a clip that cannot be read."""
+    torch.set_num_threads(1)
+    voice_activity = VoiceActivityDetector(config)
+    return [_read(clips[index], config, packages, voice_activity) for index in indices]
 
-    def __init__(self, config: DetectorConfig, packages: Path | None = None) -> None:
-        torch.set_num_threads(1)
-        self.config = config
-        self.packages = packages
-        self.voice_activity = VoiceActivityDetector(config)
 
-    def __call__(self, clip: Clip) -> list[Sample]:
-        """The clip, and the two halves of its copy where it is a recording; none where it holds no speech. Raises
-        CorpusError that names a clip that cannot be read."""
-        try:
-            waveform = decode(clip.path.read_bytes(), self.config.limits).waveform
-        except InputError as error:
-            raise CorpusError(f"{clip.path.name}: {error.detail}") from error
-        sounds = [(waveform, clip.is_spoof, False)]
-        if self.packages and not clip.is_spoof and not clip.background:
-            sounds += [(vocode(waveform, half, self.packages), half == VOCODED, True) for half in (PARTNER, VOCODED)]
-        samples = []
-        for sound, spoof, vocoded in sounds:
-            speech = self.voice_activity.detect(Recording(sound, "wav")).segments
-            if speech:
-                kind = "vocoded" if vocoded else clip.generator or clip.source or "recording"
-                page = clip.site or clip.source
-                samples.append(Sample(sound.samples, speech, spoof, page, kind, clip.background, vocoded))
-        return samples
+def _read(
+    clip: Clip, config: DetectorConfig, packages: Path | None, voice_activity: VoiceActivityDetector
+) -> list[Sample]:
+    try:
+        waveform = decode(clip.path.read_bytes(), config.limits).waveform
+    except InputError as error:
+        raise CorpusError(f"{clip.path.name}: {error.detail}") from error
+    sounds = [(waveform, clip.is_spoof, False)]
+    if packages and not clip.is_spoof and not clip.background:
+        sounds += [(vocode(waveform, half, packages), half == VOCODED, True) for half in (PARTNER, VOCODED)]
+    samples = []
+    for sound, spoof, vocoded in sounds:
+        speech = voice_activity.detect(Recording(sound, "wav")).segments
+        if speech:
+            kind = clip.generator or clip.source or "recording"
+            page = clip.site or clip.source
+            samples.append(Sample(sound.samples, speech, spoof, page, kind, clip.background, vocoded))
+    return samples
 
 
 def calibrate(
@@ -119,7 +123,7 @@ def calibrate(
     band is the same head with a calibration of its own, by the clips over telephone lines.
     """
     arrays = tuned.head.arrays()
-    extractor = TkanExtractor(detector, load_spec("tuned-front"), front_parameters(tuned.front))
+    extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), front_parameters(tuned.front))
     voice_activity = VoiceActivityDetector(detector)
     rng = np.random.default_rng(seed)
 

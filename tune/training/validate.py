@@ -20,6 +20,7 @@ from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_cali
 from tune.training.estimator import EstimatorConfig, fit, score_windows
 from tune.training.folds import Fold, FoldsConfig, Indices, make_fold, make_folds, refuse_overlap
 from tune.training.table import Table
+from tune.training.tuned import TuningConfig
 
 NOVELTY_QUANTILE = 0.95
 """Share of held-out clips that count as like the training data."""
@@ -32,15 +33,17 @@ class TrainingConfig(Strict):
     """All of `configs/train.yaml`.
 
     `draws` is the number of augmented copies of each clip to train on. `vocoded` adds, of each bona fide clip, its copy
-    by HiFi-GAN as a spoof and the clip through the same resampling as bona fide. `folds` divide the corpus for the
-    figures that are quoted; `calibration` divides each training part again, for the scores that calibration and
-    thresholds are fitted to. `speakers_of: site` lets a speaker recur on another site: whole sites are left out,
-    famous voices and all that was published of them are not.
+    by HiFi-GAN as a spoof and the clip through the same resampling as bona fide. With `front` the front of the network
+    is tuned as `tune.training.tuned` says; estimator, folds, calibration and draws then have no part in it. `folds`
+    divide the corpus for the figures that are quoted; `calibration` divides each training part again, for the scores
+    that calibration and thresholds are fitted to. `speakers_of: site` lets a speaker recur on another site: whole sites
+    are left out, famous voices and all that was published of them are not.
     """
 
     features: str = "linear-textures"
     draws: int = Field(0, ge=0)
     vocoded: bool = False
+    front: TuningConfig | None = None
     speakers_of: Literal["corpus", "site"] = "corpus"
     estimator: EstimatorConfig = EstimatorConfig()
     folds: FoldsConfig = FoldsConfig()

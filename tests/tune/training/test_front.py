@@ -12,8 +12,7 @@ from pipeline.networks.tkan import layer_features, load_spec
 from pipeline.types import SAMPLE_RATE, Segment
 from pipeline.verdict.head import raw_scores, standardize
 from tune.training.front import (
-    NEURONS,
-    STATISTICS,
+    LAYER_FEATURES,
     Drawing,
     FrontConfig,
     Sample,
@@ -76,12 +75,12 @@ def test_a_line_changes_a_crop_but_not_its_length_or_peak(seed: int) -> None:
 def test_a_head_serves_as_it_was_tuned() -> None:
     head = TuningHead(hidden=4, dropout=0.5).eval()
     torch.nn.init.normal_(head.linear.weight, std=0.05)
-    features = torch.randn(5, STATISTICS * NEURONS) * 2
+    features = torch.randn(5, sum(LAYER_FEATURES.values())) * 2
     head.standardizer.follow(features, 0.5)
     with torch.no_grad():
         tuned = head(features).numpy()
     arrays = head.arrays()
-    served = raw_scores(arrays, standardize(arrays, features.numpy(), [STATISTICS * NEURONS]))
+    served = raw_scores(arrays, standardize(arrays, features.numpy(), list(LAYER_FEATURES.values())))
     assert served == pytest.approx(tuned, abs=1e-4)
 
 

@@ -16,7 +16,7 @@ from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
 from tune.training.calibrate import OperatingPoints
 from tune.training.front import FrontConfig, Sample, Tuned, tune_front
-from tune.training.tuned import Evidence, SampleReader, TuningConfig, calibrate, hold_out
+from tune.training.tuned import Evidence, TuningConfig, calibrate, hold_out, read_samples
 
 SPEECH = Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
 CONFIG = DetectorConfig(device="cpu")
@@ -87,11 +87,12 @@ def test_too_few_sites_are_refused() -> None:
         hold_out(make_clips(sites=3), TuningConfig())
 
 
-def test_a_clip_without_speech_gives_no_sample_and_a_broken_one_is_named(tmp_path: Path) -> None:
-    reader = SampleReader(CONFIG)
-    speech = reader(Clip(SPEECH, "bonafide", source="pyannote", site="page"))
-    assert [(one.page, one.kind, one.spoof) for one in speech] == [("page", "pyannote", False)]
+def test_clips_are_read_by_index_and_a_broken_one_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF....WAVE")
+    clips = [Clip(broken, "spoof"), Clip(SPEECH, "bonafide", source="pyannote", site="page")]
+    ((sample,),) = read_samples(CONFIG, None, clips, np.array([1]))
+    assert (sample.page, sample.kind, sample.spoof, sample.vocoded) == ("page", "pyannote", False, False)
+    assert sample.speech[0].start > 6  # nobody speaks before
     with pytest.raises(CorpusError, match=r"broken\.wav"):
-        reader(Clip(broken, "spoof"))
+        read_samples(CONFIG, None, clips, np.array([0]))
