@@ -73,7 +73,7 @@ def published_front() -> Front:
                 conv, norm = source.shortcut
                 assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
                 _fold(block.shortcut, conv, norm)
-    return front.eval()
+    return _ready(front)
 
 
 def load_front(parameters: Parameters) -> Front:
@@ -81,7 +81,12 @@ def load_front(parameters: Parameters) -> Front:
     fit."""
     front = Front()
     front.load_state_dict({name: torch.tensor(values) for name, values in parameters.items()})
-    return front.eval()
+    return _ready(front)
+
+
+def _ready(front: Front) -> Front:
+    """For inference, with channels last in memory, which takes less time on a CPU."""
+    return front.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def front_parameters(front: Front) -> Parameters:
