@@ -63,10 +63,11 @@ class Uncertainty(Strict):
 
 
 class NarrowBand(Strict):
-    """A second head for recordings of a narrow band, such as a telephone's; its arrays are those named `narrow.…`. It
-    hears the same features, and the thresholds are shared."""
+    """How recordings of a narrow band, such as a telephone's, are scored: with a calibration of their own, by a head of
+    their own whose arrays are named `narrow.…`, or by the same head where there are none. Features and thresholds are
+    shared."""
 
-    head: Literal["linear", "mlp"]
+    head: Literal["linear", "quadratic", "tuned", "mlp"]
     calibration: Calibration
     uncertainty: Uncertainty
 
@@ -118,11 +119,11 @@ class Bundle:
     def scorer(self, *, narrow: bool = False) -> Scorer:
         """The head to score a recording with: for a narrow band the one made for it, if there is one."""
         info = self.info
+        wide = {name: array for name, array in self.arrays.items() if not name.startswith(NARROW)}
         if narrow and info.narrow:
             own = {name.removeprefix(NARROW): array for name, array in self.arrays.items() if name.startswith(NARROW)}
-            return Scorer(own, info.narrow.calibration, info.narrow.uncertainty, is_narrow=True)
-        own = {name: array for name, array in self.arrays.items() if not name.startswith(NARROW)}
-        return Scorer(own, info.calibration, info.uncertainty)
+            return Scorer(own or wide, info.narrow.calibration, info.narrow.uncertainty, is_narrow=True)
+        return Scorer(wide, info.calibration, info.uncertainty)
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
