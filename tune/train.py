@@ -101,7 +101,8 @@ def train_tuned_bundle(
     heard = [clip for clip, out in zip(clips, held, strict=True) if not out]
     beside = folder.with_name(f"{folder.name}-held-out")
     save_tuned(config, first, evidence, heard, tested, metrics, f"{name}-held-out", beside)
-    everything = [sample for own in samples for sample in own]
+    # What was held out is new to the front: each of its clips counts for three.
+    everything = [sample for own, out in zip(samples, held, strict=True) for sample in own * (3 if out else 1)]
     further = tune_front(everything, tuning.further, start=first, watch=tell("with all sites", tuning.further))
     return save_tuned(config, further, evidence, clips, tested, metrics, name, folder)
 

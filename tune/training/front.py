@@ -44,18 +44,18 @@ LIMIT = 3.0
 class FrontConfig(Strict):
     """How the front is tuned. A step sees `batch_size` crops of `min_crop_seconds` to `max_crop_seconds`."""
 
-    steps: int = Field(2_000, ge=1)
+    steps: int = Field(1_300, ge=1)
     batch_size: int = Field(32, ge=2)
     min_crop_seconds: float = Field(2.0, gt=0)
-    max_crop_seconds: float = Field(3.5, gt=0)
+    max_crop_seconds: float = Field(2.8, gt=0)
     learning_rate: float = Field(2e-4, gt=0)
     head_learning_rate: float = Field(5e-4, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
-    warm_up_share: float = Field(0.15, gt=0, lt=1)
+    warm_up_share: float = Field(0.12, gt=0, lt=1)
     label_smoothing: float = Field(0.02, ge=0, lt=0.5)
     hidden: int = Field(96, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
-    average_steps: int = Field(200, ge=1)
+    average_steps: int = Field(150, ge=1)
     """The weights that come out are a mean over about so many of the last steps."""
     background_share: float = Field(0.2, ge=0, lt=1)
     vocoded_share: float = Field(0.15, ge=0, lt=1)

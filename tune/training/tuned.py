@@ -43,12 +43,15 @@ NOISES_DB = (5.0, 15.0)
 
 
 class TuningConfig(Strict):
-    """The section `front` of a training configuration. `first` is how the front is tuned without the sites held out,
-    `further` how it goes on with all sites; `held_out_share` of the sites with at least `held_out_clips` clips of each
-    class are held out."""
+    """The section `front` of a training configuration. `held_out_share` of the sites with at least `held_out_clips` clips
+    of each class are held out. `first` is how the front is tuned without them, `further` how it goes on with all sites,
+    the clips of those held out thrice, as they are new.
+    """
 
     first: FrontConfig = FrontConfig()
-    further: FrontConfig = FrontConfig(steps=400, learning_rate=1e-4, head_learning_rate=2.5e-4)
+    further: FrontConfig = FrontConfig(
+        steps=300, learning_rate=1.2e-4, head_learning_rate=3e-4, warm_up_share=0.1, average_steps=80, seed=1
+    )
     held_out_share: float = Field(0.3, gt=0, lt=1)
     held_out_clips: int = Field(3, ge=1)
     seed: int = 0
