@@ -43,9 +43,9 @@ NOISES_DB = (5.0, 15.0)
 
 
 class TuningConfig(Strict):
-    """The section `front` of a training configuration. `held_out_share` of the sites with at least `held_out_clips` clips
-    of each class are held out. `first` is how the front is tuned without them, `further` how it goes on with all sites,
-    the clips of those held out thrice, as they are new.
+    """The section `front` of a training configuration. Of the sites with at least `held_out_clips` clips of each class
+    `held_out_share` are held out. `first` is how the front is tuned without them, `further` how it goes on with all
+    sites, the clips of those held out thrice, as they are new.
     """
 
     first: FrontConfig = FrontConfig()
