@@ -26,7 +26,7 @@ from rich.text import Text
 from pipeline.config import Limits
 from pipeline.errors import MissingInput, SoundSentryError, StageFailed, UploadTooLarge
 from pipeline.types import OperatingPoint
-from pipeline.verdict.answer import Verdict
+from pipeline.verdict.answer import Interval, Verdict
 
 if TYPE_CHECKING:
     from pipeline.detector import Detector
@@ -53,6 +53,10 @@ CSV_COLUMNS = (
     "score",
     "duration_seconds",
     "speech_seconds",
+    "decided_by",
+    "decided_start",
+    "decided_end",
+    "decided_probability",
     "reasons",
     "warnings",
     "error",
@@ -120,6 +124,7 @@ def csv_writer() -> Write:
         else:
             body = answer.model_dump(mode="json")
             low, high = body["interval"] or (None, None)
+            decided_by = body["decided_by"] or {}
             rows.writerow(
                 {
                     "path": path,
@@ -130,6 +135,10 @@ def csv_writer() -> Write:
                     "score": body["score"],
                     "duration_seconds": body["duration_seconds"],
                     "speech_seconds": body["speech_seconds"],
+                    "decided_by": answer.decided_by.name if answer.decided_by else None,
+                    "decided_start": decided_by.get("start"),
+                    "decided_end": decided_by.get("end"),
+                    "decided_probability": decided_by.get("probability"),
                     "reasons": ";".join(body["reasons"]),
                     "warnings": ";".join(body["warnings"]),
                 }
@@ -156,22 +165,31 @@ def table_writer(paths: Sequence[str]) -> Write:
         if isinstance(answer, SoundSentryError):
             console.print(row(shown(path), "error", "", "", "", answer.detail))
             return
-        for_file = answer.mean_probability
         console.print(
-            row(
-                shown(path),
-                answer.overall,
-                "" if for_file is None else f"{for_file:.2f}",
-                "{:.2f}–{:.2f}".format(*answer.interval) if answer.interval else "",
-                f"{answer.speech_seconds:.1f} s",
-                " ".join(word.sentence for word in (*answer.reasons, *answer.warnings)),
-            )
+            row(shown(path), answer.overall, *numbers(answer.headline), f"{answer.speech_seconds:.1f} s", notes(answer))
         )
         for speaker in answer.speakers:
             name, speech = f"  {speaker.speaker}", f"{speaker.speech_seconds:.1f} s"
-            console.print(row(name, speaker.result, f"{speaker.probability:.2f}", "", speech, ""))
+            console.print(row(name, speaker.result, *numbers((speaker.probability, speaker.interval)), speech, ""))
 
     return write
+
+
+def numbers(headline: tuple[float, Interval] | None) -> tuple[str, str]:
+    """A probability and its interval as the table shows them."""
+    if headline is None:
+        return "", ""
+    probability, (low, high) = headline
+    return f"{probability:.2f}", f"{low:.2f}–{high:.2f}"
+
+
+def notes(verdict: Verdict) -> str:
+    """What the table says about an answer besides its numbers."""
+    sentences = [word.sentence for word in (*verdict.reasons, *verdict.warnings)]
+    if verdict.decided_by:
+        part = verdict.decided_by
+        sentences.insert(0, f"Decided by {part.name}, {part.start:.1f}–{part.end:.1f} s.")
+    return " ".join(sentences)
 
 
 def shown(path: str) -> str:

@@ -154,6 +154,7 @@ function show(answer) {
   $('name').textContent = answer.filename ?? ''
   $('overall').textContent = answer.overall
   $('meaning').textContent = MEANINGS[answer.overall] ?? ''
+  showDecider(answer)
   $('verdict').dataset.overall = answer.overall
   $('reasons').replaceChildren(...answer.reasons.map((word) => element('li', {}, sentence(word))))
   $('warnings').replaceChildren(...answer.warnings.map((word) => element('li', {}, sentence(word))))
@@ -165,10 +166,23 @@ function show(answer) {
   $('result').scrollIntoView({ block: 'nearest' })
 }
 
-function showGauge({ mean_probability: p, interval }) {
+// The number to show: that of the part that decided, if one did.
+function headline({ mean_probability, interval, decided_by }) {
+  return decided_by ?? { probability: mean_probability, interval }
+}
+
+function showDecider({ decided_by: part }) {
+  $('decided').hidden = part === null
+  if (part === null) return
+  const name = part.speaker ?? part.channel ?? 'a passage'
+  $('decided').textContent = `Decided by ${name}, ${clock(part.start)} – ${clock(part.end)}.`
+}
+
+function showGauge(answer) {
+  const { probability: p, interval } = headline(answer)
   $('gauge').hidden = p === null
   if (p === null) return
-  const [low, high] = interval ?? [p, p]
+  const [low, high] = interval
   $('gauge').setAttribute(
     'aria-label',
     `Probability of machine-made speech ${percent(p)}, between ${percent(low)} and ${percent(high)}`,
@@ -181,10 +195,15 @@ function showGauge({ mean_probability: p, interval }) {
 function showFacts(answer) {
   const facts = []
   if (answer.mean_probability !== null) {
-    facts.push(['Probability of machine', percent(answer.mean_probability)])
-    if (answer.interval) facts.push(['90 % interval', answer.interval.map(percent).join(' to ')])
-    facts.push(['Confidence', percent(answer.confidence)])
-    facts.push(['Log-likelihood ratio', answer.score.toFixed(2)])
+    const { probability, interval } = headline(answer)
+    facts.push(['Probability of machine', percent(probability)])
+    facts.push(['90 % interval', interval.map(percent).join(' to ')])
+    if (answer.decided_by) {
+      facts.push(['Of the whole recording', percent(answer.mean_probability)])
+    } else {
+      facts.push(['Confidence', percent(answer.confidence)])
+      facts.push(['Log-likelihood ratio', answer.score.toFixed(2)])
+    }
   }
   facts.push(['Speech', `${answer.speech_seconds.toFixed(1)} s of ${answer.duration_seconds.toFixed(1)} s`])
   facts.push(['Format', answer.original_format.toUpperCase()])

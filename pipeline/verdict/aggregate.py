@@ -116,8 +116,8 @@ def build_verdict(
     return Verdict(
         overall=overall,
         mean_probability=mean,
-        max_probability=max(spoken, default=mean),
-        min_probability=min(spoken, default=mean),
+        max_probability=max(mean, *spoken),
+        min_probability=min(mean, *spoken),
         score=score,
         interval=judged.interval(0),
         reasons=reasons_of(case, speakers) if overall == "Inconclusive" else (),
@@ -235,16 +235,18 @@ def find_speaker(case: Case, speakers: tuple[SpeakerVerdict, ...]) -> DecidedBy 
 
 
 def find_passage(case: Case) -> DecidedBy | None:
-    """The passage of two neighbouring windows that makes the recording Fake, though the rest does not.
+    """The passage of two neighbouring windows, at most half of the speech, that makes the recording Fake, though the
+    rest does not.
 
     The bar rises with the number of passages, so that false alarms do not grow with length.
     """
     of, pairs = parts.passages(case.features)
-    if not pairs:
+    is_passage = of.seconds <= case.features.speech.speech_seconds / 2
+    if not is_passage.any():
         return None
     judged = case.judge(of)
-    best = int(np.argmax(judged.estimate.low))
-    if judged.label(best, case.bar.raised(len(pairs))) != "Fake":
+    best = int(np.argmax(np.where(is_passage, judged.estimate.low, -np.inf)))
+    if judged.label(best, case.bar.raised(int(is_passage.sum()))) != "Fake":
         return None
     first, last = (case.features.windows[i] for i in pairs[best])
     return DecidedBy(

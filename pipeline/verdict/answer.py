@@ -114,6 +114,11 @@ class DecidedBy(Part):
     interval: Interval
     """90 % interval of `probability`, lower end first; all of it is beyond the threshold."""
 
+    @property
+    def name(self) -> str:
+        """What decided, for people."""
+        return self.speaker or self.channel or "passage"
+
 
 class Timeline(Part):
     """The probability from moment to moment."""
@@ -168,9 +173,9 @@ class Verdict(Part):
     mean_probability: Probability | None
     """Probability that the speech of the whole recording is machine-made, 0 to 1."""
     max_probability: Probability | None
-    """The highest value of the timeline, 0 to 1."""
+    """The highest of `mean_probability` and the values of the timeline, 0 to 1."""
     min_probability: Probability | None
-    """The lowest value of the timeline, 0 to 1."""
+    """The lowest of `mean_probability` and the values of the timeline, 0 to 1."""
     confidence: Probability | None = Field(default_factory=lambda known: _confidence(known["mean_probability"]))
     """How far `mean_probability` is from even odds, |2p - 1|: 0 is a coin toss, 1 is certainty."""
     score: Number | None
@@ -207,6 +212,15 @@ class Verdict(Part):
     )
     explanation: Explanation | None = Field(None, exclude_if=_absent)
     """Where the score comes from; only where asked for."""
+
+    @property
+    def headline(self) -> tuple[float, Interval] | None:
+        """The probability to show for the answer, with its interval: that of the part that decided, if one did."""
+        if self.decided_by:
+            return self.decided_by.probability, self.decided_by.interval
+        if self.mean_probability is None or self.interval is None:
+            return None
+        return self.mean_probability, self.interval
 
     @property
     def outcome(self) -> Literal["success", "no_speech"]:

@@ -62,12 +62,15 @@ class Uncertainty(Strict):
     novelty_variance: float = Field(ge=0)
 
 
+HeadKind = Literal["linear", "quadratic", "tuned", "mlp"]
+
+
 class NarrowBand(Strict):
     """How recordings of a narrow band, such as a telephone's, are scored: with a calibration of their own, by a head of
     their own whose arrays are named `narrow.…`, or by the same head where there are none. Features and thresholds are
     shared."""
 
-    head: Literal["linear", "quadratic", "tuned", "mlp"]
+    head: HeadKind
     calibration: Calibration
     uncertainty: Uncertainty
 
@@ -84,7 +87,7 @@ class BundleInfo(Strict):
     features: TkanSpec
     layers: dict[str, int]
     backbone_sha256: str
-    head: Literal["linear", "quadratic", "tuned", "mlp"]
+    head: HeadKind
     classifier_sha256: str
     calibration: Calibration
     thresholds: Thresholds

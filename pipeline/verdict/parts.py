@@ -31,19 +31,21 @@ class Parts:
     window: Indices
     weight: Scores
 
-    def means(self, scores: Scores) -> Scores:
-        """The weighted mean of `scores` (windows,) in each part, (parts,); NaN for a part with no window."""
-        total = np.bincount(self.part, self.weight, len(self.seconds))
-        with np.errstate(invalid="ignore"):
-            mean: Scores = np.bincount(self.part, self.weight * scores[self.window], len(self.seconds)) / total
+    def means(self, values: Scores) -> Scores:
+        """The weighted mean of `values` (windows,) in each part, (parts,); 0 for a part with no window."""
+        count = len(self.seconds)
+        total = np.bincount(self.part, self.weight, count)
+        summed = np.bincount(self.part, self.weight * values[self.window], count)
+        mean: Scores = np.divide(summed, total, out=np.zeros(count), where=total > 0)
         return mean
 
-    def variances(self, scores: Scores) -> Scores:
-        """The weighted variance of `scores` (windows,) in each part, (parts,); NaN for a part with no window."""
-        deviations = scores[self.window] - self.means(scores)[self.part]
-        total = np.bincount(self.part, self.weight, len(self.seconds))
-        with np.errstate(invalid="ignore"):
-            variance: Scores = np.bincount(self.part, self.weight * deviations**2, len(self.seconds)) / total
+    def variances(self, values: Scores) -> Scores:
+        """The weighted variance of `values` (windows,) in each part, (parts,); 0 for a part with no window."""
+        means = self.means(values)
+        count = len(self.seconds)
+        total = np.bincount(self.part, self.weight, count)
+        summed = np.bincount(self.part, self.weight * (values[self.window] - means[self.part]) ** 2, count)
+        variance: Scores = np.divide(summed, total, out=np.zeros(count), where=total > 0)
         return variance
 
 

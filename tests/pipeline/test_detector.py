@@ -85,20 +85,6 @@ def test_an_explanation_names_every_layer(detector: Detector, sample_wav: bytes)
     assert "explanation" not in detector.predict(sample_wav).model_dump(mode="json")
 
 
-def test_an_explanation_counts_for_half_through_a_narrow_band_as_its_score_does(
-    detector: Detector, sample_wav: bytes
-) -> None:
-    decision = detector.config.decision.model_copy(update={"narrow_band_worth": 1.0})
-    whole = Detector(detector.config.model_copy(update={"decision": decision})).predict(sample_wav, explain=True)
-    half = detector.predict(sample_wav, explain=True)
-    assert "narrow_band" in half.reasons
-    assert half.score == pytest.approx(whole.score / 2)  # type: ignore[operator]
-    assert half.explanation is not None and whole.explanation is not None
-    assert [part.score for part in half.explanation.layers] == pytest.approx(
-        [part.score / 2 for part in whole.explanation.layers]
-    )
-
-
 @pytest.mark.parametrize(("data", "error"), [(b"", EmptyAudio), (b"not audio at all" * 99, UnsupportedFormat)])
 def test_an_error_is_never_a_verdict(detector: Detector, data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):

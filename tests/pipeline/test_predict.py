@@ -20,8 +20,9 @@ import yaml
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio
-from pipeline.predict import exit_code, main, shown
-from pipeline.verdict.answer import Verdict
+from pipeline.predict import csv_writer, exit_code, main, shown, table_writer
+from pipeline.verdict.answer import EXAMPLES, Verdict
+from pipeline.verdict.reasons import AnswerWarning, Reason
 from tests.audio import encode
 
 COMMAND = [sys.executable, "-m", "pipeline.predict"]
@@ -56,11 +57,11 @@ def configuration(folder: Path, limits: dict[str, Any] | None = None, **threshol
     default = DetectorConfig.load().bundle_path
     info = json.loads((default / "bundle.json").read_text())
     info["thresholds"] |= thresholds
-    info["novelty_limit"] = 1e9
+    info["uncertainty"]["novelty"] = 1e9
     (folder / "bundle.json").write_text(json.dumps(info))
     (folder / "classifier.safetensors").write_bytes((default / "classifier.safetensors").read_bytes())
     path = folder / "detector.yaml"
-    decision = {"min_speech_seconds": 0, "min_snr_db": -1000, "min_bandwidth_hz": 0}
+    decision = {"min_speech_seconds": 0, "min_bandwidth_hz": 0}
     path.write_text(yaml.safe_dump({"bundle": str(folder), "decision": decision, "limits": limits or {}}))
     return str(path)
 
@@ -151,6 +152,32 @@ def test_table_and_exit_code_follow_the_bundles_thresholds(
     assert header.split()[:2] == ["FILE", "RESULT"]
     assert row.startswith(str(clip))
     assert row.removeprefix(str(clip)).split()[0] == label
+
+
+def test_the_table_shows_the_number_of_the_part_that_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    table_writer(["call.wav"])("call.wav", EXAMPLES["fake_speaker_among_others"])
+    _, row, first, second = capsys.readouterr().out.splitlines()
+    assert row.split()[:4] == ["call.wav", "Fake", "0.93", "0.82–0.98"]
+    assert row.endswith(f"Decided by SPEAKER_01, 4.2–8.2 s. {AnswerWarning.SYNTHETIC_SPEAKER.sentence}")
+    assert first.split()[:4] == ["SPEAKER_00", "Real", "0.06", "0.02–0.16"]
+    assert second.split()[:4] == ["SPEAKER_01", "Fake", "0.93", "0.82–0.98"]
+
+
+def test_csv_says_what_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    csv_writer()("call.wav", EXAMPLES["fake_speaker_among_others"])
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert [row[f"decided_{what}"] for what in ("by", "start", "end", "probability")] == [
+        "SPEAKER_01",
+        "4.2",
+        "8.2",
+        "0.93",
+    ]
+    assert row["probability"] == "0.44"
+
+
+def test_notes_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    table_writer(["call.wav"])("call.wav", EXAMPLES["inconclusive"])
+    assert capsys.readouterr().out.splitlines()[1].endswith(Reason.TOO_SHORT.sentence)
 
 
 def test_no_speech_is_not_real(silence: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,11 +187,34 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Page, ten_seconds: ND
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_the_part_that_decided_gives_the_number(
+    page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]
+) -> None:
+    recording = encode(ten_seconds[:32_000])
+    answer = predict(service, recording) | {"overall": "Fake", "mean_probability": 0.44, "reasons": []}
+    answer["decided_by"] = {
+        "speaker": "SPEAKER_01",
+        "start": 4.2,
+        "end": 8.2,
+        "probability": 0.93,
+        "interval": [0.82, 0.98],
+    }
+    page.route("**/predict", lambda route: route.fulfill(body=json.dumps(answer), content_type="application/json"))
+    choose(page, recording)
+    expect(page.locator("#decided")).to_have_text("Decided by SPEAKER_01, 0:04.2 – 0:08.2.")
+    expect(page.locator("#gauge")).to_have_attribute(
+        "aria-label", "Probability of machine-made speech 93 %, between 82 % and 98 %"
+    )
+    expect(page.locator("#facts")).to_contain_text("Of the whole recording44 %")
+    expect(page.locator("#facts")).not_to_contain_text("Confidence")
+
+
 def test_text_never_becomes_markup(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
     recording = encode(ten_seconds[:32_000])
     markup = "<img src=x onerror=alert(1)>"
     answer = predict(service, recording)
     hostile = answer | {"filename": markup, "overall": markup, "warnings": [markup], "reasons": [markup]}
+    hostile["decided_by"] = {"speaker": markup, "start": 0.0, "end": 1.0, "probability": 0.5, "interval": [0.4, 0.6]}
     hostile["details"] = [{"speaker": markup, "start": 0.0, "end": 1.0, "result": markup, "probability": 0.5}]
     hostile["speakers"] = [{"speaker": markup, "result": markup, "probability": 0.5, "speech_seconds": 1.0}]
     page.route("**/predict", lambda route: route.fulfill(body=json.dumps(hostile), content_type="application/json"))

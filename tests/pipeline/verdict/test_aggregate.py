@@ -1,3 +1,7 @@
+"""From window scores to verdicts: the whole, its speakers, its moments, and what decides for the whole."""
+
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Sequence
@@ -8,14 +12,15 @@ import pytest
 
 from pipeline.config import DetectorConfig
 from pipeline.networks.tkan import TkanSpec
-from pipeline.types import Features, Quality, Segment, Speech, Turn
-from pipeline.verdict.aggregate import build_verdict, decide, no_speech_verdict, probability
+from pipeline.types import Features, OperatingPoint, Quality, Segment, Speech, Turn
+from pipeline.verdict.aggregate import build_verdict, no_speech_verdict
 from pipeline.verdict.answer import Verdict
-from pipeline.verdict.bundle import Bundle, BundleInfo, Calibration, Thresholds
+from pipeline.verdict.bundle import Bundle, BundleInfo, Calibration, Scorer, Thresholds, Uncertainty
 from pipeline.verdict.windows import plan_windows
+from tests.agreement import disagreements
 
 CONFIG = DetectorConfig()
-THRESHOLDS = Thresholds(balanced=0.0, recall=-1.0, precision=2.0, margin=0.25)
+THRESHOLDS = Thresholds(balanced=0.0, recall=-1.0, precision=2.0)
 BUNDLE = Bundle(
     BundleInfo(
         name="test",
@@ -26,8 +31,9 @@ BUNDLE = Bundle(
         classifier_sha256="",
         calibration=Calibration(scale=1.0, offset=0.0),
         thresholds=THRESHOLDS,
-        window_sd=1.0,
-        novelty_limit=3.0,
+        uncertainty=Uncertainty(
+            score_variance=16.0, window_variance=1.0, snr_db=20.0, snr_variance=8.0, novelty=1.5, novelty_variance=300.0
+        ),
         metrics={},
         corpus={},
         versions={},
@@ -36,57 +42,50 @@ BUNDLE = Bundle(
     {},
     "0" * 64,
 )
+GOOD = Quality(snr_db=30.0, bandwidth_hz=8_000.0)
 
 
 def verdict_of(
     scores: Sequence[float] | float,
     seconds: float = 8.0,
     turns: tuple[Turn, ...] | None = None,
-    quality: Quality | None = None,
+    quality: Quality = GOOD,
     novelty: float = 1.0,
-    **options: Any,
+    scorer: Scorer | None = None,
+    operating_point: OperatingPoint = "balanced",
+    layers: dict[str, float] | None = None,
 ) -> Verdict:
+    """The verdict on speech from start to end; its words and numbers agree in every test."""
     speech = Speech((Segment(0.0, seconds),), seconds, "wav")
     windows = plan_windows(speech, turns, CONFIG.windows)
-    values = np.broadcast_to(np.asarray(scores, dtype=float), (len(windows),))
-    features = Features(
-        windows=windows,
-        vectors=np.zeros((len(windows), 2), dtype=np.float32),
-        spec_id="",
-        backbone_sha256="",
-        quality=quality or Quality(snr_db=30.0, bandwidth_hz=8000.0),
-        speech=speech,
-        turns=turns,
-    )
-    return build_verdict(
-        features,
-        values,
+    verdict = build_verdict(
+        Features(windows, np.zeros((len(windows), 2), np.float32), "", "", quality, speech, turns),
+        np.broadcast_to(np.asarray(scores, dtype=float), (len(windows),)),
         novelty=novelty,
+        scorer=scorer or BUNDLE.scorer(),
         bundle=BUNDLE,
         config=CONFIG,
-        operating_point=options.get("operating_point", "balanced"),
-        explanation=None,
+        operating_point=operating_point,
+        layers=layers,
     )
+    assert disagreements(verdict, THRESHOLDS, operating_point, CONFIG.decision.prior) == []
+    return verdict
 
 
 def test_score_probability_and_confidence_agree() -> None:
-    verdict = verdict_of(0.96, seconds=20.0)
+    verdict = verdict_of(0.96, seconds=60.0)
     assert verdict.overall == "Fake"
-    assert verdict.mean_probability == pytest.approx(0.7231, abs=1e-3)
-    assert verdict.confidence == pytest.approx(2 * 0.7231 - 1, abs=2e-3)
-
-
-def test_probability_is_the_posterior() -> None:
-    assert probability(0.0, 0.5) == pytest.approx(0.5)
-    assert probability(np.log(3), 0.25) == pytest.approx(0.5)
-    assert probability(-1000.0, 0.5) == 0.0
+    assert verdict.score is not None and verdict.mean_probability is not None
+    assert verdict.mean_probability == pytest.approx(1 / (1 + math.exp(-verdict.score)))
+    assert verdict.mean_probability == pytest.approx(0.7231, abs=0.01)
+    assert verdict.confidence == pytest.approx(2 * verdict.mean_probability - 1)
 
 
 @pytest.mark.parametrize(
     ("score", "point", "label"),
     [
         (0.3, "balanced", "Fake"),
-        (0.2, "balanced", "Inconclusive"),
+        (0.1, "balanced", "Inconclusive"),
         (-0.3, "balanced", "Real"),
         (1.0, "precision", "Inconclusive"),
         (2.3, "precision", "Fake"),
@@ -94,113 +93,184 @@ def test_probability_is_the_posterior() -> None:
         (-1.3, "recall", "Real"),
     ],
 )
-def test_operating_points(score: float, point: Any, label: str) -> None:
-    assert decide(score, THRESHOLDS, point) == label
+def test_operating_points(score: float, point: OperatingPoint, label: str) -> None:
+    assert verdict_of(score, seconds=300.0, operating_point=point).overall == label
 
 
 def test_one_odd_window_does_not_condemn_ten_minutes() -> None:
     scores = np.full(299, -3.0)
     scores[100] = 6.0
-    assert verdict_of(scores, seconds=600.0).overall == "Real"
-
-
-def test_a_synthetic_passage_is_not_called_real() -> None:
-    scores = np.full(299, -3.0)
-    scores[100:105] = 8.0
     verdict = verdict_of(scores, seconds=600.0)
-    assert (verdict.overall, verdict.reasons) == ("Inconclusive", ("mixed_passages",))
-    assert verdict.max_probability > 0.99 > 0.1 > verdict.min_probability  # type: ignore[operator]
+    assert (verdict.overall, verdict.decided_by) == ("Real", None)
+
+
+def test_a_synthetic_passage_makes_a_recording_fake() -> None:
+    scores = np.full(299, -3.0)
+    scores[100:105] = 9.0
+    verdict = verdict_of(scores, seconds=600.0)
+    assert (verdict.overall, verdict.reasons, verdict.warnings) == ("Fake", (), ("synthetic_passage",))
+    assert verdict.mean_probability is not None and verdict.mean_probability < 0.1
+    assert verdict.decided_by is not None and verdict.decided_by.speaker is None
+    assert 200 <= verdict.decided_by.start < verdict.decided_by.end <= 212
+    assert verdict.decided_by.probability > 0.99
+
+
+def test_a_passage_must_be_the_clearer_the_longer_the_recording() -> None:
+    short, long = (np.full(count, -3.0) for count in (9, 299))
+    short[3:6] = long[100:103] = 6.0
+    assert verdict_of(short, seconds=20.0).overall == "Fake"
+    assert verdict_of(long, seconds=600.0).overall == "Real"
+
+
+def test_most_of_a_recording_is_no_passage_of_it() -> None:
+    verdict = verdict_of([6.0, 6.0, -7.0], seconds=8.0)
+    assert (verdict.overall, verdict.decided_by) == ("Inconclusive", None)
+
+
+def test_a_merged_speaker_does_not_hide_a_synthetic_voice() -> None:
+    turns = (Turn(0, 60, "SPEAKER_00"), Turn(60, 100, "SPEAKER_01"))
+    scores = np.full(29 + 19, -3.0)
+    scores[10:14] = 9.0
+    verdict = verdict_of(scores, seconds=100.0, turns=turns)
+    assert (verdict.overall, verdict.warnings) == ("Fake", ("synthetic_passage",))
+    assert verdict.decided_by is not None and verdict.decided_by.speaker == "SPEAKER_00"
+    assert 18 < verdict.decided_by.start < verdict.decided_by.end < 32
 
 
 def test_one_synthetic_speaker_among_real_ones_is_found() -> None:
     turns = (Turn(0, 20, "SPEAKER_00"), Turn(20, 24, "SPEAKER_01"))
     verdict = verdict_of([-4.0] * 9 + [5.0], seconds=24.0, turns=turns)
-    assert verdict.overall == "Fake"
+    assert (verdict.overall, verdict.warnings) == ("Fake", ("synthetic_speaker_among_others",))
     assert {s.speaker: s.result for s in verdict.speakers} == {"SPEAKER_00": "Real", "SPEAKER_01": "Fake"}
     assert [d.result for d in verdict.details] == ["Real", "Fake"]
-    assert verdict.mean_probability < 0.5  # type: ignore[operator]
+    assert verdict.mean_probability is not None and verdict.mean_probability < 0.5
+    decided_by = verdict.decided_by
+    assert decided_by is not None
+    assert (decided_by.speaker, decided_by.start, decided_by.end) == ("SPEAKER_01", 20, 24)
+    assert decided_by.probability == verdict.speakers[1].probability > 0.9
+    assert decided_by.interval == verdict.speakers[1].interval
+
+
+def test_the_more_speakers_the_clearer_the_fake_one_must_be() -> None:
+    def of(count: int) -> Verdict:
+        turns = tuple(Turn(8 * i, 8 * i + 8, f"SPEAKER_{i:02}") for i in range(count))
+        return verdict_of([2.0] * 3 + [-4.0] * 3 * (count - 1), seconds=8.0 * count, turns=turns)
+
+    assert (of(2).overall, of(2).speakers[0].result) == ("Fake", "Fake")
+    assert (of(8).overall, of(8).speakers[0].result) == ("Real", "Inconclusive")
+
+
+def test_a_recording_that_is_fake_as_a_whole_needs_no_part_to_decide() -> None:
+    turns = (Turn(0, 20, "SPEAKER_00"), Turn(20, 40, "SPEAKER_01"))
+    verdict = verdict_of([4.0] * 9 + [3.0] * 9, seconds=40.0, turns=turns)
+    assert (verdict.overall, verdict.decided_by, verdict.warnings) == ("Fake", None, ())
+    assert [speaker.result for speaker in verdict.speakers] == ["Fake", "Fake"]
 
 
 def test_less_speech_widens_the_interval_and_lowers_no_bar() -> None:
-    short, long = verdict_of(0.96, seconds=2.0), verdict_of(0.96, seconds=20.0)
+    short, long = verdict_of(0.96, seconds=2.0), verdict_of(0.96, seconds=60.0)
     assert short.interval is not None and long.interval is not None
-    assert short.interval[0] < 0.5 < long.interval[0] < 0.7231 < long.interval[1] < short.interval[1]
+    assert short.interval[0] < 0.5 < long.interval[0] < long.interval[1] < short.interval[1]
     assert (short.overall, short.reasons) == ("Inconclusive", ("near_threshold",))
     assert long.overall == "Fake"
-    assert verdict_of(3.0, seconds=2.0).overall == "Fake"
-    assert verdict_of(-3.0, seconds=2.0).overall == "Real"
+    assert verdict_of(3.5, seconds=2.0).overall == "Fake"
+    assert verdict_of(-3.5, seconds=2.0).overall == "Real"
 
 
 @pytest.mark.parametrize(
     ("reason", "kwargs"),
     [
         ("too_short", {"seconds": 0.8}),
-        ("low_snr", {"quality": Quality(snr_db=0.0, bandwidth_hz=8000)}),
-        ("narrow_band", {"quality": Quality(snr_db=30, bandwidth_hz=3500)}),
+        ("low_snr", {"quality": Quality(snr_db=0.0, bandwidth_hz=8_000)}),
+        ("narrow_band", {"quality": Quality(snr_db=30, bandwidth_hz=3_500)}),
         ("out_of_distribution", {"novelty": 4.0}),
     ],
 )
-def test_poor_evidence_is_inconclusive(reason: str, kwargs: Any) -> None:
+def test_poor_evidence_is_inconclusive_and_its_probability_near_even_odds(reason: str, kwargs: Any) -> None:
     verdict = verdict_of(-5.0, **kwargs)
     assert (verdict.overall, verdict.reasons) == ("Inconclusive", (reason,))
     assert {detail.result for detail in verdict.details} == {"Inconclusive"}
+    good = verdict_of(-5.0)
+    assert good.overall == "Real" and good.mean_probability is not None
+    assert verdict.mean_probability is not None
+    assert good.mean_probability + 0.1 < verdict.mean_probability < 0.5 + 1e-9
 
 
-def test_a_score_counts_for_half_through_a_narrow_band() -> None:
-    scores = [-2.0, 1.0, -3.0]
-    full, narrow = verdict_of(scores), verdict_of(scores, quality=Quality(snr_db=30, bandwidth_hz=3500))
-    assert narrow.score == pytest.approx(full.score / 2)  # type: ignore[operator]
-    for whole, half in zip(full.interval or (), narrow.interval or (), strict=True):
-        assert math.log(half / (1 - half)) == pytest.approx(math.log(whole / (1 - whole)) / 2)
-    assert [p is None for p in narrow.timeline.probability] == [p is None for p in full.timeline.probability]
+def test_below_a_second_nothing_is_said() -> None:
+    verdict = verdict_of(9.0, seconds=0.9)
+    assert (verdict.overall, verdict.reasons) == ("Inconclusive", ("too_short",))
+    assert verdict.mean_probability == pytest.approx(0.5)
+    assert all(p is None or p == pytest.approx(0.5) for p in verdict.timeline.probability)
+
+
+def test_more_speech_is_asked_for_where_it_would_settle_the_answer() -> None:
+    verdict = verdict_of(2.0, seconds=2.0)
+    assert (verdict.overall, verdict.reasons) == ("Inconclusive", ("too_short",))
+    assert verdict_of(2.0, seconds=6.0).overall == "Fake"
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [(None, "mixed_passages"), ((Turn(0, 10, "SPEAKER_00"), Turn(10, 20, "SPEAKER_01")), "mixed_speakers")],
+)
+def test_parts_that_differ_are_named_as_the_reason(turns: tuple[Turn, ...] | None, reason: str) -> None:
+    scores = [-4.0] * 4 + [0.9] * 4 if turns else [-4.0] * 5 + [0.9] * 4
+    verdict = verdict_of(scores, seconds=20.0, turns=turns)
+    assert (verdict.overall, verdict.reasons) == ("Inconclusive", (reason,))
+
+
+def test_a_narrow_band_is_judged_by_the_head_for_it_where_there_is_one() -> None:
+    narrow = Scorer({}, BUNDLE.info.calibration, BUNDLE.info.uncertainty, is_narrow=True)
+    verdict = verdict_of(-5.0, quality=Quality(snr_db=30, bandwidth_hz=3_500), scorer=narrow)
+    assert (verdict.overall, verdict.reasons, verdict.warnings) == ("Real", (), ("narrow_band_head",))
+
+
+def test_an_explanation_is_in_shares_of_the_answers_score() -> None:
+    verdict = verdict_of(-2.0, layers={"a": -1.5, "b": 0.25})
+    assert verdict.explanation is not None and verdict.score is not None
+    assert [layer.layer for layer in verdict.explanation.layers] == ["a", "b"]
+    assert [layer.score for layer in verdict.explanation.layers] == pytest.approx(
+        [0.75 * verdict.score, -0.125 * verdict.score]
+    )
 
 
 def test_timeline_is_null_where_nobody_speaks() -> None:
     speech = Speech((Segment(1.0, 2.0), Segment(4.0, 5.0)), 6.0, "wav")
-    features = Features(
-        plan_windows(speech, None, CONFIG.windows),
-        np.zeros((1, 2), dtype=np.float32),
-        "",
-        "",
-        Quality(30, 8000),
-        speech,
-        None,
-    )
+    windows = plan_windows(speech, None, CONFIG.windows)
     verdict = build_verdict(
-        features,
+        Features(windows, np.zeros((1, 2), np.float32), "", "", GOOD, speech, None),
         np.array([0.0]),
         novelty=1.0,
+        scorer=BUNDLE.scorer(),
         bundle=BUNDLE,
         config=CONFIG,
         operating_point="balanced",
-        explanation=None,
     )
     spoken = [p is not None for p in verdict.timeline.probability]
     assert spoken == [False, False, True, True, False, False, False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("score", [-4.0, 0.5, 4.0])
+def test_the_mean_lies_between_the_extremes(score: float) -> None:
+    verdict = verdict_of(score, seconds=60.0)
+    spoken = [p for p in verdict.timeline.probability if p is not None]
+    assert verdict.min_probability == min(verdict.mean_probability, *spoken)  # type: ignore[type-var]
+    assert verdict.max_probability == max(verdict.mean_probability, *spoken)  # type: ignore[type-var]
 
 
 def test_no_speech_has_no_probability() -> None:
     verdict = no_speech_verdict(Speech((), 1.2, "wav"), use_diarization=False, bundle=BUNDLE, config=CONFIG)
     body = verdict.model_dump(mode="json")
     assert body["overall"] == "No Speech"
-    assert body["mean_probability"] is None
+    assert body["mean_probability"] is None and body["confidence"] is None
     assert body["timeline"]["probability"] == [None] * 3
 
 
 def test_the_contract_has_every_field_and_strict_json() -> None:
     turns = (Turn(0.3, 1.4, "SPEAKER_00"),)
-    body = json.loads(json.dumps(verdict_of(4.0, seconds=2.0, turns=turns).model_dump(mode="json"), allow_nan=False))
-    assert set(body) == {
-        *("overall", "mean_probability", "max_probability", "min_probability", "confidence", "score"),
-        *("interval", "reasons", "details", "speakers", "timeline", "duration_config", "duration_seconds"),
-        *("speech_seconds", "original_format", "model", "warnings", "channels", "decided_by", "file_sha256"),
-    }
-    assert body["details"][0] == {
-        "speaker": "SPEAKER_00",
-        "start": 0.3,
-        "end": 1.4,
-        "time": "0.3-1.4s",
-        "result": "Fake",
-        "probability": 0.982,
-    }
+    verdict = verdict_of(4.0, seconds=2.0, turns=turns)
+    body = json.loads(json.dumps(verdict.model_dump(mode="json"), allow_nan=False))
+    detail = body["details"][0]
+    assert (detail["speaker"], detail["time"], detail["result"]) == ("SPEAKER_00", "0.3-1.4s", verdict.overall)
+    assert detail["interval"][0] < detail["probability"] < detail["interval"][1]
     assert body["duration_config"] == {"use_diarization": True, "category": "very_short"}

@@ -10,7 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.verdict.answer import EXAMPLES, DecidedBy, Detail, Timeline, Verdict
+from pipeline.verdict.bundle import Thresholds
 from pipeline.verdict.reasons import AnswerWarning, Reason, Word
+from tests.agreement import disagreements
 
 CONTRACT = {
     *("overall", "mean_probability", "max_probability", "min_probability", "confidence", "score", "interval"),
@@ -68,7 +70,7 @@ def test_what_is_no_probability_is_refused(bad: float) -> None:
 
 
 def test_numbers_are_rounded_in_json_alone() -> None:
-    detail = Detail(speaker=None, start=1 / 3, end=2.0, result="Real", probability=1 / 7)
+    detail = Detail(speaker=None, start=1 / 3, end=2.0, result="Real", probability=1 / 7, interval=(0, 1 / 3))
     assert detail.probability == 1 / 7
     assert detail.model_dump(mode="json") == {
         "speaker": None,
@@ -77,18 +79,35 @@ def test_numbers_are_rounded_in_json_alone() -> None:
         "time": "0.3-2.0s",
         "result": "Real",
         "probability": 0.1429,
+        "interval": [0.0, 0.3333],
     }
 
 
+def test_the_words_of_an_example_agree_with_its_numbers() -> None:
+    thresholds = Thresholds(balanced=0.0, recall=-1.0, precision=1.0)
+    for example in EXAMPLES.values():
+        assert disagreements(example, thresholds) == []
+        assert example.score is None or example.mean_probability == pytest.approx(
+            1 / (1 + math.exp(-example.score)), abs=1e-4
+        )
+
+
+def test_the_number_to_show_is_that_of_what_decided() -> None:
+    assert EXAMPLES["fake"].headline == (0.7234, (0.61, 0.82))
+    assert EXAMPLES["fake_speaker_among_others"].headline == (0.93, (0.82, 0.98))
+    assert EXAMPLES["no_speech"].headline is None
+
+
 def test_what_decided_is_named_by_what_it_is() -> None:
-    speaker = DecidedBy(speaker="SPEAKER_01", start=0.5, end=2.0, probability=0.97)
+    speaker = DecidedBy(speaker="SPEAKER_01", start=0.5, end=2.0, probability=0.97, interval=(0.9, 0.99))
     assert speaker.model_dump(mode="json") == {
         "speaker": "SPEAKER_01",
         "start": 0.5,
         "end": 2.0,
         "probability": 0.97,
+        "interval": [0.9, 0.99],
     }
-    channel = DecidedBy(channel="CHANNEL_2", start=0.5, end=2.0, probability=0.97)
+    channel = DecidedBy(channel="CHANNEL_2", start=0.5, end=2.0, probability=0.97, interval=(0.9, 0.99))
     assert "channel" in channel.model_dump(mode="json") and "speaker" not in channel.model_dump(mode="json")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BundleError
-from pipeline.verdict.bundle import Bundle, save_bundle
+from pipeline.verdict.bundle import Bundle, Calibration, NarrowBand, save_bundle
 from tests.pipeline.verdict.test_aggregate import BUNDLE
 
 ARRAYS = {"weight": np.arange(3, dtype=np.float32), "bias": np.zeros(1, dtype=np.float32)}
@@ -18,6 +18,21 @@ def test_a_bundle_survives_the_disk(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.arrays["weight"], ARRAYS["weight"])
 
 
+def test_the_head_for_a_narrow_band_has_arrays_of_its_own(tmp_path: Path) -> None:
+    band = NarrowBand(
+        head="linear", calibration=Calibration(scale=2.0, offset=0.5), uncertainty=BUNDLE.info.uncertainty
+    )
+    info = BUNDLE.info.model_copy(update={"narrow": band})
+    narrow = {f"narrow.{name}": array + 1 for name, array in ARRAYS.items()}
+    bundle = save_bundle(tmp_path / "b", info, ARRAYS | narrow, "# Card\n")
+    for is_narrow in (False, True):
+        scorer = bundle.scorer(narrow=is_narrow)
+        assert scorer.is_narrow == is_narrow and set(scorer.arrays) == set(ARRAYS)
+        np.testing.assert_array_equal(scorer.arrays["weight"], ARRAYS["weight"] + is_narrow)
+    assert scorer.calibration == band.calibration
+    assert not BUNDLE.scorer(narrow=True).is_narrow
+
+
 def test_damage_is_refused(tmp_path: Path) -> None:
     save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n")
     weights = tmp_path / "b" / "classifier.safetensors"
@@ -26,7 +41,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         Bundle.load(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("right", "wrong"), [('"seed"', '"sead"'), ('"format": 3', '"format": 2')])
+@pytest.mark.parametrize(("right", "wrong"), [('"seed"', '"sead"'), ('"format": 4', '"format": 3')])
 def test_a_bundle_with_an_unknown_key_or_of_another_format_says_what_to_do(
     right: str, wrong: str, tmp_path: Path
 ) -> None:

@@ -1,0 +1,56 @@
+"""Whether the words of a verdict agree with its numbers."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.types import OperatingPoint
+from pipeline.verdict.answer import Interval, Verdict
+from pipeline.verdict.bundle import Thresholds
+
+ROUNDING = 1e-9
+SURE = 0.9
+"""No answer at the balanced threshold is Inconclusive and above this probability, or below its opposite."""
+
+
+def disagreements(
+    verdict: Verdict, thresholds: Thresholds, operating_point: OperatingPoint = "balanced", prior: float = 0.5
+) -> list[str]:
+    """What in `verdict` is said otherwise in words than in numbers; empty where nothing is."""
+    if verdict.overall == "No Speech":
+        return []
+    odds = prior / (1 - prior)
+    fake = getattr(thresholds, operating_point)
+    real = min(fake, thresholds.balanced)
+    fake_bar, real_bar = (1 / (1 + math.exp(-score) / odds) for score in (fake, real))
+
+    def word(interval: Interval | None) -> str:
+        assert interval is not None
+        low, high = interval
+        return "Fake" if low >= fake_bar - ROUNDING else "Real" if high < real_bar + ROUNDING else "Inconclusive"
+
+    found = []
+    decider = verdict.decided_by
+    if decider is None and verdict.overall != word(verdict.interval):
+        found.append(f"{verdict.overall} with {verdict.interval}")
+    if decider is not None and not verdict.overall == word(decider.interval) == "Fake":
+        found.append(f"{verdict.overall} decided by {decider}")
+    if decider is not None and word(verdict.interval) == "Fake":
+        found.append("decided by a part, where the whole would do")
+    p = verdict.mean_probability
+    assert p is not None
+    if verdict.overall == "Inconclusive" and operating_point == "balanced" and not 1 - SURE <= p <= SURE:
+        found.append(f"Inconclusive at {p:.3f}")
+    if (verdict.overall == "Inconclusive") != bool(verdict.reasons):
+        found.append(f"{verdict.overall} for {verdict.reasons}")
+    for detail in verdict.details:
+        if detail.result != word(detail.interval):
+            found.append(f"{detail.result} from {detail.start} with {detail.interval}")
+    for speaker in verdict.speakers:
+        # A speaker among others needs more than the threshold to be Fake, and never less.
+        if speaker.result != word(speaker.interval) and (speaker.result, word(speaker.interval)) != (
+            "Inconclusive",
+            "Fake",
+        ):
+            found.append(f"{speaker.speaker} {speaker.result} with {speaker.interval}")
+    return found

@@ -1,0 +1,146 @@
+"""The formula behind every word and number, against the integrals that it solves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Decision
+from pipeline.types import Quality
+from pipeline.verdict.bundle import Calibration, Scorer, Thresholds, Uncertainty
+from pipeline.verdict.evidence import INTERVAL_Z, Bar, bar_of, estimate, find_faults, find_reasons, log_odds
+from pipeline.verdict.reasons import Reason
+
+UNCERTAINTY = Uncertainty(
+    score_variance=16.0, window_variance=1.0, snr_db=20.0, snr_variance=8.0, novelty=1.5, novelty_variance=300.0
+)
+SCORER = Scorer({}, Calibration(scale=1.0, offset=0.0), UNCERTAINTY)
+THRESHOLDS = Thresholds(balanced=0.0, recall=-1.0, precision=2.0)
+GOOD = Quality(snr_db=30.0, bandwidth_hz=8_000.0)
+
+
+@pytest.mark.parametrize("prior", [0.5, 0.1])
+@pytest.mark.parametrize(("seen", "noise", "variance"), [(3.0, 0.5, 16.0), (-4.0, 8.0, 16.0), (7.0, 30.0, 9.0)])
+def test_estimate_probability_and_interval_are_those_of_bayes_rule(
+    seen: float, noise: float, variance: float, prior: float
+) -> None:
+    found = estimate(np.array([seen]), np.array([noise]), variance)
+    t = np.linspace(-60, 60, 200_001)
+    posterior = np.exp(-(t**2) / (2 * variance) - (seen - t) ** 2 / (2 * noise))
+    posterior /= posterior.sum()
+    mean = (t * posterior).sum()
+    assert found.mean[0] == pytest.approx(mean, abs=1e-6)
+    assert found.sd[0] == pytest.approx(math.sqrt(((t - mean) ** 2 * posterior).sum()), abs=1e-6)
+    fake = 1 / (1 + np.exp(-t) * (1 - prior) / prior)
+    assert found.probability(prior)[0] == pytest.approx((fake * posterior).sum(), abs=2e-4)
+    below = np.interp([found.low[0], found.high[0]], t, np.cumsum(posterior))
+    assert below == pytest.approx([0.05, 0.95], abs=1e-3)
+    odds = np.array([found.low[0], found.high[0]]) + log_odds(prior)
+    assert found.interval(prior)[0] == pytest.approx(1 / (1 + np.exp(-odds)))
+    score = found.score(prior)[0] + log_odds(prior)
+    assert found.probability(prior)[0] == pytest.approx(1 / (1 + math.exp(-score)), abs=1e-9)
+
+
+def test_without_evidence_the_answer_is_the_prior() -> None:
+    found = estimate(np.array([40.0]), np.array([math.inf]), 16.0)
+    assert (found.mean[0], found.sd[0]) == (0.0, 4.0)
+    assert found.probability(0.5)[0] == pytest.approx(0.5)
+    assert found.score(0.5)[0] == pytest.approx(0.0)
+
+
+def test_without_noise_the_answer_is_what_was_seen() -> None:
+    found = estimate(np.array([0.9609]), np.array([0.0]), 16.0)
+    assert found.probability(0.5)[0] == pytest.approx(0.7233, abs=1e-4)
+    assert found.interval(0.5)[0] == pytest.approx([0.7233, 0.7233], abs=1e-4)
+
+
+@given(st.floats(-30, 30), st.floats(1e-3, 1e4), st.floats(1, 25))
+def test_an_inconclusive_answer_is_never_near_certainty(seen: float, noise: float, variance: float) -> None:
+    found = estimate(np.array([seen]), np.array([noise]), variance)
+    label = Bar(0.0, 0.0).label(float(found.low[0]), float(found.high[0]))
+    probability = float(found.probability(0.5)[0])
+    if label == "Inconclusive":
+        assert 0.06 <= probability <= 0.94
+        assert found.sd[0] > 2.2 or 0.1 <= probability <= 0.9
+    else:
+        assert (label == "Fake") == (probability > 0.5)
+
+
+@given(st.floats(-30, 30), st.floats(1e-3, 100), st.floats(1.1, 10))
+def test_noise_widens_the_interval_and_draws_the_probability_to_even_odds(
+    seen: float, noise: float, more: float
+) -> None:
+    less, much = (estimate(np.array([seen]), np.array([n]), 16.0) for n in (noise, more * noise))
+    assert much.sd[0] > less.sd[0]
+    assert abs(much.probability(0.5)[0] - 0.5) <= abs(less.probability(0.5)[0] - 0.5) + 1e-9
+    assert abs(much.score(0.5)[0]) <= abs(less.score(0.5)[0]) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "point", "label"),
+    [
+        (0.0, 0.5, "balanced", "Fake"),
+        (-0.1, 0.5, "balanced", "Inconclusive"),
+        (-0.5, -0.1, "balanced", "Real"),
+        (-0.5, 0.0, "balanced", "Inconclusive"),
+        (0.5, 1.5, "precision", "Inconclusive"),  # between the balanced threshold and this one
+        (2.0, 2.5, "precision", "Fake"),
+        (-0.9, -0.5, "recall", "Fake"),
+        (-1.5, -1.1, "recall", "Real"),
+    ],
+)
+def test_the_word_follows_from_the_interval(low: float, high: float, point: str, label: str) -> None:
+    assert bar_of(THRESHOLDS, point).label(low, high) == label  # type: ignore[arg-type]
+
+
+def test_the_bar_rises_with_the_number_of_candidates() -> None:
+    bar = Bar(0.0, 1.0)
+    assert bar.raised(1) == bar
+    assert bar.raised(4) == Bar(0.0, 1.0 + math.log(4))
+
+
+@pytest.mark.parametrize(
+    ("quality", "novelty", "seconds", "faults"),
+    [
+        (GOOD, 1.0, 8.0, {}),
+        (GOOD, 1.0, 0.9, {Reason.TOO_SHORT: math.inf}),
+        (Quality(5.0, 8_000.0), 1.0, 8.0, {Reason.LOW_SNR: 8.0 * 1.5**2}),
+        (GOOD, 3.0, 8.0, {Reason.OUT_OF_DISTRIBUTION: 300.0 * math.log(2) ** 2}),
+        (Quality(30.0, 3_400.0), 1.0, 8.0, {Reason.NARROW_BAND: 16.0}),
+    ],
+)
+def test_each_fault_adds_its_variance(
+    quality: Quality, novelty: float, seconds: float, faults: dict[Reason, float]
+) -> None:
+    assert find_faults(quality, novelty, seconds, SCORER, Decision()) == pytest.approx(faults)
+
+
+def test_a_narrow_band_is_no_fault_where_there_is_a_head_for_it() -> None:
+    scorer = Scorer({}, SCORER.calibration, UNCERTAINTY, is_narrow=True)
+    assert find_faults(Quality(30.0, 3_400.0), 1.0, 8.0, scorer, Decision()) == {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "faults", "reasons"),
+    [
+        (0.4, {Reason.LOW_SNR: 3.0}, (Reason.NEAR_THRESHOLD,)),
+        (0.4, {Reason.LOW_SNR: 20.0}, (Reason.LOW_SNR, Reason.NEAR_THRESHOLD)),
+        (2.0, {Reason.LOW_SNR: 3.0}, (Reason.LOW_SNR,)),
+        (2.0, {Reason.LOW_SNR: 3.0, Reason.TOO_SHORT: math.inf}, (Reason.TOO_SHORT, Reason.LOW_SNR)),
+        (2.0, {Reason.LOW_SNR: 0.5, Reason.TOO_SHORT: 9.0}, (Reason.TOO_SHORT,)),
+        (0.4, {}, (Reason.NEAR_THRESHOLD,)),
+    ],
+)
+def test_what_keeps_an_answer_from_being_settled_is_its_reason(
+    limit: float, faults: dict[Reason, float], reasons: tuple[Reason, ...]
+) -> None:
+    """Noise of 0.5 that no fault is behind, and an answer that is settled up to `limit`."""
+    assert find_reasons(lambda noise: noise < limit, 0.5, faults, 16.0) == reasons
+
+
+def test_half_an_interval_is_five_percent() -> None:
+    assert 0.5 * math.erfc(INTERVAL_Z / math.sqrt(2)) == pytest.approx(0.05, abs=1e-4)
