@@ -1,0 +1,37 @@
+"""serve_config.yaml as it is to be in containers, from the one in the repository.
+
+    python -m ops.cluster_config                    for nodes without a GPU
+    python -m ops.cluster_config --accelerator gpu  for nodes with one
+
+It listens on every address, for what stands in front of it is another container; each stage gets its share of a GPU, or
+none, whatever nodes are up when the application is built; and nothing in it points to a file that it did not come with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import yaml
+
+from pipeline.config import ROOT
+
+
+def cluster_config(accelerator: str) -> dict[str, Any]:
+    """The content of the Serve config file, `accelerator` being `cpu` or `gpu`."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf-8"))
+    config["http_options"]["host"] = "0.0.0.0"
+    arguments = config["applications"][0]["args"]
+    arguments["accelerator"] = accelerator
+    del arguments["serve_config"]
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ops.cluster_config", description="Serve config for containers.")
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
+    print(yaml.safe_dump(cluster_config(parser.parse_args().accelerator), sort_keys=False), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Writes what the manifests of ops/kuberay repeat of other files, since kustomize reads nothing outside of its folders.
+
+make manifests
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ops.cluster_config import cluster_config
+from pipeline.config import ROOT
+
+OPS = ROOT / "ops"
+
+
+def manifests() -> dict[Path, str]:
+    """The content of each file, by its path in ops/kuberay."""
+    rules = yaml.safe_load((OPS / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "sound-sentry"},
+        "spec": rules,
+    }
+    return {
+        Path("base/serve_config.yaml"): _dump(cluster_config("cpu"), "serve_config.yaml"),
+        Path("components/gpu/serve_config.yaml"): _dump(cluster_config("gpu"), "serve_config.yaml"),
+        Path("components/monitoring/prometheus-rule.yaml"): _dump(rule, "ops/prometheus/rules.yml"),
+        Path("components/monitoring/sound_sentry.json"): (OPS / "grafana" / "sound_sentry.json").read_text("utf-8"),
+    }
+
+
+def _dump(document: dict[str, Any], source: str) -> str:
+    text = yaml.safe_dump(document, sort_keys=False, width=1_000)
+    return f"# Written by `make manifests`: change {source} instead.\n{text}"
+
+
+def main() -> None:
+    for path, text in manifests().items():
+        (OPS / "kuberay" / path).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The compose files by the Compose specification's own schema, and the proxy's configuration by nginx."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import ROOT
+
+COMPOSE = ROOT / "ops" / "compose"
+CHECK = Path(sys.executable).with_name("check-jsonschema")
+
+
+def test_the_schema_of_the_compose_specification_holds() -> None:
+    command = [CHECK, "--builtin-schema", "vendor.compose-spec", COMPOSE / "compose.yaml", COMPOSE / "gpu.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_schema_finds_a_misspelt_key(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text((COMPOSE / "compose.yaml").read_text().replace("read_only:", "readonly:", 1))
+    command = [CHECK, "--builtin-schema", "vendor.compose-spec", tmp_path / "compose.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "readonly" in done.stdout
+
+
+def test_files_that_services_mount_are_there() -> None:
+    services: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    mounted = [volume.split(":")[0] for service in services.values() for volume in service.get("volumes", [])]
+    files = [path for path in mounted if path.startswith(".")]
+    assert len(files) >= 4
+    assert not [path for path in files if not (COMPOSE / path).exists()]
+    for service in services.values():
+        if "build" in service:
+            assert (COMPOSE / service["build"]["context"] / service["build"]["dockerfile"]).exists()
+
+
+def test_every_service_is_closed_and_only_the_proxy_is_reached_from_elsewhere() -> None:
+    services: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if name != "proxy":
+            assert not [port for port in service.get("ports", []) if not port.startswith("127.0.0.1:")], name
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx: on Debian, apt-get install nginx-light")
+def test_nginx_takes_the_configuration_of_the_proxy(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=sentry", "-days", "1"]
+    subprocess.run([*make, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    text = (COMPOSE / "nginx.conf").read_text(encoding="utf-8").replace(" /tmp/", f" {tmp_path}/")
+    text = text.replace("/run/secrets/tls_certificate", str(certificate)).replace("/run/secrets/tls_key", str(key))
+    (tmp_path / "nginx.conf").write_text(text, encoding="utf-8")
+    command = ["nginx", "-t", "-q", "-e", "stderr", "-c", tmp_path / "nginx.conf"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

