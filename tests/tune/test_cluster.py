@@ -284,6 +284,7 @@ def test_what_is_wrong_in_a_fold_ends_the_command_with_its_own_sentence(
         assert caught.value.detail.startswith("early stopping needs 100 independent groups")
 
 
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg: on Debian, apt-get install ffmpeg")
 def test_background_lends_all_but_copies_of_recordings_and_has_no_copies(
     corpus: Path, cache: Path, extracted: Table, tmp_path: Path
 ) -> None:
