@@ -20,7 +20,8 @@ from sound_sentry.errors import (
     TooManyRequests,
     UnexpectedAnswer,
 )
-from sound_sentry.models import Batch, Health, Info, Prediction, Verdict
+from sound_sentry.models import Batch, Health, Info, Job, JobList, Prediction, StreamUpdate, StreamVerdict, Verdict
+from sound_sentry.stream import StreamOptions
 
 __all__ = [
     "AccessRefused",
@@ -29,6 +30,8 @@ __all__ = [
     "Batch",
     "Health",
     "Info",
+    "Job",
+    "JobList",
     "JobNotFinished",
     "NoAnswer",
     "NotFound",
@@ -40,6 +43,9 @@ __all__ = [
     "ServiceUnavailable",
     "SoundSentry",
     "SoundSentryError",
+    "StreamOptions",
+    "StreamUpdate",
+    "StreamVerdict",
     "TooManyRequests",
     "UnexpectedAnswer",
     "Verdict",

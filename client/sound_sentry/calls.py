@@ -6,23 +6,40 @@ the one that does not drive the same generators, so that requests, retries and e
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, TypeAlias, TypedDict, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 from pydantic import ValidationError
 
 from sound_sentry.audio import Audio, upload
-from sound_sentry.errors import ServiceError, SoundSentryError, UnexpectedAnswer, no_answer, service_error
-from sound_sentry.models import Answer, Batch, Health, Info, Prediction
+from sound_sentry.errors import (
+    JobNotFinished,
+    ServiceError,
+    SoundSentryError,
+    UnexpectedAnswer,
+    no_answer,
+    service_error,
+)
+from sound_sentry.models import Answer, Batch, Health, Info, Job, JobList, Prediction
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=Answer)
 
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 8.0
 """Before the first retry where the service names no time, and at most: each further one waits twice as long."""
+
+OUTAGE_SECONDS = 300.0
+"""How long who waits for a job sits out a service that is away: a cluster starts anew in less."""
+
+FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.5, 5.0
+"""How long who waits for a job pauses between two looks, at first and at most."""
 
 
 class Options(TypedDict, total=False):
@@ -81,6 +98,38 @@ class Patience:
         return delay
 
 
+class JobEvents:
+    """The state of a job, as the service tells it whenever it changes, line by line (server-sent events, WHATWG HTML
+    section 9.2). Where the connection breaks, `request` is to be sent again: every event has the whole state.
+    """
+
+    def __init__(self, request: httpx.Request) -> None:
+        self.request = request
+        self._data: list[str] = []
+        self._patience = Patience(inf, OUTAGE_SECONDS)
+
+    def take(self, line: str) -> Job | None:
+        """The state that a line completes. Raises UnexpectedAnswer."""
+        name, _, value = line.partition(":")
+        if name == "data":
+            self._data.append(value.removeprefix(" "))
+        if line or not self._data:
+            return None
+        state = parse(Job, "\n".join(self._data), self.request)
+        self._data.clear()
+        self._patience = Patience(inf, OUTAGE_SECONDS)
+        return state
+
+    def delay_after(self, error: httpx.RequestError | ServiceError | None) -> float:
+        """Seconds to wait before the request is sent again; the error is None where the service just stopped.
+
+        Raises SoundSentryError where that has no use.
+        """
+        self._data.clear()
+        reason = error if isinstance(error, ServiceError) else no_answer(error or httpx.ReadError(""))
+        return self._patience.delay_before_retry(reason)
+
+
 class Calls:
     """The calls of one service, whose address and key `http` has."""
 
@@ -101,6 +150,49 @@ class Calls:
             request = self._http.build_request("POST", "/batch-predict", data=_fields(options), files=form)
             return (yield from self._exchange(request, Batch))
 
+    def submit(
+        self,
+        audio: Iterable[Audio],
+        sample_rate: int | None,
+        webhook: str | None,
+        idempotency_key: str | None,
+        options: Options,
+    ) -> Call[Job]:
+        """The key, which is made up where none is given, lets a retry find the job that the first attempt began."""
+        fields = _fields(options) | ({"webhook": webhook} if webhook else {})
+        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
+        with ExitStack() as files:
+            form = [("files", upload(one, sample_rate, files)) for one in audio]
+            request = self._http.build_request("POST", "/jobs", data=fields, files=form, headers=headers)
+            return (yield from self._exchange(request, Job))
+
+    def job(self, job: Job | str) -> Call[Job]:
+        return self._exchange(self._http.build_request("GET", _job_path(job)), Job)
+
+    def jobs(self) -> Call[JobList]:
+        return self._exchange(self._http.build_request("GET", "/jobs"), JobList)
+
+    def cancel(self, job: Job | str) -> Call[Job]:
+        return self._exchange(self._http.build_request("DELETE", _job_path(job)), Job)
+
+    def wait(self, job: Job | str, timeout_seconds: float) -> Call[Job]:
+        request = self._http.build_request("GET", _job_path(job))
+        deadline = time.monotonic() + timeout_seconds
+        pause = FIRST_POLL_SECONDS
+        state = yield from self._exchange(request, Job, patience=Patience(inf, OUTAGE_SECONDS))
+        while not state.finished:
+            if time.monotonic() + pause > deadline:
+                raise JobNotFinished(
+                    f"The job is not finished after {timeout_seconds:g} s. It goes on: wait for it again."
+                )
+            state = yield from self._exchange(request, Job, delay=pause, patience=Patience(inf, OUTAGE_SECONDS))
+            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
+        return state
+
+    def events(self, job: Job | str) -> JobEvents:
+        headers = {"Accept": "text/event-stream"}
+        return JobEvents(self._http.build_request("GET", f"{_job_path(job)}/events", headers=headers))
+
     def info(self) -> Call[Info]:
         return self._exchange(self._http.build_request("GET", "/info"), Info)
 
@@ -108,29 +200,39 @@ class Calls:
         """A 503 has the same shape: a stage is down, which is an answer and no reason to try again."""
         return self._exchange(self._http.build_request("GET", "/health"), Health, also_read=503)
 
-    def _exchange(self, request: httpx.Request, answer: type[Model], *, also_read: int | None = None) -> Call[Model]:
+    def _exchange(
+        self,
+        request: httpx.Request,
+        answer: type[Model],
+        *,
+        also_read: int | None = None,
+        delay: float = 0.0,
+        patience: Patience | None = None,
+    ) -> Call[Model]:
         """Send a request until it is answered, as long as the patience lasts. Raises SoundSentryError."""
-        patience = Patience(self._retries, self._max_wait_seconds)
-        delay = 0.0
+        patience = patience or Patience(self._retries, self._max_wait_seconds)
         while True:
             received = yield Attempt(request, delay)
             if isinstance(received, httpx.RequestError):
                 delay = patience.delay_before_retry(no_answer(received))
             elif received.is_success or received.status_code == also_read:
-                return read(answer, received)
+                return parse(answer, received.content, request)
             else:
                 delay = patience.delay_before_retry(service_error(received))
 
 
-def read(answer: type[Model], response: httpx.Response) -> Model:
-    """The answer in a response. Raises UnexpectedAnswer."""
+def parse(answer: type[Model], text: str | bytes, request: httpx.Request) -> Model:
+    """What the service answered to a request. Raises UnexpectedAnswer."""
     try:
-        return answer.model_validate_json(response.content)
+        return answer.model_validate_json(text)
     except ValidationError as error:
-        path = response.request.url.path
         raise UnexpectedAnswer(
-            f"The answer to {path} is not one of Sound Sentry's, or of another version. Check the address."
+            f"The answer to {request.url.path} is not one of Sound Sentry's, or of another version. Check the address."
         ) from error
+
+
+def _job_path(job: Job | str) -> str:
+    return "/jobs/" + quote(job.job_id if isinstance(job, Job) else job, safe="")
 
 
 def _fields(options: Options) -> dict[str, str]:

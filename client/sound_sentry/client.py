@@ -6,7 +6,8 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from contextlib import closing
+from contextlib import aclosing, closing
+from math import inf
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -19,7 +20,8 @@ from websockets.sync.client import connect
 
 from sound_sentry.audio import Audio
 from sound_sentry.calls import Call, Calls, Options, Received
-from sound_sentry.models import Batch, Health, Info, Prediction, StreamUpdate, StreamVerdict
+from sound_sentry.errors import ServiceError, service_error
+from sound_sentry.models import Batch, Health, Info, Job, JobList, Prediction, StreamUpdate, StreamVerdict
 from sound_sentry.stream import (
     END,
     MAX_MESSAGE_BYTES,
@@ -67,6 +69,57 @@ class SoundSentry:
     def batch(self, audio: Iterable[Audio], sample_rate: int | None = None, **options: Unpack[Options]) -> Batch:
         """The verdicts on several recordings, each of which succeeds or fails by itself."""
         return self._run(self._calls.batch(audio, sample_rate, options))
+
+    def submit(
+        self,
+        audio: Iterable[Audio],
+        sample_rate: int | None = None,
+        *,
+        webhook: str | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Submit recordings to be judged while nobody waits; returns the job, which is queued.
+
+        `webhook` is the address that is told when the job is done. Two submissions with the same `idempotency_key` are
+        one job; where none is given, one is made up, so that a retry begins no second job.
+        """
+        return self._run(self._calls.submit(audio, sample_rate, webhook, idempotency_key, options))
+
+    def job(self, job: Job | str) -> Job:
+        """The state of a job, and its results once it is done. Raises NotFound once these are gone."""
+        return self._run(self._calls.job(job))
+
+    def jobs(self) -> JobList:
+        """The latest jobs, without their results."""
+        return self._run(self._calls.jobs())
+
+    def cancel(self, job: Job | str) -> Job:
+        """Stop a job; one that is finished stays as it is."""
+        return self._run(self._calls.cancel(job))
+
+    def wait(self, job: Job | str, timeout_seconds: float = inf) -> Job:
+        """Wait until a job is finished. Sits out a service that is away for minutes. Raises JobNotFinished."""
+        return self._run(self._calls.wait(job, timeout_seconds))
+
+    def events(self, job: Job | str) -> Iterator[Job]:
+        """The state of a job whenever it changes, until it is finished. Sits out a service that is away for minutes."""
+        events = self._calls.events(job)
+        while True:
+            error: httpx.RequestError | ServiceError | None = None
+            try:
+                with closing(self._http.send(events.request, stream=True)) as response:
+                    if not response.is_success:
+                        response.read()
+                        raise service_error(response)
+                    for line in response.iter_lines():
+                        if (state := events.take(line)) is not None:
+                            yield state
+                            if state.finished:
+                                return
+            except (httpx.RequestError, ServiceError) as caught:
+                error = caught
+            time.sleep(events.delay_after(error))
 
     def stream(
         self, sound: Iterable[bytes], **options: Unpack[StreamOptions]
@@ -175,6 +228,57 @@ class AsyncSoundSentry:
     async def batch(self, audio: Iterable[Audio], sample_rate: int | None = None, **options: Unpack[Options]) -> Batch:
         """The verdicts on several recordings, each of which succeeds or fails by itself."""
         return await self._run(self._calls.batch(audio, sample_rate, options))
+
+    async def submit(
+        self,
+        audio: Iterable[Audio],
+        sample_rate: int | None = None,
+        *,
+        webhook: str | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Submit recordings to be judged while nobody waits; returns the job, which is queued.
+
+        `webhook` is the address that is told when the job is done. Two submissions with the same `idempotency_key` are
+        one job; where none is given, one is made up, so that a retry begins no second job.
+        """
+        return await self._run(self._calls.submit(audio, sample_rate, webhook, idempotency_key, options))
+
+    async def job(self, job: Job | str) -> Job:
+        """The state of a job, and its results once it is done. Raises NotFound once these are gone."""
+        return await self._run(self._calls.job(job))
+
+    async def jobs(self) -> JobList:
+        """The latest jobs, without their results."""
+        return await self._run(self._calls.jobs())
+
+    async def cancel(self, job: Job | str) -> Job:
+        """Stop a job; one that is finished stays as it is."""
+        return await self._run(self._calls.cancel(job))
+
+    async def wait(self, job: Job | str, timeout_seconds: float = inf) -> Job:
+        """Wait until a job is finished. Sits out a service that is away for minutes. Raises JobNotFinished."""
+        return await self._run(self._calls.wait(job, timeout_seconds))
+
+    async def events(self, job: Job | str) -> AsyncIterator[Job]:
+        """The state of a job whenever it changes, until it is finished. Sits out a service that is away for minutes."""
+        events = self._calls.events(job)
+        while True:
+            error: httpx.RequestError | ServiceError | None = None
+            try:
+                async with aclosing(await self._http.send(events.request, stream=True)) as response:
+                    if not response.is_success:
+                        await response.aread()
+                        raise service_error(response)
+                    async for line in response.aiter_lines():
+                        if (state := events.take(line)) is not None:
+                            yield state
+                            if state.finished:
+                                return
+            except (httpx.RequestError, ServiceError) as caught:
+                error = caught
+            await asyncio.sleep(events.delay_after(error))
 
     def stream(
         self, sound: AsyncIterable[bytes], **options: Unpack[StreamOptions]

@@ -255,6 +255,35 @@ class Batch(Answer):
     """One entry a file, in the order sent."""
 
 
+class Job(Answer):
+    """Recordings that are judged while nobody waits."""
+
+    job_id: str
+    """What the job is asked for by."""
+    status: Literal["queued", "running", "done", "cancelled"]
+    """`done` once every file has its result, be it a verdict or an error."""
+    stage: str | None = None
+    """What is being done."""
+    progress: float
+    """How much is done, 0 to 1."""
+    seconds_left: float | None = None
+    """About how long it will take; None while nobody can tell."""
+    results: tuple[FileResult, ...] = ()
+    """One entry a file, in the order sent; empty until the job is done."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more is going to happen."""
+        return self.status in ("done", "cancelled")
+
+
+class JobList(Answer):
+    """The answer to `jobs`."""
+
+    jobs: tuple[Job, ...]
+    """Newest first, without their results."""
+
+
 class Stage(Answer):
     """The state of one stage of the service."""
 

@@ -24,6 +24,9 @@ svg text { font-size: 11px; fill: currentColor; }
 """
 
 STRIP_WIDTH, STRIP_HEIGHT = 900.0, 90.0
+HUMAN, MACHINE = (43, 108, 176), (192, 57, 43)
+"""The shades of 0 and of 1, as red, green and blue."""
+
 MAX_BARS = 450
 AXIS_MARKS = 7
 
@@ -73,7 +76,7 @@ def _judged(result: JudgedFile, sentences: Mapping[str, str]) -> ElementTree.Ele
         ("Model", f"{result.model.name}, SHA-256 {result.model.sha256}"),
     ]
     if result.score is not None:
-        facts.insert(0, ("Log-likelihood ratio", f"{result.score:.2f}, above 0 for machine-made"))
+        facts.insert(0, ("Log-likelihood ratio", f"{result.score:.2f}, above 0 speaks for a machine"))
     channels = [
         (c.channel, c.result, _percent(c.probability, None), f"{c.speech_seconds:.1f} s", c.note or "")
         for c in result.channels
@@ -115,19 +118,20 @@ def _strip(timeline: Timeline) -> ElementTree.Element:
         "svg",
         _tag("title", "Probability of machine-made speech from moment to moment"),
         role="img",
-        viewBox=f"0 -2 {STRIP_WIDTH:g} {STRIP_HEIGHT + 20:g}",
+        viewBox=f"0 -10 {STRIP_WIDTH + 40:g} {STRIP_HEIGHT + 30:g}",
     )
     for index, bar in enumerate(bars):
         if bar is not None:
             height = max(bar * STRIP_HEIGHT, 1)
             place = {"x": f"{index * width:.2f}", "y": f"{STRIP_HEIGHT - height:.2f}", "height": f"{height:.2f}"}
-            shade = f"hsl({210 - 210 * bar:.0f} 70% 45%)"
-            drawing.append(_tag("rect", **place, width=f"{width:.2f}", fill=shade))
+            red, green, blue = (h + bar * (m - h) for h, m in zip(HUMAN, MACHINE, strict=True))
+            drawing.append(_tag("rect", **place, width=f"{width:.2f}", fill=f"rgb({red:.0f} {green:.0f} {blue:.0f})"))
     for share in (0, 0.5, 1):
         y = f"{STRIP_HEIGHT * (1 - share):g}"
         drawing.append(
             _tag("line", x1="0", x2=f"{STRIP_WIDTH:g}", y1=y, y2=y, stroke="currentColor", stroke_dasharray="2 4")
         )
+        drawing.append(_tag("text", f"{100 * share:g} %", x=f"{STRIP_WIDTH + 4:g}", y=y))
     seconds = len(steps) * timeline.step_seconds
     for mark in range(AXIS_MARKS):
         at = mark / (AXIS_MARKS - 1)

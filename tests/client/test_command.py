@@ -14,7 +14,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sound_sentry.command import find, main
+from sound_sentry.command import main
+from sound_sentry.files import find
 from sound_sentry.models import FailedFile, JudgedFile, Problem
 from sound_sentry.output import exit_code, shown
 from sound_sentry.report import report

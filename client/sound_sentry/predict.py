@@ -1,0 +1,87 @@
+"""`sound-sentry predict`: the verdicts on files, a few at a time."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sound_sentry.calls import Options
+from sound_sentry.client import AsyncSoundSentry
+from sound_sentry.errors import ServiceError, SoundSentryError
+from sound_sentry.files import find, judging_options
+from sound_sentry.models import FailedFile, FileResult, Problem
+from sound_sentry.output import Output, file_result
+
+FILES_AT_ONCE = 4
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Judge files, and show what became of each."""
+
+    async def judge() -> int:
+        async with AsyncSoundSentry(arguments.url, arguments.api_key) as sentry:
+            info = await sentry.info()  # a wrong address is said once, and not for every file
+            paths = find(arguments.files, info.supported_formats)
+            output = Output(arguments, info)
+            with _progress(arguments) as bar:
+                task = bar.add_task("", total=len(paths))
+                async for result in _judge_all(sentry, paths, judging_options(arguments)):
+                    output.add(result)
+                    bar.advance(task)
+            return output.finish()
+
+    return asyncio.run(judge())
+
+
+async def _judge_all(sentry: AsyncSoundSentry, paths: Iterable[str], options: Options) -> AsyncIterator[FileResult]:
+    """What became of each file, in their order; a few are with the service at a time."""
+    slots = asyncio.Semaphore(FILES_AT_ONCE)
+
+    async def judge(path: str) -> FileResult:
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        async with slots:
+            try:
+                answer = await sentry.predict(sys.stdin.buffer.read() if path == "-" else path, **options)
+            except (SoundSentryError, OSError) as error:
+                return FailedFile(filename=name, status="failed", error=_problem(error))
+            return file_result(answer, name)
+
+    tasks = [asyncio.create_task(judge(path)) for path in paths]
+    try:
+        for task in tasks:
+            yield await task
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _problem(error: SoundSentryError | OSError) -> Problem:
+    if isinstance(error, ServiceError):
+        return Problem(
+            type=error.type, title=error.title, status=error.status, detail=error.detail, request_id=error.request_id
+        )
+    if isinstance(error, SoundSentryError):
+        return Problem(type="about:blank", title="No answer", detail=error.detail)
+    return Problem(type="about:blank", title="File not readable", detail=f"The file cannot be read: {error.strerror}.")
+
+
+def _progress(arguments: argparse.Namespace) -> Progress:
+    """A bar on standard error, where that is a terminal and no answers are written to it meanwhile."""
+    written_to = arguments.output != "table" and sys.stdout.isatty()
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=written_to or not sys.stderr.isatty(),
+    )

@@ -1,0 +1,163 @@
+"""Jobs, as both clients and the command do them, with a stand-in for the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sound_sentry import AsyncSoundSentry, JobNotFinished, NotFound, SoundSentry
+from sound_sentry.calls import OUTAGE_SECONDS, Calls
+from sound_sentry.command import main
+from starlette.responses import Response
+
+from tests.client.conftest import Ask
+from tests.client.stand_in import FAKE, INFO_ANSWER, StandIn, problem
+
+QUEUED = {"job_id": "j/1", "status": "queued", "stage": None, "progress": 0.0, "seconds_left": None, "results": []}
+RUNNING = QUEUED | {"status": "running", "stage": "TkanExtractor", "progress": 0.5, "seconds_left": 12.0}
+FAILED = {
+    "filename": "notes.md",
+    "status": "failed",
+    "error": {"type": "/docs#unsupported-format", "title": "Unsupported format", "status": 415, "detail": "Send WAV."},
+}
+JUDGED = {name: value for name, value in FAKE.items() if name != "timestamp"} | {"status": "success"}
+DONE = RUNNING | {"status": "done", "progress": 1.0, "results": [JUDGED, FAILED]}
+CANCELLED = RUNNING | {"status": "cancelled"}
+
+
+def events(*states: dict[str, Any], broken: bool = False) -> Response:
+    """Server-sent events; a broken stream announces more than it holds."""
+    text = ": hello\n\n" + "".join(f"event: state\nid: {i}\ndata: {json.dumps(s)}\n\n" for i, s in enumerate(states))
+    headers = {"content-length": str(len(text) + 100)} if broken else None
+    return Response(text, media_type="text/event-stream", headers=headers)
+
+
+@pytest.fixture(params=["SoundSentry", "AsyncSoundSentry"])
+def follow(request: pytest.FixtureRequest) -> Callable[[str, str], list[Any]]:
+    """All states of a job that either client yields."""
+
+    def follow(url: str, job: str) -> list[Any]:
+        if request.param == "SoundSentry":
+            with SoundSentry(url) as sentry:
+                return list(sentry.events(job))
+
+        async def follow_async() -> list[Any]:
+            async with AsyncSoundSentry(url) as sentry:
+                return [state async for state in sentry.events(job)]
+
+        return asyncio.run(follow_async())
+
+    return follow
+
+
+def test_a_job_is_submitted_once_however_often_it_is_sent(ask: Ask, server: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"first")
+    server.put_up(problem(503, retry_after="0"), QUEUED)
+    job = ask(server.url, "submit", [tmp_path / "a.wav", b"second"], webhook="https://here.example/done", explain=True)
+    assert (job.job_id, job.finished) == ("j/1", False)
+    first, second = (request.headers["idempotency-key"] for request in server.requests)
+    assert first == second, "a retry must find the job that the first attempt began"
+    assert server.files[0] == server.files[1] == [("files", "a.wav", b"first"), ("files", "recording", b"second")]
+    assert server.fields[1] == {"webhook": "https://here.example/done", "explain": "true"}
+    server.put_up(QUEUED)
+    ask(server.url, "submit", [b"audio"])
+    ask(server.url, "submit", [b"audio"], idempotency_key="mine")
+    assert server.requests[0].headers["idempotency-key"] != first
+    assert server.requests[1].headers["idempotency-key"] == "mine"
+
+
+def test_state_list_and_cancel(ask: Ask, server: StandIn) -> None:
+    server.put_up(DONE, {"jobs": [RUNNING]}, CANCELLED, problem(404))
+    job = ask(server.url, "job", "j/1")
+    judged, failed = job.results
+    assert (judged.overall, failed.error.detail, job.finished) == ("Fake", "Send WAV.", True)
+    assert [job.status for job in ask(server.url, "jobs").jobs] == ["running"]
+    assert ask(server.url, "cancel", job).status == "cancelled"
+    with pytest.raises(NotFound):
+        ask(server.url, "job", "j/1")
+    assert [(request.method, request.scope["raw_path"].decode()) for request in server.requests] == [
+        ("GET", "/jobs/j%2F1"),
+        ("GET", "/jobs"),
+        ("DELETE", "/jobs/j%2F1"),
+        ("GET", "/jobs/j%2F1"),
+    ]
+
+
+def test_waiting_for_a_job(ask: Ask, server: StandIn) -> None:
+    server.put_up(QUEUED, problem(503, retry_after="0"), DONE)
+    assert ask(server.url, "wait", "j/1").status == "done"
+    server.put_up(RUNNING)
+    with pytest.raises(JobNotFinished, match="It goes on"):
+        ask(server.url, "wait", "j/1", 0.8)
+    server.put_up(problem(404))
+    with pytest.raises(NotFound):
+        ask(server.url, "wait", "j/1")
+
+
+def test_a_wait_sits_out_a_service_that_is_away() -> None:
+    with httpx.Client(base_url="http://service") as http:
+        call = Calls(http, retries=0, max_wait_seconds=0).wait("j1", float("inf"))
+        attempts = [next(call)]
+        attempts += [call.send(httpx.ConnectError("")) for _ in range(20)]
+        assert 100 < sum(attempt.delay_seconds for attempt in attempts) < OUTAGE_SECONDS
+        with pytest.raises(StopIteration) as result:
+            call.send(httpx.Response(200, json=DONE))
+    assert result.value.value.status == "done"
+
+
+def test_events_are_followed_to_the_end(follow: Callable[[str, str], list[Any]], server: StandIn) -> None:
+    server.put_up(
+        events(QUEUED),
+        events(QUEUED, RUNNING, broken=True),
+        problem(503, retry_after="0"),
+        events(RUNNING, DONE, CANCELLED),
+    )
+    states = follow(server.url, "j1")
+    assert [state.status for state in states] == ["queued", "queued", "running", "running", "done"]
+    assert len(states[-1].results) == 2
+    assert {request.url.path for request in server.requests} == {"/jobs/j1/events"}
+    server.put_up(problem(404))
+    with pytest.raises(NotFound):
+        follow(server.url, "j1")
+
+
+def run(server: StandIn, *arguments: str) -> int:
+    return main(["jobs", *arguments, f"--url={server.url}"])
+
+
+def test_the_command_submits_and_waits(server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.wav").write_bytes(b"audio")
+    server.put_up(INFO_ANSWER, QUEUED)
+    assert run(server, "submit", str(tmp_path), "--diarize", "--idempotency-key=mine") == 0
+    assert capsys.readouterr().out == "j/1\n"
+    assert server.fields[1] == {"use_diarization": "true", "explain": "false"}
+    server.put_up(INFO_ANSWER, QUEUED, events(RUNNING, DONE), INFO_ANSWER)
+    assert run(server, "submit", str(tmp_path), "--wait", "--json") == 1
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [JUDGED, FAILED]
+    server.put_up(events(DONE), INFO_ANSWER)
+    assert run(server, "wait", "j/1", f"--report={tmp_path / 'out.html'}") == 1
+    assert "notes.md" in capsys.readouterr().out
+    assert "notes.md" in (tmp_path / "out.html").read_text(encoding="utf-8")
+
+
+def test_the_command_shows_lists_and_cancels(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    server.put_up(RUNNING)
+    assert run(server, "show", "j/1") == 2, "no verdict yet"
+    assert capsys.readouterr().out.splitlines()[1].split() == ["j/1", "running", "TkanExtractor", "50", "%", "12"]
+    server.put_up(DONE | {"results": [JUDGED | {"overall": "Real"}]}, INFO_ANSWER)
+    assert run(server, "show", "j/1", "--csv") == 0
+    assert ",Real," in capsys.readouterr().out
+    server.put_up({"jobs": [RUNNING, QUEUED]})
+    assert run(server, "list", "--json") == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [RUNNING, QUEUED]
+    server.put_up(CANCELLED)
+    assert run(server, "cancel", "j/1") == 0
+    assert "cancelled" in capsys.readouterr().out
+    server.put_up(problem(404))
+    assert run(server, "show", "gone") == 2
+    assert "What to do." in capsys.readouterr().err
