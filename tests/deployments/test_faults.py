@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline.audio.decode import decode
 from pipeline.detector import Detector
+from pipeline.networks.front import parameters_sha256
+from pipeline.networks.tkan import load_spec
 from pipeline.stages.classify import Classifier
 from pipeline.verdict.bundle import Calibration, save_bundle
 from tests.audio import encode
@@ -72,7 +74,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     shifted = old.info.model_copy(
         update={"name": "shifted", "calibration": Calibration(scale=1.0, offset=old.info.calibration.offset + 3)}
     )
-    new = save_bundle(tmp_path / "shifted", shifted, old.arrays, "# shifted")
+    new = save_bundle(tmp_path / "shifted", shifted, old.arrays, "# shifted", old.front)
 
     def deploy(bundle: Path) -> None:
         changed = deepcopy(config)
@@ -110,7 +112,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     assert {key: answer[key] for key in expected} == expected
 
     damaged = tmp_path / "damaged"
-    save_bundle(damaged, shifted, old.arrays, "# damaged")
+    save_bundle(damaged, shifted, old.arrays, "# damaged", old.front)
     with (damaged / "classifier.safetensors").open("ab") as file:
         file.write(b"x")
     deploy(damaged)
@@ -118,11 +120,13 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     assert "damaged" in model()["refused_update"]
     assert judge()["model"]["sha256"] == new.sha256
 
-    for name, other in {
-        "other-recipe": {"features": shifted.features.model_copy(update={"layers": shifted.features.layers[:1]})},
-        "other-backbone": {"backbone_sha256": "0" * 64},
-    }.items():
-        save_bundle(tmp_path / name, shifted.model_copy(update=other), old.arrays, f"# {name}")
+    assert old.front is not None
+    moved = old.front | {"conv1.bias": old.front["conv1.bias"] + np.float32(1)}
+    for name, other, front in (
+        ("other-recipe", {"features": load_spec("linear-textures")}, None),
+        ("other-backbone", {"backbone_sha256": parameters_sha256(moved)}, moved),
+    ):
+        save_bundle(tmp_path / name, shifted.model_copy(update=other), old.arrays, f"# {name}", front)
         deploy(tmp_path / name)
         wait_until(lambda name=name: name in (model()["refused_update"] or ""), 60)
         assert judge()["model"]["sha256"] == new.sha256

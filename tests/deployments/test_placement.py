@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline.config import DetectorConfig
+from pipeline.networks.tkan import load_spec
 from pipeline.verdict.bundle import Bundle, save_bundle
 from tests.graph import Cluster, ray_cluster, serve_config
 
@@ -49,8 +50,8 @@ def test_a_key_that_serve_overlooks_fails_at_start_and_is_named(gpu_cluster: Clu
 
 def test_a_bundle_of_another_backbone_fails_at_start_and_is_named(gpu_cluster: Cluster, tmp_path: Path) -> None:
     bundle = Bundle.load(DetectorConfig().bundle_path)
-    foreign = bundle.info.model_copy(update={"backbone_sha256": "0" * 64})
-    save_bundle(tmp_path / "foreign", foreign, bundle.arrays, "# foreign")
+    other = {"features": load_spec("linear-textures"), "backbone_sha256": "0" * 64}
+    save_bundle(tmp_path / "foreign", bundle.info.model_copy(update=other), bundle.arrays, "# foreign")
     detector = tmp_path / "detector.yaml"
     detector.write_text(yaml.safe_dump({"bundle": str(tmp_path / "foreign")}))
     config = serve_config()

@@ -123,7 +123,7 @@ def test_over_extremes_of_synthetic_speech(detector: Detector) -> None:
 
 
 def test_over_sounds_that_are_no_speech(detector: Detector) -> None:
-    assert set(judge(detector, sounds())) <= {"No Speech", "Inconclusive"}
+    assert set(+judge(detector, sounds())) <= {"No Speech", "Inconclusive"}
 
 
 def test_over_speakers_told_apart(detector: Detector, sample_wav: bytes) -> None:

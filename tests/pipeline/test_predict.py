@@ -59,7 +59,8 @@ def configuration(folder: Path, limits: dict[str, Any] | None = None, **threshol
     info["thresholds"] |= thresholds
     info["uncertainty"]["novelty"] = 1e9
     (folder / "bundle.json").write_text(json.dumps(info))
-    (folder / "classifier.safetensors").write_bytes((default / "classifier.safetensors").read_bytes())
+    for part in ("classifier.safetensors", "front.safetensors"):
+        (folder / part).write_bytes((default / part).read_bytes())
     path = folder / "detector.yaml"
     decision = {"min_speech_seconds": 0, "min_bandwidth_hz": 0}
     path.write_text(yaml.safe_dump({"bundle": str(folder), "decision": decision, "limits": limits or {}}))

@@ -64,7 +64,7 @@ class Evidence:
     calibration: Calibration
     uncertainty: Uncertainty
     thresholds: Thresholds
-    narrow: NarrowBand
+    narrow: NarrowBand | None
     scores: Scores
     telephone_scores: Scores
 

@@ -11,6 +11,7 @@ import pytest
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.errors import BundleError
+from pipeline.networks.tkan import load_spec
 from pipeline.stages.classify import Classifier
 from pipeline.types import Features, Quality, Segment, Speech, Window
 from pipeline.verdict.bundle import Bundle, save_bundle
@@ -52,6 +53,7 @@ def test_other_features_get_an_error(classifier: Classifier, features: Features,
 
 def test_a_detector_does_not_start_with_a_bundle_of_another_backbone(tmp_path: Path) -> None:
     bundle = Bundle.load(CONFIG.bundle_path)
-    save_bundle(tmp_path / "b", bundle.info.model_copy(update={"backbone_sha256": "0" * 64}), bundle.arrays, "# Card")
+    other = {"features": load_spec("linear-textures"), "backbone_sha256": "0" * 64}
+    save_bundle(tmp_path / "b", bundle.info.model_copy(update=other), bundle.arrays, "# Card")
     with pytest.raises(BundleError, match="other weights of campplus"):
         Detector(CONFIG.model_copy(update={"bundle": tmp_path / "b"}))

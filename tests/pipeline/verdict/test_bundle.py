@@ -11,7 +11,7 @@ ARRAYS = {"weight": np.arange(3, dtype=np.float32), "bias": np.zeros(1, dtype=np
 
 
 def test_a_bundle_survives_the_disk(tmp_path: Path) -> None:
-    saved = save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n")
+    saved = save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n", BUNDLE.front)
     loaded = Bundle.load(tmp_path / "b")
     assert loaded.info == saved.info
     assert loaded.sha256 == saved.sha256
@@ -24,7 +24,7 @@ def test_the_head_for_a_narrow_band_has_arrays_of_its_own(tmp_path: Path) -> Non
     )
     info = BUNDLE.info.model_copy(update={"narrow": band})
     narrow = {f"narrow.{name}": array + 1 for name, array in ARRAYS.items()}
-    bundle = save_bundle(tmp_path / "b", info, ARRAYS | narrow, "# Card\n")
+    bundle = save_bundle(tmp_path / "b", info, ARRAYS | narrow, "# Card\n", BUNDLE.front)
     for is_narrow in (False, True):
         scorer = bundle.scorer(narrow=is_narrow)
         assert scorer.is_narrow == is_narrow and set(scorer.arrays) == set(ARRAYS)
@@ -34,7 +34,7 @@ def test_the_head_for_a_narrow_band_has_arrays_of_its_own(tmp_path: Path) -> Non
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:
-    save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n")
+    save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n", BUNDLE.front)
     weights = tmp_path / "b" / "classifier.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(BundleError, match="copy the bundle anew"):
@@ -45,7 +45,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
 def test_a_bundle_with_an_unknown_key_or_of_another_format_says_what_to_do(
     right: str, wrong: str, tmp_path: Path
 ) -> None:
-    save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n")
+    save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n", BUNDLE.front)
     manifest = tmp_path / "b" / "bundle.json"
     manifest.write_text(manifest.read_text().replace(right, wrong))
     key = wrong.split('"')[1]
