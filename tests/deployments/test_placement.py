@@ -57,8 +57,10 @@ def test_a_bundle_of_another_backbone_fails_at_start_and_is_named(gpu_cluster: C
     config = serve_config()
     config["applications"][0]["args"]["config"] = str(detector)
     gpu_cluster.deploy(config)
-    with pytest.raises(RuntimeError, match="model bundle foreign was trained on other weights of campplus"):
+    with pytest.raises(RuntimeError, match="TkanExtractor"):
         gpu_cluster.wait_for("RUNNING")
+    message = gpu_cluster.application()["deployments"]["TkanExtractor"]["message"]
+    assert "model bundle foreign was trained on other weights of campplus" in message
 
 
 def test_each_stage_gets_its_fraction_of_the_one_gpu(gpu_cluster: Cluster) -> None:
