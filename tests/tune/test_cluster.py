@@ -52,6 +52,8 @@ pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*", r
 @pytest.fixture(scope="module", autouse=True)
 def two_nodes() -> Iterator[str]:
     """The address of the cluster; this process is connected to it."""
+    # Ray starts one by itself where a test before this one asked it for anything.
+    ray.shutdown()
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**28}
     )
