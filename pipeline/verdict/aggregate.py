@@ -80,7 +80,7 @@ class Case:
         Windows of a part that differ more than those of a recording did in training are taken at what they show.
         """
         variance = np.maximum(self.scorer.uncertainty.window_variance, of.variances(self.scores))
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # a step without speech has no noise to speak of
             noise: Scores = variance / (of.seconds / self.config.windows.seconds)
         return noise
 
