@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Decision
@@ -58,6 +58,7 @@ def test_without_noise_the_answer_is_what_was_seen() -> None:
     assert found.interval(0.5)[0] == pytest.approx([0.7233, 0.7233], abs=1e-4)
 
 
+@settings(deadline=None)
 @given(st.floats(-30, 30), st.floats(1e-3, 1e4), st.floats(1, 25))
 def test_an_inconclusive_answer_is_never_near_certainty(seen: float, noise: float, variance: float) -> None:
     found = estimate(np.array([seen]), np.array([noise]), variance)
@@ -70,6 +71,7 @@ def test_an_inconclusive_answer_is_never_near_certainty(seen: float, noise: floa
         assert (label == "Fake") == (probability > 0.5)
 
 
+@settings(deadline=None)
 @given(st.floats(-30, 30), st.floats(1e-3, 100), st.floats(1.1, 10))
 def test_noise_widens_the_interval_and_draws_the_probability_to_even_odds(
     seen: float, noise: float, more: float
