@@ -80,8 +80,9 @@ class Case:
         Windows of a part that differ more than those of a recording did in training are taken at what they show.
         """
         variance = np.maximum(self.scorer.uncertainty.window_variance, of.variances(self.scores))
-        with np.errstate(divide="ignore", invalid="ignore"):  # a step without speech has no noise to speak of
-            noise: Scores = variance / (of.seconds / self.config.windows.seconds)
+        windows = of.seconds / self.config.windows.seconds
+        # Nothing is known of a step without speech, whatever the variance of windows is: it may be 0.
+        noise: Scores = np.divide(variance, windows, out=np.full_like(windows, np.inf), where=windows > 0)
         return noise
 
 

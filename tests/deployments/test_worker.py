@@ -71,6 +71,8 @@ def test_work_that_has_not_begun_never_does_once_its_caller_is_gone() -> None:
         waiting = asyncio.create_task(worker.run(second, 1))
         await asyncio.sleep(0)
         waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
         first.passed.release()
         await task
         await worker.check_health()
