@@ -84,11 +84,15 @@ class Decision(Strict):
 
 
 class DetectorConfig(Strict):
-    """All of `configs/detector.yaml`. Relative paths are relative to the repository root."""
+    """All of `configs/detector.yaml`. Relative paths are relative to the repository root.
+
+    `threads` is how many a stage computes with on a CPU, `decoders` how many processes a Decoder decodes uploads in.
+    """
 
     bundle: Path = Path("pipeline/bundles/default")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, ge=1)
+    decoders: int = Field(2, ge=1)
     limits: Limits = Limits()
     voice_activity: VoiceActivity = VoiceActivity()
     diarization: Diarization = Diarization()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.audio.decode import decode
+from pipeline.audio.pool import DecoderPool
 from pipeline.config import DetectorConfig
 from pipeline.stages.classify import Classifier
 from pipeline.stages.diarize import Diarizer
@@ -20,13 +20,15 @@ from pipeline.verdict.answer import Verdict
 class Detector:
     """Decodes, finds speech, tells speakers apart where asked, extracts and classifies.
 
-    Threads may share one; recordings that are diarized wait for each other. Sets the number of CPU threads torch
-    computes with in this process to the configuration's.
+    A file is decoded in a process that may do nothing else: one that breaks the decoder costs its own answer, and not
+    those of the files after it. Threads may share a Detector; recordings that are diarized wait for each other. It sets
+    the number of CPU threads torch computes with in this process to the configuration's.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
+        self.decoder = DecoderPool(config.limits, config.decoders)  # first: its processes start meanwhile
         self.voice_activity = VoiceActivityDetector(config)
         self.extractor = TkanExtractor(config)
         self.classifier = Classifier(config)
@@ -58,7 +60,7 @@ class Detector:
 
         Raises InputError for a recording that cannot be scored.
         """
-        recording = decode(data, self.config.limits)
+        recording = self.decoder.decode(data)
         speech = self.voice_activity.detect(recording)
         if not speech.segments:
             return self.classifier.no_speech(speech, use_diarization=use_diarization)

@@ -158,10 +158,10 @@ def free_port() -> int:
         return port
 
 
-def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float, every: float = 0.2) -> None:
     """Raises TimeoutError where `holds()` is still false after that many seconds."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds:g} s in vain")
-        time.sleep(0.2)
+        time.sleep(every)

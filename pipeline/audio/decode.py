@@ -10,10 +10,10 @@ import hashlib
 import io
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import av
 import numpy as np
@@ -21,14 +21,17 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.codec.context import Flags2
 from av.container import InputContainer
+from av.filter import Graph
 from numpy.typing import NDArray
 
 from pipeline.audio import formats
 from pipeline.audio.formats import SUPPORTED_FORMATS as SUPPORTED_FORMATS
-from pipeline.config import Limits
 from pipeline.errors import EmptyAudio, RecordingTooLong, UnreadableAudio, UnsupportedFormat
 from pipeline.types import SAMPLE_RATE, Recording, Waveform
 from pipeline.verdict.reasons import AnswerWarning
+
+if TYPE_CHECKING:
+    from pipeline.config import Limits
 
 _PCM = ("pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le")
 _OGG = ("ogg", ("vorbis", "opus", "flac"))
@@ -118,6 +121,11 @@ def decode(data: bytes, limits: Limits) -> Recording:
     return Recording(Waveform(samples), name, tuple(warnings), hashlib.sha256(data).hexdigest())
 
 
+def takes_too_long(limits: Limits) -> str:
+    """What is told where decoding is given up."""
+    return f"The audio takes longer than {limits.max_decode_seconds:g} seconds to decode. Send it in parts."
+
+
 def _mix(blocks: Iterator[_Block]) -> tuple[NDArray[np.float32], int | None]:
     """The mean of the channels (time,), and the loudest channel where the mean loses what the channels hold.
 
@@ -151,18 +159,44 @@ def _blocks(data: bytes, name: str, limits: Limits, deadline: float, faults: _Fa
                 "The number of channels changes within the recording. Export it again with one layout."
             )
         channels = layout.nb_channels
-        # To packed samples inside libav: PyAV's own reading of eight planes crashes.
-        resampler = av.AudioResampler("flt", layout, SAMPLE_RATE, SAMPLE_RATE, _RESAMPLER)
-        for second in _seconds(run, deadline, limits):
-            with _reading(deadline, limits):
-                resampled_frames = resampler.resample(second)
-            for resampled in resampled_frames:
-                block = resampled.to_ndarray().astype(np.float32, copy=False).reshape(-1, channels)
-                if not np.abs(block).max(initial=0) <= _MAX_AMPLITUDE:  # which NaN fails too
-                    raise UnreadableAudio(
-                        "The audio holds samples that are not numbers or lie far outside -1 to 1. Export it again."
-                    )
-                yield block
+        for second in _resample(run, deadline, limits):
+            block = second.to_ndarray().astype(np.float32, copy=False).reshape(-1, channels)
+            if not np.abs(block).max(initial=0) <= _MAX_AMPLITUDE:  # which NaN fails too
+                raise UnreadableAudio(
+                    "The audio holds samples that are not numbers or lie far outside -1 to 1. Export it again."
+                )
+            yield block
+
+
+def _resample(frames: Iterator[AudioFrame], deadline: float, limits: Limits) -> Iterator[AudioFrame]:
+    """Frames of one kind as packed floats at SAMPLE_RATE, about a second each.
+
+    PyAV's own resampler would start a thread for every CPU there is, and its own reading of eight planes crashes.
+    """
+    graph = Graph()
+    graph.threads = 1
+    for second in _seconds(frames, deadline, limits):
+        resampled: list[AudioFrame] = []
+        with _reading(deadline, limits), suppress(av.BlockingIOError, av.EOFError):
+            if not graph.configured:
+                if second is None:
+                    return
+                _configure(graph, second)
+            graph.push(second)
+            while True:
+                resampled.append(cast(AudioFrame, graph.pull()))
+        yield from resampled
+
+
+def _configure(graph: Graph, frame: AudioFrame) -> None:
+    layout = frame.layout.name
+    graph.link_nodes(
+        graph.add("abuffer", sample_rate=str(frame.sample_rate), sample_fmt=frame.format.name, channel_layout=layout),
+        graph.add("aresample", **_RESAMPLER),
+        graph.add("aformat", sample_rates=str(SAMPLE_RATE), sample_fmts="flt", channel_layouts=layout),
+        graph.add("abuffersink"),
+    ).configure()
+    graph.set_audio_frame_size(SAMPLE_RATE)
 
 
 def _seconds(frames: Iterator[AudioFrame], deadline: float, limits: Limits) -> Iterator[AudioFrame | None]:
@@ -275,9 +309,7 @@ def _reading(deadline: float, limits: Limits) -> Iterator[None]:
 
 def _check_time(deadline: float, limits: Limits) -> None:
     if time.monotonic() >= deadline:
-        raise UnreadableAudio(
-            f"The audio takes longer than {limits.max_decode_seconds:g} seconds to decode. Send it in parts."
-        )
+        raise UnreadableAudio(takes_too_long(limits))
 
 
 def _refuse(url: str, flags: int, options: dict[str, Any]) -> NoReturn:

@@ -25,6 +25,7 @@ from pipeline.stages.classify import Classifier
 from pipeline.verdict.bundle import Calibration, save_bundle
 from tests.audio import encode
 from tests.graph import Cluster, wait_until
+from tests.pipeline.audio.test_pool import children
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -58,6 +59,30 @@ def test_a_replica_dies_with_a_request_in_hand(
     short = sample_wav[: 44 + 5 * 32_000]
     again = service.post("/predict", files={"audio": short}, data={"use_diarization": "true"})
     assert again.status_code == 200, again.text
+
+
+def test_a_decoder_that_crashes_costs_one_request(
+    service: httpx.Client, cluster: Cluster, sample_wav: bytes, ten_seconds: NDArray[np.float32]
+) -> None:
+    (replica,) = cluster.application()["deployments"]["Decoder"]["replicas"]
+    long = encode(np.tile(ten_seconds, 50), "mp3")
+    with ThreadPoolExecutor(1) as other:
+        answer = other.submit(service.post, "/predict", files={"audio": long})
+        crashed: list[int] = []
+
+        def crash() -> bool:
+            crashed.extend(fork for worker in children(replica["pid"]) for fork in children(worker))
+            return bool(crashed)
+
+        wait_until(crash, 60, every=0.005)
+        os.kill(crashed[0], signal.SIGSEGV)
+        response = answer.result()
+    assert response.status_code == 422, response.text
+    assert "breaks the decoder" in response.json()["detail"]
+
+    assert service.post("/predict", files={"audio": sample_wav}).status_code == 200
+    (same,) = cluster.application()["deployments"]["Decoder"]["replicas"]
+    assert same["pid"] == replica["pid"]
 
 
 def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(

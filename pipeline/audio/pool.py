@@ -1,0 +1,236 @@
+"""Decoding in processes that may do nothing else, so that a file that breaks the decoder breaks nothing more.
+
+This is the service's side; `pipeline.audio.worker` is the other. An upload and its samples pass through anonymous
+memory, never a disk. A worker that does not tell in time how its decoder ended is killed with it, and replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.audio.decode import takes_too_long
+from pipeline.audio.worker import HEADER_BYTES, most_samples
+from pipeline.config import ROOT, Limits
+from pipeline.errors import (
+    EmptyAudio,
+    RecordingTooLong,
+    SoundSentryError,
+    StageFailed,
+    StageUnavailable,
+    UnreadableAudio,
+    UnsupportedFormat,
+)
+from pipeline.types import Checkpoint, Recording, Waveform, go_on
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 60.0
+"""How long a worker may take to start."""
+
+GRACE_SECONDS = 2.0
+"""A decoder ends by itself once `max_decode_seconds` are over. So much later it is killed."""
+
+CHECKPOINT_SECONDS = 0.05
+"""How long a wait goes on between two checkpoints."""
+
+REFUSALS = {error.__name__: error for error in (EmptyAudio, UnsupportedFormat, RecordingTooLong, UnreadableAudio)}
+
+_BROKE = "The file breaks the decoder: it is damaged, or made to do harm. Export it again and send the new file."
+_STOPPED = "The decoder was stopped from outside while it read this file. Send it again in a while."
+_FAILED = "The decoder failed for a reason of its own. Nothing can be said about this recording."
+
+
+class DecoderPool:
+    """Decodes uploads in worker processes. Threads may share one; each worker decodes one upload at a time."""
+
+    def __init__(self, limits: Limits, workers: int) -> None:
+        self._limits = limits
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._workers = {_Worker(limits) for _ in range(workers)}
+        for worker in self._workers:
+            self._idle.put(worker)
+        self.close = weakref.finalize(self, _stop_all, self._workers)
+        """Ends the workers. Called by itself where the pool is no longer used, and when Python ends."""
+
+    def decode(self, data: bytes, checkpoint: Checkpoint = go_on) -> Recording:
+        """As `pipeline.audio.decode.decode`, which raises the same errors, in a process of its own.
+
+        A decoder that crashes on `data` raises UnreadableAudio; one that is killed from outside is tried once more,
+        then raises StageUnavailable; a mistake of ours raises StageFailed and is logged. Where `checkpoint` raises,
+        the decoder is killed.
+        """
+        for _ in range(2):
+            worker = self._take(checkpoint)
+            try:
+                return worker.decode(data, checkpoint)
+            except _StoppedFromOutsideError:
+                logger.warning("A decoder was killed from outside.")
+            finally:
+                self._give_back(worker)
+        raise StageUnavailable(_STOPPED)
+
+    def try_out(self, data: bytes) -> None:
+        """Decode `data` if a worker is idle; where all are busy, they work. Raises as `decode` does."""
+        if not self._idle.empty():
+            self.decode(data)
+
+    def _take(self, checkpoint: Checkpoint) -> _Worker:
+        while True:
+            checkpoint()
+            with suppress(queue.Empty):
+                return self._idle.get(timeout=CHECKPOINT_SECONDS)
+
+    def _give_back(self, worker: _Worker) -> None:
+        if not worker.is_sound:
+            worker.stop()
+            self._workers.remove(worker)
+            worker = _Worker(self._limits)
+            self._workers.add(worker)
+        self._idle.put(worker)
+
+
+class _StoppedFromOutsideError(Exception):
+    """Something else than this service killed a worker or its fork."""
+
+
+class _LateError(Exception):
+    """A worker did not tell in time."""
+
+
+class _Worker:
+    """A worker process, seen from the service. `is_sound` is whether it may be given another upload."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-E", "-m", "pipeline.audio.worker", limits.model_dump_json()],
+                cwd=ROOT,
+                # One thread, for no process with more may fork. What else the service has in its environment is
+                # none of a decoder's business.
+                env={"OPENBLAS_NUM_THREADS": "1"} | {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"},
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the service, which then ends its workers
+            )
+        self.is_sound = True
+        self._is_ready = False
+
+    def decode(self, data: bytes, checkpoint: Checkpoint) -> Recording:
+        """As DecoderPool.decode. Raises _StoppedFromOutsideError where the decoder's end says nothing about `data`."""
+        upload, result = os.memfd_create("upload"), os.memfd_create("samples")
+        try:
+            with open(upload, "wb", closefd=False) as file:
+                file.write(data)
+            status = self._run(upload, result, checkpoint)
+            if status == 0:
+                return _read(result, self._limits)
+        finally:
+            os.close(upload)
+            os.close(result)
+        if status == -signal.SIGKILL:
+            raise _StoppedFromOutsideError
+        logger.warning("A decoder ended with status %d over an upload of %d bytes.", status, len(data))
+        raise UnreadableAudio(takes_too_long(self._limits) if status == -signal.SIGXCPU else _BROKE)
+
+    def stop(self) -> None:
+        """Kill the worker, and its decoder with it."""
+        self._control.close()
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _run(self, upload: int, result: int, checkpoint: Checkpoint) -> int:
+        """Have the worker fork a decoder, from one file in memory to another; the exit status of the fork."""
+        self.is_sound = False  # until it has told how this went
+        if not self._is_ready:
+            try:
+                self._hear(START_SECONDS, checkpoint)
+            except _LateError as error:
+                raise StageUnavailable("The decoder does not start. Try again in a while.") from error
+            self._is_ready = True
+        with suppress(OSError):  # which the next message, or that there is none, says more about
+            socket.send_fds(self._control, [b"decode"], [upload, result])
+        try:
+            status = int(self._hear(self._limits.max_decode_seconds + GRACE_SECONDS, checkpoint))
+        except (_StoppedFromOutsideError, StageFailed):
+            raise
+        except BaseException as error:
+            self._process.send_signal(signal.SIGTERM)  # at which it kills its decoder
+            with suppress(_LateError):
+                self._hear(GRACE_SECONDS, go_on)
+                self.is_sound = True
+            if isinstance(error, _LateError):
+                raise UnreadableAudio(takes_too_long(self._limits)) from error
+            raise
+        self.is_sound = True
+        return status
+
+    def _hear(self, seconds: float, checkpoint: Checkpoint) -> bytes:
+        """The worker's next message. Raises _LateError where it says nothing for so long."""
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        while not poll.poll(CHECKPOINT_SECONDS * 1_000):
+            checkpoint()
+            if time.monotonic() > deadline:
+                raise _LateError
+        with suppress(OSError):
+            if message := self._control.recv(64):
+                return message
+        # The worker itself is gone, which no upload can bring about. Not reaped, it keeps its group, which is killed.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self.stop()
+        if self._process.returncode == -signal.SIGKILL:
+            raise _StoppedFromOutsideError
+        logger.error("A process for decoders ended with status %d.", self._process.returncode)
+        raise StageFailed(_FAILED)
+
+
+def _read(result: int, limits: Limits) -> Recording:
+    """What a fork has left in a file in memory. A fork that a file took over may write anything there."""
+    with open(result, "rb", closefd=False) as file:
+        file.seek(0)
+        try:
+            header = json.loads(file.readline(HEADER_BYTES))
+            samples = np.frombuffer(file.read(4 * most_samples(limits)), np.float32)
+            answer = _parse(header, samples)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UnreadableAudio(_BROKE) from error
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _parse(header: Any, samples: NDArray[np.float32]) -> Recording | SoundSentryError:
+    """Raises ValueError, LookupError or TypeError for what no fork of ours writes."""
+    match header:
+        case {"refused": str(name), "detail": str(detail)}:
+            return REFUSALS[name](detail)
+        case {"failed": str(stack)}:
+            logger.error("The decoder failed:\n%s", stack)
+            return StageFailed(_FAILED)
+        case {"format": str(name), "warnings": [*warnings]} if np.isfinite(samples).all():
+            return Recording(Waveform(samples), name, tuple(warnings))
+    raise ValueError
+
+
+def _stop_all(workers: set[_Worker]) -> None:
+    for worker in workers:
+        worker.stop()

@@ -1,0 +1,169 @@
+"""The process that decodes uploads for `pipeline.audio.pool`, started as `python -m pipeline.audio.worker`.
+
+A worker is warm: it holds libav and numpy, and little else. It reads no upload itself. For each it forks, and what it
+forks gives up all that it could do harm with, decodes that one upload, and ends; so that nothing passes from one
+upload to the next, and no crash takes the worker with it.
+
+`docs/untrusted-audio.md` says what holds the fork, and what the kernel must allow for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import io
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+import wave
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from pipeline.audio.decode import decode
+from pipeline.errors import InputError
+from pipeline.types import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from pyseccomp import SyscallFilter
+
+    from pipeline.config import Limits
+
+MIB = 2**20
+HEADER_BYTES = MIB
+"""The most that a fork may say besides samples."""
+
+WORKING_MIB = 256
+"""Memory that a decoder may use besides that for an upload and its samples."""
+
+SYSTEM_CALLS = (
+    *("read", "pread64", "readv", "write", "writev", "lseek", "fstat", "newfstatat", "close"),
+    *("mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "futex"),
+    *("clock_gettime", "gettimeofday", "getrandom", "getpid", "gettid", "sched_getaffinity", "sched_yield"),
+    *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "restart_syscall", "exit", "exit_group"),
+)
+"""All that a fork may ask of the kernel: work with memory and with what is open already. All else is refused."""
+
+_TOO_MUCH_MEMORY = "The audio takes more memory to decode than is allowed. Send it in parts."
+
+
+def serve(limits: Limits) -> None:
+    """Fork a decoder for each pair of files that the service sends, until it is gone; at SIGTERM kill it."""
+    decoder = 0
+
+    def kill(*_: object) -> None:
+        if decoder:
+            os.kill(decoder, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, kill)
+    control = socket.socket(fileno=sys.stdin.fileno())
+    seccomp = _system_call_filter()
+    if seccomp is None:
+        print("Decoders run without a system call filter: see docs/untrusted-audio.md.", file=sys.stderr)
+    decode(_silence(), limits)  # loads what is loaded late
+    gc.freeze()  # so that forks need not copy it
+    control.send(b"ready")
+    while True:
+        message, files, _, _ = socket.recv_fds(control, 64, 2)
+        if not message:
+            return
+        upload, result = files
+        decoder = os.fork()
+        if decoder == 0:
+            os.dup2(sys.stderr.fileno(), control.fileno())
+            _confine(limits, seccomp)
+            _decode(upload, result, limits)
+            os._exit(0)
+        os.close(upload)
+        os.close(result)
+        os.waitid(os.P_PID, decoder, os.WEXITED | os.WNOWAIT)
+        ended, decoder = decoder, 0  # before its number may become another's
+        _, status = os.waitpid(ended, 0)
+        control.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _confine(limits: Limits, seccomp: SyscallFilter | None) -> None:
+    """Give up, for good, all that decoding does not need."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go where the machine runs out of memory
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    samples, seconds = 4 * most_samples(limits), int(limits.max_decode_seconds) + 1
+    most = {
+        resource.RLIMIT_AS: size + WORKING_MIB * MIB + 3 * (int(limits.max_upload_mib * MIB) + samples),
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_FSIZE: HEADER_BYTES + samples,
+        resource.RLIMIT_NOFILE: 0,  # beyond those that are open
+        resource.RLIMIT_NPROC: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, value in most.items():
+        _, ceiling = resource.getrlimit(kind)
+        soft = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
+        # At the hard limit of time the kernel sends SIGKILL, at the soft one SIGXCPU, which says what it is about.
+        resource.setrlimit(kind, (soft, soft + 1 if kind == resource.RLIMIT_CPU and soft == value else soft))
+    if seccomp is not None:
+        seccomp.load()
+
+
+def _system_call_filter() -> SyscallFilter | None:
+    """Lets SYSTEM_CALLS through and refuses all others; None where libseccomp is missing or the kernel will not."""
+    try:
+        import pyseccomp
+
+        seccomp = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
+        for name in SYSTEM_CALLS:
+            seccomp.add_rule(pyseccomp.ALLOW, name)
+    except (OSError, RuntimeError):
+        return None
+    pid = os.fork()
+    if pid == 0:
+        with suppress(OSError):
+            seccomp.load()
+            os._exit(0)
+        os._exit(1)
+    return seccomp if os.waitpid(pid, 0)[1] == 0 else None
+
+
+def _decode(upload: int, result: int, limits: Limits) -> None:
+    """Decode a file in memory, and write what came of it to another: a line of JSON, then the samples."""
+    header: dict[str, Any]
+    samples = memoryview(b"")
+    try:
+        data = os.pread(upload, os.fstat(upload).st_size, 0)
+        recording = decode(data, limits)
+        header = {"format": recording.original_format, "warnings": recording.warnings}
+        samples = recording.waveform.samples.data
+    except InputError as error:
+        header = {"refused": type(error).__name__, "detail": error.detail}
+    except MemoryError:
+        header = {"refused": "UnreadableAudio", "detail": _TOO_MUCH_MEMORY}
+    except Exception:
+        header = {"failed": traceback.format_exc()}
+    with open(result, "wb", closefd=False) as file:
+        file.write(json.dumps(header).encode() + b"\n")
+        file.write(samples)
+
+
+def _silence() -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
+        wav.setnchannels(1)
+        wav.setsampwidth(2)
+        wav.setframerate(SAMPLE_RATE)
+        wav.writeframes(bytes(SAMPLE_RATE))
+    return file.getvalue()
+
+
+def most_samples(limits: Limits) -> int:
+    """How many samples a decoder may answer with: those of the longest recording, and of a second for its codec."""
+    return int((limits.max_duration_seconds + 1) * SAMPLE_RATE)
+
+
+if __name__ == "__main__":
+    # Checked by pydantic where they come from, which takes longer to load than all else here.
+    serve(cast("Limits", SimpleNamespace(**json.loads(sys.argv[1]))))

@@ -1,0 +1,81 @@
+"""The Decoder's replica, by itself: it outlives its decoders, and lets go of those that nobody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.decoder import Decoder
+from pipeline.config import DetectorConfig
+from pipeline.errors import UnreadableAudio
+from tests.audio import encode
+from tests.pipeline.audio.test_pool import decoders
+
+SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def replica() -> Iterator[Any]:
+    replica = Decoder.func_or_class(DetectorConfig(decoders=1))
+    yield replica
+    replica._pool.close()
+
+
+@pytest.fixture(scope="module")
+def long() -> bytes:
+    noise = np.random.default_rng(0).normal(scale=0.1, size=60 * 16_000).astype(np.float32)
+    return encode(np.tile(noise, 4), "mp3")
+
+
+async def decoding(replica: Any, data: bytes) -> tuple[asyncio.Task[Any], int]:
+    """A decoder at work on `data`, and its process."""
+    task = asyncio.create_task(replica.decode(data))
+    deadline = time.monotonic() + SECONDS
+    while not (found := decoders(replica._pool)):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+    return task, found[0]
+
+
+async def gone(process: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while Path(f"/proc/{process}").exists():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def test_a_cancelled_request_ends_its_decoder(replica: Any, long: bytes, sample_wav: bytes) -> None:
+    """One that hangs, and would go on to hang until its deadline."""
+
+    async def run() -> None:
+        task, process = await decoding(replica, long)
+        os.kill(process, signal.SIGSTOP)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await gone(process)
+        assert (await replica.decode(sample_wav)).waveform.duration_seconds == 30
+
+    asyncio.run(run())
+
+
+def test_health_waits_for_no_recording(replica: Any, long: bytes) -> None:
+    async def run() -> None:
+        task, process = await decoding(replica, long)
+        os.kill(process, signal.SIGSTOP)
+        await asyncio.wait_for(replica.check_health(), SECONDS)
+        os.kill(process, signal.SIGSEGV)
+        os.kill(process, signal.SIGCONT)
+        with pytest.raises(UnreadableAudio):
+            await task
+        await replica.check_health()
+
+    asyncio.run(run())
