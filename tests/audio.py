@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 
 import av
@@ -18,8 +21,18 @@ CODECS = {
     "flac": ("flac", "flac"),
     "opus": ("ogg", "libopus"),
     "aac": ("adts", "aac"),
+    "aiff": ("aiff", "pcm_s16be"),
+    "caf": ("caf", "pcm_s16be"),
+    "amr": ("amr", "libopencore_amrnb"),
+    "wma": ("asf", "wmav2"),
+    "au": ("au", "pcm_s16be"),
+    "mp2": ("mp2", "mp2"),
+    "w64": ("w64", "pcm_s16le"),
 }
 """Of each format of the product: libav's muxer and encoder. libav's own Vorbis encoder makes stereo only."""
+
+RATES = {"libopus": 48_000, "libopencore_amrnb": 8_000}
+"""Of encoders that take one sample rate alone."""
 
 
 class Pipe(io.RawIOBase):
@@ -63,12 +76,12 @@ def encode(
     layout = layout or {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}.get(len(samples), f"{len(samples)} channels")
     file = Pipe() if live else io.BytesIO()
     with av.open(file, "w", format=muxer, options=options or {}) as container:
-        streams = [
-            container.add_stream(codec, rate=48_000 if codec == "libopus" else rate, layout=layout)
-            for _ in range(tracks)
-        ]
+        streams = [container.add_stream(codec, rate=RATES.get(codec, rate), layout=layout) for _ in range(tracks)]
         for stream in streams:
-            stream.codec_context.options = {"strict": "experimental"}
+            if codec == "vorbis":
+                stream.codec_context.options = {"strict": "experimental"}
+            if codec.startswith("wma"):
+                stream.codec_context.bit_rate = 64_000
         video = container.add_stream("mpeg4", rate=1, width=16, height=16, pix_fmt="yuv420p") if picture else None
         if video is not None:
             for packet in [*video.encode(av.VideoFrame(16, 16, "yuv420p")), *video.encode(None)]:
@@ -83,3 +96,33 @@ def encode(
         for stream in streams:
             container.mux(stream.encode(None))
     return bytes(file.written) if isinstance(file, Pipe) else file.getvalue()
+
+
+def with_ffmpeg(samples: NDArray[np.float32], muxer: str, *options: str) -> bytes:
+    """The same by Debian's ffmpeg, for what PyAV's libav cannot encode; (time,) float32 at 16 kHz."""
+    source = ("-f", "f32le", "-ar", "16000", "-ac", "1", "-i", "-")
+    command = ["ffmpeg", "-v", "error", *source, *options, "-f", muxer, "-"]
+    return subprocess.run(command, input=samples.astype("<f4").tobytes(), capture_output=True, check=True).stdout
+
+
+def amr_wb(seconds: float) -> bytes:
+    """An AMR-WB file, for which nobody has an encoder: frames of 20 ms at 12.65 kbit/s whose bits are noise."""
+    bits = np.random.default_rng(0).integers(0, 256, (round(seconds * 50), 32), dtype=np.uint8)
+    return b"#!AMR-WB\n" + b"".join(b"\x14" + frame.tobytes() for frame in bits)
+
+
+def remux(muxer: str, *files: bytes, languages: Sequence[str] = ()) -> bytes:
+    """The audio of files as the tracks of one, in another container, as it is encoded."""
+    target_file = io.BytesIO()
+    with ExitStack() as stack:
+        target = stack.enter_context(av.open(target_file, "w", format=muxer))
+        sources = [stack.enter_context(av.open(io.BytesIO(file))).streams.audio[0] for file in files]
+        streams = [target.add_stream_from_template(source) for source in sources]
+        for stream, language in zip(streams, languages, strict=False):
+            stream.metadata["language"] = language
+        for source, stream in zip(sources, streams, strict=True):
+            for packet in source.container.demux(source):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+    return target_file.getvalue()

@@ -459,6 +459,7 @@ async function introduce() {
     limits = info.limits
     sentences = { ...info.reasons, ...info.warnings }
     const formats = info.supported_formats.map((name) => name.toUpperCase()).join(', ')
+    $('file').accept = ['audio/*', 'video/*', ...info.supported_formats.map((name) => `.${name}`)].join()
     const minutes = limits.max_duration_seconds / 60
     $('accepted').textContent = `${formats}, up to ${limits.max_upload_mib} MiB and ${+minutes.toFixed(1)} minutes`
     const { version } = await ask('./')

@@ -6,6 +6,7 @@ memory, never a disk. A worker that does not tell in time how its decoder ended 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import sys
 import time
 import weakref
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from pipeline.errors import (
     UnsupportedFormat,
 )
 from pipeline.types import Checkpoint, Recording, Waveform, go_on
+from pipeline.verdict.reasons import AnswerWarning
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,9 @@ CHECKPOINT_SECONDS = 0.05
 """How long a wait goes on between two checkpoints."""
 
 REFUSALS = {error.__name__: error for error in (EmptyAudio, UnsupportedFormat, RecordingTooLong, UnreadableAudio)}
+
+WARNINGS = {str(word): word for word in AnswerWarning}
+"""What a decoder may say besides samples, by how it says it."""
 
 _BROKE = "The file breaks the decoder: it is damaged, or made to do harm. Export it again and send the new file."
 _STOPPED = "The decoder was stopped from outside while it read this file. Send it again in a while."
@@ -140,7 +146,7 @@ class _Worker:
                 file.write(data)
             status = self._run(upload, result, checkpoint)
             if status == 0:
-                return _read(result, self._limits)
+                return replace(_read(result, self._limits), file_sha256=hashlib.sha256(data).hexdigest())
         finally:
             os.close(upload)
             os.close(result)
@@ -227,7 +233,7 @@ def _parse(header: Any, samples: NDArray[np.float32]) -> Recording | SoundSentry
             logger.error("The decoder failed:\n%s", stack)
             return StageFailed(_FAILED)
         case {"format": str(name), "warnings": [*warnings]} if np.isfinite(samples).all():
-            return Recording(Waveform(samples), name, tuple(warnings))
+            return Recording(Waveform(samples), name, tuple(WARNINGS[word] for word in warnings))
     raise ValueError
 
 

@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deployments.http.answers import BatchAnswer, HealthAnswer, HomeAnswer, InfoAnswer, PredictAnswer, Problem
+from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.verdict.reasons import AnswerWarning, Reason
@@ -227,7 +228,7 @@ def test_info(service: httpx.Client, detector: Detector) -> None:
     assert info.operating_points["balanced"]["threshold"] == bundle.info.thresholds.balanced
     assert info.features["dimension"] == len(bundle.arrays["mean"])
     assert info.limits["max_upload_mib"] == LIMITS.max_upload_mib
-    assert set(info.supported_formats) == set(CODECS)
+    assert info.supported_formats == list(SUPPORTED_FORMATS)
     assert info.possible_results == ["Real", "Fake", "Inconclusive", "No Speech"]
     assert set(info.reasons) == set(Reason) and set(info.warnings) == set(AnswerWarning)
 
