@@ -65,7 +65,8 @@ def serve(limits: Limits) -> None:
     seccomp = _system_call_filter()
     if seccomp is None:
         print("Decoders run without a system call filter: see docs/untrusted-audio.md.", file=sys.stderr)
-    decode(_silence(), limits)  # loads what is loaded late
+    with suppress(InputError):  # where the limits allow not even this
+        decode(_silence(), limits)  # loads what is loaded late
     gc.freeze()  # so that forks need not copy it
     control.send(b"ready")
     while True:

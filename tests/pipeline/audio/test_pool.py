@@ -165,11 +165,12 @@ def test_one_that_hangs_is_killed_at_its_deadline(long: bytes, sample_wav: bytes
     assert_still_works(pool, sample_wav)
 
 
-def test_time_is_counted_by_the_decoder_itself(long: bytes, sample_wav: bytes) -> None:
-    pool = DecoderPool(Limits(max_decode_seconds=0.5), workers=1)
+def test_time_is_counted_by_the_decoder_itself(long: bytes) -> None:
+    pool = DecoderPool(Limits(max_decode_seconds=0.05), workers=1)
     before = workers(pool)
-    with pytest.raises(UnreadableAudio, match=r"longer than 0\.5 seconds"):
-        pool.decode(long)
+    for _ in range(2):
+        with pytest.raises(UnreadableAudio, match=r"longer than 0\.05 seconds"):
+            pool.decode(long)
     assert workers(pool) == before, "the worker need not be killed"
 
 
