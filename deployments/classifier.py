@@ -61,8 +61,8 @@ class Classifier:
         _try(loaded)
         return loaded
 
-    def classify(self, features: Features, operating_point: OperatingPoint, explain: bool) -> Verdict:
-        return self._serving.classify(features, operating_point, explain)
+    def classify(self, features: Features, operating_point: OperatingPoint, explain: bool, among: int) -> Verdict:
+        return self._serving.classify(features, operating_point, explain, among)
 
     def no_speech(self, speech: Speech, use_diarization: bool) -> Verdict:
         return self._serving.no_speech(speech, use_diarization=use_diarization)

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import TypeVar
 
-from ray import serve
+import ray
+from ray import ObjectRef, serve
 
 from deployments.probe import probe_file
 from pipeline.audio.pool import DecoderPool
 from pipeline.config import DetectorConfig
-from pipeline.types import Recording
+from pipeline.types import Checkpoint, Recording
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ChannelReference:
+    """A Channel whose recording, if it has one, lies in Ray's memory."""
+
+    name: str
+    recording: ObjectRef[Recording] | None
+    note: str | None
 
 
 @serve.deployment
@@ -23,7 +38,15 @@ class Decoder:
         self._probe = probe_file()
         self._pool.decode(self._probe)
 
-    async def decode(self, data: bytes) -> Recording:
+    async def decode(self, data: bytes, track: int | None) -> Recording:
+        return await self._run(self._pool.decode, data, track)
+
+    async def decode_channels(self, data: bytes, track: int | None) -> list[ChannelReference]:
+        """Each channel; their recordings stay on this node until a stage fetches one."""
+        channels = await self._run(self._pool.decode_channels, data, track)
+        return [ChannelReference(c.name, ray.put(c.recording) if c.recording else None, c.note) for c in channels]
+
+    async def _run(self, work: Callable[[bytes, int | None, Checkpoint], T], data: bytes, track: int | None) -> T:
         abandoned = threading.Event()  # a thread does not stop with the task that waits for it
 
         def checkpoint() -> None:
@@ -31,7 +54,7 @@ class Decoder:
                 raise CancelledError
 
         try:
-            return await asyncio.to_thread(self._pool.decode, data, checkpoint)
+            return await asyncio.to_thread(work, data, track, checkpoint)
         finally:
             abandoned.set()
 

@@ -7,17 +7,19 @@ import logging
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar
 
-from ray import serve
+from ray import ObjectRef, serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from deployments.decoder import ChannelReference
 from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
-from pipeline.types import OperatingPoint, Speech, Turn
+from pipeline.types import Channels, OperatingPoint, Recording, Speech, Turn
 from pipeline.verdict.answer import Verdict
+from pipeline.verdict.channels import JudgedChannel, merge_channels
 
 logger = logging.getLogger("ray.serve")
 
@@ -71,6 +73,8 @@ class Graph:
         use_diarization: bool = False,
         operating_point: OperatingPoint = "balanced",
         explain: bool = False,
+        channels: Channels = "mix",
+        track: int | None = None,
     ) -> Verdict:
         """The verdict on one recording, given as the bytes of a file.
 
@@ -79,7 +83,9 @@ class Graph:
         request = _Request(self._stages, self._stage_seconds)
         try:
             async with asyncio.timeout(self._request_seconds):
-                return await request.judge(data, use_diarization, operating_point, explain)
+                if channels == "split":
+                    return await request.judge_channels(data, track, use_diarization, operating_point, explain)
+                return await request.judge(data, track, use_diarization, operating_point, explain)
         except TimeoutError as error:  # any other is explained where it is raised
             raise RequestTimeout(
                 f"The request was not answered within {self._request_seconds:g} seconds: it was waiting for the "
@@ -128,29 +134,68 @@ class _Request:
         self._calls: list[Call] = []
 
     async def judge(
-        self, data: bytes, use_diarization: bool, operating_point: OperatingPoint, explain: bool
+        self, data: bytes, track: int | None, use_diarization: bool, operating_point: OperatingPoint, explain: bool
     ) -> Verdict:
         try:
             # The recording is never fetched: it goes from the Decoder's replica straight to those that need it.
-            recording = self.start("Decoder", "decode", data)
-            speech_call = self.start("VoiceActivityDetector", "detect", recording)
-            turns_call = self.start("Diarizer", "diarize", recording) if use_diarization else None
-            decoded_at = await self.answered(recording)
-            speech: Speech = await self.result(speech_call, decoded_at)
-            if not speech.segments:
-                if turns_call:
-                    _cancel(turns_call)
-                no_speech: Verdict = await self.result(self.start("Classifier", "no_speech", speech, use_diarization))
-                return no_speech
-            turns: tuple[Turn, ...] | None = await self.result(turns_call, decoded_at) if turns_call else None
-            features = self.start("TkanExtractor", "extract", recording, speech, turns)
-            classified = self.start("Classifier", "classify", features, operating_point, explain)
-            verdict: Verdict = await self.result(classified, await self.answered(features))
-            return verdict
+            recording = self.start("Decoder", "decode", data, track)
+            heard = self.start_hearing(recording, use_diarization)
+            heard.since = await self.answered(recording)
+            await self.hear(heard)
+            return await self.classify(heard, operating_point, explain, among=1)
         except BaseException:
-            for call in self._calls:
-                _cancel(call)
+            self.cancel()
             raise
+
+    async def judge_channels(
+        self, data: bytes, track: int | None, use_diarization: bool, operating_point: OperatingPoint, explain: bool
+    ) -> Verdict:
+        """The stages run once a channel, side by side; the channels stay where the Decoder put them."""
+        try:
+            found: list[ChannelReference] = await self.result(self.start("Decoder", "decode_channels", data, track))
+            heard = {c.name: self.start_hearing(c.recording, use_diarization) for c in found if c.recording}
+            await asyncio.gather(*(self.hear(channel) for channel in heard.values()))
+            among = sum(bool(channel.speech.segments) for channel in heard.values())
+            verdicts = await asyncio.gather(
+                *(self.classify(channel, operating_point, explain, among) for channel in heard.values())
+            )
+            judged = [
+                JudgedChannel(name, channel.speech, verdict)
+                for (name, channel), verdict in zip(heard.items(), verdicts, strict=True)
+            ]
+            return merge_channels({channel.name: channel.note for channel in found}, judged)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def start_hearing(self, recording: Call | ObjectRef[Recording], use_diarization: bool) -> _Heard:
+        speech_call = self.start("VoiceActivityDetector", "detect", recording)
+        turns_call = self.start("Diarizer", "diarize", recording) if use_diarization else None
+        return _Heard(recording, speech_call, turns_call)
+
+    async def hear(self, heard: _Heard) -> None:
+        heard.speech = await self.result(heard.speech_call, heard.since)
+        if heard.turns_call and heard.speech.segments:
+            heard.turns = await self.result(heard.turns_call, heard.since)
+        elif heard.turns_call:
+            _cancel(heard.turns_call)
+
+    async def classify(self, heard: _Heard, operating_point: OperatingPoint, explain: bool, among: int) -> Verdict:
+        verdict: Verdict
+        if not heard.speech.segments:
+            verdict = await self.result(
+                self.start("Classifier", "no_speech", heard.speech, heard.turns_call is not None)
+            )
+            return verdict
+        features = self.start("TkanExtractor", "extract", heard.recording, heard.speech, heard.turns)
+        classified = self.start("Classifier", "classify", features, operating_point, explain, among)
+        verdict = await self.result(classified, await self.answered(features))
+        return verdict
+
+    def cancel(self) -> None:
+        """Let every stage stop that still can."""
+        for call in self._calls:
+            _cancel(call)
 
     def start(self, stage: str, method: str, *arguments: Any) -> Call:
         """Send `arguments` to a stage; those that are Calls become what these answer, on the replica itself."""
@@ -189,6 +234,18 @@ class _Request:
             for source in call.sources:
                 await _raise_if_at_fault(source)
             raise _explain(call.stage, error) from error
+
+
+@dataclass
+class _Heard:
+    """A recording that is listened to: the calls that do, and what came of them. `since` is when they could begin."""
+
+    recording: Call | ObjectRef[Recording]
+    speech_call: Call
+    turns_call: Call | None
+    since: float | None = None
+    speech: Speech = field(init=False)
+    turns: tuple[Turn, ...] | None = None
 
 
 async def _is_there(response: DeploymentResponse[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from pipeline.stages.classify import Classifier
 from pipeline.stages.diarize import Diarizer
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
-from pipeline.types import OperatingPoint
+from pipeline.types import Channels, OperatingPoint, Recording, Speech, Turn
 from pipeline.verdict.answer import Verdict
+from pipeline.verdict.channels import JudgedChannel, merge_channels
 
 
 class Detector:
@@ -55,15 +57,44 @@ class Detector:
         use_diarization: bool = False,
         operating_point: OperatingPoint = "balanced",
         explain: bool = False,
+        channels: Channels = "mix",
+        track: int | None = None,
     ) -> Verdict:
         """The verdict on one recording, given as the bytes of a file in any supported format.
 
-        Raises InputError for a recording that cannot be scored.
+        With `channels="split"` each channel is judged by itself. `track` is which of several audio tracks to judge,
+        counted from 0. Raises InputError for a recording that cannot be scored.
         """
-        recording = self.decoder.decode(data)
+        if channels == "mix":
+            whole = self._hear(self.decoder.decode(data, track), use_diarization)
+            return self._judge(whole, use_diarization, operating_point, explain, among=1)
+        found = self.decoder.decode_channels(data, track)
+        heard = {c.name: self._hear(c.recording, use_diarization) for c in found if c.recording}
+        among = sum(bool(channel.speech.segments) for channel in heard.values())
+        judged = [
+            JudgedChannel(name, channel.speech, self._judge(channel, use_diarization, operating_point, explain, among))
+            for name, channel in heard.items()
+        ]
+        return merge_channels({channel.name: channel.note for channel in found}, judged)
+
+    def _hear(self, recording: Recording, use_diarization: bool) -> _Heard:
         speech = self.voice_activity.detect(recording)
-        if not speech.segments:
-            return self.classifier.no_speech(speech, use_diarization=use_diarization)
-        turns = self.diarizer.diarize(recording) if use_diarization else None
-        features = self.extractor.extract(recording, speech, turns)
-        return self.classifier.classify(features, operating_point, explain)
+        wanted = use_diarization and speech.segments
+        return _Heard(recording, speech, self.diarizer.diarize(recording) if wanted else None)
+
+    def _judge(
+        self, heard: _Heard, use_diarization: bool, operating_point: OperatingPoint, explain: bool, among: int
+    ) -> Verdict:
+        if not heard.speech.segments:
+            return self.classifier.no_speech(heard.speech, use_diarization=use_diarization)
+        features = self.extractor.extract(heard.recording, heard.speech, heard.turns)
+        return self.classifier.classify(features, operating_point, explain, among)
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A recording, where somebody speaks in it and, where speakers are told apart, who."""
+
+    recording: Recording
+    speech: Speech
+    turns: tuple[Turn, ...] | None

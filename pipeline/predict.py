@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypedDict, get_args
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -25,7 +25,7 @@ from rich.text import Text
 
 from pipeline.config import Limits
 from pipeline.errors import MissingInput, SoundSentryError, StageFailed, UploadTooLarge
-from pipeline.types import OperatingPoint
+from pipeline.types import Channels, OperatingPoint
 from pipeline.verdict.answer import Interval, Verdict
 
 if TYPE_CHECKING:
@@ -63,11 +63,20 @@ CSV_COLUMNS = (
 )
 
 
-def predict(detector: Detector, path: str, *, use_diarization: bool, operating_point: OperatingPoint) -> Answer:
+class Settings(TypedDict):
+    """What `Detector.predict` is asked for, of every file."""
+
+    use_diarization: bool
+    operating_point: OperatingPoint
+    channels: Channels
+    track: int | None
+
+
+def predict(detector: Detector, path: str, settings: Settings) -> Answer:
     """The verdict on the file at `path`, or the error that stands in its place."""
     try:
         data = read(Path(path), detector.config.limits)
-        return detector.predict(data, use_diarization=use_diarization, operating_point=operating_point)
+        return detector.predict(data, **settings)
     except SoundSentryError as error:
         return error
     except Exception:
@@ -149,7 +158,7 @@ def csv_writer() -> Write:
 
 
 def table_writer(paths: Sequence[str]) -> Write:
-    """Writes the header, then a row a file and, where it was diarized, a row a speaker."""
+    """Writes the header, then a row a file and, where they were judged by themselves, a row a speaker or channel."""
     console = Console(soft_wrap=True, highlight=False, emoji=False)
     width = min(max(cell_len(name) for name in ("  SPEAKER_00", *map(shown, paths))), 60)
 
@@ -170,7 +179,15 @@ def table_writer(paths: Sequence[str]) -> Write:
         )
         for speaker in answer.speakers:
             name, speech = f"  {speaker.speaker}", f"{speaker.speech_seconds:.1f} s"
-            console.print(row(name, speaker.result, *numbers((speaker.probability, speaker.interval)), speech, ""))
+            where = speaker.channel if speaker.channel != speaker.speaker else None
+            told = numbers((speaker.probability, speaker.interval))
+            console.print(row(name, speaker.result, *told, speech, f"On {where}." if where else ""))
+        for channel in answer.channels:
+            if channel.note:
+                note = (
+                    "Silent." if channel.note == "silent" else f"The same as {channel.note.removeprefix('same_as_')}."
+                )
+                console.print(row(f"  {channel.channel}", channel.result, "", "", "", note))
 
     return write
 
@@ -198,9 +215,7 @@ def shown(path: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def answer_all(
-    paths: Sequence[str], detector: Detector, *, use_diarization: bool, operating_point: OperatingPoint
-) -> Iterator[tuple[str, Answer]]:
+def answer_all(paths: Sequence[str], detector: Detector, settings: Settings) -> Iterator[tuple[str, Answer]]:
     """Each path with its answer, in order; meanwhile a progress bar on standard error, where that is a terminal."""
     bar = Progress(
         TextColumn("{task.description}", markup=False),
@@ -217,7 +232,7 @@ def answer_all(
     for path in paths:
         bar.update(task, description=shown(Path(path).name))
         with bar:  # gone from the terminal before the answer is written to it
-            answer = predict(detector, path, use_diarization=use_diarization, operating_point=operating_point)
+            answer = predict(detector, path, settings)
             bar.advance(task)
         yield path, answer
 
@@ -233,10 +248,14 @@ def run(options: argparse.Namespace) -> int:
         "table": lambda: table_writer(options.files),
     }
     write = writers[options.output]()
+    settings = Settings(
+        use_diarization=options.diarize,
+        operating_point=options.operating_point,
+        channels=options.channels,
+        track=options.track,
+    )
     answers = []
-    for path, answer in answer_all(
-        options.files, detector, use_diarization=options.diarize, operating_point=options.operating_point
-    ):
+    for path, answer in answer_all(options.files, detector, settings):
         write(path, answer)
         answers.append(answer)
     return exit_code(answers)
@@ -253,6 +272,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", metavar="FILE", help="a recording")
     parser.add_argument("--diarize", action="store_true", help="tell speakers apart and judge each")
     parser.add_argument("--operating-point", choices=get_args(OperatingPoint), default="balanced")
+    parser.add_argument(
+        "--channels",
+        choices=get_args(Channels),
+        default="mix",
+        help="split: judge each channel by itself, as call recorders write a party a channel",
+    )
+    parser.add_argument("--track", type=int, metavar="N", help="which audio track of a file with several, from 0")
     parser.add_argument("--config", metavar="FILE", help="configuration, instead of configs/detector.yaml")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object a line")

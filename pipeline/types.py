@@ -19,6 +19,8 @@ Seconds = float
 Label = Literal["Real", "Fake", "Inconclusive", "No Speech"]
 Spectrum = Literal["mel", "linear"]
 OperatingPoint = Literal["balanced", "recall", "precision"]
+Channels = Literal["mix", "split"]
+"""Whether the channels of a recording are judged as one, or each by itself."""
 
 Checkpoint = Callable[[], None]
 """Called between chunks of long work; it may raise, which ends the work, where nobody waits for its outcome."""
@@ -89,6 +91,19 @@ class Recording:
     original_format: str
     warnings: tuple[AnswerWarning, ...] = ()
     file_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One channel of an upload whose channels are judged one by one.
+
+    `note` says why it need not be judged: `silent`, or `same_as_` and the name of an earlier channel. Where there is no
+    `recording` it is not judged.
+    """
+
+    name: str
+    recording: Recording | None
+    note: str | None = None
 
 
 @dataclass(frozen=True)

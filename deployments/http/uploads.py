@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from pipeline.config import Limits, describe_misfits
 from pipeline.errors import InputError, MissingInput, TooManyFiles, UploadTooLarge
-from pipeline.types import OperatingPoint
+from pipeline.types import Channels, OperatingPoint
 
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1024
@@ -29,6 +29,8 @@ class Options(BaseModel):
     use_diarization: bool = False
     operating_point: OperatingPoint = "balanced"
     explain: bool = False
+    channels: Channels = "mix"
+    track: int | None = Field(None, ge=0)
 
 
 @dataclass(frozen=True)

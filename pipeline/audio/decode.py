@@ -11,6 +11,7 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -23,9 +24,10 @@ from av.container import InputContainer
 from av.filter import Graph
 from numpy.typing import NDArray
 
-from pipeline.audio.formats import ACCEPTED, Format, sniff
+from pipeline.audio import channels
+from pipeline.audio.formats import ACCEPTED, sniff
 from pipeline.errors import EmptyAudio, RecordingTooLong, UnreadableAudio, UnsupportedFormat
-from pipeline.types import SAMPLE_RATE, Recording, Waveform
+from pipeline.types import SAMPLE_RATE, Channel, Recording, Waveform
 from pipeline.verdict.reasons import AnswerWarning
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ _MAX_AMPLITUDE = 10.0
 """Full scale is 1, and lossy codecs overshoot it a little; beyond +20 dB it is no recording."""
 
 _SEND = f"Send {ACCEPTED}."
-_NO_AUDIO = "The file holds no audio. Send a recording."
 _BROKEN = "The audio cannot be decoded: the file is damaged or incomplete. Export it again and send the new file."
 
 _Block = NDArray[np.float32]
@@ -74,22 +75,29 @@ def decode(data: bytes, limits: Limits, track: int | None = None) -> Recording:
 
     Raises EmptyAudio, UnsupportedFormat, RecordingTooLong or UnreadableAudio.
     """
-    if not data:
-        raise EmptyAudio("The file is empty. Send a recording.")
-    form = sniff(data)
-    if form is None:
-        raise UnsupportedFormat(f"The file is in none of the accepted formats. {_SEND}")
-    decoding = _Decoding(data, form, limits, track)
-    warnings = []
-    samples, loudest = _mix(decoding.blocks())
-    if loudest is not None:
-        samples = np.concatenate([block[:, loudest] for block in decoding.blocks()])
-        warnings.append(AnswerWarning.ANTI_PHASE)
-    if decoding.truncated or form.ends_early(data):
-        warnings.append(AnswerWarning.TRUNCATED)
-    if decoding.damaged:
-        warnings.append(AnswerWarning.DAMAGED)
-    return Recording(Waveform(samples), form.name, tuple(warnings), hashlib.sha256(data).hexdigest())
+    decoding = _Decoding(data, limits, track)
+    samples, loudest = channels.mix(decoding.blocks())
+    if loudest is None:
+        return decoding.recording(samples)
+    samples = np.concatenate([block[:, loudest] for block in decoding.blocks()])
+    return decoding.recording(samples, AnswerWarning.ANTI_PHASE)
+
+
+def decode_channels(data: bytes, limits: Limits, track: int | None = None) -> tuple[Channel, ...]:
+    """As `decode`, but for each channel by itself.
+
+    Silent ones and copies of earlier ones have a note instead of a recording; but of silent ones alone the first has
+    both.
+    """
+    decoding = _Decoding(data, limits, track)
+    samples = channels.split(decoding.blocks())
+    notes = channels.notes(samples)
+    judged = [note is None for note in notes]
+    judged[0] |= not any(judged)
+    return tuple(
+        Channel(channels.channel_name(i), decoding.recording(samples[i]) if judged[i] else None, note)
+        for i, note in enumerate(notes)
+    )
 
 
 def takes_too_long(limits: Limits) -> str:
@@ -97,51 +105,49 @@ def takes_too_long(limits: Limits) -> str:
     return f"The audio takes longer than {limits.max_decode_seconds:g} seconds to decode. Send it in parts."
 
 
-def _mix(blocks: Iterator[_Block]) -> tuple[NDArray[np.float32], int | None]:
-    """The mean of the channels (time,), and the loudest channel where the mean loses what the channels hold.
-
-    The mean of n equal channels has their power, of n unrelated ones an n-th of it, of opposite ones nothing. It
-    loses the signal where, in a twentieth of the seconds that have any, it has under a tenth of what unrelated
-    channels would leave.
-    """
-    mono, powers, left = [], [], []
-    for block in blocks:
-        mono.append(block.mean(axis=1))
-        powers.append(np.mean(np.square(block), axis=0))
-        left.append(np.mean(np.square(mono[-1])))
-    if not mono:
-        raise EmptyAudio(_NO_AUDIO)
-    power = np.array(powers)  # (blocks, channels)
-    unrelated = power.mean(axis=1) / power.shape[1]
-    signal = unrelated > 1e-4 * unrelated.max()
-    lost = signal & (np.array(left) < 0.1 * unrelated)
-    loudest = int(power.sum(axis=0).argmax()) if lost.sum() > 0.05 * signal.sum() else None
-    return np.concatenate(mono), loudest
-
-
 class _Decoding:
     """One upload on its way to samples. All caps are applied here, to what is decoded.
 
-    `truncated` and `damaged` say, once the blocks have been taken, what was wrong with a recording that could be
-    decoded all the same.
+    Raises EmptyAudio or UnsupportedFormat for what is none.
     """
 
-    def __init__(self, data: bytes, form: Format, limits: Limits, track: int | None) -> None:
-        self.truncated = self.damaged = False
+    def __init__(self, data: bytes, limits: Limits, track: int | None) -> None:
+        if not data:
+            raise EmptyAudio("The file is empty. Send a recording.")
+        form = sniff(data)
+        if form is None:
+            raise UnsupportedFormat(f"The file is in none of the accepted formats. {_SEND}")
         self._data, self._format, self._limits, self._track = data, form, limits, track
         self._deadline = time.monotonic() + limits.max_decode_seconds
+        self._truncated = self._damaged = False
+
+    def recording(self, samples: NDArray[np.float32], *warnings: AnswerWarning) -> Recording:
+        """What has been made of the blocks, once they have all been taken, and what was odd about them."""
+        return Recording(Waveform(samples), self._format.name, (*warnings, *self._oddities), self._sha256)
+
+    @cached_property
+    def _oddities(self) -> tuple[AnswerWarning, ...]:
+        found = {
+            AnswerWarning.TRUNCATED: self._truncated or self._format.ends_early(self._data),
+            AnswerWarning.DAMAGED: self._damaged,
+        }
+        return tuple(warning for warning, is_there in found.items() if is_there)
+
+    @cached_property
+    def _sha256(self) -> str:
+        return hashlib.sha256(self._data).hexdigest()
 
     def blocks(self) -> Iterator[_Block]:
         """The audio track, resampled to SAMPLE_RATE, block by block."""
-        channels = 0
+        count = 0
         for (_, layout, _), run in groupby(self._frames(), key=lambda f: (f.format.name, f.layout, f.sample_rate)):
-            if channels not in (0, layout.nb_channels):
+            if count not in (0, layout.nb_channels):
                 raise UnreadableAudio(
                     "The number of channels changes within the recording. Export it again with one layout."
                 )
-            channels = layout.nb_channels
+            count = layout.nb_channels
             for second in self._resample(run):
-                block = second.to_ndarray().astype(np.float32, copy=False).reshape(-1, channels)
+                block = second.to_ndarray().astype(np.float32, copy=False).reshape(-1, count)
                 if not np.abs(block).max(initial=0) <= _MAX_AMPLITUDE:  # which NaN fails too
                     raise UnreadableAudio(
                         "The audio holds samples that are not numbers or lie far outside -1 to 1. Export it again."
@@ -202,7 +208,7 @@ class _Decoding:
                     cut = True
                     continue
                 if frames and cut:
-                    self.damaged, cut = True, False
+                    self._damaged, cut = True, False
                 for frame in frames:
                     self._check(frame)
                     seconds += frame.samples / frame.sample_rate
@@ -216,7 +222,7 @@ class _Decoding:
             if broken and not seconds:
                 raise UnreadableAudio(_BROKEN)
             declared = stream.duration * stream.time_base if stream.duration and stream.time_base else 0
-            self.truncated |= cut or (self._format.exact_duration and seconds + 0.01 < declared)
+            self._truncated |= cut or (self._format.exact_duration and seconds + 0.01 < declared)
 
     def _open(self) -> InputContainer:
         options = {
@@ -246,7 +252,7 @@ class _Decoding:
         """The one audio track, or the one asked for, ready to decode all it holds."""
         tracks = container.streams.audio
         if not tracks:
-            raise EmptyAudio(_NO_AUDIO)
+            raise EmptyAudio(channels.NO_AUDIO)
         if self._track is None and len(tracks) > 1:
             raise UnreadableAudio(f"The file holds {_describe(tracks)}. Choose one by its number with `track`.")
         if self._track is not None and not 0 <= self._track < len(tracks):

@@ -19,14 +19,16 @@ import sys
 import time
 import weakref
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.audio.channels import channel_name, same_as
 from pipeline.audio.decode import takes_too_long
-from pipeline.audio.worker import HEADER_BYTES, most_samples
+from pipeline.audio.formats import FORMATS
+from pipeline.audio.worker import HEADER_BYTES, Order, most_samples
 from pipeline.config import ROOT, Limits
 from pipeline.errors import (
     EmptyAudio,
@@ -37,7 +39,7 @@ from pipeline.errors import (
     UnreadableAudio,
     UnsupportedFormat,
 )
-from pipeline.types import Checkpoint, Recording, Waveform, go_on
+from pipeline.types import Channel, Checkpoint, Recording, Waveform, go_on
 from pipeline.verdict.reasons import AnswerWarning
 
 logger = logging.getLogger(__name__)
@@ -73,17 +75,28 @@ class DecoderPool:
         self.close = weakref.finalize(self, _stop_all, self._workers)
         """Ends the workers. Called by itself where the pool is no longer used, and when Python ends."""
 
-    def decode(self, data: bytes, checkpoint: Checkpoint = go_on) -> Recording:
+    def decode(self, data: bytes, track: int | None = None, checkpoint: Checkpoint = go_on) -> Recording:
         """As `pipeline.audio.decode.decode`, which raises the same errors, in a process of its own.
 
         A decoder that crashes on `data` raises UnreadableAudio; one that is killed from outside is tried once more,
         then raises StageUnavailable; a mistake of ours raises StageFailed and is logged. Where `checkpoint` raises,
         the decoder is killed.
         """
+        (channel,) = self._order(data, Order(track=track), checkpoint)
+        assert channel.recording
+        return channel.recording
+
+    def decode_channels(
+        self, data: bytes, track: int | None = None, checkpoint: Checkpoint = go_on
+    ) -> tuple[Channel, ...]:
+        """As `pipeline.audio.decode.decode_channels`, in a process of its own, as `decode` is."""
+        return self._order(data, Order(split=True, track=track), checkpoint)
+
+    def _order(self, data: bytes, order: Order, checkpoint: Checkpoint) -> tuple[Channel, ...]:
         for _ in range(2):
             worker = self._take(checkpoint)
             try:
-                return worker.decode(data, checkpoint)
+                return worker.decode(data, order, checkpoint)
             except _StoppedFromOutsideError:
                 logger.warning("A decoder was killed from outside.")
             finally:
@@ -138,15 +151,15 @@ class _Worker:
         self.is_sound = True
         self._is_ready = False
 
-    def decode(self, data: bytes, checkpoint: Checkpoint) -> Recording:
-        """As DecoderPool.decode. Raises _StoppedFromOutsideError where the decoder's end says nothing about `data`."""
+    def decode(self, data: bytes, order: Order, checkpoint: Checkpoint) -> tuple[Channel, ...]:
+        """As DecoderPool._order. Raises _StoppedFromOutsideError where the decoder's end says nothing about `data`."""
         upload, result = os.memfd_create("upload"), os.memfd_create("samples")
         try:
             with open(upload, "wb", closefd=False) as file:
                 file.write(data)
-            status = self._run(upload, result, checkpoint)
+            status = self._run(order, upload, result, checkpoint)
             if status == 0:
-                return replace(_read(result, self._limits), file_sha256=hashlib.sha256(data).hexdigest())
+                return _read(result, self._limits, order, hashlib.sha256(data).hexdigest())
         finally:
             os.close(upload)
             os.close(result)
@@ -162,7 +175,7 @@ class _Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _run(self, upload: int, result: int, checkpoint: Checkpoint) -> int:
+    def _run(self, order: Order, upload: int, result: int, checkpoint: Checkpoint) -> int:
         """Have the worker fork a decoder, from one file in memory to another; the exit status of the fork."""
         self.is_sound = False  # until it has told how this went
         if not self._is_ready:
@@ -172,7 +185,7 @@ class _Worker:
                 raise StageUnavailable("The decoder does not start. Try again in a while.") from error
             self._is_ready = True
         with suppress(OSError):  # which the next message, or that there is none, says more about
-            socket.send_fds(self._control, [b"decode"], [upload, result])
+            socket.send_fds(self._control, [json.dumps(asdict(order)).encode()], [upload, result])
         try:
             status = int(self._hear(self._limits.max_decode_seconds + GRACE_SECONDS, checkpoint))
         except (_StoppedFromOutsideError, StageFailed):
@@ -209,14 +222,14 @@ class _Worker:
         raise StageFailed(_FAILED)
 
 
-def _read(result: int, limits: Limits) -> Recording:
+def _read(result: int, limits: Limits, order: Order, file_sha256: str) -> tuple[Channel, ...]:
     """What a fork has left in a file in memory. A fork that a file took over may write anything there."""
     with open(result, "rb", closefd=False) as file:
         file.seek(0)
         try:
             header = json.loads(file.readline(HEADER_BYTES))
-            samples = np.frombuffer(file.read(4 * most_samples(limits)), np.float32)
-            answer = _parse(header, samples)
+            samples = np.frombuffer(file.read(4 * most_samples(limits, order)), np.float32)
+            answer = _parse(header, samples, file_sha256)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UnreadableAudio(_BROKE) from error
     if isinstance(answer, Exception):
@@ -224,16 +237,35 @@ def _read(result: int, limits: Limits) -> Recording:
     return answer
 
 
-def _parse(header: Any, samples: NDArray[np.float32]) -> Recording | SoundSentryError:
+def _parse(header: Any, samples: NDArray[np.float32], file_sha256: str) -> tuple[Channel, ...] | SoundSentryError:
     """Raises ValueError, LookupError or TypeError for what no fork of ours writes."""
     match header:
-        case {"refused": str(name), "detail": str(detail)}:
-            return REFUSALS[name](detail)
+        case {"refused": str(error), "detail": str(detail)}:
+            return REFUSALS[error](detail)
         case {"failed": str(stack)}:
             logger.error("The decoder failed:\n%s", stack)
             return StageFailed(_FAILED)
-        case {"format": str(name), "warnings": [*warnings]} if np.isfinite(samples).all():
-            return Recording(Waveform(samples), name, tuple(WARNINGS[word] for word in warnings))
+        case {"channels": [_, *_] as described} if np.isfinite(samples).all():
+            channels = []
+            for number, channel in enumerate(described):
+                count = channel.get("samples", 0)
+                channels.append(_parse_channel(number, channel, samples[:count], file_sha256))
+                samples = samples[count:]
+            if len(samples) == 0 and any(channel.recording for channel in channels):
+                return tuple(channels)
+    raise ValueError
+
+
+def _parse_channel(number: int, described: Any, samples: NDArray[np.float32], file_sha256: str) -> Channel:
+    name, notes = channel_name(number), (None, "silent", *(same_as(earlier) for earlier in range(number)))
+    match described:
+        case {"note": note, "samples": int(count), "format": str(form), "warnings": [*words]} if (
+            note in notes and count == len(samples) and form in FORMATS
+        ):
+            warnings = tuple(WARNINGS[word] for word in words)
+            return Channel(name, Recording(Waveform(samples), form, warnings, file_sha256), note)
+        case {"note": str(note)} if note in notes:
+            return Channel(name, None, note)
     raise ValueError
 
 

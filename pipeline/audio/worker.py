@@ -21,13 +21,15 @@ import sys
 import traceback
 import wave
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.audio.decode import decode
+from pipeline.audio.channels import channel_name
+from pipeline.audio.decode import decode, decode_channels
 from pipeline.errors import InputError
-from pipeline.types import SAMPLE_RATE
+from pipeline.types import SAMPLE_RATE, Channel
 
 if TYPE_CHECKING:
     from pyseccomp import SyscallFilter
@@ -41,6 +43,8 @@ HEADER_BYTES = MIB
 WORKING_MIB = 256
 """Memory that a decoder may use besides that for an upload and its samples."""
 
+MESSAGE_BYTES = 1024
+
 SYSTEM_CALLS = (
     *("read", "pread64", "readv", "write", "writev", "lseek", "fstat", "newfstatat", "close"),
     *("mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "futex"),
@@ -50,6 +54,14 @@ SYSTEM_CALLS = (
 """All that a fork may ask of the kernel: work with memory and with what is open already. All else is refused."""
 
 _TOO_MUCH_MEMORY = "The audio takes more memory to decode than is allowed. Send it in parts."
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to make of an upload: its channels one by one, or mixed; and of which track."""
+
+    split: bool = False
+    track: int | None = None
 
 
 def serve(limits: Limits) -> None:
@@ -70,15 +82,16 @@ def serve(limits: Limits) -> None:
     gc.freeze()  # so that forks need not copy it
     control.send(b"ready")
     while True:
-        message, files, _, _ = socket.recv_fds(control, 64, 2)
+        message, files, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 2)
         if not message:
             return
+        order = Order(**json.loads(message))
         upload, result = files
         decoder = os.fork()
         if decoder == 0:
             os.dup2(sys.stderr.fileno(), control.fileno())
-            _confine(limits, seccomp)
-            _decode(upload, result, limits)
+            _confine(limits, order, seccomp)
+            _decode(upload, result, limits, order)
             os._exit(0)
         os.close(upload)
         os.close(result)
@@ -88,12 +101,12 @@ def serve(limits: Limits) -> None:
         control.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def _confine(limits: Limits, seccomp: SyscallFilter | None) -> None:
+def _confine(limits: Limits, order: Order, seccomp: SyscallFilter | None) -> None:
     """Give up, for good, all that decoding does not need."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go where the machine runs out of memory
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    samples, seconds = 4 * most_samples(limits), int(limits.max_decode_seconds) + 1
+    samples, seconds = 4 * most_samples(limits, order), int(limits.max_decode_seconds) + 1
     most = {
         resource.RLIMIT_AS: size + WORKING_MIB * MIB + 3 * (int(limits.max_upload_mib * MIB) + samples),
         resource.RLIMIT_CPU: seconds,
@@ -130,15 +143,17 @@ def _system_call_filter() -> SyscallFilter | None:
     return seccomp if os.waitpid(pid, 0)[1] == 0 else None
 
 
-def _decode(upload: int, result: int, limits: Limits) -> None:
-    """Decode a file in memory, and write what came of it to another: a line of JSON, then the samples."""
+def _decode(upload: int, result: int, limits: Limits, order: Order) -> None:
+    """Decode a file in memory, and write what came of it to another: a line of JSON, then samples, if any."""
     header: dict[str, Any]
-    samples = memoryview(b"")
+    channels: tuple[Channel, ...] = ()
     try:
         data = os.pread(upload, os.fstat(upload).st_size, 0)
-        recording = decode(data, limits)
-        header = {"format": recording.original_format, "warnings": recording.warnings}
-        samples = recording.waveform.samples.data
+        if order.split:
+            channels = decode_channels(data, limits, order.track)
+        else:
+            channels = (Channel(channel_name(0), decode(data, limits, order.track)),)
+        header = {"channels": [_describe(channel) for channel in channels]}
     except InputError as error:
         header = {"refused": type(error).__name__, "detail": error.detail}
     except MemoryError:
@@ -147,7 +162,18 @@ def _decode(upload: int, result: int, limits: Limits) -> None:
         header = {"failed": traceback.format_exc()}
     with open(result, "wb", closefd=False) as file:
         file.write(json.dumps(header).encode() + b"\n")
-        file.write(samples)
+        for channel in channels:
+            if channel.recording:
+                file.write(channel.recording.waveform.samples.data)
+
+
+def _describe(channel: Channel) -> dict[str, Any]:
+    described: dict[str, Any] = {"note": channel.note}
+    if recording := channel.recording:
+        described["samples"] = len(recording.waveform.samples)
+        described["format"] = recording.original_format
+        described["warnings"] = recording.warnings
+    return described
 
 
 def _silence() -> bytes:
@@ -160,9 +186,9 @@ def _silence() -> bytes:
     return file.getvalue()
 
 
-def most_samples(limits: Limits) -> int:
+def most_samples(limits: Limits, order: Order) -> int:
     """How many samples a decoder may answer with: those of the longest recording, and of a second for its codec."""
-    return int((limits.max_duration_seconds + 1) * SAMPLE_RATE)
+    return int((limits.max_duration_seconds + 1) * SAMPLE_RATE) * (limits.max_channels if order.split else 1)
 
 
 if __name__ == "__main__":

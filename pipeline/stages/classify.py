@@ -27,8 +27,12 @@ class Classifier:
         features: Features,
         operating_point: OperatingPoint = "balanced",
         explain: bool = False,
+        among: int = 1,
     ) -> Verdict:
-        """The verdict on a recording. Raises BundleError for features of another recipe or another backbone."""
+        """The verdict on a recording, or on one of so many channels, each of which may decide for all.
+
+        Raises BundleError for features of another recipe or another backbone.
+        """
         info = self.bundle.info
         if (features.spec_id, features.backbone_sha256) != (info.features.spec_id, info.backbone_sha256):
             raise BundleError(
@@ -46,6 +50,7 @@ class Classifier:
             bundle=self.bundle,
             config=self.config,
             operating_point=operating_point,
+            among=among,
             layers=self._layers(features, scorer, standardized) if explain else None,
         )
 

@@ -95,15 +95,18 @@ def build_verdict(
     bundle: Bundle,
     config: DetectorConfig,
     operating_point: OperatingPoint,
+    among: int = 1,
     layers: dict[str, float] | None = None,
 ) -> Verdict:
     """The verdict from `scores` (windows,), calibrated log-likelihood ratios by `scorer`, a head of `bundle`.
 
-    `layers`, where they are to be told, are what each layer adds to the mean of `scores`.
+    `among` is how many there are of which each may decide for all: the bar rises with their number. `layers`, where
+    they are to be told, are what each layer adds to the mean of `scores`.
     """
     speech = features.speech
     faults = find_faults(features.quality, novelty, speech.speech_seconds, scorer, config.decision)
-    case = Case(features, scores, faults, scorer, bar_of(bundle.info.thresholds, operating_point), config)
+    bar = bar_of(bundle.info.thresholds, operating_point).raised(among)
+    case = Case(features, scores, faults, scorer, bar, config)
     judged = case.judge(parts.whole(features))
     overall = judged.label(0, case.bar)
     speakers = judge_speakers(case, is_fake=overall == "Fake")

@@ -37,7 +37,7 @@ def long() -> bytes:
 
 async def decoding(replica: Any, data: bytes) -> tuple[asyncio.Task[Any], int]:
     """A decoder at work on `data`, and its process."""
-    task = asyncio.create_task(replica.decode(data))
+    task = asyncio.create_task(replica.decode(data, None))
     deadline = time.monotonic() + SECONDS
     while not (found := decoders(replica._pool)):
         assert time.monotonic() < deadline
@@ -62,7 +62,7 @@ def test_a_cancelled_request_ends_its_decoder(replica: Any, long: bytes, sample_
         with pytest.raises(asyncio.CancelledError):
             await task
         await gone(process)
-        assert (await replica.decode(sample_wav)).waveform.duration_seconds == 30
+        assert (await replica.decode(sample_wav, None)).waveform.duration_seconds == 30
 
     asyncio.run(run())
 

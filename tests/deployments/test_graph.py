@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from deployments.decoder import ChannelReference
 from deployments.graph import Graph
 from pipeline.errors import (
     BundleError,
@@ -19,7 +21,8 @@ from pipeline.errors import (
     StageUnavailable,
     UnsupportedFormat,
 )
-from pipeline.types import Recording, Segment, Speech, Waveform
+from pipeline.types import Channels, Recording, Segment, Speech, Waveform
+from pipeline.verdict.answer import EXAMPLES
 
 STAGES = ("Decoder", "VoiceActivityDetector", "Diarizer", "TkanExtractor", "Classifier")
 RECORDING = Recording(Waveform(np.zeros(16_000, np.float32)), "wav")
@@ -87,13 +90,16 @@ STAGE_SECONDS = 0.4
 
 
 def run(
-    use_diarization: bool = False, request_seconds: float = 30.0, **changed: Handle
+    use_diarization: bool = False,
+    request_seconds: float = 30.0,
+    channels: Channels = "mix",
+    **changed: Handle,
 ) -> tuple[Any, dict[str, Handle]]:
     """Send a recording through a graph whose stages work, but for those that are changed."""
 
     async def predict() -> tuple[Any, dict[str, Handle]]:
         stages = {
-            "Decoder": Handle(lambda data: RECORDING),
+            "Decoder": Handle(lambda *_: RECORDING),
             "VoiceActivityDetector": Handle(lambda recording: SPEECH),
             "Diarizer": Handle(lambda recording: ()),
             "TkanExtractor": Handle(lambda *_: "features"),
@@ -101,7 +107,7 @@ def run(
         } | changed
         try:
             graph = Graph(stages, dict.fromkeys(STAGES, STAGE_SECONDS), request_seconds)
-            outcome = await graph.predict(b"", use_diarization=use_diarization)
+            outcome = await graph.predict(b"", use_diarization=use_diarization, channels=channels)
         except SoundSentryError as error:
             outcome = error
         return outcome, stages
@@ -110,12 +116,58 @@ def run(
 
 
 def test_the_classifier_gets_the_features() -> None:
-    assert run()[0] == ("features", "balanced", False)
+    assert run()[0] == ("features", "balanced", False, 1)
 
 
 def test_the_diarizer_runs_when_asked() -> None:
     assert not run()[1]["Diarizer"].answers
     assert len(run(use_diarization=True)[1]["Diarizer"].answers) == 1
+
+
+def two_channels(*_: Any) -> list[ChannelReference]:
+    """What the Decoder answers where channels are to be judged one by one; a recording stands for what refers to it."""
+    first, second = (replace(RECORDING, original_format=name) for name in ("first", "second"))
+    return [
+        ChannelReference("CHANNEL_1", first, None),  # type: ignore[arg-type]
+        ChannelReference("CHANNEL_2", None, "silent"),
+        ChannelReference("CHANNEL_3", second, None),  # type: ignore[arg-type]
+    ]
+
+
+def test_each_channel_goes_through_the_stages_by_itself() -> None:
+    outcome, stages = run(
+        channels="split",
+        use_diarization=True,
+        Decoder=Handle(two_channels),
+        VoiceActivityDetector=Handle(lambda recording: replace(SPEECH, original_format=recording.original_format)),
+        TkanExtractor=Handle(lambda recording, *_: recording.original_format),
+        Classifier=Handle(
+            lambda features, point, explain, among: EXAMPLES["fake" if features == "first" else "inconclusive"]
+        ),
+    )
+    assert [len(stages[stage].answers) for stage in STAGES] == [1, 2, 2, 2, 2]
+    assert [(c.channel, c.result, c.note) for c in outcome.channels] == [
+        ("CHANNEL_1", "Fake", None),
+        ("CHANNEL_2", "No Speech", "silent"),
+        ("CHANNEL_3", "Inconclusive", None),
+    ]
+    assert outcome.decided_by.channel == "CHANNEL_1"
+
+
+def test_a_channel_that_fails_ends_the_others() -> None:
+    def work(recording: Recording, *_: Any) -> str:
+        if recording.original_format == "second":
+            raise raised_by_a_stage(ValueError("ours"))
+        return "features"
+
+    outcome, stages = run(
+        channels="split",
+        Decoder=Handle(two_channels),
+        TkanExtractor=Handle(work),
+        Classifier=Handle(lambda *_: EXAMPLES["fake"], seconds=30),
+    )
+    assert isinstance(outcome, StageFailed)
+    assert all(answer.cancelled for answer in stages["Classifier"].answers)
 
 
 def test_no_speech_ends_the_request() -> None:

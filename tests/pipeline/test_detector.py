@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pipeline.audio.decode import decode
 from pipeline.config import Limits
 from pipeline.detector import Detector
-from pipeline.errors import EmptyAudio, UnsupportedFormat
+from pipeline.errors import EmptyAudio, UnreadableAudio, UnsupportedFormat
 from pipeline.verdict.answer import Verdict
-from tests.audio import encode
+from tests.audio import encode, remux
 
 RATE = 16_000
 FIELD_DEV = Path(os.environ.get("SOUND_SENTRY_FIELD_DEV", Path(__file__).parents[3] / "shared" / "field-dev"))
@@ -77,6 +77,45 @@ def test_threads_get_the_answers_that_one_by_one_would_get(sample_wav: bytes) ->
         together = list(threads.map(answer, requests))  # the diarizer is built meanwhile
     assert together == [answer(request) for request in requests]
     assert len({verdict.score for verdict in together}) > len(clips) / 2
+
+
+def test_channels_are_judged_one_by_one(detector: Detector, sample_wav: bytes) -> None:
+    """A call recorder's file: a party a channel, one of them a copy and one silent."""
+    samples = decode(sample_wav, Limits()).waveform.samples
+    first, second = samples[6 * RATE : 16 * RATE], samples[18 * RATE : 28 * RATE]
+    data = encode(np.stack([first, np.zeros_like(first), second, first]), codec="pcm_f32le")
+    verdict = detector.predict(data, channels="split")
+    assert [(c.channel, c.note) for c in verdict.channels] == [
+        ("CHANNEL_1", None),
+        ("CHANNEL_2", "silent"),
+        ("CHANNEL_3", None),
+        ("CHANNEL_4", "same_as_CHANNEL_1"),
+    ]
+    assert [speaker.speaker for speaker in verdict.speakers] == ["CHANNEL_1", "CHANNEL_3"]
+    assert {detail.channel for detail in verdict.details} == {"CHANNEL_1", "CHANNEL_3"}
+    for channel, part in ((verdict.channels[0], first), (verdict.channels[2], second)):
+        alone = detector.predict(encode(part, codec="pcm_f32le"))
+        assert alone.headline and channel.probability == pytest.approx(alone.headline[0], abs=1e-6)
+        assert channel.speech_seconds == alone.speech_seconds
+
+
+def test_channels_have_speakers_of_their_own(detector: Detector, sample_wav: bytes) -> None:
+    samples = decode(sample_wav, Limits()).waveform.samples
+    data = encode(np.stack([samples, np.roll(samples, len(samples) // 2)]))
+    verdict = detector.predict(data, channels="split", use_diarization=True)
+    assert {speaker.channel for speaker in verdict.speakers} == {"CHANNEL_1", "CHANNEL_2"}
+    names = [speaker.speaker for speaker in verdict.speakers]
+    assert names == [f"SPEAKER_{number:02d}" for number in range(len(names))]
+    assert len(names) >= 4
+
+
+def test_a_track_is_chosen(detector: Detector, sample_wav: bytes) -> None:
+    samples = decode(sample_wav, Limits()).waveform.samples
+    parts = [encode(part, muxer="mov", codec="pcm_s16le") for part in (samples[: 10 * RATE], samples[10 * RATE :])]
+    data = remux("mov", *parts)
+    with pytest.raises(UnreadableAudio, match="2 audio tracks"):
+        detector.predict(data)
+    assert [detector.predict(data, track=track).duration_seconds for track in (0, 1)] == [10, 20]
 
 
 def test_an_explanation_names_every_layer(detector: Detector, sample_wav: bytes) -> None:

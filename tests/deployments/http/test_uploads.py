@@ -62,6 +62,11 @@ def test_the_ways_to_say_yes_and_no(value: str, meaning: bool) -> None:
     assert options.use_diarization is meaning
 
 
+def test_channels_and_track() -> None:
+    _, options = Form(audio(), {"channels": "split", "track": "1"}).read()
+    assert options == Options(channels="split", track=1)
+
+
 def test_a_large_file_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("an upload was written to a file")
@@ -80,6 +85,9 @@ def test_a_large_file_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (audio(), {"use_diarization": "maybe"}, InputError, "use_diarization"),
         (audio(), {"use_diarization": ""}, InputError, "use_diarization"),
         (audio(), {"operating_point": "best"}, InputError, "operating_point"),
+        (audio(), {"channels": "both"}, InputError, "channels"),
+        (audio(), {"track": "first"}, InputError, "track"),
+        (audio(), {"track": "-1"}, InputError, "track"),
         (audio(), {f"field{i}": "x" for i in range(1_500)}, InputError, "too many"),
         (audio(), {"use_diarization": "x" * 5_000_000}, SoundSentryError, ""),
         (audio(), {"use_diarization": "x" * 5_000}, InputError, "too long"),

@@ -32,6 +32,8 @@ from pipeline.types import SAMPLE_RATE, Recording
 from tests.audio import encode
 
 LIMITS = Limits()
+MIX = worker.Order()
+SHA256 = "0" * 64
 SECONDS = 20.0
 
 
@@ -212,9 +214,9 @@ def test_a_mistake_of_ours_is_no_fault_of_the_file(
 
     monkeypatch.setattr("pipeline.audio.worker.decode", fail)
     upload, result = os.memfd_create("upload"), os.memfd_create("samples")
-    worker._decode(upload, result, LIMITS)
+    worker._decode(upload, result, LIMITS, MIX)
     with pytest.raises(StageFailed) as failed:
-        pool_module._read(result, LIMITS)
+        pool_module._read(result, LIMITS, MIX, SHA256)
     os.close(upload)
     os.close(result)
     assert "Error" not in failed.value.detail
@@ -230,16 +232,23 @@ def test_a_mistake_of_ours_is_no_fault_of_the_file(
         b"\xff\n",
         b'{"refused": "SystemExit", "detail": "x"}\n',
         b'{"refused": "EmptyAudio"}\n',
-        b'{"format": "wav", "warnings": 3}\n',
-        b'{"format": "wav", "warnings": []}\nabc',
-        b'{"format": "wav", "warnings": []}\n\x00\x00\xc0\x7f',
+        b'{"channels": []}\n',
+        b'{"channels": 3}\n',
+        b'{"channels": [{"note": "silent"}]}\n',
+        b'{"channels": [{"note": null, "samples": 1, "format": "wav", "warnings": []}]}\n',
+        b'{"channels": [{"note": null, "samples": 1, "format": "wav", "warnings": []}]}\nabc',
+        b'{"channels": [{"note": null, "samples": 1, "format": "wav", "warnings": []}]}\n\x00\x00\xc0\x7f',
+        b'{"channels": [{"note": null, "samples": 1, "format": "<b>", "warnings": []}]}\n\x00\x00\x00\x00',
+        b'{"channels": [{"note": null, "samples": 1, "format": "wav", "warnings": ["x"]}]}\n\x00\x00\x00\x00',
+        b'{"channels": [{"note": "same_as_CHANNEL_1", "samples": 1, "format": "wav", "warnings": []}]}\n'
+        b"\x00\x00\x00\x00",
     ],
 )
 def test_what_a_decoder_writes_is_not_believed(written: bytes) -> None:
     result = os.memfd_create("samples")
     os.write(result, written)
     with pytest.raises(UnreadableAudio, match="breaks the decoder"):
-        pool_module._read(result, LIMITS)
+        pool_module._read(result, LIMITS, MIX, SHA256)
     os.close(result)
 
 
@@ -262,9 +271,9 @@ def test_a_cancelled_one_is_killed_at_once(pool: DecoderPool, long: bytes, sampl
             raise CancelledError
 
     with ThreadPoolExecutor(2) as threads:
-        working = threads.submit(pool.decode, long, checkpoint)
+        working = threads.submit(pool.decode, long, None, checkpoint)
         decoder = wait_for_a_decoder(pool)
-        waiting = threads.submit(pool.decode, long, checkpoint)
+        waiting = threads.submit(pool.decode, long, None, checkpoint)
         abandoned.set()
         for answer in (working, waiting):
             with pytest.raises(CancelledError):
@@ -361,7 +370,7 @@ attempts = {
 }
 child = os.fork()
 if child == 0:
-    worker._confine(Limits(), seccomp)
+    worker._confine(Limits(), worker.Order(), seccomp)
     for name, attempt in attempts.items():
         try:
             attempt()

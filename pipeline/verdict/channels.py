@@ -1,0 +1,132 @@
+"""One answer for a recording whose channels were judged one by one, as call recorders write a party a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from pipeline.types import Label, Seconds, Segment, Speech
+from pipeline.verdict.answer import ChannelVerdict, DecidedBy, Detail, SpeakerVerdict, Timeline, Verdict
+
+Names = dict[tuple[str, str | None], str]
+"""What each speaker of each channel is called in the whole."""
+
+_GRAVITY: dict[Label, int] = {"No Speech": 0, "Real": 1, "Inconclusive": 2, "Fake": 3}
+
+
+@dataclass(frozen=True)
+class JudgedChannel:
+    """What came of one channel."""
+
+    name: str
+    speech: Speech
+    verdict: Verdict
+
+    @property
+    def gravity(self) -> tuple[int, float]:
+        """The gravest word first, and of channels with the same word the most probable one."""
+        return _GRAVITY[self.verdict.overall], self.verdict.headline[0] if self.verdict.headline else 0.0
+
+
+def merge_channels(notes: Mapping[str, str | None], judged: Sequence[JudgedChannel]) -> Verdict:
+    """The answer for the whole: that of the channel with the gravest word, of several such the most probable one.
+
+    So the word, the probability, the score and the interval of the whole are those of one channel, and agree. Where it
+    is Fake among others, `decided_by` names it. `notes` has every channel by its name, in order, with its note; those
+    that are not among `judged`, of which there is at least one, are silent or the same as another.
+    """
+    gravest = max(judged, key=lambda channel: channel.gravity)
+    speaking = [channel.verdict for channel in judged if channel.speech.segments]
+    highest = [verdict.max_probability for verdict in speaking if verdict.max_probability is not None]
+    lowest = [verdict.min_probability for verdict in speaking if verdict.min_probability is not None]
+    names = _names(judged)
+    by_name = {channel.name: channel.verdict for channel in judged}
+    return gravest.verdict.model_copy(
+        update={
+            "max_probability": max(highest, default=None),
+            "min_probability": min(lowest, default=None),
+            "details": tuple(sorted(_details(judged, names), key=lambda detail: detail.start)),
+            "speakers": tuple(_speakers(judged, names)),
+            "timeline": _timeline([channel.verdict.timeline for channel in judged]),
+            "speech_seconds": _covered_seconds([s for channel in judged for s in channel.speech.segments]),
+            "channels": tuple(_channel(name, note, by_name) for name, note in notes.items()),
+            "decided_by": _decided_by(gravest, names, is_alone=len(speaking) < 2),
+            "warnings": tuple(dict.fromkeys(w for channel in judged for w in channel.verdict.warnings)),
+        }
+    )
+
+
+def _names(judged: Sequence[JudgedChannel]) -> Names:
+    """Speakers are counted over all channels. Where they were not told apart, the channel is the speaker."""
+    told_apart = [(channel.name, speaker.speaker) for channel in judged for speaker in channel.verdict.speakers]
+    names: Names = {speaker: f"SPEAKER_{number:02d}" for number, speaker in enumerate(told_apart)}
+    return names | {(channel.name, None): channel.name for channel in judged}
+
+
+def _details(judged: Sequence[JudgedChannel], names: Names) -> Iterator[Detail]:
+    for channel in judged:
+        for detail in channel.verdict.details:
+            speaker = names[channel.name, detail.speaker]
+            yield detail.model_copy(update={"channel": channel.name, "speaker": speaker})
+
+
+def _speakers(judged: Sequence[JudgedChannel], names: Names) -> Iterator[SpeakerVerdict]:
+    for channel in judged:
+        verdict = channel.verdict
+        for speaker in verdict.speakers:
+            name = names[channel.name, speaker.speaker]
+            yield speaker.model_copy(update={"channel": channel.name, "speaker": name})
+        if verdict.headline and not verdict.speakers:
+            probability, interval = verdict.headline
+            yield SpeakerVerdict(
+                speaker=channel.name,
+                channel=channel.name,
+                result=verdict.overall,
+                probability=probability,
+                interval=interval,
+                speech_seconds=verdict.speech_seconds,
+            )
+
+
+def _timeline(timelines: Sequence[Timeline]) -> Timeline:
+    """At each step the highest probability of the channels on which somebody speaks."""
+    steps = zip_longest(*(timeline.probability for timeline in timelines))
+    probability = tuple(max((p for p in step if p is not None), default=None) for step in steps)
+    return timelines[0].model_copy(update={"probability": probability})
+
+
+def _covered_seconds(segments: Sequence[Segment]) -> Seconds:
+    """How long at least one of the segments lasts."""
+    seconds, end = 0.0, 0.0
+    for segment in sorted(segments, key=lambda segment: segment.start):
+        seconds += max(0.0, segment.end - max(segment.start, end))
+        end = max(end, segment.end)
+    return seconds
+
+
+def _channel(name: str, note: str | None, judged: Mapping[str, Verdict]) -> ChannelVerdict:
+    """A channel that is the same as another has its answer; a silent one has none."""
+    verdict = judged.get((note or "").removeprefix("same_as_") or name, judged.get(name))
+    return ChannelVerdict(
+        channel=name,
+        result=verdict.overall if verdict else "No Speech",
+        probability=verdict.headline[0] if verdict and verdict.headline else None,
+        speech_seconds=verdict.speech_seconds if verdict else 0.0,
+        note=note,
+    )
+
+
+def _decided_by(gravest: JudgedChannel, names: Names, *, is_alone: bool) -> DecidedBy | None:
+    """What makes the whole Fake: a part of the gravest channel, or, where it is not alone, all of it."""
+    verdict = gravest.verdict
+    if part := verdict.decided_by:
+        speaker = names[gravest.name, part.speaker] if part.speaker else None
+        return part.model_copy(update={"channel": gravest.name, "speaker": speaker})
+    if is_alone or verdict.overall != "Fake" or not verdict.headline:
+        return None
+    probability, interval = verdict.headline
+    segments = gravest.speech.segments
+    return DecidedBy(
+        channel=gravest.name, start=segments[0].start, end=segments[-1].end, probability=probability, interval=interval
+    )
