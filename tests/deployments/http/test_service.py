@@ -19,7 +19,7 @@ from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.verdict.reasons import AnswerWarning, Reason
-from tests.audio import CODECS, encode
+from tests.audio import CODECS, encode, remux
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main
 
@@ -94,6 +94,37 @@ def test_operating_point_and_explanation_are_the_detectors(
     assert answer["explanation"]["layers"]
 
 
+@pytest.mark.parametrize("use_diarization", [False, True])
+def test_channels_are_judged_as_the_detector_judges_them(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32], use_diarization: bool
+) -> None:
+    silence = np.zeros_like(ten_seconds)
+    recordings = {
+        "a call": np.stack([ten_seconds, silence, np.roll(ten_seconds, 80_000), ten_seconds]),
+        "one channel": ten_seconds,
+        "silence": np.stack([silence, silence]),
+    }
+    for samples in recordings.values():
+        data = encode(samples)
+        answer = verdict(predict(service, data, channels="split", use_diarization=str(use_diarization).lower()))
+        expected = detector.predict(data, channels="split", use_diarization=use_diarization)
+        assert answer == expected.model_dump(mode="json")
+        assert len(answer["channels"]) == len(np.atleast_2d(samples))
+
+
+def test_a_track_is_chosen_as_the_detector_chooses_it(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]
+) -> None:
+    parts = [encode(part, muxer="mov", codec="pcm_s16le") for part in (ten_seconds[:80_000], ten_seconds[48_000:])]
+    data = remux("mov", *parts, languages=["eng"])
+    refused = problem(predict(service, data), 422)
+    assert "2 audio tracks: 0, pcm_s16le, eng, 1 channel; 1, pcm_s16le, 1 channel." in refused["detail"]
+    for track in (0, 1):
+        expected = detector.predict(data, track=track)
+        assert verdict(predict(service, data, track=str(track))) == expected.model_dump(mode="json")
+    problem(predict(service, data, track="2"), 422)
+
+
 def test_the_whole_sample_has_two_speakers(service: httpx.Client, sample_wav: bytes) -> None:
     answer = verdict(predict(service, sample_wav, use_diarization="true"))
     assert len(answer["speakers"]) == 2
@@ -111,7 +142,8 @@ def test_every_format_gets_the_same_verdict(service: httpx.Client, sample_versio
         assert answer["speech_seconds"] == pytest.approx(lossless["speech_seconds"], abs=1.0)
     for name in ("webm", "mp3", "m4a", "opus", "aac", "ogg"):
         assert answers[name]["mean_probability"] == pytest.approx(lossless["mean_probability"], abs=CODEC_TOLERANCE)
-    assert answers["flac"]["mean_probability"] == pytest.approx(lossless["mean_probability"], abs=1e-3)
+    for name in ("flac", "aiff", "caf", "au", "w64"):
+        assert answers[name]["mean_probability"] == pytest.approx(lossless["mean_probability"], abs=1e-3)
 
 
 def test_the_extensions_request(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
