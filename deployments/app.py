@@ -36,17 +36,25 @@ def build(args: BuildArgs) -> Application:
         options = {"num_cpus": stage.cpu_share, "num_gpus": gpu_fraction}
         return deployment.options(ray_actor_options=options).bind(config if gpu_fraction else on_cpu)
 
+    classifier = _deployment(Classifier).options(user_config={"bundle": str(config.bundle)})
+
     stages = args.stages
-    return Ingress.bind(
+    return _deployment(Ingress).bind(
         config,
         args.cors_origins,
         stage_seconds={name: stage.timeout_seconds for name, stage in stages},
         request_seconds=args.request_timeout_seconds,
         stages={
-            "Decoder": Decoder.bind(config),
-            "VoiceActivityDetector": place(VoiceActivityDetector, stages.VoiceActivityDetector),
-            "Diarizer": place(Diarizer, stages.Diarizer),
-            "TkanExtractor": place(TkanExtractor, stages.TkanExtractor),
-            "Classifier": place(Classifier.options(user_config={"bundle": str(config.bundle)}), stages.Classifier),
+            "Decoder": _deployment(Decoder).bind(config),
+            "VoiceActivityDetector": place(_deployment(VoiceActivityDetector), stages.VoiceActivityDetector),
+            "Diarizer": place(_deployment(Diarizer), stages.Diarizer),
+            "TkanExtractor": place(_deployment(TkanExtractor), stages.TkanExtractor),
+            "Classifier": place(classifier, stages.Classifier),
         },
     )
+
+
+def _deployment(stage: object) -> Deployment:
+    """What `serve.deployment` made of a class: a type checker does not see it, as it ignores what decorators return."""
+    assert isinstance(stage, Deployment)
+    return stage

@@ -119,7 +119,7 @@ class Graph:
             return {stage: {"status": "unknown", "replicas": 0} for stage in self._stages}
         states: dict[str, StageState] = {}
         for stage in self._stages:
-            replicas = deployments[stage].replica_states.get("RUNNING", 0)
+            replicas = {state.value: n for state, n in deployments[stage].replica_states.items()}.get("RUNNING", 0)
             states[stage] = {"status": "healthy" if replicas else "down", "replicas": replicas}
         return states
 
@@ -253,7 +253,11 @@ async def _is_there(response: DeploymentResponse[Any]) -> None:
     reference = await response._to_object_ref()
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
-    stop_waiting = reference._on_ready(lambda _: loop.call_soon_threadsafe(ready.set))
+
+    def set_ready(_: BaseException | None) -> None:
+        loop.call_soon_threadsafe(ready.set)
+
+    stop_waiting = reference._on_ready(set_ready)
     try:
         await ready.wait()
     finally:

@@ -39,8 +39,10 @@ class TkanExtractor:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         settings = BatchSettings.model_validate(user_config)
-        self._extract_batch.set_max_batch_size(settings.max_batch_size)
-        self._extract_batch.set_batch_wait_timeout_s(settings.batch_wait_timeout_seconds)
+        self._extract_batch.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]  # Ray does not type it
+        self._extract_batch.set_batch_wait_timeout_s(  # type: ignore[attr-defined]
+            settings.batch_wait_timeout_seconds
+        )
 
     async def extract(self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None) -> Features:
         request = Request(recording, speech, turns)

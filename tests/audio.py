@@ -7,10 +7,15 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
+from av.audio import AudioStream
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 CODECS = {
     "wav": ("wav", "pcm_s16le"),
@@ -44,16 +49,16 @@ class Pipe(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, part: bytes) -> int:
+    def write(self, part: ReadableBuffer) -> int:
         self.written += part
-        return len(part)
+        return memoryview(part).nbytes
 
     def seekable(self) -> bool:
         return False
 
 
 def encode(
-    samples: NDArray[np.float32],
+    samples: NDArray[np.floating],
     name: str = "wav",
     *,
     rate: int = 16_000,
@@ -65,7 +70,7 @@ def encode(
     live: bool = False,
     options: dict[str, str] | None = None,
 ) -> bytes:
-    """The bytes of a file in the format `name` that holds `samples`, (time,) or (channels, time) float32 at `rate` Hz.
+    """The bytes of a file in the format `name` that holds `samples`, (time,) or (channels, time) at `rate` Hz.
 
     `tracks` repeats them as so many audio tracks, `picture` adds a video track, `live` writes as to a pipe.
     """
@@ -76,7 +81,10 @@ def encode(
     layout = layout or {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}.get(len(samples), f"{len(samples)} channels")
     file = Pipe() if live else io.BytesIO()
     with av.open(file, "w", format=muxer, options=options or {}) as container:
-        streams = [container.add_stream(codec, rate=RATES.get(codec, rate), layout=layout) for _ in range(tracks)]
+        streams: list[AudioStream] = [
+            container.add_stream(codec, rate=RATES.get(codec, rate), layout=layout)  # type: ignore[misc]
+            for _ in range(tracks)
+        ]
         for stream in streams:
             if codec == "vorbis":
                 stream.codec_context.options = {"strict": "experimental"}
@@ -116,12 +124,15 @@ def remux(muxer: str, *files: bytes, languages: Sequence[str] = ()) -> bytes:
     target_file = io.BytesIO()
     with ExitStack() as stack:
         target = stack.enter_context(av.open(target_file, "w", format=muxer))
-        sources = [stack.enter_context(av.open(io.BytesIO(file))).streams.audio[0] for file in files]
+        containers = [av.open(io.BytesIO(file)) for file in files]
+        for container in containers:
+            stack.callback(container.close)
+        sources = [container.streams.audio[0] for container in containers]
         streams = [target.add_stream_from_template(source) for source in sources]
         for stream, language in zip(streams, languages, strict=False):
             stream.metadata["language"] = language
-        for source, stream in zip(sources, streams, strict=True):
-            for packet in source.container.demux(source):
+        for container, source, stream in zip(containers, sources, streams, strict=True):
+            for packet in container.demux(source):
                 if packet.dts is not None:
                     packet.stream = stream
                     target.mux(packet)

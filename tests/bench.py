@@ -30,7 +30,7 @@ from pipeline.audio.decode import decode
 from pipeline.detector import Detector
 from pipeline.networks.tkan import load_spec
 from pipeline.stages.extract import TkanExtractor
-from pipeline.types import Recording
+from pipeline.types import Recording, go_on
 from tests.graph import ray_cluster, serve_config, served_graph
 
 START, SECONDS = 7, 10
@@ -99,7 +99,7 @@ def forward_backbone(detector: Detector, recording: Recording) -> None:
 
 @torch.inference_mode()
 def forward_voice_activity(detector: Detector, recording: Recording) -> None:
-    detector.voice_activity.frames(torch.from_numpy(recording.waveform.samples))
+    detector.voice_activity.frames(torch.from_numpy(recording.waveform.samples), go_on)
 
 
 def measure(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

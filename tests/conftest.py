@@ -32,5 +32,5 @@ def sample_wav() -> bytes:
 def sample_versions(sample_wav: bytes) -> dict[str, bytes]:
     """The sample in each of the eight formats, by the format's name."""
     with wave.open(io.BytesIO(sample_wav)) as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2") / np.float32(2**15)
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
     return {"wav": sample_wav} | {name: encode(samples, name) for name in CODECS if name != "wav"}

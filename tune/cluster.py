@@ -78,7 +78,7 @@ def map_with_tasks(function: Callable[..., Any], shared: Sequence[Any], items: I
 
 def default_actors() -> int:
     """One actor a CPU of the cluster."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     return max(1, int(resources.get("CPU", 1)))
 
 

@@ -103,7 +103,7 @@ def assemble(clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) 
     """Clips in random order, again if need be, until there are so many seconds."""
     parts: list[NDArray[np.float32]] = []
     while sum(map(len, parts)) < seconds * SAMPLE_RATE:
-        parts += [GAP, samples_of(clips[rng.integers(len(clips))])]
+        parts += [GAP, samples_of(clips[int(rng.integers(len(clips)))])]
     return np.concatenate(parts)[: round(seconds * SAMPLE_RATE)]
 
 

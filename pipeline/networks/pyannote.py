@@ -44,7 +44,7 @@ def load_segmentation(name: str = "segmentation-3.0") -> PyanNet:
     checkpoint = load_checkpoint(name)
     network = PyanNet(**checkpoint["hyper_parameters"])
     network.specifications = checkpoint["pyannote.audio"]["specifications"]
-    network.build()  # type: ignore[no-untyped-call]
+    network.build()
     network.load_state_dict(checkpoint["state_dict"])
     return network.eval()
 

@@ -13,7 +13,7 @@ class Word(StrEnum):
 
     sentence: str
 
-    def __new__(cls, word: str, sentence: str) -> Word:
+    def __new__(cls, word: str, sentence: str = "") -> Word:  # Reason("too_short") looks one up
         member = str.__new__(cls, word)
         member._value_ = word
         member.sentence = sentence

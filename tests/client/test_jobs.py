@@ -18,7 +18,14 @@ from starlette.responses import Response
 from tests.client.conftest import Ask
 from tests.client.stand_in import FAKE, INFO_ANSWER, StandIn, problem
 
-QUEUED = {"job_id": "j/1", "status": "queued", "stage": None, "progress": 0.0, "seconds_left": None, "results": []}
+QUEUED: dict[str, Any] = {
+    "job_id": "j/1",
+    "status": "queued",
+    "stage": None,
+    "progress": 0.0,
+    "seconds_left": None,
+    "results": [],
+}
 RUNNING = QUEUED | {"status": "running", "stage": "TkanExtractor", "progress": 0.5, "seconds_left": 12.0}
 FAILED = {
     "filename": "notes.md",

@@ -47,4 +47,4 @@ def ten_seconds(sample_wav: bytes) -> NDArray[np.float32]:
     """A part of the sample in which both of its speakers are heard, (time,) at 16 kHz."""
     with wave.open(io.BytesIO(sample_wav)) as file:
         file.setpos(5 * 16_000)
-        return np.frombuffer(file.readframes(10 * 16_000), dtype="<i2") / np.float32(2**15)
+        return np.frombuffer(file.readframes(10 * 16_000), dtype="<i2").astype(np.float32) / np.float32(2**15)

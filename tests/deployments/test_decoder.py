@@ -24,7 +24,8 @@ SECONDS = 20.0
 
 @pytest.fixture(scope="module")
 def replica() -> Iterator[Any]:
-    replica = Decoder.func_or_class(DetectorConfig(decoders=1))
+    deployment: Any = Decoder  # what `serve.deployment` made of it
+    replica = deployment.func_or_class(DetectorConfig(decoders=1))
     yield replica
     replica._pool.close()
 

@@ -111,6 +111,9 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
         body: dict[str, Any] = service.get("/info").json()["model"]
         return body
 
+    def refused(name: str) -> bool:
+        return name in (model()["refused_update"] or "")
+
     def judge() -> dict[str, Any]:
         response = service.post("/predict", files={"audio": clip})
         assert response.status_code == 200, response.text
@@ -119,7 +122,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
 
     def swapped() -> bool:
         seen.append(judge()["model"]["name"])
-        return seen[-1] == "shifted"
+        return bool(seen[-1] == "shifted")
 
     replicas = replica_ids(cluster)
     # Asked before: the new bundle may serve as soon as it is deployed.
@@ -153,7 +156,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     ):
         save_bundle(tmp_path / name, shifted.model_copy(update=other), old.arrays, f"# {name}", front)
         deploy(tmp_path / name)
-        wait_until(lambda name=name: name in (model()["refused_update"] or ""), 60)
+        wait_until(partial(refused, name), 60)
         assert judge()["model"]["sha256"] == new.sha256
 
     deploy(detector.config.bundle)

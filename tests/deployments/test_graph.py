@@ -83,7 +83,8 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 def raised_by_a_stage(error: Exception) -> BaseException:
-    return RayTaskError("handle_request", "stack", error).as_instanceof_cause()
+    raised: BaseException = RayTaskError("handle_request", "stack", error).as_instanceof_cause()
+    return raised
 
 
 STAGE_SECONDS = 0.4
@@ -93,12 +94,12 @@ def run(
     use_diarization: bool = False,
     request_seconds: float = 30.0,
     channels: Channels = "mix",
-    **changed: Handle,
+    **changed: Any,
 ) -> tuple[Any, dict[str, Handle]]:
     """Send a recording through a graph whose stages work, but for those that are changed."""
 
     async def predict() -> tuple[Any, dict[str, Handle]]:
-        stages = {
+        stages: dict[str, Any] = {
             "Decoder": Handle(lambda *_: RECORDING),
             "VoiceActivityDetector": Handle(lambda recording: SPEECH),
             "Diarizer": Handle(lambda recording: ()),
@@ -107,10 +108,9 @@ def run(
         } | changed
         try:
             graph = Graph(stages, dict.fromkeys(STAGES, STAGE_SECONDS), request_seconds)
-            outcome = await graph.predict(b"", use_diarization=use_diarization, channels=channels)
+            return await graph.predict(b"", use_diarization=use_diarization, channels=channels), stages
         except SoundSentryError as error:
-            outcome = error
-        return outcome, stages
+            return error, stages
 
     return asyncio.run(predict())
 

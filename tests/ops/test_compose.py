@@ -18,14 +18,20 @@ CHECK = Path(sys.executable).with_name("check-jsonschema")
 
 
 def test_the_schema_of_the_compose_specification_holds() -> None:
-    command = [CHECK, "--builtin-schema", "vendor.compose-spec", COMPOSE / "compose.yaml", COMPOSE / "gpu.yaml"]
+    command: list[str | Path] = [
+        CHECK,
+        "--builtin-schema",
+        "vendor.compose-spec",
+        COMPOSE / "compose.yaml",
+        COMPOSE / "gpu.yaml",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 def test_the_schema_finds_a_misspelt_key(tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text((COMPOSE / "compose.yaml").read_text().replace("read_only:", "readonly:", 1))
-    command = [CHECK, "--builtin-schema", "vendor.compose-spec", tmp_path / "compose.yaml"]
+    command: list[str | Path] = [CHECK, "--builtin-schema", "vendor.compose-spec", tmp_path / "compose.yaml"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "readonly" in done.stdout
@@ -60,6 +66,6 @@ def test_nginx_takes_the_configuration_of_the_proxy(tmp_path: Path) -> None:
     text = (COMPOSE / "nginx.conf").read_text(encoding="utf-8").replace(" /tmp/", f" {tmp_path}/")
     text = text.replace("/run/secrets/tls_certificate", str(certificate)).replace("/run/secrets/tls_key", str(key))
     (tmp_path / "nginx.conf").write_text(text, encoding="utf-8")
-    command = ["nginx", "-t", "-q", "-e", "stderr", "-c", tmp_path / "nginx.conf"]
+    command: list[str | Path] = ["nginx", "-t", "-q", "-e", "stderr", "-c", tmp_path / "nginx.conf"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 
 
 def selected(*arguments: str) -> str:
-    command = [sys.executable, "-S", ROOT / "ops" / "docker" / "requirements.py", *arguments]
+    command: list[str | Path] = [sys.executable, "-S", ROOT / "ops" / "docker" / "requirements.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

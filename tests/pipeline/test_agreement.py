@@ -49,7 +49,7 @@ def human(sample_wav: bytes) -> Samples:
     """Six seconds of two people on a telephone."""
     with wave.open(io.BytesIO(sample_wav)) as file:
         file.setpos(8 * SAMPLE_RATE)
-        return np.frombuffer(file.readframes(6 * SAMPLE_RATE), dtype="<i2") / np.float32(2**15)
+        return np.frombuffer(file.readframes(6 * SAMPLE_RATE), dtype="<i2").astype(np.float32) / np.float32(2**15)
 
 
 def synthetic() -> Samples:
@@ -57,8 +57,9 @@ def synthetic() -> Samples:
     text = "The quick brown fox jumps over the lazy dog, and then it runs away before the rain begins to fall."
     done = subprocess.run(["espeak-ng", "--stdout", text], capture_output=True, check=True)
     with wave.open(io.BytesIO(done.stdout)) as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2") / np.float32(2**15)
-        return resample_poly(samples, SAMPLE_RATE, file.getframerate()).astype(np.float32)
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
+        resampled: Samples = resample_poly(samples, SAMPLE_RATE, file.getframerate()).astype(np.float32)
+        return resampled
 
 
 def extremes(name: str, samples: Samples) -> dict[str, bytes]:
@@ -140,7 +141,7 @@ def test_over_a_sample_of_real_recordings(detector: Detector) -> None:
 
 @needs_field_dev
 def test_over_short_cuts_of_real_recordings(detector: Detector) -> None:
-    files = {}
+    files: dict[str, bytes] = {}
     for path in recordings()[:4]:
         samples = decode((FIELD_DEV / path).read_bytes(), detector.config.limits).waveform.samples
         files |= {f"{path}, {cut:g} s": encode(samples[: round(cut * SAMPLE_RATE)]) for cut in CUTS}

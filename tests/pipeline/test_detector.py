@@ -32,7 +32,9 @@ def chords(seconds: float) -> NDArray[np.float64]:
     t = np.arange(int(seconds * RATE)) / RATE
     decay = np.exp(-3 * (t % 0.5))
     notes = np.array([[262, 330, 392], [294, 349, 440]])[((t // 0.5) % 2).astype(int)]
-    return 0.1 * decay * sum(np.sin(2 * np.pi * notes * k * t[:, None]).sum(axis=1) / k for k in range(1, 6))
+    tones: list[NDArray[np.float64]] = [np.sin(2 * np.pi * notes * k * t[:, None]).sum(axis=1) / k for k in range(1, 6)]
+    chord: NDArray[np.float64] = 0.1 * decay * np.sum(tones, axis=0)
+    return chord
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pty
 import subprocess
 import sys
 import wave
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def clip(sample_wav: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six seconds of speech."""
     with wave.open(io.BytesIO(sample_wav)) as file:
         file.setpos(8 * 16_000)
-        samples = np.frombuffer(file.readframes(6 * 16_000), dtype="<i2") / np.float32(2**15)
+        samples = np.frombuffer(file.readframes(6 * 16_000), dtype="<i2").astype(np.float32) / np.float32(2**15)
     path = tmp_path_factory.mktemp("clips") / "six, seconds.flac"
     path.write_bytes(encode(samples, "flac"))
     return path
@@ -51,12 +52,14 @@ def verdict(clip: Path) -> Verdict:
     return Detector.from_config().predict(clip.read_bytes())
 
 
-def configuration(folder: Path, limits: dict[str, Any] | None = None, **thresholds: float) -> str:
+def configuration(
+    folder: Path, limits: dict[str, Any] | None = None, thresholds: Mapping[str, float] | None = None
+) -> str:
     """A configuration under which speech of any quality is judged, by the default bundle with these thresholds."""
     folder.mkdir(exist_ok=True)
     default = DetectorConfig.load().bundle_path
     info = json.loads((default / "bundle.json").read_text())
-    info["thresholds"] |= thresholds
+    info["thresholds"] |= thresholds or {}
     info["uncertainty"]["novelty"] = 1e9
     (folder / "bundle.json").write_text(json.dumps(info))
     for part in ("classifier.safetensors", "front.safetensors"):
@@ -147,7 +150,7 @@ def test_table_and_exit_code_follow_the_bundles_thresholds(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = configuration(tmp_path / "bundle", **thresholds)
+    config = configuration(tmp_path / "bundle", thresholds=thresholds)
     assert main(["--config", config, "--operating-point", point, str(clip)]) == code
     header, row = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["FILE", "RESULT"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
 from tests.tune.synthetic import stand_in_for_hifigan
 from tune.cluster import map_with_actors
-from tune.corpora.manifest import Clip, read_manifest, write_manifest
+from tune.corpora.manifest import Clip, Label, read_manifest, write_manifest
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main
 from tune.extract import Recipe, extract
@@ -59,7 +60,7 @@ def two_nodes() -> Iterator[str]:
     )
     try:
         cluster.add_node(num_cpus=1, object_store_memory=2**28)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield cluster.address
     finally:
         ray.shutdown()
@@ -76,8 +77,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, sample_wav: bytes) -> Path:
         start = 16_000 * (7 + number)
         real = speech[start : start + 32_000]
         spectrum = np.fft.rfft(real.reshape(-1, 400))
-        fake = np.fft.irfft(np.abs(spectrum)).reshape(-1).astype(np.float32)
-        for label, wave in (("bonafide", real), ("spoof", fake)):
+        fake = np.fft.irfft(np.abs(spectrum)).reshape(-1)
+        versions: tuple[tuple[Label, NDArray[np.float64]], ...] = (("bonafide", real), ("spoof", fake))
+        for label, wave in versions:
             path = folder / f"{number}-{label}.wav"
             path.write_bytes(encode(wave))
             clips.append(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tune.synthetic import make_clips
-from tune.corpora.manifest import Clip
+from tune.corpora.manifest import Clip, Label
 from tune.errors import CorpusError
 from tune.evaluate import ASPECTS, evaluate, worst_where_unscored
 from tune.reports.metrics import SUMMARY
@@ -50,14 +50,15 @@ def test_every_figure_has_its_interval_and_every_aspect_its_rows() -> None:
 
 
 def test_the_interval_of_a_row_is_over_its_own_speakers() -> None:
+    sites: tuple[tuple[str, Label, int], ...] = (
+        ("few", "spoof", 3),
+        ("many", "spoof", 30),
+        ("many", "bonafide", 30),
+        ("one", "spoof", 1),
+    )
     clips = [
         Clip(Path(f"{site}{number}"), label, f"{site} {number % speakers}", site if label == "spoof" else "", site=site)
-        for site, label, speakers in (
-            ("few", "spoof", 3),
-            ("many", "spoof", 30),
-            ("many", "bonafide", 30),
-            ("one", "spoof", 1),
-        )
+        for site, label, speakers in sites
         for number in range(60)
     ]
     # Of every three speakers the first deceives the detector, in all clips.

@@ -215,7 +215,8 @@ def synthesise(spectra: NDArray[Any], size: int, hop: int, length: int) -> Sampl
     summed = _overlap_add(frames, hop)
     weight = _overlap_add(np.broadcast_to(np.square(_window(size)), frames.shape), hop)
     samples = summed / np.maximum(weight, 1e-3)
-    return samples[size // 2 : size // 2 + length].astype(np.float32)
+    nearest: Samples = samples[size // 2 : size // 2 + length].astype(np.float32)
+    return nearest
 
 
 def griffin_lim(
@@ -250,7 +251,7 @@ def _mel_bands(bands: int) -> NDArray[np.float32]:
     frequencies = np.linspace(0, MEL_RATE / 2, MEL_SIZE // 2 + 1)[:, None]
     rise = (frequencies - edges[:-2]) / np.diff(edges)[:-1]
     fall = (edges[2:] - frequencies) / np.diff(edges)[1:]
-    filters = np.maximum(np.minimum(rise, fall), 0) * 2 / (edges[2:] - edges[:-2])
+    filters: NDArray[np.float64] = np.maximum(np.minimum(rise, fall), 0) * 2 / (edges[2:] - edges[:-2])
     return filters.astype(np.float32)
 
 

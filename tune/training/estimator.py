@@ -187,7 +187,8 @@ def _clip_rows(
     owner, copy = table.owner[rows], table.copy[rows]
     starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(copy, prepend=-1))
     windows = np.diff(starts, append=len(rows)).astype(np.float32)
-    means = np.add.reduceat(inputs, starts) / windows[:, None]
+    sums: Matrix = np.add.reduceat(inputs, starts)
+    means = sums / windows[:, None]
     labels = labels[starts]
     weights = np.where(copy[starts] == 0, 1.0, head.copies_weight)
     weights[~table.judged[owner[starts]]] *= head.background_weight

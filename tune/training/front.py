@@ -306,7 +306,7 @@ def tune_front(
     """
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)
-    model = copy.deepcopy(start) if start else Tuned(config)
+    model: Tuned = copy.deepcopy(start) if start else Tuned(config)
     model = model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from deployments.http.answers import BatchAnswer, HealthAnswer, HomeAnswer, InfoAnswer, PredictAnswer, Problem
 from pipeline.audio.formats import SUPPORTED_FORMATS
@@ -288,7 +289,7 @@ def test_the_documentation_has_an_example_for_each_answer(service: httpx.Client)
     for path in re.findall(r'(?:src|href)="([^"]*)"', docs):
         assert service.get(path).status_code == 200, path
     document = service.get("/openapi.json").json()
-    models = {
+    models: dict[str, type[BaseModel]] = {
         "/": HomeAnswer,
         "/health": HealthAnswer,
         "/info": InfoAnswer,

@@ -57,7 +57,7 @@ CODEC_TOLERANCE = {
 def sample(sample_wav: bytes) -> Samples:
     """The sample's own samples, read without the product."""
     with wave.open(BytesIO(sample_wav)) as file:
-        return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2") / np.float32(2**15)
+        return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
 
 
 @pytest.fixture(scope="module")
@@ -432,7 +432,7 @@ class TestLies:
         clip = bytearray(clips["opus"])
         clip[38:40] = struct.pack("<H", 65_535)
         clip[22:26] = bytes(4)
-        clip[22:26] = struct.pack("<I", ogg_checksum(clip[:47]))
+        clip[22:26] = struct.pack("<I", ogg_checksum(bytes(clip[:47])))
         recording = decode(bytes(clip), LIMITS)
         assert recording.waveform.duration_seconds == pytest.approx(2, abs=0.15)
 

@@ -8,8 +8,7 @@ from pipeline.networks.campplus import filterbank, load_campplus
 from pipeline.networks.front import front_parameters, load_front, parameters_sha256, published_front
 from pipeline.networks.tkan import load_spec
 from pipeline.stages.extract import TkanExtractor
-from pipeline.types import Segment, Waveform
-from pipeline.verdict.windows import Window
+from pipeline.types import Segment, Waveform, Window
 
 
 def test_the_front_computes_what_the_front_of_campplus_does() -> None:

@@ -60,7 +60,7 @@ def test_every_window_has_features_wherever_speech_ends(extractor: TkanExtractor
     """Edges of chunks and of windows come from different sums, which differ in their last bits."""
     rng = np.random.default_rng(1)
     for _ in range(5):
-        bounds = np.sort(rng.uniform(0, 25, size=6))
-        found = speech(*bounds.reshape(-1, 2).tolist(), duration_seconds=25.0)
+        a, b, c, d, e, f = np.sort(rng.uniform(0, 25, size=6)).tolist()
+        found = speech((a, b), (c, d), (e, f), duration_seconds=25.0)
         features = extractor.extract(Recording(noise(25.0), "wav"), found, None)
         assert len(features.vectors) == len(features.windows)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from pipeline.config import DetectorConfig
 from pipeline.networks.tkan import TkanSpec
@@ -46,7 +46,7 @@ GOOD = Quality(snr_db=30.0, bandwidth_hz=8_000.0)
 
 
 def verdict_of(
-    scores: Sequence[float] | float,
+    scores: ArrayLike,
     seconds: float = 8.0,
     turns: tuple[Turn, ...] | None = None,
     quality: Quality = GOOD,

@@ -13,15 +13,16 @@ def test_mlp_matches_torch() -> None:
     import torch
 
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+    first, second = torch.nn.Linear(6, 4), torch.nn.Linear(4, 1)
+    network = torch.nn.Sequential(first, torch.nn.ReLU(), second)
     arrays = {
         "mean": np.full(6, 0.5, dtype=np.float32),
         "scale": np.full(6, 2.0, dtype=np.float32),
         "limit": np.array([0.5], dtype=np.float32),
-        "weight_0": network[0].weight.detach().numpy().T,
-        "bias_0": network[0].bias.detach().numpy(),
-        "weight_1": network[2].weight.detach().numpy().T,
-        "bias_1": network[2].bias.detach().numpy(),
+        "weight_0": first.weight.detach().numpy().T,
+        "bias_0": first.bias.detach().numpy(),
+        "weight_1": second.weight.detach().numpy().T,
+        "bias_1": second.bias.detach().numpy(),
     }
     vectors = np.random.default_rng(0).standard_normal((3, 6), dtype=np.float32)
     standardized = standardize(arrays, vectors, [6])

@@ -18,5 +18,5 @@ def test_the_docs_have_each_word_with_its_sentence_and_no_other(words: type[Word
 
 
 def test_a_word_is_the_string_of_the_contract() -> None:
-    assert Reason.TOO_SHORT == "too_short" and str(Reason.TOO_SHORT) == "too_short"
+    assert Reason.TOO_SHORT.value == str(Reason.TOO_SHORT) == "too_short"
     assert Reason("too_short") is Reason.TOO_SHORT

@@ -7,6 +7,7 @@ from itertools import islice, product
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.types import SAMPLE_RATE, Segment, Waveform
 from tune.corpora import augment as module
@@ -31,7 +32,7 @@ needs_ffmpeg = pytest.mark.skipif(
 def speech(sample_wav: bytes) -> Waveform:
     """Six seconds of pyannote's sample that are full of speech."""
     with wave.open(io.BytesIO(sample_wav)) as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2") / np.float32(2**15)
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
     return Waveform(samples).crop(Segment(7, 13))
 
 
@@ -47,9 +48,10 @@ def power_above(waveform: Waveform, hertz: float) -> float:
     return float(10 * np.log10(power[frequencies > hertz].sum() / power.sum() + 1e-12))
 
 
-def envelope(waveform: Waveform) -> np.ndarray:
+def envelope(waveform: Waveform) -> NDArray[np.float32]:
     frames = waveform.samples[: len(waveform.samples) // 400 * 400].reshape(-1, 400)
-    return np.sqrt(np.square(frames).mean(axis=1))
+    power: NDArray[np.float32] = np.square(frames).mean(axis=1)
+    return np.sqrt(power)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.tune.synthetic import make_clips
-from tune.corpora.manifest import Clip
+from tune.corpora.manifest import Clip, Label
 from tune.errors import CorpusError, LeakError
 from tune.training.folds import FoldsConfig, make_fold, make_folds, refuse_overlap, tied_groups
 
@@ -82,20 +82,23 @@ def test_clips_without_a_speaker_count_as_one_of_their_origin() -> None:
         make_folds(clips, FoldsConfig(k=10))
 
 
+ON_ONE_SIDE: tuple[tuple[str, Label, int], ...] = (
+    ("ann", "spoof", 3),
+    ("bob", "bonafide", 4),
+    ("bob", "spoof", 2),
+    ("carl", "bonafide", 2),
+)
+"""Name, label and number of clips: Bob, who has clips of both classes, is alone on one side."""
+
+
 @pytest.mark.parametrize(
     ("clips", "config", "named"),
     [
         (make_clips(speakers=3), FoldsConfig(k=5), "too small for 5 folds"),
         (
-            # Whoever holds both classes is by himself on one side.
             [
                 Clip(Path(f"{name}{label}{number}"), label, name)
-                for name, label, count in (
-                    ("ann", "spoof", 3),
-                    ("bob", "bonafide", 4),
-                    ("bob", "spoof", 2),
-                    ("carl", "bonafide", 2),
-                )
+                for name, label, count in ON_ONE_SIDE
                 for number in range(count)
             ],
             FoldsConfig(k=2),

@@ -70,6 +70,7 @@ def test_what_was_measured_fits_the_formula(evidence: Evidence) -> None:
     assert evidence.uncertainty.score_variance == pytest.approx(evidence.scores.var())
     assert evidence.uncertainty.window_variance > 0
     assert evidence.thresholds.recall <= evidence.thresholds.balanced == 0 <= evidence.thresholds.precision
+    assert evidence.narrow is not None
     assert evidence.narrow.uncertainty.score_variance != evidence.uncertainty.score_variance
 
 

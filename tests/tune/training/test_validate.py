@@ -96,9 +96,9 @@ def test_no_copy_of_a_clip_or_of_its_speaker_helps_to_judge_it() -> None:
         rest = fit(CONFIG.estimator, ruined(table, table.vocoded & np.isin(table.owner, fold.train)), fold.train)
         assert not np.allclose(rest["weight"], expected["weight"], rtol=0.1)
 
-    expected = train(CONFIG, table, outer.train)
-    found = train(CONFIG, ruined(table, np.isin(table.owner, outer.test) & (table.copy > 0)), outer.train)
-    assert found.thresholds == expected.thresholds and found.calibration == expected.calibration
+    whole = train(CONFIG, table, outer.train)
+    without = train(CONFIG, ruined(table, np.isin(table.owner, outer.test) & (table.copy > 0)), outer.train)
+    assert without.thresholds == whole.thresholds and without.calibration == whole.calibration
 
 
 def ruined(table: Table, rows: NDArray[np.bool_]) -> Table:
