@@ -532,7 +532,7 @@ class TestBroken:
 class TestOurOwnMistakes:
     """What goes wrong in our own code is no damage of the file: it must come out as it is."""
 
-    @pytest.mark.parametrize("place", ["sniff", "_mix", "_Decoding._seconds", "_Decoding._check", "np.abs"])
+    @pytest.mark.parametrize("place", ["sniff", "channels.mix", "_Decoding._seconds", "_Decoding._check", "np.abs"])
     @pytest.mark.parametrize("mistake", [ValueError, LookupError, MemoryError, ZeroDivisionError, RuntimeError])
     def test_is_told_apart_from_damage(
         self, place: str, mistake: type[Exception], clips: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
