@@ -119,7 +119,8 @@ class Graph:
             return {stage: {"status": "unknown", "replicas": 0} for stage in self._stages}
         states: dict[str, StageState] = {}
         for stage in self._stages:
-            replicas = {state.value: n for state, n in deployments[stage].replica_states.items()}.get("RUNNING", 0)
+            # Declared as an enumeration, its keys are strings.
+            replicas = deployments[stage].replica_states.get("RUNNING", 0)  # type: ignore[call-overload]
             states[stage] = {"status": "healthy" if replicas else "down", "replicas": replicas}
         return states
 
