@@ -26,6 +26,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import av.subtitles.codeccontext  # noqa: F401  PyAV loads it late, for a file with subtitles: a fork cannot
+
 from pipeline.audio.channels import channel_name
 from pipeline.audio.decode import decode, decode_channels
 from pipeline.errors import InputError
