@@ -344,7 +344,8 @@ from pipeline.audio import worker
 from pipeline.config import Limits
 
 seccomp = worker._system_call_filter() if sys.argv[1] == "seccomp" else None
-assert seccomp is not None or sys.argv[1] != "seccomp"
+if seccomp is None and sys.argv[1] == "seccomp":
+    sys.exit("no system call filter")
 libc = ctypes.CDLL(None, use_errno=True)
 (inside, outside), port = os.pipe(), int(sys.argv[2])
 already = socket.socket()
@@ -393,6 +394,8 @@ def test_a_decoder_that_a_file_takes_over_can_do_nothing(means: str) -> None:
             capture_output=True,
             text=True,
         )
+        if done.stderr == "no system call filter\n":
+            pytest.skip("libseccomp is not here, or the kernel refuses a filter")
         assert done.returncode == 0, done.stderr
         held, attempts = json.loads(done.stdout)
         reached = set(attempts) - set(held)
