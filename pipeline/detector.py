@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from pipeline.audio.pool import DecoderPool
 from pipeline.config import DetectorConfig
@@ -24,11 +25,12 @@ class Detector:
 
     A file is decoded in a process that may do nothing else: one that breaks the decoder costs its own answer, and not
     those of the files after it. Threads may share a Detector; recordings that are diarized wait for each other. It sets
-    the number of CPU threads torch computes with in this process to the configuration's.
+    the number of CPU threads that torch and numpy compute with in this process to the configuration's.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)
+        threadpool_limits(config.threads, user_api="blas")  # a second thread would wait more than it computes
         self.config = config
         self.decoder = DecoderPool(config.limits, config.decoders)  # first: its processes start meanwhile
         self.voice_activity = VoiceActivityDetector(config)

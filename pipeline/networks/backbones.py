@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigurationError
 from pipeline.models import weights_sha256
 from pipeline.networks.campplus import filterbank, load_campplus
-from pipeline.networks.front import Parameters, load_front, parameters_sha256, published_front
+from pipeline.networks.front import FrontForCpu, Parameters, load_front, parameters_sha256, published_front
 from pipeline.types import SAMPLE_RATE, Spectrum, Waveform
 
 MIN_SAMPLES = SAMPLE_RATE // 2
@@ -126,7 +126,8 @@ def load_backbone(
             network: nn.Module = load_campplus()
             sha256 = weights_sha256(name)
         case "campplus-front":
-            network = published_front() if front is None else load_front(front)
+            loaded = published_front() if front is None else load_front(front)
+            network = FrontForCpu(loaded) if device == "cpu" else loaded
             sha256 = weights_sha256("campplus") if front is None else parameters_sha256(front)
         case "pyannote/embedding" | "wespeaker":
             from pipeline.networks.pyannote import load_embedding

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from pyannote.audio.utils.powerset import Powerset
 
 from pipeline.models import load_checkpoint
 from pipeline.networks.campplus import EMBEDDING_SIZE, filterbank, load_campplus
+from pipeline.networks.onnx import for_cpu
+from pipeline.types import SAMPLE_RATE
 
 __all__ = [
     "PLDA",
@@ -35,7 +38,7 @@ __all__ = [
     "SpeakerDiarization",
     "load_embedding",
     "load_segmentation",
-    "speaker_probabilities",
+    "load_speaker_probabilities",
 ]
 
 
@@ -49,15 +52,22 @@ def load_segmentation(name: str = "segmentation-3.0") -> PyanNet:
     return network.eval()
 
 
-def speaker_probabilities(network: PyanNet, samples: Tensor) -> Tensor:
-    """How likely each speaker talks: (samples,) at 16 kHz -> (frames, 3).
+def load_speaker_probabilities(device: str) -> Callable[[Tensor], Tensor]:
+    """How likely each speaker talks, by segmentation-3.0: (samples,) at 16 kHz, on `device` -> (frames, 3).
 
-    The classes of `network` are sets of up to two speakers; a speaker's probability is that of all sets with them.
+    The classes of the network are sets of up to two speakers; a speaker's probability is that of all sets with them.
     """
+    network = load_segmentation()
     specifications = network.specifications
     assert isinstance(specifications, Specifications) and specifications.classes
-    powerset = Powerset(len(specifications.classes), specifications.powerset_max_classes or 1).to(samples.device)
-    probabilities: Tensor = powerset(network(samples[None, None]), soft=True)[0]
+    powerset = Powerset(len(specifications.classes), specifications.powerset_max_classes or 1).to(device)
+    compute = for_cpu(network, torch.zeros(1, 1, SAMPLE_RATE)) if device == "cpu" else network.to(device)
+
+    def probabilities(samples: Tensor) -> Tensor:
+        classes = compute(samples[None, None])
+        speakers: Tensor = powerset(classes[0] if isinstance(classes, tuple) else classes, soft=True)[0]
+        return speakers
+
     return probabilities
 
 

@@ -54,9 +54,9 @@ def load_sliding_segmentation(device: str) -> Callable[[Tensor, Checkpoint], Fra
     A frame's probability is that of its likeliest speaker. The windows are spread evenly and overlap no more than the
     recording's length makes them, for each costs as much as another; where two meet, their mean counts.
     """
-    from pipeline.networks.pyannote import load_segmentation, speaker_probabilities
+    from pipeline.networks.pyannote import load_speaker_probabilities
 
-    network = load_segmentation().to(device)
+    speaker_probabilities = load_speaker_probabilities(device)
 
     def frames(samples: Tensor, checkpoint: Checkpoint) -> Frames:
         total = (len(samples) - FRAME_SAMPLES) // FRAME_STEP + 1
@@ -65,7 +65,7 @@ def load_sliding_segmentation(device: str) -> Callable[[Tensor, Checkpoint], Fra
             checkpoint()
             end = min(start + WINDOW_FRAMES, total)
             window = samples[start * FRAME_STEP : (end - 1) * FRAME_STEP + FRAME_SAMPLES].to(device)
-            sums[start:end] += speaker_probabilities(network, window).amax(dim=-1).cpu().numpy()
+            sums[start:end] += speaker_probabilities(window).amax(dim=-1).cpu().numpy()
             counts[start:end] += 1
         halfway = (FRAME_SAMPLES + FRAME_STEP) // 2 + FRAME_STEP * np.arange(total - 1)
         return sums / counts, np.concatenate([[0], halfway, [len(samples)]]) / SAMPLE_RATE
