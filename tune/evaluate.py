@@ -21,20 +21,18 @@ import numpy as np
 from pipeline.config import DetectorConfig
 from tune.cluster import with_progress
 from tune.command import run
+from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, add_split_argument, of_split, read_manifest
 from tune.errors import CorpusError
+from tune.reports.breakdown import break_down, rates, rows_by
 from tune.reports.metrics import (
     SUMMARY,
     Interval,
     Labels,
-    Metric,
     Scores,
-    at_threshold,
     auc,
     bootstrap,
     eer,
-    false_alarm_rate,
-    miss_rate,
     require_two_classes,
 )
 from tune.reports.report import write_report
@@ -54,7 +52,8 @@ ASPECTS: dict[str, Callable[[Clip, Scored], str]] = {
 def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, draws: int = 1000) -> dict[str, Any]:
     """The content of `metrics.json`. Raises CorpusError where a class has no recording, or none was scored.
 
-    Intervals are over `draws` bootstraps of the speakers, those of the many rows of `by` over a fifth of that.
+    Intervals are over `draws` bootstraps of the speakers, those of the many rows of `by` and `breakdown` over a fifth
+    of that.
     """
     labels = np.array([clip.is_spoof for clip in clips])
     require_two_classes(labels)
@@ -62,6 +61,7 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
     voices = [clip.voice for clip in clips]
     found = bootstrap(SUMMARY, labels, scores, voices, draws=draws)
     known = np.array([one.sha256[:12] in model.trained_on for one in scored])
+    balanced = model.thresholds["balanced"]
     return {
         **{name: value for name, (value, _, _) in found.items()},
         "intervals": {name: bounds for name, (_, *bounds) in found.items()},
@@ -83,10 +83,19 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
             for label in ("bonafide", "spoof")
             for of_class in [[one for clip, one in zip(clips, scored, strict=True) if clip.label == label]]
         },
+        "breakdown": break_down(clips, scores, threshold=balanced, met=_met(clips, model), draws=draws // 5),
         "by": {
-            name: rows
+            name: rows_by(
+                values,
+                labels,
+                scores,
+                np.array(voices),
+                {"eer": eer, "auc": auc, **rates(balanced)},
+                against_all=name == "generator",
+                draws=draws // 5,
+            )
             for name, key in ASPECTS.items()
-            if (rows := _rows(clips, scored, labels, scores, key, model, draws // 5))
+            if any(values := [key(clip, one) for clip, one in zip(clips, scored, strict=True)])
         },
     }
 
@@ -108,6 +117,13 @@ def worst_where_unscored(labels: Labels, scored: Sequence[Scored]) -> Scores:
     )
 
 
+def _met(clips: Sequence[Clip], model: Model) -> Labels | None:
+    """(clips,) whether the model was trained on a generator of a spoof's name; None where it does not say on which."""
+    if not model.generators:
+        return None
+    return np.array([clip.is_spoof and plain_name(clip.generator) in model.generators for clip in clips])
+
+
 def _part(labels: Labels, scores: Scores, voices: Sequence[str], chosen: Labels, draws: int) -> dict[str, Any] | None:
     if not 0 < labels[chosen].sum() < chosen.sum():
         return None
@@ -119,57 +135,8 @@ def _part(labels: Labels, scores: Scores, voices: Sequence[str], chosen: Labels,
 def _at_threshold(
     labels: Labels, scores: Scores, voices: Sequence[str], threshold: float, draws: int
 ) -> dict[str, Any]:
-    found = bootstrap(_rates(threshold), labels, scores, voices, draws=draws)
+    found = bootstrap(rates(threshold), labels, scores, voices, draws=draws)
     return {"threshold": threshold, **{name: interval._asdict() for name, interval in found.items()}}
-
-
-def _rates(threshold: float) -> dict[str, Metric]:
-    return {
-        "miss_rate": at_threshold(miss_rate, threshold),
-        "false_alarm_rate": at_threshold(false_alarm_rate, threshold),
-    }
-
-
-def _rows(
-    clips: Sequence[Clip],
-    scored: Sequence[Scored],
-    labels: Labels,
-    scores: Scores,
-    key: Callable[[Clip, Scored], str],
-    model: Model,
-    draws: int,
-) -> list[dict[str, Any]]:
-    """A row for each value of an aspect that has one. A generator's clips are set against all bona fide clips.
-
-    A metric of a class that the row lacks is null.
-    """
-    values = np.array([key(clip, one) for clip, one in zip(clips, scored, strict=True)])
-    voices = np.array([clip.voice for clip in clips])
-    metrics = {"eer": eer, "auc": auc, **_rates(model.thresholds["balanced"])}
-    by_generator = key is ASPECTS["generator"]
-    rows = []
-    for value in sorted(set(values) - {""}):
-        chosen = values == value
-        if by_generator:
-            chosen = (chosen & labels) | ~labels
-        y, own = labels[chosen], voices[chosen]
-        wanted = dict(metrics)
-        if not y.any() or y.all():
-            wanted = (
-                {"miss_rate": metrics["miss_rate"]} if y.any() else {"false_alarm_rate": metrics["false_alarm_rate"]}
-            )
-        elif by_generator:
-            del wanted["false_alarm_rate"]
-        found = bootstrap(wanted, y, scores[chosen], list(own), draws=draws)
-        counts = {"bonafide": 0 if by_generator else int((~y).sum()), "spoof": int(y.sum())}
-        rows.append(
-            {
-                "value": str(value),
-                **counts,
-                **{name: found[name]._asdict() if name in found else None for name in metrics},
-            }
-        )
-    return rows
 
 
 def write_scores(path: Path, clips: Sequence[Clip], scored: Sequence[Scored]) -> None:

@@ -10,6 +10,7 @@ not to be quoted.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,26 +24,32 @@ from tune.cluster import connect
 from tune.command import run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.reports.metrics import SUMMARY, Interval, auc, eer
+from tune.reports import breakdown
+from tune.reports.metrics import SUMMARY, Interval, Scores, auc, eer
 from tune.train import DEFAULT_CONFIG, train_folds
 from tune.training.estimator import EstimatorConfig
-from tune.training.folds import Fold, make_folds
+from tune.training.folds import Fold, generators_met, make_folds
 from tune.training.table import Table
-from tune.training.validate import Trained, TrainingConfig, cross_validate, fold_scores, measure, require_calibration
+from tune.training.validate import (
+    TrainingConfig,
+    break_down_folds,
+    cross_validate,
+    fold_scores,
+    measure,
+    require_calibration,
+)
 
 
-def evaluate_folds(
-    config: TrainingConfig, table: Table, folds: Sequence[Fold], trained: Sequence[Trained]
-) -> dict[str, Any]:
-    """Metrics over all folds, each by its own detector and with its interval over speakers, and EER and AUC of each
-    fold that has both classes."""
-    scores = cross_validate(table, folds, trained)
+def evaluate_folds(config: TrainingConfig, table: Table, folds: Sequence[Fold], scores: Scores) -> dict[str, Any]:
+    """Metrics of scores (clips,) that `cross_validate` gave, over all folds and part by part, with their intervals over
+    speakers, and EER and AUC of each fold that has both classes."""
     found = measure(SUMMARY, table, scores)
     return {
         "features": table.kind.spec.name,
         "dimension": table.vectors.shape[1],
         "folds": config.folds.model_dump(),
         "metrics": {name: interval._asdict() for name, interval in found.items()},
+        "breakdown": break_down_folds(table, folds, scores),
         "by_fold": [
             {"fold": fold.name, "clips": len(test), "eer": eer(labels, scores[test]), "auc": auc(labels, scores[test])}
             for fold in folds
@@ -51,6 +58,19 @@ def evaluate_folds(
             if 0 < labels.sum() < len(labels)
         ],
     }
+
+
+def write_scores(path: Path, table: Table, folds: Sequence[Fold], scores: Scores) -> None:
+    """Each clip that was tested, in the order of the folds: its score by the detector of its fold, and whether a
+    generator of its generator's name was met in training."""
+    met = generators_met(table.clips, folds)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "score", "fold", "generator_met"))
+        for fold in folds:
+            for i in fold.test:
+                clip = table.clips[i]
+                writer.writerow((clip.listed, clip.label, f"{scores[i]:.4f}", fold.name, int(met[i])))
 
 
 def random_split_eer(config: EstimatorConfig, table: Table, k: int = 10) -> float:
@@ -100,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--k", type=int, help="number of speaker folds, in place of the configuration's")
     parser.add_argument("--random-split", action="store_true", help="show what folds at random would have claimed")
-    parser.add_argument("--out", type=Path, help="folder for kfold.json and kfold.md")
+    parser.add_argument("--out", type=Path, help="folder for kfold.json, kfold.md and the scores of each recipe")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
     changes = {key: value for key, value in (("by", arguments.by), ("k", arguments.k)) if value is not None}
@@ -113,15 +133,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     for features in arguments.features or [config.features]:
         table = load_table(arguments, clips, features, config.draws, config.vocoded)
         folds = make_folds(table.clips, config.folds)
-        result = evaluate_folds(config, table, folds, train_folds(config, table, folds))
+        scores = cross_validate(table, folds, train_folds(config, table, folds))
+        result = evaluate_folds(config, table, folds, scores)
         if arguments.random_split:
             result["random_split_eer"] = random_split_eer(config.estimator, table)
         results.append(result)
-    print(as_markdown(results), end="")
+        if arguments.out:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            write_scores(arguments.out / f"scores-{table.kind.spec.name}.csv", table, folds, scores)
+    shown = as_markdown(results) + "".join(
+        f"\n`{result['features']}`, part by part:\n\n{breakdown.as_markdown(result['breakdown'])}" for result in results
+    )
+    print(shown, end="")
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "kfold.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (arguments.out / "kfold.md").write_text(as_markdown(results), encoding="utf-8")
+        (arguments.out / "kfold.md").write_text(shown, encoding="utf-8")
 
 
 if __name__ == "__main__":

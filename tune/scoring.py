@@ -42,12 +42,13 @@ class Scored:
 @dataclass(frozen=True)
 class Model:
     """The model behind the scores: its name, its SHA-256, its operating points, and which files it was trained on by
-    the start of their SHA-256 (unknown of a deployment)."""
+    the start of their SHA-256 and which generators by their plain names (unknown of a deployment)."""
 
     name: str
     sha256: str
     thresholds: dict[str, float]
     trained_on: frozenset[str] = frozenset()
+    generators: frozenset[str] = frozenset()
 
 
 def failed(error: str) -> Scored:
@@ -104,7 +105,8 @@ def local_model(config: DetectorConfig) -> Model:
     bundle = Bundle.load(config.bundle_path)
     info = bundle.info
     thresholds = {point: getattr(info.thresholds, point) for point in ("balanced", "recall", "precision")}
-    return Model(info.name, bundle.sha256, thresholds, frozenset(info.corpus.get("clips", ())))
+    clips, generators = (frozenset(info.corpus.get(key, ())) for key in ("clips", "generator_names"))
+    return Model(info.name, bundle.sha256, thresholds, clips, generators)
 
 
 def score_over_http(clips: Sequence[Clip], url: str, *, clients: int) -> Iterator[tuple[int, Scored]]:

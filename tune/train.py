@@ -22,15 +22,25 @@ from pipeline.networks.tkan import load_spec
 from pipeline.verdict.bundle import Bundle, BundleInfo, save_bundle
 from tune.cluster import connect, map_with_tasks
 from tune.command import run
+from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip
 from tune.corpora.vocoded import fetch_hifigan
 from tune.extract import add_corpus_arguments, load_clips, load_table
+from tune.reports.breakdown import as_markdown, break_down
 from tune.reports.metrics import SUMMARY, Interval, Intervals, Labels, Scores, auc, bootstrap, coverage_errors, eer
 from tune.training.folds import Fold, make_folds
 from tune.training.front import LAYER_FEATURES, FrontConfig, Sample, Tuned, tune_front
 from tune.training.table import Table
 from tune.training.tuned import TUNED_PRESET, Evidence, TuningConfig, calibrate, hold_out, read_samples
-from tune.training.validate import Trained, TrainingConfig, cross_validate, measure, require_calibration, train
+from tune.training.validate import (
+    Trained,
+    TrainingConfig,
+    break_down_folds,
+    cross_validate,
+    measure,
+    require_calibration,
+    train,
+)
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
 KEPT_APART = {
@@ -58,6 +68,7 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
         "interval": "95 % over speakers",
         **{key: interval._asdict() for key, interval in metrics.items()},
         "coverage": coverage_errors(table.labels[table.judged], scores[table.judged]),
+        "breakdown": break_down_folds(table, folds, scores),
     }
     info = describe(config, table, trained, name, tested)
     return save_bundle(folder, info, trained.arrays, model_card(info, config, table.clips, metrics))
@@ -90,15 +101,18 @@ def train_tuned_bundle(
     evidence = calibrate(first, [sample for _, sample in judged], detector, config.operating_points)
     labels = np.array([clip.is_spoof for clip, _ in judged])
     metrics = bootstrap(SUMMARY, labels, evidence.scores, [clip.voice for clip, _ in judged])
+    heard = [clip for clip, out in zip(clips, held, strict=True) if not out]
+    names = {plain_name(clip.generator) for clip in heard if clip.is_spoof}
+    met = np.array([clip.is_spoof and plain_name(clip.generator) in names for clip, _ in judged])
     tested = {
         "of": f"clips of {len({clip.site for clip, _ in judged})} sites left out of training",
         "folds": 1,
         "interval": "95 % over speakers",
-        **{key: dict(zip(("value", "low", "high"), found, strict=True)) for key, found in metrics.items()},
+        **{key: interval._asdict() for key, interval in metrics.items()},
         "coverage": coverage_errors(labels, evidence.scores),
+        "breakdown": break_down([clip for clip, _ in judged], evidence.scores, met=met),
         "telephone": measure_lines(labels, evidence.telephone_scores),
     }
-    heard = [clip for clip, out in zip(clips, held, strict=True) if not out]
     beside = folder.with_name(f"{folder.name}-held-out")
     save_tuned(config, first, evidence, heard, tested, metrics, f"{name}-held-out", beside)
     # What was held out is new to the front: each of its clips counts for three.
@@ -173,8 +187,8 @@ def describe(
 
 
 def describe_corpus(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Counts, a fingerprint of contents and labels, and the start of each file's SHA-256, by which `tune.evaluate`
-    knows what a bundle was trained on."""
+    """Counts, a fingerprint of contents and labels, and by which `tune.evaluate` knows what a bundle was trained on:
+    the start of each file's SHA-256, and the plain names of generators."""
     rows = sorted(f"{clip.sha256} {clip.label}" for clip in clips)
     spoof = np.array([clip.is_spoof for clip in clips])
     return {
@@ -185,6 +199,7 @@ def describe_corpus(clips: Sequence[Clip]) -> dict[str, Any]:
         "speakers": len({clip.voice for clip in clips}),
         "generators": len({clip.generator for clip in clips if clip.is_spoof}),
         "clips": [row[:12] for row in rows],
+        "generator_names": sorted({plain_name(clip.generator) for clip in clips if clip.is_spoof} - {""}),
     }
 
 
@@ -231,6 +246,10 @@ Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
 |---|---|
 {shown}
 
+## Where it errs
+The same clips; errors are at the balanced threshold. Generators are set against all recordings.
+
+{as_markdown(info.metrics["breakdown"])}
 ## What Inconclusive buys
 The same clips, where those whose score is nearest to the balanced threshold get no answer.
 

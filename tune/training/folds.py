@@ -11,9 +11,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.config import Strict
+from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip
 from tune.errors import CorpusError, LeakError
 
@@ -23,11 +26,12 @@ Indices = NDArray[np.intp]
 class FoldsConfig(Strict):
     """How a corpus is divided. `speaker` gives k folds of speakers, stratified by class; any other leaves out
     `at_once` generators, sites, sources or languages at a time, and from training whatever shares a speaker or
-    utterance with them."""
+    utterance with them. With `new_generators` the spoofs of a generator do not train where one of that name tests."""
 
     by: Literal["speaker", "generator", "site", "source", "language"] = "speaker"
     k: int = Field(10, ge=2)
     at_once: int = Field(1, ge=1)
+    new_generators: bool = False
     seed: int = 0
 
 
@@ -78,8 +82,21 @@ def make_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
         train, test = judged[fold.train], judged[fold.test]
         tied = {tie for i in test for tie in ties(clips[i])}
         background = [i for i, clip in enumerate(clips) if clip.background and not tied & set(ties(clip))]
-        folds.append(make_fold(fold.name, clips, np.concatenate([train, background]).astype(np.intp), test))
+        train = np.concatenate([train, background]).astype(np.intp)
+        if config.new_generators:
+            tested = {plain_name(clips[i].generator) for i in test if clips[i].is_spoof}
+            train = train[[not clips[i].is_spoof or plain_name(clips[i].generator) not in tested for i in train]]
+        folds.append(make_fold(fold.name, clips, train, test))
     return folds
+
+
+def generators_met(clips: Sequence[Clip], folds: Iterable[Fold]) -> NDArray[np.bool_]:
+    """(clips,) whether a generator of the same name as a spoof's trains in the fold that tests it."""
+    met = np.zeros(len(clips), dtype=bool)
+    for fold in folds:
+        trained = {plain_name(clips[i].generator) for i in fold.train if clips[i].is_spoof}
+        met[fold.test] = [clips[i].is_spoof and plain_name(clips[i].generator) in trained for i in fold.test]
+    return met
 
 
 def _divide(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
@@ -125,18 +142,16 @@ def _speaker_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
 def tied_groups(clips: Sequence[Clip]) -> Indices:
     """(clips,) number of the group of each clip: clips that share a speaker or utterance, directly or by way of
     others, are of one group."""
-    clips_of: dict[str, list[int]] = defaultdict(list)
+    number_of: dict[str, int] = {}
+    rows, columns = [], []
     for index, clip in enumerate(clips):
         for tie in ties(clip):
-            clips_of[tie].append(index)
-    groups = np.full(len(clips), -1, dtype=np.intp)
-    for start in range(len(clips)):
-        reached = [start] if groups[start] < 0 else []
-        while reached:
-            index = reached.pop()
-            if groups[index] < 0:
-                groups[index] = start
-                reached += [other for tie in ties(clips[index]) for other in clips_of[tie] if groups[other] < 0]
+            rows.append(index)
+            columns.append(len(clips) + number_of.setdefault(tie, len(number_of)))
+    size = len(clips) + len(number_of)
+    # A graph of clips and of what ties them.
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+    groups: Indices = connected_components(graph, directed=False)[1][: len(clips)]
     return groups
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,10 +15,11 @@ from pipeline.verdict.bundle import Arrays, Calibration, Thresholds, Uncertainty
 from pipeline.verdict.head import standardize
 from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
+from tune.reports.breakdown import break_down
 from tune.reports.metrics import Intervals, Metric, Scores, bootstrap, eer
 from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
 from tune.training.estimator import EstimatorConfig, fit, score_windows
-from tune.training.folds import Fold, FoldsConfig, Indices, make_fold, make_folds, refuse_overlap
+from tune.training.folds import Fold, FoldsConfig, Indices, generators_met, make_fold, make_folds, refuse_overlap
 from tune.training.table import Table
 from tune.training.tuned import TuningConfig
 
@@ -160,3 +161,10 @@ def measure(metrics: dict[str, Metric], table: Table, scores: Scores) -> Interva
     """Each metric of the clips that are judged, with its 95 % interval over speakers."""
     voices = [clip.voice for clip in table.clips if not clip.background]
     return bootstrap(metrics, table.labels[table.judged], scores[table.judged], voices)
+
+
+def break_down_folds(table: Table, folds: Sequence[Fold], scores: Scores) -> dict[str, Any]:
+    """What the scores of the clips that are judged come to, part by part; `folds` tell which generators were met."""
+    judged = np.flatnonzero(table.judged)
+    met = generators_met(table.clips, folds)
+    return break_down([table.clips[i] for i in judged], scores[judged], met=met[judged])

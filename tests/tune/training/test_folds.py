@@ -9,7 +9,7 @@ import pytest
 from tests.tune.synthetic import make_clips
 from tune.corpora.manifest import Clip, Label
 from tune.errors import CorpusError, LeakError
-from tune.training.folds import FoldsConfig, make_fold, make_folds, refuse_overlap, tied_groups
+from tune.training.folds import FoldsConfig, generators_met, make_fold, make_folds, refuse_overlap, tied_groups, ties
 
 
 @pytest.mark.parametrize("by", ["speaker", "site", "generator", "source"])
@@ -130,3 +130,53 @@ def test_several_sites_are_left_out_at_once() -> None:
     assert sorted(i for fold in folds for i in fold.test) == list(range(len(clips)))
     for fold in folds:
         assert not {clips[i].site for i in fold.train} & {clips[i].site for i in fold.test}
+
+
+def test_generators_of_the_names_tested_do_not_train_where_they_are_to_be_new() -> None:
+    # Every generator speaks on two sites, spelt differently.
+    clips = [
+        replace(clip, generator=clip.generator and f"Gen-{'aA'[site % 2]}{'bc'[site // 2]}")
+        for clip in make_clips()
+        for site in [int(clip.site.removeprefix("site"))]
+    ]
+    lent = Clip(Path("/other/lent.wav"), "spoof", "lent", "gen ab", background=True)
+    for new, config in ((False, FoldsConfig(by="site")), (True, FoldsConfig(by="site", new_generators=True))):
+        folds = make_folds([*clips, lent], config)
+        assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(len(clips)))
+        first = next(fold for fold in folds if fold.name == "site site0")
+        trained = {clips[i].generator for i in first.train if i < len(clips) and clips[i].is_spoof}
+        assert trained == ({"Gen-ac", "Gen-Ac"} if new else {"Gen-Ab", "Gen-ac", "Gen-Ac"})
+        assert (len(clips) in first.train) is not new
+        # The recordings of the other sites train either way.
+        assert len({clips[i].site for i in first.train if i < len(clips) and not clips[i].is_spoof}) == 3
+        met = generators_met([*clips, lent], folds)
+        assert met.sum() == (0 if new else sum(clip.is_spoof for clip in clips))
+
+
+def test_a_famous_voice_does_not_train_for_another_site_unless_speakers_are_of_their_site() -> None:
+    clips = [replace(clip, speaker="LJ") if clip.speaker in ("speaker0", "speaker1") else clip for clip in make_clips()]
+    of_site = [replace(clip, speaker=f"{clip.site}: {clip.voice}") for clip in clips]
+    for named, trains in ((clips, False), (of_site, True)):
+        fold = next(fold for fold in make_folds(named, FoldsConfig(by="site")) if fold.name == "site site0")
+        assert any(named[i].speaker.endswith("LJ") for i in fold.train) is trains
+        assert not any(named[i].site == "site0" for i in fold.train)
+
+
+def test_groups_are_those_of_a_search_through_what_is_shared() -> None:
+    rng = np.random.default_rng(0)
+    clips = [
+        Clip(Path(str(n)), "spoof", f"s{rng.integers(60)}", pair_id=str(rng.integers(90)) if rng.random() < 0.4 else "")
+        for n in range(120)
+    ]
+    groups = tied_groups(clips)
+    # By merging whatever is tied until nothing changes.
+    expected = list(range(len(clips)))
+    changed = True
+    while changed:
+        changed = False
+        for i, first in enumerate(clips):
+            for j, second in enumerate(clips):
+                if expected[i] < expected[j] and set(ties(first)) & set(ties(second)):
+                    expected[j], changed = expected[i], True
+    assert 1 < len(set(expected)) < 60
+    assert len({*zip(groups.tolist(), expected, strict=True)}) == len(set(expected)) == len(set(groups.tolist()))

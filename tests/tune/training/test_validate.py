@@ -150,7 +150,8 @@ def test_a_random_split_claims_more_than_folds_of_speakers() -> None:
     ]
     table = make_table(clips, separation=1.0)
     folds = make_folds(table.clips, CONFIG.folds)
-    found = evaluate_folds(CONFIG, table, folds, train_each(CONFIG, table, folds))["metrics"]["eer"]
+    scores = cross_validate(table, folds, train_each(CONFIG, table, folds))
+    found = evaluate_folds(CONFIG, table, folds, scores)["metrics"]["eer"]
     assert found["low"] <= found["value"] <= found["high"]
     assert random_split_eer(CONFIG.estimator, table) < 0.6 * found["value"]
 
@@ -173,9 +174,9 @@ def test_nothing_is_tested_or_calibrated_by_background(head: RidgeHead | Logisti
     detectors = train_each(config, both, folds)
     scores = cross_validate(both, folds, detectors)
     assert np.isnan(scores[len(clips) :]).all() and not np.isnan(scores[: len(clips)]).any()
-    found = evaluate_folds(config, both, folds, detectors)
+    found = evaluate_folds(config, both, folds, scores)
     folds = make_folds(alone.clips, config.folds)
-    expected = evaluate_folds(config, alone, folds, train_each(config, alone, folds))
+    expected = evaluate_folds(config, alone, folds, cross_validate(alone, folds, train_each(config, alone, folds)))
     trained, other = (train(config, table, np.arange(len(table.clips))) for table in (both, alone))
     np.testing.assert_array_equal(trained.arrays["scale"], other.arrays["scale"])
     if head.kind == "ridge":  # which weighs these next to nothing
