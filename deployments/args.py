@@ -56,7 +56,7 @@ class BuildArgs(Strict):
         try:
             return validate(values)
         except ValidationError as error:
-            raise RayServeException(describe_misfits(error, "args.")) from error
+            raise RayServeException(describe_misfits(error, "args.", cls)) from error
 
 
 class ClassifierSettings(Strict):

@@ -92,7 +92,7 @@ def _misfits(model: type[BaseModel], value: Any, where: str = "") -> list[str]:
     try:
         model.model_validate(value)
     except ValidationError as error:
-        return [describe_misfits(error, where)]
+        return [describe_misfits(error, where, model)]
     return []
 
 

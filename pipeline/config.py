@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -122,12 +124,31 @@ def parse(model: type[Model], path: Path) -> Model:
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
     except ValidationError as error:
-        raise ConfigurationError(f"{path.name}: {describe_misfits(error)}") from error
+        raise ConfigurationError(f"{path.name}: {describe_misfits(error, model=model)}") from error
 
 
-def describe_misfits(error: ValidationError, where: str = "") -> str:
-    """Each key that pydantic refused, as `where` and the key's path, and why."""
-    return "; ".join(
-        f"{where + '.'.join(str(part) for part in problem['loc']) or 'the file'}: {problem['msg']}"
-        for problem in error.errors()
-    )
+def describe_misfits(error: ValidationError, where: str = "", model: type[BaseModel] | None = None) -> str:
+    """Each key that pydantic refused, as `where` and the key's path, and why. Of a `model` that is named, the key that
+    one it does not know is likely meant to be."""
+    found = []
+    for problem in error.errors():
+        *section, key = problem["loc"] or ("",)
+        why = problem["msg"]
+        if problem["type"] == "extra_forbidden":
+            likely = get_close_matches(str(key), _keys(model, section), n=1)
+            why = "there is no such key" + (f": did you mean {likely[0]}?" if likely else "")
+        found.append(f"{where + '.'.join(str(part) for part in problem['loc']) or 'the file'}: {why}")
+    return "; ".join(found)
+
+
+def _keys(annotation: Any, section: Sequence[int | str]) -> set[str]:
+    """The keys that a section may hold: `section` is its path in the annotation of a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not section:
+            return set(annotation.model_fields)
+        field = annotation.model_fields.get(str(section[0]))
+        if field is not None:
+            return _keys(field.annotation, section[1:])
+        # Where one of several models was chosen by its kind, the path names the kind, too.
+        return _keys(annotation, section[1:])
+    return set().union(*(_keys(part, section) for part in get_args(annotation)))
