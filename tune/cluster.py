@@ -25,6 +25,8 @@ def connect(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
+    # Ray's core writes what it notes of its own affairs to the terminal, as errors, unless told otherwise.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None and not os.environ.get("RAY_ADDRESS"):
         # Only where Ray holds that this machine forms no clusters does it take 127.0.0.1 for its address, and listen on

@@ -22,3 +22,8 @@ def run(main: Callable[[], None]) -> None:
     except SoundSentryError as error:
         print(f"{error.title}: {error.detail}", file=sys.stderr)
         sys.exit(2)
+
+
+def finish(wrote: str, then: str) -> None:
+    """The last lines of every command: what it wrote, and what to do with it."""
+    print(f"wrote {wrote}\nnext: {then}", file=sys.stderr)

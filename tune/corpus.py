@@ -16,14 +16,16 @@ import io
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.audio.decode import decode
 from pipeline.audio.quality import measure_quality
@@ -31,12 +33,12 @@ from pipeline.config import Limits
 from pipeline.errors import InputError
 from pipeline.types import Segment
 from tune.cluster import with_progress
-from tune.command import run
+from tune.command import finish, run
 from tune.corpora.build import add_build_arguments, build
 from tune.corpora.manifest import Clip, add_split_argument, of_split, write_manifest
 from tune.corpora.readers import READERS, read_corpus
 from tune.errors import CorpusError
-from tune.reports.metrics import auc
+from tune.reports.metrics import Labels, auc
 from tune.reports.plots import plot_corpus
 
 NUMBERS = ("duration_seconds", "level_db", "snr_db", "bandwidth_hz")
@@ -44,6 +46,10 @@ NAMES = ("sample_rate", "codec")
 QUARTILES = (25, 50, 75)
 NAMES_SHOWN = 3
 """In the table; check.json has all."""
+FILES_SHOWN = 5
+SHUFFLES = 200
+LEAKS = ((0.8, "leaks badly"), (0.65, "leaks"), (0.0, "leaks a bit"))
+"""What an AUC beyond chance is called, from which on."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,9 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
         measured = list(with_progress(pool.map(measure, [clip.path for clip in clips]), len(clips), "clips"))
     good = [(clip, traits) for clip, traits in zip(clips, measured, strict=True) if isinstance(traits, Traits)]
     unreadable = [
-        (clip.path.name, found) for clip, found in zip(clips, measured, strict=True) if isinstance(found, str)
+        (clip.listed or str(clip.path), found)
+        for clip, found in zip(clips, measured, strict=True)
+        if isinstance(found, str)
     ]
     copies: dict[str, list[Clip]] = defaultdict(list)
     for clip, traits in good:
@@ -128,7 +136,8 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
 
 
 def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
-    """For each trait, how it is distributed in each class, and the AUC of one who knows the label by this trait alone.
+    """For each trait, how it is distributed in each class, the AUC of one who knows the label by this trait alone, the
+    AUC that chance reaches in one of twenty corpora like this, and what that means.
 
     Of numbers the quartiles; of names the share of each, the commonest first.
     """
@@ -138,51 +147,90 @@ def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for trait in NUMBERS:
         values = np.array([getattr(traits, trait) for _, traits in good], dtype=np.float64)
-        alone = auc(labels, values)
         found[trait] = {
             "bonafide": np.percentile(values[~labels], QUARTILES).tolist(),
             "spoof": np.percentile(values[labels], QUARTILES).tolist(),
-            "auc": max(alone, 1 - alone),
+            **_leak(labels, partial(_auc_of_numbers, values)),
         }
     for trait in NAMES:
-        names = [str(getattr(traits, trait)) for _, traits in good]
-        counts = {of: Counter(n for n, y in zip(names, labels, strict=True) if y == of) for of in (False, True)}
-        share = {name: counts[True][name] / (counts[True][name] + counts[False][name]) for name in set(names)}
+        names = np.array([str(getattr(traits, trait)) for _, traits in good])
+        shares = {of: Counter(names[labels == of].tolist()) for of in (False, True)}
         found[trait] = {
-            "bonafide": {name: n / counts[False].total() for name, n in counts[False].most_common()},
-            "spoof": {name: n / counts[True].total() for name, n in counts[True].most_common()},
-            "auc": auc(labels, np.array([share[name] for name in names])),
+            "bonafide": {name: n / shares[False].total() for name, n in shares[False].most_common()},
+            "spoof": {name: n / shares[True].total() for name, n in shares[True].most_common()},
+            **_leak(labels, partial(_auc_of_names, names)),
         }
     return found
 
 
+def _auc_of_numbers(values: NDArray[np.float64], labels: Labels) -> float:
+    alone = auc(labels, values)
+    return max(alone, 1 - alone)
+
+
+def _auc_of_names(names: NDArray[np.str_], labels: Labels) -> float:
+    """By the share of spoofs among the clips of the same name."""
+    _, place = np.unique(names, return_inverse=True)
+    return auc(labels, (np.bincount(place, labels) / np.bincount(place))[place])
+
+
+def _leak(labels: Labels, auc_of: Callable[[Labels], float]) -> dict[str, Any]:
+    """The AUC, what it reaches by chance, and the verdict. Chance is what the same trait gives with labels shuffled."""
+    rng = np.random.default_rng(0)
+    chance = float(np.quantile([auc_of(rng.permutation(labels)) for _ in range(SHUFFLES)], 0.95))
+    found = auc_of(labels)
+    verdict = "no leak" if found <= chance else next(name for least, name in LEAKS if found >= least)
+    return {"auc": found, "chance": chance, "verdict": verdict}
+
+
 def describe(result: dict[str, Any]) -> str:
     """The result of `check` as a person reads it."""
+    nobody = result["without_speaker"] == result["clips"]
     lines = [
         f"{label:9} {of['minutes']:.1f} min: " + ", ".join(f"{of[n]} {n}" for n in ("clips", "speakers", "generators"))
         for label, of in result["classes"].items()
     ]
     lines += [
-        f"{what.replace('_', ' ')}: {len(result[what])}" + (f", such as {_first(result[what])}" if result[what] else "")
+        f"{what.replace('_', ' ')}: {len(result[what])}" + _first(result[what])
         for what in ("missing", "unreadable", "duplicated", "duplicated_in_both_classes", "speakers_in_both_classes")
     ]
     lines += [
-        f"without speaker: {result['without_speaker']}",
+        f"without speaker: {result['without_speaker']}"
+        + (" (folds and intervals then count clips, and look better than they are)" if nobody else ""),
         "",
         "What the label can be told by without listening (AUC 0.5: not at all, 1.0: always):",
-        f"  {'trait':17}{'AUC':>4}  {'class':8}  quartiles, or the commonest and their shares",
+        f"  {'trait':17}{'AUC':>4}  {'verdict':13}{'class':8}  quartiles, or the commonest and their shares",
     ]
     for trait, row in sorted(result["leaks"].items(), key=lambda item: -item[1]["auc"]):
         lines += [
-            f"  {trait:17}{row['auc']:.2f}  bonafide  {_distribution(row['bonafide'])}",
-            f"  {'':21}  spoof     {_distribution(row['spoof'])}",
+            f"  {trait:17}{row['auc']:.2f}  {row['verdict']:13}bonafide  {_distribution(row['bonafide'])}",
+            f"  {'':34}  spoof     {_distribution(row['spoof'])}",
         ]
+    bad = [trait for trait, row in result["leaks"].items() if row["verdict"] in ("leaks", "leaks badly")]
+    lines += ["", _advice(bad, max(row["chance"] for row in result["leaks"].values()))]
     return "\n".join(lines)
 
 
-def _first(items: Iterable[Any]) -> str:
-    item = next(iter(items))
-    return " = ".join(item) if isinstance(item, list) else str(item)
+def _advice(bad: Sequence[str], chance: float) -> str:
+    if not bad:
+        return (
+            "No trait gives the label away: a detector has to listen. In a corpus of this size chance alone reaches an "
+            f"AUC of {chance:.2f}, so that less would not be seen."
+        )
+    return (
+        f"{', '.join(bad)}: the classes differ in what is not speech, and a detector can learn that instead of speech. "
+        "It then looks good on this corpus and fails elsewhere. Record, cut and encode both classes alike; train with "
+        "copies through random channels (draws: 1); and believe only figures from corpora made otherwise."
+    )
+
+
+def _first(items: Sequence[Any]) -> str:
+    """The first of what was found, in brackets."""
+    if not items:
+        return ""
+    shown = [" = ".join(item) if isinstance(item, list) else str(item) for item in items[:FILES_SHOWN]]
+    more = f" and {len(items) - FILES_SHOWN} more" if len(items) > FILES_SHOWN else ""
+    return f" ({'; '.join(shown)}{more})"
 
 
 def _distribution(of: list[float] | dict[str, float]) -> str:
@@ -199,8 +247,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.corpus", description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     checking = verbs.add_parser("check", help="report what is wrong with a corpus and what leaks in it")
-    checking.add_argument("path", type=Path, help="the corpus: its folder, or with --kind manifest the CSV file")
-    checking.add_argument("--kind", choices=READERS, default="manifest", help="layout (default %(default)s)")
+    checking.add_argument("path", type=Path, help="the corpus: its manifest or its folder")
+    checking.add_argument(
+        "--kind", choices=READERS, help="layout (default: a manifest, or of a folder one with real/ and fake/ in it)"
+    )
     add_split_argument(checking)
     checking.add_argument("--out", type=Path, help="folder for check.json and check.png")
     building = verbs.add_parser("build", help="make the starter corpus, or with --kind a corpus's manifest")
@@ -218,7 +268,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             columns: dict[str, Sequence[Any]] = {
                 trait: [getattr(traits, trait) for _, traits in good] for trait in (*NUMBERS, *NAMES)
             }
-            plot_corpus(labels, columns, arguments.out / "check.png")
+            plot_corpus(labels, columns).savefig(arguments.out / "check.png", dpi=110)
+            finish(
+                f"check.json and check.png in {arguments.out}",
+                f"mend what is named above, then python -m tune.train --manifest {arguments.path} --out runs/mine",
+            )
         if result["missing"] or result["unreadable"] or result["duplicated_in_both_classes"]:
             sys.exit(1)
     elif arguments.kind:
@@ -226,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             building.error("--kind needs the PATH of the corpus and --out for its manifest")
         clips = read_corpus(arguments.kind, arguments.path)
         write_manifest(arguments.out, clips)
-        print(f"{len(clips)} clips in {arguments.out}")
+        finish(f"{arguments.out}: {len(clips)} clips", f"python -m tune.corpus check {arguments.out}")
     else:
         build(arguments)
 

@@ -13,6 +13,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import numpy as np
 
 from pipeline.config import DetectorConfig
 from tune.cluster import with_progress
-from tune.command import run
+from tune.command import finish, run
 from tune.corpora.generators import plain_name
-from tune.corpora.manifest import Clip, add_split_argument, of_split, read_manifest
+from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split
+from tune.corpora.readers import read_corpus
 from tune.errors import CorpusError
 from tune.reports.breakdown import break_down, rates, rows_by
 from tune.reports.metrics import (
@@ -33,6 +35,7 @@ from tune.reports.metrics import (
     auc,
     bootstrap,
     eer,
+    expected_calibration_error,
     require_two_classes,
 )
 from tune.reports.report import write_report
@@ -65,6 +68,7 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
     return {
         **{name: value for name, (value, _, _) in found.items()},
         "intervals": {name: bounds for name, (_, *bounds) in found.items()},
+        "expected_calibration_error": expected_calibration_error(labels, scores),
         "model": {"name": model.name, "sha256": model.sha256},
         "clips": len(clips),
         "bonafide": int((~labels).sum()),
@@ -83,6 +87,19 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
             for label in ("bonafide", "spoof")
             for of_class in [[one for clip, one in zip(clips, scored, strict=True) if clip.label == label]]
         },
+        "worst": {
+            label: [
+                _described(clips[i], scored[i])
+                for i in np.argsort(scores if label == "spoof" else -scores, kind="stable")
+                if clips[i].label == label and scored[i].score is not None
+            ][:WORST]
+            for label in ("bonafide", "spoof")
+        },
+        "failures": [
+            {"path": clip.listed or str(clip.path), "error": one.error}
+            for clip, one in zip(clips, scored, strict=True)
+            if one.score is None
+        ][:WORST],
         "breakdown": break_down(clips, scores, threshold=balanced, met=_met(clips, model), draws=draws // 5),
         "by": {
             name: rows_by(
@@ -101,6 +118,14 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
 
 
 ANSWERS = ("Real", "Inconclusive", "Fake", "No Speech")
+WORST = 10
+"""Recordings of each class that are listed, the most wrong first."""
+
+
+def _described(clip: Clip, one: Scored) -> dict[str, Any]:
+    known = {"speaker": clip.speaker, "generator": clip.generator, "site": clip.site}
+    scored = {"score": one.score, "probability": one.probability, "result": one.result}
+    return {"path": clip.listed or str(clip.path), **scored, **known}
 
 
 def worst_where_unscored(labels: Labels, scored: Sequence[Scored]) -> Scores:
@@ -151,7 +176,12 @@ def write_scores(path: Path, clips: Sequence[Clip], scored: Sequence[Scored]) ->
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("--manifest", type=Path, required=True, help="the recordings and their labels")
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        required=True,
+        help="the recordings and their labels, or a folder with real/ and fake/ in it",
+    )
     add_split_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json, scores.csv and report.html")
     what = parser.add_mutually_exclusive_group()
@@ -162,8 +192,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--actors", type=int, help="processes, or with --url clients (default: one a CPU, or 4)")
     parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU each process takes")
     arguments = parser.parse_args(argv)
-    clips = of_split(read_manifest(arguments.manifest), arguments.split)
+    clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
     require_two_classes(np.array([clip.is_spoof for clip in clips]))
+    if name_nobody(clips):
+        print(
+            "warning: no speaker is named, so the intervals take each clip for a speaker of its own. Where a voice is "
+            "in several clips they are too narrow.",
+            file=sys.stderr,
+        )
+        clips = [replace(clip, alone=True) for clip in clips]
     outcomes: Iterable[tuple[int, Scored]]
     if arguments.url:
         model = deployed_model(arguments.url)
@@ -186,6 +223,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_report(arguments.out / "report.html", metrics, labels, worst_where_unscored(labels, scored))
     for name in SUMMARY:
         print(f"{name.replace('_', ' '):18} {Interval(metrics[name], *metrics['intervals'][name]).text()}")
+    worst = metrics["breakdown"].get("worst_quarter")
+    if worst:
+        print(f"{'worst quarter':18} {Interval(**worst['auc']).text()} AUC within a page: {', '.join(worst['names'])}")
     if metrics["unscored"]:
         print(f"{metrics['unscored']} of {len(clips)} could not be scored: see scores.csv", file=sys.stderr)
     if metrics["trained_on"]:
@@ -194,6 +234,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             "better than it is",
             file=sys.stderr,
         )
+    finish(
+        f"report.html, metrics.json and scores.csv in {arguments.out}",
+        f"open {arguments.out / 'report.html'}, which explains each metric and lists the worst recordings",
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from pipeline.config import parse
 from tune.cluster import connect
-from tune.command import run
+from tune.command import finish, run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.reports import breakdown
@@ -148,6 +148,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.out:
         (arguments.out / "kfold.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         (arguments.out / "kfold.md").write_text(shown, encoding="utf-8")
+    finish(
+        f"kfold.json, kfold.md and the scores of each recipe in {arguments.out}"
+        if arguments.out
+        else "nothing: no --out",
+        "python -m tune.train with the recipe that is best on the worst quarter of pages",
+    )
 
 
 if __name__ == "__main__":

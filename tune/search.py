@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ from ray.tune.search.optuna import OptunaSearch
 from pipeline.config import Strict, parse
 from pipeline.errors import ConfigurationError
 from tune.cluster import connect
-from tune.command import run
+from tune.command import finish, run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.reports.metrics import Interval, auc, eer
@@ -94,7 +95,9 @@ class SearchConfig(TrainingConfig):
             for parent in parents:
                 section = section.get(parent, {}) if isinstance(section, dict) else {}
             if not isinstance(section, dict) or last not in section:
-                raise ConfigurationError(f"search.space: there is no key {key} in the training configuration")
+                likely = get_close_matches(last, section if isinstance(section, dict) else values, n=1)
+                meant = f": did you mean {likely[0]}?" if likely else ""
+                raise ConfigurationError(f"search.space: there is no key {key} in the training configuration{meant}")
             section[last] = value
         try:
             return TrainingConfig.model_validate(values)
@@ -329,7 +332,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.nested:
         quoted = json.loads((arguments.out / "nested.json").read_text(encoding="utf-8"))["eer"]
         print(f"nested: EER {Interval(**quoted).text(digits=4)}")
-    print(f"best of {len(rows)}: {arguments.out / 'best.yaml'}", file=sys.stderr)
+    finish(
+        f"results.csv, parallel.png and, as the best of {len(rows)} points, best.yaml in {arguments.out}",
+        f"python -m tune.train --config {arguments.out / 'best.yaml'}",
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from pipeline.types import SAMPLE_RATE, Recording, Seconds, Turn, Waveform
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.bundle import Bundle
 from tune.cluster import connect
-from tune.command import run
+from tune.command import finish, run
 from tune.corpora.augment import CONDITIONS
 from tune.corpora.manifest import Clip
 from tune.extract import Recipe, add_corpus_arguments, extract, load_clips, load_table
@@ -264,6 +264,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.card:
         card = arguments.card.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
         arguments.card.write_text(f"{card}\n\n{HEADING}\n{PREAMBLE}\n{report(results)}", encoding="utf-8")
+    finish(
+        f"stress.json and stress.md in {arguments.out}",
+        "read which channels, lengths and mixtures cost the most; --card puts the tables into a model card",
+    )
 
 
 if __name__ == "__main__":

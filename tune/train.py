@@ -21,9 +21,9 @@ from pipeline.networks.front import front_parameters, parameters_sha256
 from pipeline.networks.tkan import load_spec
 from pipeline.verdict.bundle import Bundle, BundleInfo, save_bundle
 from tune.cluster import connect, map_with_tasks
-from tune.command import run
+from tune.command import finish, run
 from tune.corpora.generators import plain_name
-from tune.corpora.manifest import Clip
+from tune.corpora.manifest import Clip, with_contents
 from tune.corpora.vocoded import fetch_hifigan
 from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.reports.breakdown import as_markdown, break_down
@@ -45,6 +45,7 @@ from tune.training.validate import (
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
 KEPT_APART = {
     "corpus": "nothing that shares a speaker or an utterance with the clips\ntested was trained on.",
+    "nobody": "but no speaker is named, so that a voice\nmay be in both: expect more errors on new voices than these.",
     "site": "a voice that recurs on another site, such as LJ Speech,\nwas trained on there.",
 }
 PACKAGES = ("torch", "scikit-learn", "imbalanced-learn", "numpy")
@@ -211,6 +212,7 @@ def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], 
         f"| {row['answered']:.0%} | {row['distance']:.2f} | {row['miss_rate']:.1%} | {row['false_alarm_rate']:.1%} |"
         for row in info.metrics["coverage"]
     )
+    kept_apart = KEPT_APART["nobody" if any(clip.alone for clip in clips) else config.speakers_of]
     further = ""
     if corpus["background"]:
         further = (
@@ -239,7 +241,7 @@ Tells machine-made speech from a human's. Features: `{info.features.name}` of th
 - Spoofed by: {_listed(generators)}.{further}
 
 ## How well it does on what it has not seen
-{info.metrics["of"][0].upper() + info.metrics["of"][1:]}; {KEPT_APART[config.speakers_of]}
+{info.metrics["of"][0].upper() + info.metrics["of"][1:]}; {kept_apart}
 Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
 
 | metric | value [interval] |
@@ -289,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         connect(arguments.address)
         detector = DetectorConfig.load(arguments.detector)
         name = arguments.name or arguments.out.resolve().name
+        clips = with_contents(clips)
         say(
             train_tuned_bundle(config, config.front, clips, detector, arguments.packages, name, arguments.out),
             arguments,
@@ -306,7 +309,11 @@ def say(bundle: Bundle, arguments: argparse.Namespace) -> None:
     """Print what the bundle reaches and where it lies."""
     for name in ("eer", "auc", "cllr", "min_cllr"):
         print(f"{name:9} {Interval(**bundle.info.metrics[name]).text()}")
-    print(f"bundle {bundle.sha256[:16]} in {arguments.out}", file=sys.stderr)
+    finish(
+        f"the bundle {bundle.sha256[:16]} in {arguments.out}; its model_card.md says what it is worth",
+        f"python -m tune.evaluate --manifest UNSEEN.csv --bundle {arguments.out} --out {arguments.out}-evaluation; to "
+        f"serve it, set bundle: {arguments.out} in configs/detector.yaml",
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import pytest
 
 from tests.audio import encode
 from tune.corpora.manifest import Clip, read_manifest, write_manifest
-from tune.corpus import main
+from tune.corpus import Traits, leaks, main
+from tune.errors import CorpusError
+from tune.reports.plots import plot_corpus
 
 
 def speech_like(seconds: float, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -37,14 +39,16 @@ def test_check_shows_the_shortcuts(corpus: Path, tmp_path: Path, capsys: pytest.
     result = json.loads((tmp_path / "check" / "check.json").read_text())
     assert result["leaks"]["codec"]["auc"] == result["leaks"]["duration_seconds"]["auc"] == 1
     assert result["leaks"]["sample_rate"]["auc"] == 0.5
-    assert result["leaks"]["codec"] == {"bonafide": {"pcm_s16le": 1}, "spoof": {"mp3float": 1}, "auc": 1}
+    codec = result["leaks"]["codec"]
+    assert (codec["bonafide"], codec["spoof"], codec["verdict"]) == ({"pcm_s16le": 1}, {"mp3float": 1}, "leaks badly")
+    assert codec["chance"] < 1 and result["leaks"]["sample_rate"]["verdict"] == "no leak"
     assert result["leaks"]["duration_seconds"]["bonafide"] == pytest.approx([2.125, 2.25, 2.375], abs=0.01)
     assert result["speakers_in_both_classes"] == ["ann"] and result["without_speaker"] == 1
     assert result["classes"]["spoof"]["generators"] == 1
     assert (tmp_path / "check" / "check.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert re.search(r"codec +1\.00 +bonafide +pcm_s16le 100 %\n +spoof +mp3float 100 %\n", printed)
-    assert re.search(r"duration_seconds +1\.00 +bonafide +2\.1 +2\.2 +2\.4\n", printed)
+    assert re.search(r"codec +1\.00 +leaks badly +bonafide +pcm_s16le 100 %\n +spoof +mp3float 100 %\n", printed)
+    assert re.search(r"duration_seconds +1\.00 +leaks badly +bonafide +2\.1 +2\.2 +2\.4\n", printed)
 
 
 def test_check_finds_missing_unreadable_and_repeated_files(
@@ -64,7 +68,7 @@ def test_check_finds_missing_unreadable_and_repeated_files(
     assert [entry.split(":")[0] for entry in result["unreadable"]] == ["broken.wav"]
     # The same samples in WAV and in FLAC.
     assert result["duplicated_in_both_classes"] == [["real0.wav", "copy.flac"]]
-    assert "missing: 1, such as gone.wav" in capsys.readouterr().out
+    assert "missing: 1 (gone.wav)\n" in capsys.readouterr().out
 
 
 def test_of_many_codecs_the_commonest_are_shown_and_the_rest_counted(
@@ -88,3 +92,46 @@ def test_build_writes_the_manifest_of_a_corpus_that_is_there(tmp_path: Path) -> 
         (tmp_path / name).touch()
     main(["build", "--kind", "folder", str(tmp_path), "--out", str(tmp_path / "manifest.csv")])
     assert [clip.speaker for clip in read_manifest(tmp_path / "manifest.csv")] == ["ann", ""]
+
+
+def test_a_plain_folder_is_checked_as_it_is(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("Real", "fake"):
+        (tmp_path / "plain" / folder).mkdir(parents=True)
+    for number in range(8):
+        (tmp_path / "plain" / "Real" / f"{number}.wav").write_bytes(encode(speech_like(1, number)))
+        (tmp_path / "plain" / "fake" / f"{number}.wav").write_bytes(encode(speech_like(1, 10 + number)))
+    main(["check", str(tmp_path / "plain")])
+    printed = capsys.readouterr().out
+    assert "without speaker: 16 (folds and intervals then count clips" in printed
+    assert "No trait gives the label away" in printed and "leaks" not in printed
+    with pytest.raises(CorpusError, match="no audio in folders real and fake"):
+        main(["check", str(tmp_path / "plain" / "fake")])
+    with pytest.raises(CorpusError, match=r"there is no .*gone"):
+        main(["check", str(tmp_path / "gone")])
+
+
+def test_only_a_trait_that_tells_more_than_chance_leaks() -> None:
+    rng = np.random.default_rng(0)
+
+    def verdicts(count: int, shift: float) -> dict[str, str]:
+        good = []
+        for number in range(count):
+            spoof = number % 2 == 1
+            traits = Traits(str(number), 3.0, rng.normal() + shift * spoof, 20.0, 8000.0, 16_000, "flac")
+            good.append((Clip(Path(str(number)), "spoof" if spoof else "bonafide"), traits))
+        return {trait: row["verdict"] for trait, row in leaks(good).items()}
+
+    assert set(verdicts(400, 0).values()) == {"no leak"}
+    assert [verdicts(400, shift)["level_db"] for shift in (0.35, 0.9, 2)] == ["leaks a bit", "leaks", "leaks badly"]
+    # Of twelve clips this much is chance.
+    assert verdicts(12, 0.1)["level_db"] == "no leak"
+
+
+def test_the_axis_of_a_trait_that_all_clips_share_can_be_read() -> None:
+    labels = np.arange(6) % 2 == 0
+    figure = plot_corpus(labels, {"bandwidth_hz": [8_000.0] * 6, "level_db": np.linspace(-30, -20, 6).tolist()})
+    figure.canvas.draw()
+    shown = figure.axes[0].xaxis
+    assert shown.get_offset_text().get_text() == ""
+    ticks = [float(tick.get_text()) for tick in shown.get_ticklabels()]
+    assert min(ticks) < 8_000 < max(ticks) and len(set(ticks)) == len(ticks)

@@ -110,3 +110,37 @@ def test_a_manifest_of_one_class_is_an_error() -> None:
     clips = [Clip(Path(str(n)), "spoof") for n in range(3)]
     with pytest.raises(CorpusError, match="no bonafide clip"):
         evaluate(clips, [scored(clip) for clip in clips], MODEL)
+
+
+def test_the_report_leads_with_a_summary_explains_its_metrics_and_lists_the_worst(tmp_path: Path) -> None:
+    clips = [
+        replace(clip, listed=f"{clip.speaker}/{number}.wav", language="<b>en</b>")
+        for number, clip in enumerate(make_clips())
+    ]
+    answers = [scored(clip) for clip in clips]
+    first_fake = next(i for i, clip in enumerate(clips) if clip.generator == "generator2")
+    answers[first_fake] = replace(answers[first_fake], score=-7.0, result="Real")
+    answers[0] = failed("there is no sound in it")
+    metrics = evaluate(clips, answers, MODEL, draws=50)
+    assert [len(rows) for rows in metrics["worst"].values()] == [10, 10]
+    assert metrics["worst"]["spoof"][0]["path"] == clips[first_fake].listed
+    assert {row["generator"] for row in metrics["worst"]["spoof"][1:]} == {"generator0"}
+    assert metrics["failures"] == [{"path": "speaker0/0.wav", "error": "there is no sound in it"}]
+    labels = np.array([clip.is_spoof for clip in clips])
+    write_report(tmp_path / "report.html", metrics, labels, worst_where_unscored(labels, answers))
+    report = (tmp_path / "report.html").read_text()
+    parts = ("At the balanced threshold 26.4 %", "Metrics</h2>", "Where it errs</h2>", "The worst recordings</h2>")
+    assert sorted(parts, key=report.index) == list(parts)
+    for name in SUMMARY:
+        assert f"<td>{name.replace('_', ' ')}</td>" in report
+    assert "0 is perfect, 0.5 is chance" in report and "there is no sound in it" in report
+    # What a manifest says is text, never markup.
+    assert "&lt;b&gt;en&lt;/b&gt;" in report and "<b>en" not in report
+
+
+def test_a_bundle_that_names_its_generators_is_judged_by_those_it_never_met() -> None:
+    clips = make_clips()
+    knows = replace(MODEL, generators=frozenset({"generator1"}))
+    by = evaluate(clips, [scored(clip) for clip in clips], knows, draws=20)["breakdown"]["by"]
+    assert {row["value"]: row["spoof"] for row in by["generator"]} == {"met in training": 18, "not met": 54}
+    assert "generator" not in evaluate(clips, [scored(c) for c in clips], MODEL, draws=20)["breakdown"]["by"]

@@ -1,6 +1,10 @@
-"""That the cache of features is left behind when what is computed changes."""
+"""Which clips a command takes, and that the cache of features is left behind when what is computed changes."""
 
 from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,10 @@ from pipeline.networks.tkan import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Recording, Waveform
-from tune.extract import FEATURES_VERSION
+from tune.corpora.manifest import Clip, write_manifest
+from tune.errors import CorpusError
+from tune.extract import FEATURES_VERSION, add_corpus_arguments, load_clips
+from tune.training.folds import FoldsConfig, make_folds
 
 
 @pytest.mark.parametrize(
@@ -34,3 +41,45 @@ def test_other_features_from_the_same_recording_want_another_version(
     found = [float(value) for value in (*np.quantile(vectors[0], [0.1, 0.5, 0.9]), *vectors.std(axis=1))]
     assert version == FEATURES_VERSION
     assert found == pytest.approx(pinned, rel=1e-3, abs=1e-3)
+
+
+def corpus_of(*arguments: str) -> list[Clip]:
+    parser = argparse.ArgumentParser()
+    add_corpus_arguments(parser)
+    return load_clips(parser.parse_args(arguments))
+
+
+def test_a_corpus_that_names_nobody_is_divided_clip_by_clip_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("real", "fake"):
+        (tmp_path / "plain" / label).mkdir(parents=True)
+        for number in range(6):
+            (tmp_path / "plain" / label / f"{number}.wav").touch()
+    clips = corpus_of(f"--manifest={tmp_path / 'plain'}")
+    assert "names no speaker" in capsys.readouterr().err
+    assert len({clip.voice for clip in clips}) == 12
+    folds = make_folds(clips, FoldsConfig(k=3))
+    assert [len(fold.test) for fold in folds] == [4, 4, 4]
+    # One name is enough to believe that those who have none may be one.
+    write_manifest(tmp_path / "manifest.csv", [replace(clips[0], speaker="ann"), *clips[1:]])
+    named = corpus_of(f"--manifest={tmp_path / 'manifest.csv'}")
+    assert capsys.readouterr().err == "" and {clip.voice for clip in named} == {"ann", "unnamed::plain:"}
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"there is no .*/gone\.csv"):
+        corpus_of(f"--manifest={tmp_path / 'gone.csv'}")
+    (tmp_path / "m.csv").write_text("path,label\nsub/lost.wav,real\n")
+    with pytest.raises(CorpusError, match=r"1 of 1 files are missing: sub/lost\.wav"):
+        corpus_of(f"--manifest={tmp_path / 'm.csv'}")
+
+
+def test_only_the_split_that_is_named_is_taken(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.wav").touch()
+    (tmp_path / "m.csv").write_text(
+        "path,label,split,speaker\na.wav,real,dev,x\nb.wav,fake,dev,y\nc.wav,fake,check,z\n"
+    )
+    clips = corpus_of(f"--manifest={tmp_path / 'm.csv'}", "--split=dev")
+    assert [clip.path.name for clip in clips] == ["a.wav", "b.wav"]

@@ -34,6 +34,7 @@ from pipeline.config import ROOT, Limits, Strict, parse
 from pipeline.errors import SoundSentryError
 from pipeline.types import Seconds, Segment, Waveform
 from tune.cluster import with_progress
+from tune.command import finish
 from tune.corpora import augment, copy_synthesis, packages
 from tune.corpora.copy_synthesis import copy_pair, load_vocoders
 from tune.corpora.manifest import Clip, add_split_argument, of_split, read_manifest, write_manifest
@@ -130,7 +131,7 @@ def build(arguments: argparse.Namespace) -> None:
             f"{label:9} {minutes:6.1f} min, {len(of)} clips, {len({clip.speaker for clip in of})} speakers, "
             f"{len({clip.generator for clip in of} - {''})} generators"
         )
-    print(f"the manifest: {out / 'manifest.csv'}")
+    finish(f"{out / 'manifest.csv'}: {len(clips)} clips", f"python -m tune.corpus check {out / 'manifest.csv'}")
 
 
 def build_packages(corpus: StarterCorpus, out: Path, cache: Path, jobs: int) -> None:

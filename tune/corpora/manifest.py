@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,8 @@ class Clip:
     """The path as the manifest gives it."""
     background: bool = False
     """Of a corpus that helps to train: it is never tested, and no calibration rests on it."""
+    alone: bool = False
+    """Of a corpus that names no speaker: the clip counts as a speaker of its own."""
 
     @property
     def is_spoof(self) -> bool:
@@ -53,6 +56,8 @@ class Clip:
     @property
     def voice(self) -> str:
         """The speaker, or where none is named all that may be one: everything of the same origin."""
+        if self.alone:
+            return f"unnamed:{self.path}"
         return self.speaker or f"unnamed:{self.site}:{self.source}:{self.generator}"
 
 
@@ -64,6 +69,8 @@ def read_manifest(path: Path) -> list[Clip]:
             header = [(name or "").strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
             rows = list(reader)
+    except FileNotFoundError as error:
+        raise CorpusError(f"there is no manifest {path}: give the path of a CSV file, or of a folder") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"the manifest {path.name} cannot be read: it must be a UTF-8 CSV file") from error
     _check_columns(path.name, header)
@@ -113,9 +120,19 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
             writer.writerow([shown.as_posix(), *(getattr(clip, column) for column in COLUMNS[1:])])
 
 
+def name_nobody(clips: Iterable[Clip]) -> bool:
+    """Whether nothing tells the speakers of a corpus apart: neither their names nor where clips were published."""
+    return not any(clip.speaker or clip.site for clip in clips)
+
+
+def with_contents(clips: Iterable[Clip]) -> list[Clip]:
+    """The clips with the SHA-256 of their files, which must be there."""
+    return [replace(clip, sha256=hashlib.sha256(clip.path.read_bytes()).hexdigest()) for clip in clips]
+
+
 def require_usable(clips: Sequence[Clip]) -> None:
     """Raise CorpusError unless every file is there and there are clips of both classes."""
-    missing = [clip.path.name for clip in clips if not clip.path.is_file()]
+    missing = [clip.listed or clip.path.name for clip in clips if not clip.path.is_file()]
     if missing:
         raise CorpusError(f"{len(missing)} of {len(clips)} files are missing: {_some(missing)}")
     for label in ("bonafide", "spoof"):

@@ -7,10 +7,16 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tune.corpora.manifest import Clip, Label, read_manifest
+from tune.corpora.manifest import LABELS, Clip, Label, read_manifest
 from tune.errors import CorpusError
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm", ".aac"})
+# fmt: off
+AUDIO_SUFFIXES = frozenset({
+    ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp2", ".mp3",
+    ".mp4", ".oga", ".ogg", ".opus", ".spx", ".w64", ".wav", ".webm", ".wma",
+})
+# fmt: on
+"""By which a recording is told from other files of a folder. What is in it is told by its content."""
 
 
 def _audio_files(folder: Path) -> Iterator[Path]:
@@ -136,14 +142,15 @@ def read_folder(root: Path) -> list[Clip]:
     """A plain folder: `real/` or `bonafide/`, with a folder a speaker where known, and `fake/` or `spoof/`, with a
     folder a generator and in it a folder a speaker where known."""
     clips = []
-    for name in ("real", "bonafide"):
-        for path in _audio_files(root / name):
-            speaker, *_ = *path.relative_to(root / name).parts[:-1], ""
-            clips.append(Clip(path, "bonafide", speaker, source=root.name))
-    for name in ("fake", "spoof"):
-        for path in _audio_files(root / name):
-            generator, speaker, *_ = *path.relative_to(root / name).parts[:-1], "", ""
-            clips.append(Clip(path, "spoof", speaker, generator, root.name))
+    for folder in sorted(root.iterdir()):
+        label = LABELS.get(folder.name.lower())
+        if label is None:
+            continue
+        for path in _audio_files(folder):
+            names = path.relative_to(folder).parts[:-1]
+            generator, speaker, *_ = (*names, "", "") if label == "spoof" else ("", *names, "")
+            listed = path.relative_to(root).as_posix()
+            clips.append(Clip(path, label, speaker, generator, root.name, listed=listed))
     return clips
 
 
@@ -157,11 +164,21 @@ READERS: dict[str, Callable[[Path], list[Clip]]] = {
 }
 
 
-def read_corpus(kind: str, path: Path) -> list[Clip]:
-    """The clips of the corpus at `path`. Raises CorpusError where there is none in the layout of `kind`."""
+def read_corpus(kind: str | None, path: Path) -> list[Clip]:
+    """The clips of the corpus at `path`; where no `kind` is named, a file is a manifest, and a folder is one that holds
+    `manifest.csv`, or else a plain one. Raises CorpusError where there is none in the layout of `kind`."""
     if not path.exists():
-        raise CorpusError(f"there is no {path}: give the corpus's own folder or manifest")
-    clips = READERS[kind](path)
+        raise CorpusError(f"there is no {path}: give a manifest, or the folder of a corpus")
+    if kind not in (None, "manifest") and not path.is_dir():
+        raise CorpusError(f"{path.name} is a file: a corpus in the layout of kind {kind} is a folder")
+    if kind is None and (path / "manifest.csv").exists():
+        path = path / "manifest.csv"
+    clips = READERS[kind or ("folder" if path.is_dir() else "manifest")](path)
     if not clips:
-        raise CorpusError(f"{path.name} holds no audio in the layout of kind {kind}")
+        raise CorpusError(
+            f"{path.name} holds no audio in the layout of kind {kind}"
+            if kind
+            else f"the folder {path.name} holds no audio in folders real and fake, and no manifest.csv: give one of "
+            f"these, or with python -m tune.corpus build --kind another layout ({', '.join(READERS)})"
+        )
     return clips

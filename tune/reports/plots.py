@@ -126,7 +126,7 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def plot_corpus(labels: Labels, columns: dict[str, Sequence[Any]], path: Path) -> None:
+def plot_corpus(labels: Labels, columns: dict[str, Sequence[Any]]) -> Figure:
     """A panel a trait: how it is distributed in each class. Of numbers, the outermost bars hold all that is beyond."""
     figure = Figure(figsize=(3.6 * 3, 2.8 * -(-len(columns) // 3)), layout="constrained")
     panels = figure.subplots(-(-len(columns) // 3), 3).ravel()
@@ -137,10 +137,13 @@ def plot_corpus(labels: Labels, columns: dict[str, Sequence[Any]], path: Path) -
             numbers = np.asarray(values)
             ends = [np.percentile(numbers[labels == of], [2.5, 97.5]) for of in (False, True)]
             low, high = np.min(ends), np.max(ends)
+            if low == high:
+                low, high = low - 0.5, high + 0.5
             numbers = np.clip(numbers, low, high)
-            bins = np.linspace(low, high + 1e-9, 30).tolist()
+            bins = np.linspace(low, high, 30).tolist()
             for of, color, label in ((False, HUMAN, "bona fide"), (True, MACHINE, "spoof")):
                 axes.hist(numbers[labels == of], bins=bins, density=True, alpha=0.6, color=color, label=label)
+            axes.ticklabel_format(useOffset=False)
         else:
             names = sorted(set(values))
             for of, color, label, shift in ((False, HUMAN, "bona fide", -0.2), (True, MACHINE, "spoof", 0.2)):
@@ -151,4 +154,4 @@ def plot_corpus(labels: Labels, columns: dict[str, Sequence[Any]], path: Path) -
     for axes in panels[len(columns) :]:
         axes.set_axis_off()
     panels[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    return figure

@@ -3,78 +3,125 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from tune.reports.metrics import Labels, Scores, expected_calibration_error
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tune.reports.metrics import Interval, Labels, Scores
 from tune.reports.plots import plot_confusion, plot_det, plot_reliability, plot_roc, plot_scores
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a202c; }
-table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.8rem; text-align: right; border-bottom: 1px solid #e2e8f0; }
-th:first-child, td:first-child { text-align: left; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots img { max-width: 100%; }
-.warning { background: #fefcbf; padding: 0.5rem 1rem; }
-"""
+EXPLANATIONS = {
+    "eer": "Equal error rate: at the threshold where as large a share of fakes is missed as of recordings is accused. "
+    "0 is perfect, 0.5 is chance.",
+    "auc": "How often a fake scores above a recording, of all pairs of the two. 1 is perfect, 0.5 is chance.",
+    "f1": "Harmonic mean of the share of fakes found and the share of calls of fake that are right. It depends on how "
+    "many fakes there are in this set.",
+    "balanced_accuracy": "Mean of the shares of fakes and of recordings that are called right.",
+    "miss_rate": "Share of fakes called real.",
+    "false_alarm_rate": "Share of recordings called fake.",
+    "min_dcf": "Cost of errors at the best threshold, where one in twenty is fake and a missed one costs ten times a "
+    "false alarm. 1 is what always giving the same answer costs.",
+    "cllr": "Cost of the scores as log-likelihood ratios, in bits: it punishes being sure and wrong. 1 is what knowing "
+    "nothing costs.",
+    "min_cllr": "The least Cllr that moving scores without changing their order can reach: what is above it is bad "
+    "calibration.",
+    "expected_calibration_error": "Mean gap between the probability answered and the share that is fake.",
+}
+
+CAPTIONS = {
+    "ROC": "Fakes found against recordings accused, threshold by threshold. The diagonal is chance.",
+    "DET": "Fakes missed against recordings accused, on axes that stretch small errors. Nearer to the corner is "
+    "better; the curve crosses the diagonal at the EER.",
+    "Answers by class": "What was answered to recordings and to fakes.",
+    "Reliability": "Of those answered with a probability, the share that is fake. On the diagonal probabilities are "
+    "true; the numbers say how many recordings a point stands for.",
+    "Scores": "How the scores of both classes are distributed.",
+}
+
+NAMES = {"bonafide": "Recordings most like fakes", "spoof": "Fakes most like recordings"}
 
 
 def write_report(path: Path, metrics: dict[str, Any], labels: Labels, scores: Scores) -> None:
     """Write `report.html` from the content of `metrics.json` and the scores behind it."""
-    intervals = metrics["intervals"]
-    overall = [[name.replace("_", " "), _number(metrics[name]), _range(bounds)] for name, bounds in intervals.items()]
+    overall = [
+        [name.replace("_", " "), _number(metrics[name]), _bounds(*bounds), EXPLANATIONS[name]]
+        for name, bounds in metrics["intervals"].items()
+    ]
+    gap = metrics["expected_calibration_error"]
+    overall.append(["calibration error", _number(gap), "", EXPLANATIONS["expected_calibration_error"]])
     points = [
         [name, _number(at["threshold"])]
         + [
             text
             for rate in ("miss_rate", "false_alarm_rate")
-            for text in (_number(at[rate]["value"]), _between(at[rate]))
+            for text in (_number(at[rate]["value"]), _bounds(at[rate]["low"], at[rate]["high"]))
         ]
         for name, at in metrics["thresholds"].items()
     ]
-    answers = list(metrics["results"]["bonafide"])
-    confusion = plot_confusion(
-        [(label, [counts[answer] for answer in answers]) for label, counts in metrics["results"].items()], answers
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    plots = {
-        "ROC": plot_roc(labels, scores),
-        "DET": plot_det(labels, scores),
-        "Answers by class": confusion,
-        "Reliability": plot_reliability(labels, scores),
-        "Scores": plot_scores(labels, scores),
-    }
-    images = "".join(
-        f'<img alt="{escape(name)}" src="data:image/png;base64,{b64encode(png).decode()}">'
-        for name, png in plots.items()
+    text = environment.get_template("report.html.jinja").render(
+        metrics=metrics,
+        summary=_summary(metrics),
+        warnings=_warnings(metrics),
+        overall=overall,
+        points=points,
+        parts=_parts(metrics["breakdown"]),
+        worst={NAMES[label]: [_worst(one) for one in rows] for label, rows in metrics["worst"].items() if rows},
+        failures=[[one["path"], one["error"]] for one in metrics["failures"]],
+        plots=_plots(metrics, labels, scores),
+        by={
+            aspect: {
+                "head": [title.replace("_", " ") for title in rows[0]],
+                "body": [[_cell(value) for value in row.values()] for row in rows],
+            }
+            for aspect, rows in metrics["by"].items()
+        },
     )
-    tables = "".join(
-        f"<h2>By {escape(aspect)}</h2>" + _table(list(rows[0]), [[_cell(v) for v in row.values()] for row in rows])
-        for aspect, rows in metrics["by"].items()
-    )
-    path.write_text(
-        f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Evaluation of {escape(metrics["model"]["name"])}</title>
-<style>{STYLE}</style>
-<h1>Evaluation of {escape(metrics["model"]["name"])}</h1>
-<p>Model {escape(metrics["model"]["sha256"][:16])}; {metrics["bonafide"]} bona fide and {metrics["spoof"]} spoofed
-recordings of {metrics["speakers"]} speakers. Intervals are 95 %, over speakers; where a class
-has one speaker, a row has none. Calls are made at a log-likelihood ratio of 0.</p>
-{_warnings(metrics)}
-{_table(["metric", "value", "interval"], overall)}
-<p>Mean gap between probability and share of fakes: {expected_calibration_error(labels, scores):.3f}.</p>
-<h2>At the bundle's thresholds</h2>
-{_table(["operating point", "threshold", "misses", "interval", "false alarms", "interval"], points)}
-<div class="plots">{images}</div>
-{tables}
-</html>
-""",
-        encoding="utf-8",
-    )
+    path.write_text(text, encoding="utf-8")
 
 
-def _warnings(metrics: dict[str, Any]) -> str:
+def _summary(metrics: dict[str, Any]) -> list[str]:
+    """What a reader should take away if nothing else is read."""
+    at = metrics["thresholds"]["balanced"]
+    missed, accused = (Interval(**at[rate]) for rate in ("miss_rate", "false_alarm_rate"))
+    sentences = [
+        f"At the balanced threshold {_percent(missed)} of fakes are missed and {_percent(accused)} of recordings are "
+        "called fake."
+    ]
+    results = metrics["results"]
+    real, fake = results["bonafide"], results["spoof"]
+    if any(of["Inconclusive"] for of in results.values()):
+        sentences.append(
+            f"Users are answered Fake for {real['Fake']} of {metrics['bonafide']} recordings and Real for "
+            f"{fake['Real']} of {metrics['spoof']} fakes; {real['Inconclusive']} recordings and "
+            f"{fake['Inconclusive']} fakes get no answer."
+        )
+    lost = metrics["cllr"] - metrics["min_cllr"]
+    sentences.append(
+        f"Its probabilities can{'not' if lost > 0.1 else ''} be taken as they are: {lost:.2f} bits of Cllr are lost to "
+        "calibration."
+    )
+    if worst := metrics["breakdown"].get("worst_quarter"):
+        names = ", ".join(worst["names"][:5]) + (", …" if len(worst["names"]) > 5 else "")
+        sentences.append(
+            f"On the worst quarter of pages ({names}) the AUC within a page is {worst['auc']['value']:.2f}."
+        )
+    return sentences
+
+
+def _percent(rate: Interval) -> str:
+    interval = f" (95 %: {100 * rate.low:.0f} to {100 * rate.high:.0f})" if rate.low is not None and rate.high else ""
+    return f"{100 * rate.value:.1f} %{interval}"
+
+
+def _warnings(metrics: dict[str, Any]) -> list[str]:
     warnings = []
     if metrics["unscored"]:
         warnings.append(f"{metrics['unscored']} recordings could not be scored; they count as errors.")
@@ -82,18 +129,43 @@ def _warnings(metrics: dict[str, Any]) -> str:
         warnings.append(
             f"The model was trained on {metrics['trained_on']} of these recordings: on them it looks better than it is."
         )
-    return "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
+    return warnings
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    titles = "".join(f"<th>{escape(title.replace('_', ' '))}</th>" for title in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{titles}</tr>{body}</table>"
+def _parts(breakdown: dict[str, Any]) -> list[list[str]]:
+    named = [("all", breakdown["pooled"])]
+    named += [
+        (name, breakdown[key])
+        for key, name in (("within_pages", "mean within a page"), ("worst_quarter", "worst quarter of pages"))
+        if key in breakdown
+    ]
+    named += [(f"{part}: {row['value']}", row) for part, rows in breakdown["by"].items() for row in rows]
+    columns = ("bonafide", "spoof", "eer", "auc", "cllr", "miss_rate", "false_alarm_rate")
+    return [[name, *(_cell(row.get(column)) for column in columns)] for name, row in named]
+
+
+def _worst(one: dict[str, Any]) -> list[str]:
+    numbers = [_number(one["score"]), _number(one["probability"])]
+    return [one["path"], *numbers, one["result"], one["speaker"], one["generator"], one["site"]]
+
+
+def _plots(metrics: dict[str, Any], labels: Labels, scores: Scores) -> list[dict[str, str]]:
+    answers = list(metrics["results"]["bonafide"])
+    counted = [(label, [counts[answer] for answer in answers]) for label, counts in metrics["results"].items()]
+    drawn = {
+        "ROC": plot_roc(labels, scores),
+        "DET": plot_det(labels, scores),
+        "Answers by class": plot_confusion(counted, answers),
+        "Reliability": plot_reliability(labels, scores),
+        "Scores": plot_scores(labels, scores),
+    }
+    return [{"name": name, "caption": CAPTIONS[name], "png": b64encode(png).decode()} for name, png in drawn.items()]
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        return _number(value["value"]) + (f" [{_between(value)}]" if value["low"] is not None else "")
+        interval = f" [{_bounds(value['low'], value['high'])}]" if value["low"] is not None else ""
+        return _number(value["value"]) + interval
     return "–" if value is None else str(value)
 
 
@@ -101,9 +173,5 @@ def _number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _range(bounds: Sequence[float | None]) -> str:
-    return " – ".join(f"{bound:.3f}" for bound in bounds if bound is not None) or "too few speakers"
-
-
-def _between(found: dict[str, float | None]) -> str:
-    return _range((found["low"], found["high"]))
+def _bounds(low: float | None, high: float | None) -> str:
+    return "too few speakers" if low is None or high is None else f"{low:.3f} – {high:.3f}"

@@ -280,7 +280,8 @@ def _fit_mlp(
         best_loss, best, waited = math.inf, _copy(linears), 0
         for _ in range(head.max_epochs):
             network.train()
-            for batch in torch.randperm(len(x), generator=generator).split(head.batch_size):
+            order = torch.randperm(len(x), generator=generator)
+            for batch in torch.split(order, head.batch_size):
                 noise = torch.randn(len(batch), x.shape[1], generator=generator) * head.feature_noise
                 optimizer.zero_grad()
                 loss_of(network(x[batch] + noise)[:, 0], y[batch]).backward()

@@ -341,7 +341,7 @@ def tune_front(
             first = [features_of(next(batches)) for _ in range(10)]
         model.head.standardizer.follow(torch.cat(first), 1)
         model.head.standardizer.follow(torch.cat(first), 1)  # the variance, around the mean that is known now
-    average = copy.deepcopy(model).eval()
+    average: Tuned = copy.deepcopy(model).eval()
     losses: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
         for step in range(1, config.steps + 1):

@@ -115,3 +115,19 @@ def test_a_tree_of_another_layout_is_an_error(tmp_path: Path, kind: str) -> None
         read_corpus(kind, grow(tmp_path / "corpus", "readme.txt"))
     with pytest.raises(CorpusError, match="there is no"):
         read_corpus(kind, tmp_path / "absent")
+
+
+def test_without_a_kind_a_file_is_a_manifest_and_a_folder_what_it_holds(tmp_path: Path) -> None:
+    plain = grow(tmp_path / "plain", "Real/a.wav", "fake/vits/b.mp3", "fake/c.wav", "notes/d.wav", "real/notes.txt")
+    clips = read_corpus(None, plain)
+    assert [(clip.listed, clip.label, clip.generator) for clip in clips] == [
+        ("Real/a.wav", "bonafide", ""),
+        ("fake/c.wav", "spoof", ""),
+        ("fake/vits/b.mp3", "spoof", "vits"),
+    ]
+    (plain / "manifest.csv").write_text("path,label\nnotes/d.wav,real\n")
+    assert read_corpus(None, plain) == read_corpus(None, plain / "manifest.csv")
+    with pytest.raises(CorpusError, match=r"there is no .*gone\.csv"):
+        read_corpus(None, tmp_path / "gone.csv")
+    with pytest.raises(CorpusError, match="is a file: a corpus in the layout of kind folder"):
+        read_corpus("folder", plain / "manifest.csv")
