@@ -8,6 +8,7 @@ and `origin` (reduced,); the score is z @ `quadratic` @ z + z @ `weight` + `bias
 Tuned, as the front was tuned with it: a linear head plus gelu(features @ `hidden` + `hidden_bias`) @ `output`, with
 `hidden` (dimension, units) and `output` (units,).
 MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ... with ReLU between.
+Any head that was adapted to a channel: `correction` (dimension,), whose product with the features is added.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def standardize(arrays: Arrays, vectors: Matrix, layer_sizes: Sequence[int]) -> 
 
 def raw_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
     """(windows, dimension) standardised features -> (windows,) raw scores, higher = fake."""
+    scores = _head_scores(arrays, standardized)
+    return scores + standardized @ arrays["correction"] if "correction" in arrays else scores
+
+
+def _head_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
     if "quadratic" in arrays:
         reduced = standardized @ arrays["projection"] - arrays["origin"]
         bent = ((reduced @ arrays["quadratic"]) * reduced).sum(axis=1)

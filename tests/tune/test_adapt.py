@@ -1,0 +1,247 @@
+"""That adapting to a channel helps where it can, says honestly by how much, and otherwise leaves the bundle alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import ROOT, DetectorConfig
+from pipeline.detector import Detector
+from pipeline.verdict.bundle import Bundle, Calibration, save_bundle
+from pipeline.verdict.head import raw_scores
+from tune.adapt import (
+    PENALTIES,
+    Heard,
+    _class_weights,
+    _told_by_others,
+    compare,
+    fit_adaptation,
+    groups_of,
+    is_beyond_chance,
+    main,
+    nested_scores,
+)
+from tune.corpora.manifest import Clip, read_manifest, write_manifest
+from tune.errors import CorpusError
+from tune.reports.metrics import cllr, eer
+
+PAGES = ROOT.parent / "shared" / "field-dev"
+
+
+SPREAD = np.random.default_rng(12345).normal(size=(20, 300)) / np.sqrt(20)
+"""How 20 things in which clips differ show in 300 inputs."""
+
+
+def channel(
+    count: int, *, seed: int, evidence: float = 1.5, offset: float = 0.0, unused: float = 0.0, per_speaker: int = 1
+) -> Heard:
+    """Clips of a channel: calibrated scores plus `offset`, of two normal distributions `evidence` apart; three of the
+    things that inputs show tell the classes apart by `unused` deviations more, which the scores know nothing of."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) // per_speaker % 2 == 0
+    observed = rng.normal(size=count) + evidence * labels
+    things = rng.normal(size=(count, 20))
+    things[:, :3] += unused * labels[:, None]
+    inputs = 0.9 * things @ SPREAD + 0.5 * rng.normal(size=(count, 300))
+    return Heard(
+        labels,
+        evidence * (observed - evidence / 2) + offset,
+        inputs.astype(np.float32),
+        np.ones(count),
+        np.arange(count) // per_speaker,
+        "speaker",
+    )
+
+
+def test_a_channel_that_shifts_all_scores_is_calibrated_anew() -> None:
+    heard = channel(40, seed=0, evidence=2.5, offset=4.0)
+    found = compare(heard, nested_scores(heard), draws=200)
+    assert found["before"]["false_alarm_rate"].value > 0.5 > 0.2 > found["after"]["false_alarm_rate"].value
+    assert is_beyond_chance(found["gain"]["cllr"], 40)
+    adaptation = fit_adaptation(heard)
+    assert adaptation.direction is None and adaptation.offset < -2
+    fresh = channel(2000, seed=1, evidence=2.5, offset=4.0)
+    assert cllr(fresh.labels, adaptation(fresh)) < 0.5 * cllr(fresh.labels, fresh.scores)
+    # What leaving out said is what comes of it.
+    assert found["after"]["cllr"].value == pytest.approx(cllr(fresh.labels, adaptation(fresh)), abs=0.15)
+
+
+def test_the_head_is_moved_by_evidence_that_it_had_no_use_for() -> None:
+    fresh = channel(1000, seed=999, unused=1.2)
+    heard = channel(100, seed=3, unused=1.2)
+    adaptation = fit_adaptation(heard)
+    assert adaptation.direction is not None
+    assert eer(fresh.labels, adaptation(fresh)) < eer(fresh.labels, fresh.scores) - 0.04
+    assert cllr(fresh.labels, adaptation(fresh)) < cllr(fresh.labels, fresh.scores) - 0.08
+    # What leaving out said is what comes of it, and of so few that nothing can be told the head stays as it was.
+    after = nested_scores(heard)
+    assert cllr(heard.labels, after) == pytest.approx(cllr(fresh.labels, adaptation(fresh)), abs=0.15)
+    assert fit_adaptation(heard.of(np.arange(20))).direction is None
+
+
+def test_where_there_is_nothing_to_learn_little_is_lost_and_nothing_is_claimed() -> None:
+    fresh = channel(4000, seed=99)
+    claimed = 0
+    for seed in range(12):
+        heard = channel(20 if seed % 2 else 50, seed=seed)
+        found = compare(heard, nested_scores(heard), draws=200)["gain"]["cllr"]
+        claimed += is_beyond_chance(found, len(heard.labels))
+        assert cllr(fresh.labels, fit_adaptation(heard)(fresh)) < cllr(fresh.labels, fresh.scores) + 0.12
+    assert claimed == 0
+
+
+def test_labels_at_random_are_not_learnt() -> None:
+    for seed in range(4):
+        heard = channel(60, seed=seed, evidence=2.0, unused=1.0)
+        shuffled = replace(heard, labels=np.random.default_rng(seed).permutation(heard.labels))
+        assert cllr(shuffled.labels, nested_scores(shuffled)) > 0.85
+
+
+def test_a_voice_is_no_evidence_once_speakers_are_left_out() -> None:
+    """Ten clips of each of ten speakers, all of a class: what tells their voices apart tells the labels of all but
+    new speakers."""
+    heard = channel(100, seed=0, evidence=0.2, per_speaker=10)
+    voices = np.random.default_rng(5).normal(size=(10, 300)).astype(np.float32)
+    heard = replace(heard, inputs=heard.inputs + 2 * voices[heard.groups])
+    by_speaker = cllr(heard.labels, nested_scores(heard))
+    by_clip = cllr(heard.labels, nested_scores(replace(heard, groups=np.arange(100))))
+    assert by_clip < 0.5 < 0.85 < by_speaker
+
+
+def test_leaving_out_in_closed_form_is_leaving_out() -> None:
+    heard = channel(30, seed=2, unused=0.5, per_speaker=3)
+    weights, left = _class_weights(heard.labels), np.random.default_rng(0).normal(size=30)
+    products = (heard.inputs @ heard.inputs.T).astype(np.float64) / 300
+    for penalty in (PENALTIES[0], PENALTIES[-1]):
+        found = _told_by_others(products, left, weights, heard.groups, penalty)
+        for group in range(10):
+            out = heard.groups == group
+            of_others = products[np.ix_(~out, ~out)] + penalty * np.diag(1 / weights[~out])
+            expected = products[np.ix_(out, ~out)] @ np.linalg.solve(of_others, left[~out])
+            assert found[out] == pytest.approx(expected)
+
+
+def test_clips_are_left_out_by_speaker_where_enough_are_named() -> None:
+    clips = [
+        Clip(Path(f"{label}{number}"), label, f"{label} {number // 2}")
+        for label in ("bonafide", "spoof")
+        for number in range(8)
+    ]
+    groups, unit = groups_of(clips)
+    assert unit == "speaker" and len(set(groups)) == 8
+    groups, unit = groups_of([replace(clip, speaker=clip.label) for clip in clips])
+    assert unit == "clip" and len(set(groups)) == 16
+    groups, unit = groups_of([replace(clip, speaker="") for clip in clips])
+    assert unit == "clip" and len(set(groups)) == 16
+
+
+@pytest.mark.parametrize("head", ["linear", "quadratic", "tuned", "mlp"])
+def test_a_correction_is_added_to_any_head(head: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    arrays = {
+        "linear": {"weight": draw(20), "bias": draw(1)},
+        "quadratic": {
+            "projection": draw(20, 4),
+            "origin": draw(4),
+            "quadratic": draw(4, 4),
+            "weight": draw(4),
+            "bias": draw(1),
+        },
+        "tuned": {
+            "weight": draw(20),
+            "bias": draw(1),
+            "hidden": draw(20, 3),
+            "hidden_bias": draw(3),
+            "output": draw(3),
+        },
+        "mlp": {"weight_0": draw(20, 3), "bias_0": draw(3), "weight_1": draw(3, 1), "bias_1": draw(1)},
+    }[head]
+    inputs, correction = draw(7, 20), draw(20)
+    corrected = arrays | {"correction": correction}
+    assert raw_scores(corrected, inputs) == pytest.approx(raw_scores(arrays, inputs) + inputs @ correction, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def some_of_a_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten recordings and ten spoofs of a page with many speakers, without those of a split kept for a last look."""
+    clips = [clip for clip in read_manifest(PAGES / "manifest.csv") if clip.split == "dev" and clip.site == "edresson"]
+    chosen = [
+        clip
+        for spoof in (False, True)
+        for clip in {clip.speaker: clip for clip in clips if clip.is_spoof is spoof}.values()
+    ]
+    by_class = [[clip for clip in chosen if clip.is_spoof is spoof][:10] for spoof in (False, True)]
+    folder = tmp_path_factory.mktemp("mine")
+    write_manifest(folder / "mine.csv", by_class[0] + by_class[1])
+    return folder / "mine.csv"
+
+
+@pytest.mark.skipif(not PAGES.exists(), reason="the clips of the pages are not here")
+def test_a_bundle_off_its_scale_is_brought_back_and_serves(
+    some_of_a_page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = Bundle.load(DetectorConfig().bundle_path)
+    wrong = shipped.info.calibration
+    info = shipped.info.model_copy(update={"calibration": Calibration(scale=wrong.scale, offset=wrong.offset - 6)})
+    save_bundle(tmp_path / "shifted", info, shipped.arrays, "# shifted\n", shipped.front)
+    out = tmp_path / "adapted"
+    main([f"--bundle={tmp_path / 'shifted'}", f"--manifest={some_of_a_page}", f"--out={out}"])
+    printed = capsys.readouterr()
+    assert "| EER % |" in printed.out and "its head calibrated anew" in printed.out and str(out) in printed.err
+    adapted = Bundle.load(out)
+    record = adapted.info.metrics["adapted"]
+    assert record["after"]["cllr"]["value"] < record["before"]["cllr"]["value"]
+    assert record["gain"]["cllr"]["low"] > 0 and (record["bonafide"], record["spoof"]) == (10, 10)
+    assert "## Adapted to a channel" in (out / "model_card.md").read_text()
+    # The features are those that a running service extracts already, so that it takes the bundle without a restart.
+    assert adapted.info.features == shipped.info.features
+    assert adapted.info.backbone_sha256 == shipped.info.backbone_sha256
+    assert len(adapted.info.corpus["clips"]) == len(shipped.info.corpus["clips"]) + 20 - known(shipped, some_of_a_page)
+    clips = read_manifest(some_of_a_page)
+    before, after = (Detector(DetectorConfig(bundle=folder)) for folder in (tmp_path / "shifted", out))
+    scores = np.array([[d.predict(clip.path.read_bytes()).score for d in (before, after)] for clip in clips[::3]])
+    labels = np.array([clip.is_spoof for clip in clips[::3]])
+    assert (scores[:, 1] > scores[:, 0]).all()
+    assert cllr(labels, scores[:, 1]) < cllr(labels, scores[:, 0])
+
+
+def known(bundle: Bundle, manifest: Path) -> int:
+    """How many of the clips the bundle was trained on."""
+    trained_on = set(bundle.info.corpus["clips"])
+    names = [hashlib.sha256(clip.path.read_bytes()).hexdigest()[:12] for clip in read_manifest(manifest)]
+    return sum(name in trained_on for name in names)
+
+
+@pytest.mark.skipif(not PAGES.exists(), reason="the clips of the pages are not here")
+def test_a_bundle_that_nothing_helps_stays_as_it_is(some_of_a_page: Path, tmp_path: Path) -> None:
+    clips = read_manifest(some_of_a_page)
+    rng = np.random.default_rng(0)
+    labels = rng.permutation([clip.label for clip in clips])
+    write_manifest(
+        tmp_path / "random.csv", [replace(c, label=label, speaker="") for c, label in zip(clips, labels, strict=True)]
+    )
+    shutil.copytree(DetectorConfig().bundle_path, tmp_path / "bundle")
+    sizes = {path: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+    arguments = [f"--bundle={tmp_path / 'bundle'}", f"--out={tmp_path / 'out'}"]
+    # Labels at random cost a bundle that is sure: being less sure is a gain, so the scale is that of one that is not.
+    info = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    info["calibration"] = {"scale": 1e-6, "offset": 0.0}
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(info))
+    sizes[tmp_path / "bundle" / "bundle.json"] = (tmp_path / "bundle" / "bundle.json").read_bytes()
+    with pytest.raises(CorpusError, match="nothing is better than the bundle as it is beyond chance"):
+        main([*arguments, f"--manifest={tmp_path / 'random.csv'}"])
+    assert not (tmp_path / "out").exists()
+    assert {path: path.read_bytes() for path in sizes} == sizes
+    write_manifest(tmp_path / "few.csv", [clip for clip in clips if clip.is_spoof] + clips[:3])
+    with pytest.raises(CorpusError, match="there are 3 bonafide clips to judge by, and at least 8 are needed"):
+        main([*arguments, f"--manifest={tmp_path / 'few.csv'}"])

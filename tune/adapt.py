@@ -1,0 +1,426 @@
+"""Adapt a bundle to a channel of one's own, by 20 to 200 labelled clips of it.
+
+    python -m tune.adapt --bundle pipeline/bundles/default --manifest mine.csv --out bundles/mine
+
+The scores are calibrated anew and, where that pays, the head is moved: what it gave stays, and a linear function of the
+same features is added, found by ridge regression. So few clips say little, and everything is drawn towards the bundle
+as it was. What it was worth before and what it is worth now is told by nested leave-one-out; where the difference may
+be chance, no bundle is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from pipeline.audio.decode import decode
+from pipeline.config import DetectorConfig
+from pipeline.errors import InputError
+from pipeline.stages.extract import TkanExtractor
+from pipeline.stages.vad import VoiceActivityDetector
+from pipeline.verdict.bundle import NARROW, Arrays, Bundle, BundleInfo, Calibration, Thresholds, save_bundle
+from pipeline.verdict.head import raw_scores, standardize
+from pipeline.verdict.parts import window_seconds
+from tune.cluster import with_progress
+from tune.command import finish, run
+from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split, require_usable, with_contents
+from tune.corpora.readers import read_corpus
+from tune.errors import CorpusError
+from tune.reports.breakdown import rates
+from tune.reports.metrics import (
+    Indices,
+    Interval,
+    Intervals,
+    Labels,
+    Scores,
+    bootstrap,
+    bootstrap_statistics,
+    cllr,
+    eer,
+    min_cllr,
+)
+from tune.training.calibrate import OperatingPoints, choose_thresholds
+from tune.training.evidence import USUAL
+from tune.training.folds import tied_groups
+
+Matrix = NDArray[np.float32]
+
+MIN_CLIPS = 8
+"""Of each class; of fewer, what is learnt is one recording's."""
+MIN_GROUPS = 4
+"""Of speakers of each class, for leaving out one speaker at a time."""
+MAX_FOLDS = 200
+PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Of the ridge regression, on inner products divided by the number of features."""
+SCALE_SD, OFFSET_SD, SHARE_SD = 0.3, 2.0, 2.0
+"""How far the logarithm of the scale, the offset in log-likelihood ratios, and the share of the linear function are
+expected to lie from where they were: standard deviations of their normal priors."""
+MOVE_CLIPS = 20
+"""Of each class, for moving the head: of fewer, more was lost by it than won."""
+MOVE_ERRORS = 2.0
+"""Standard errors by which a moved head has to explain more, for the same reason."""
+MIN_GAIN_NATS = 2.0
+"""Summed over all clips. Where two parameters are fitted and nothing is to be gained, leaving one out shows more once
+in fifty times: it is the likelihood ratio less what Akaike's criterion takes off (Stone, JRSS B 1977)."""
+THRESHOLD_CLIPS = 60
+"""Of a class, for an operating point that allows 5 % of its clips to be wrong."""
+VARIANCES = ("score_variance", "window_variance", "snr_variance", "novelty_variance")
+HEADING = "## Adapted to a channel"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a bundle makes of clips. A clip's windows count by their speech, as in a verdict.
+
+    labels (clips,); scores (clips,) log-likelihood ratios; inputs (clips, dimension) mean standardised features;
+    novelty (clips,) as `novelty_limit` limits it; groups (clips,) numbers of what is left out together; unit says in a
+    word what that is.
+    """
+
+    labels: Labels
+    scores: Scores
+    inputs: Matrix
+    novelty: NDArray[np.float64]
+    groups: Indices
+    unit: str = "clip"
+
+    def of(self, rows: Indices) -> Heard:
+        """The clips of `rows` alone."""
+        return Heard(
+            self.labels[rows], self.scores[rows], self.inputs[rows], self.novelty[rows], self.groups[rows], self.unit
+        )
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A score becomes scale * score + offset + inputs @ direction; direction (dimension,) is None where the head stays
+    as it was."""
+
+    scale: float
+    offset: float
+    direction: NDArray[np.float64] | None = None
+
+    def __call__(self, heard: Heard) -> Scores:
+        scores = self.scale * heard.scores + self.offset
+        return scores if self.direction is None else scores + heard.inputs @ self.direction
+
+
+def fit_adaptation(heard: Heard) -> Adaptation:
+    """Calibrate, then add a linear function of the inputs where leaving out each group says that it helps."""
+    weights = _class_weights(heard.labels)
+    nothing = np.zeros_like(heard.scores)
+    scale, offset, _ = _calibrate(heard.labels, heard.scores, nothing, weights)
+    scores = scale * heard.scores + offset
+    if min(heard.labels.sum(), (~heard.labels).sum()) < MOVE_CLIPS:
+        return Adaptation(scale, offset)
+    # What the calibrated head leaves to be explained, with answers from -1 to 1.
+    left = np.where(heard.labels, 1.0, -1.0) - np.tanh(scores / 2)
+    middle = np.average(heard.inputs, axis=0, weights=weights)
+    centred = heard.inputs - middle
+    dimension = centred.shape[1]
+    products = (centred @ centred.T).astype(np.float64) / dimension
+
+    best_gain, best_penalty, best_told = 0.0, 0.0, nothing
+    for penalty in PENALTIES:
+        told = _told_by_others(products, left, weights, heard.groups, penalty)
+        gains = np.bincount(heard.groups, weights * (np.square(left) - np.square(left - told)))
+        gains = gains[np.bincount(heard.groups) > 0]
+        if gains.sum() > max(best_gain, MOVE_ERRORS * np.sqrt(len(gains)) * gains.std()):
+            best_gain, best_penalty, best_told = float(gains.sum()), penalty, told
+    if not best_gain:
+        return Adaptation(scale, offset)
+    again, further, share = _calibrate(heard.labels, scores, best_told, weights)
+    if not share:
+        return Adaptation(scale, offset)
+    dual = np.linalg.solve(products + best_penalty * np.diag(1 / weights), left)
+    direction = share * (centred.T @ dual) / dimension
+    return Adaptation(again * scale, again * offset + further - float(middle @ direction), direction)
+
+
+def _class_weights(labels: Labels) -> NDArray[np.float64]:
+    """(clips,) so that classes count alike; 1 on average."""
+    weights: NDArray[np.float64] = np.where(labels, 0.5 / labels.mean(), 0.5 / (~labels).mean())
+    return weights
+
+
+def _calibrate(
+    labels: Labels, scores: Scores, told: Scores, weights: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Scale, offset and share that make scale * scores + offset + share * told log-likelihood ratios: logistic
+    regression with the priors above, which hold few clips to 1, 0 and 0."""
+    signs = np.where(labels, 1.0, -1.0)
+    spread = np.array([SCALE_SD, OFFSET_SD, SHARE_SD])
+
+    def cost(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        scaled = np.exp(values[0]) * scores
+        margins = signs * (scaled + values[1] + values[2] * told)
+        slopes = -weights * signs * expit(-margins)
+        loss = weights @ np.logaddexp(0, -margins) + np.square(values / spread).sum() / 2
+        gradient = np.array([slopes @ scaled, slopes.sum(), slopes @ told]) + values / spread**2
+        return float(loss), gradient
+
+    bounds = [(None, None), (None, None), (0, None)]
+    found = minimize(cost, np.zeros(3), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return float(np.exp(found[0])), float(found[1]), float(found[2])
+
+
+def _told_by_others(
+    products: NDArray[np.float64], left: Scores, weights: NDArray[np.float64], groups: Indices, penalty: float
+) -> Scores:
+    """(clips,) what the ridge regression on all other groups says of each clip.
+
+    Source: the closed form of leaving rows out of least squares (Cook and Weisberg, Residuals and Influence, 1982).
+    """
+    inverse = np.linalg.inv(products + penalty * np.diag(1 / weights))
+    dual = inverse @ left
+    told = np.empty_like(left)
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        told[rows] = left[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], dual[rows])
+    return told
+
+
+def nested_scores(heard: Heard) -> Scores:
+    """(clips,) the score of each clip by an adaptation that its group had no part in, the choice of penalty included.
+    Of very many groups several are left out at once."""
+    found = np.full(len(heard.labels), np.nan)
+    numbers = np.unique(heard.groups)
+    for part in np.array_split(numbers, min(len(numbers), MAX_FOLDS)):
+        out = np.isin(heard.groups, part)
+        if len(np.unique(heard.labels[~out])) < 2:
+            raise CorpusError(
+                "without one of the speakers no clip of its class is left: clips of more speakers are needed"
+            )
+        found[out] = fit_adaptation(heard.of(np.flatnonzero(~out)))(heard.of(np.flatnonzero(out)))
+    return found
+
+
+def compare(heard: Heard, after: Scores, *, draws: int = 1000) -> dict[str, Intervals]:
+    """The metrics of the bundle's scores, `before`, and of those of the adapted one, `after`, with their intervals, and
+    under `gain` by how much Cllr fell, drawn together."""
+    metrics = {"eer": eer, "cllr": cllr, "min_cllr": min_cllr, **rates(0.0)}
+    speakers = [str(group) for group in heard.groups]
+
+    def gain(rows: Indices) -> dict[str, float]:
+        labels = heard.labels[rows]
+        return {"cllr": cllr(labels, heard.scores[rows]) - cllr(labels, after[rows])}
+
+    return {
+        "before": bootstrap(metrics, heard.labels, heard.scores, speakers, draws=draws),
+        "after": bootstrap(metrics, heard.labels, after, speakers, draws=draws),
+        "gain": bootstrap_statistics(gain, heard.labels, speakers, draws=draws),
+    }
+
+
+def is_beyond_chance(gain: Interval, clips: int) -> bool:
+    """Whether a fall of Cllr, in bits a clip, over so many clips is more than they would show if nothing had helped."""
+    return gain.low is not None and gain.low > 0 and gain.value * clips * np.log(2) >= MIN_GAIN_NATS
+
+
+def hear(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -> tuple[Heard, list[Clip], bool]:
+    """What the bundle that `config` names makes of `clips`, the clips that this is of, and whether its head for narrow
+    bands judges them: the head that is for most of them is adapted, and clips that another judges are left out. What is
+    left out is named on the standard error. Raises CorpusError where too few are left of a class."""
+    voice_activity, extractor = VoiceActivityDetector(config), TkanExtractor(config)
+    sizes = list(bundle.info.layers.values())
+    found: list[tuple[Clip, bool, float, Matrix, float]] = []
+    for clip in with_progress(clips, len(clips), "clips"):
+        try:
+            recording = decode(clip.path.read_bytes(), config.limits)
+        except InputError as error:
+            _leave_out(clip, error.detail)
+            continue
+        speech = voice_activity.detect(recording)
+        if not speech.segments:
+            _leave_out(clip, "there is no speech in it")
+            continue
+        features = extractor.extract(recording, speech, turns=None)
+        narrow = bundle.info.narrow is not None and features.quality.bandwidth_hz < config.decision.min_bandwidth_hz
+        scorer = bundle.scorer(narrow=narrow)
+        standardized = standardize(scorer.arrays, features.vectors, sizes)
+        shares = window_seconds(features.windows)
+        raw = float(np.average(raw_scores(scorer.arrays, standardized), weights=shares))
+        found.append(
+            (
+                clip,
+                narrow,
+                scorer.calibration.scale * raw + scorer.calibration.offset,
+                np.average(standardized, axis=0, weights=shares).astype(np.float32),
+                float(np.mean(np.square(standardized, dtype=np.float64))),
+            )
+        )
+    narrow = sum(one[1] for one in found) > len(found) / 2
+    for clip, of_narrow, *_ in found:
+        if of_narrow != narrow:
+            _leave_out(clip, f"its band is {'narrow' if of_narrow else 'wide'}, so that another head judges it")
+    kept = [one for one in found if one[1] == narrow]
+    labels = np.array([one[0].is_spoof for one in kept], dtype=bool)
+    for label, count in (("bonafide", int((~labels).sum())), ("spoof", int(labels.sum()))):
+        if count < MIN_CLIPS:
+            raise CorpusError(
+                f"there are {count} {label} clips to judge by, and at least {MIN_CLIPS} are needed to tell whether "
+                "anything helps: label more, from as many speakers as can be had"
+            )
+    good, _, scores, inputs, novelty = zip(*kept, strict=True)
+    groups, unit = groups_of(good)
+    return Heard(labels, np.array(scores), np.array(inputs), np.array(novelty), groups, unit), list(good), narrow
+
+
+def _leave_out(clip: Clip, why: str) -> None:
+    print(f"left out: {clip.listed or clip.path.name}: {why}", file=sys.stderr)
+
+
+def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
+    """(clips,) the group that each is left out with, and what a group is, in words: speakers, or where too few are
+    named single clips."""
+    labels = np.array([clip.is_spoof for clip in clips])
+    groups = tied_groups([replace(clip, alone=True) for clip in clips] if name_nobody(clips) else clips)
+    if min(len(set(groups[labels])), len(set(groups[~labels]))) < MIN_GROUPS:
+        return np.arange(len(clips)), "clip"
+    return groups, "clip" if len(set(groups)) == len(clips) else "speaker"
+
+
+def adapt(
+    bundle: Bundle, adaptation: Adaptation, heard: Heard, after: Scores, *, narrow: bool
+) -> tuple[BundleInfo, Arrays]:
+    """The `bundle.json` and the arrays of the bundle with the adaptation in its head, or in its head for narrow bands.
+    `after` (clips,) are scores of the clips by adaptations that they had no part in.
+
+    Variances grow with the square of the scale, and what most of the clips are is no longer strange. The operating
+    points of the head for wide bands, which both share, become those of the clips where there are enough of a class.
+    """
+    info, scorer = bundle.info, bundle.scorer(narrow=narrow)
+    calibration = Calibration(
+        scale=adaptation.scale * scorer.calibration.scale,
+        offset=adaptation.scale * scorer.calibration.offset + adaptation.offset,
+    )
+    grown, uncertainty = adaptation.scale**2, scorer.uncertainty
+    uncertainty = uncertainty.model_copy(
+        update={
+            **{name: grown * getattr(uncertainty, name) for name in VARIANCES},
+            "novelty": max(uncertainty.novelty, float(np.quantile(heard.novelty, USUAL))),
+        }
+    )
+    arrays = dict(bundle.arrays)
+    if adaptation.direction is not None:
+        prefix = NARROW if narrow else ""
+        if not any(name.startswith(NARROW) for name in arrays) and info.narrow:
+            # Both bands have shared a head, of which only one is moved.
+            arrays |= {NARROW + name: array.copy() for name, array in arrays.items()}
+        correction = adaptation.direction / calibration.scale + arrays.get(f"{prefix}correction", 0.0)
+        arrays[f"{prefix}correction"] = np.asarray(correction, np.float32)
+    changed = {"calibration": calibration, "uncertainty": uncertainty}
+    if narrow:
+        assert info.narrow is not None
+        return info.model_copy(update={"narrow": info.narrow.model_copy(update=changed)}), arrays
+    own, kept = choose_thresholds(heard.labels, after, OperatingPoints()), info.thresholds
+    thresholds = Thresholds(
+        balanced=0.0,
+        recall=min((own if heard.labels.sum() >= THRESHOLD_CLIPS else kept).recall, 0.0),
+        precision=max((own if (~heard.labels).sum() >= THRESHOLD_CLIPS else kept).precision, 0.0),
+    )
+    return info.model_copy(update={**changed, "thresholds": thresholds}), arrays
+
+
+def as_table(found: dict[str, Intervals]) -> str:
+    """Before and after, in percent where that is the custom."""
+    units = {"eer": (100, 1), "miss_rate": (100, 1), "false_alarm_rate": (100, 1), "cllr": (1, 3), "min_cllr": (1, 3)}
+    names = {
+        "eer": "EER %",
+        "cllr": "Cllr",
+        "min_cllr": "least Cllr",
+        "miss_rate": "fakes missed %",
+        "false_alarm_rate": "recordings accused %",
+    }
+    lines = ["| metric | before | after |", "|---|---|---|"]
+    lines += [
+        f"| {names[name]} | {found['before'][name].text(*unit)} | {found['after'][name].text(*unit)} |"
+        for name, unit in units.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _card(old: str, bundle: Bundle, record: dict[str, Any], table: str) -> str:
+    return (
+        f"{old.rstrip()}\n\n{HEADING}\n"
+        f"From `{bundle.info.name}` ({bundle.sha256[:16]}), by {record['bonafide']} bona fide and {record['spoof']} "
+        f"spoofed clips, by `python -m tune.adapt`: {record['what']}. The figures above are of the bundle as it was.\n"
+        f"These are of the clips of the channel, each {record['unit']} left out of all that judges it; intervals are "
+        f"95 %.\n\n{table}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tune.adapt", description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True, help="the bundle to start from")
+    parser.add_argument(
+        "--manifest", type=Path, required=True, help="the labelled clips, or a folder with real/ and fake/ in it"
+    )
+    add_split_argument(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the adapted bundle")
+    parser.add_argument("--name", help="name of the model (default: that of the folder)")
+    parser.add_argument("--detector", type=Path, help="configuration of the detector (default: configs/detector.yaml)")
+    arguments = parser.parse_args(argv)
+    if arguments.out.resolve() == arguments.bundle.resolve():
+        parser.error("--out is the bundle to start from: choose another folder")
+    clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
+    require_usable(clips)
+    clips = with_contents(clips)
+    bundle = Bundle.load(arguments.bundle)
+    config = DetectorConfig.load(arguments.detector).model_copy(update={"bundle": arguments.bundle.resolve()})
+    own = {clip.sha256[:12] for clip in clips}
+    if known := len(own & set(bundle.info.corpus.get("clips", ()))):
+        print(
+            f"warning: the bundle was trained on {known} of these clips, so that it looks better before than it is",
+            file=sys.stderr,
+        )
+    heard, clips, narrow = hear(bundle, config, clips)
+    after = nested_scores(heard)
+    found = compare(heard, after)
+    table = as_table(found)
+    print(table, end="")
+    gain = found["gain"]["cllr"]
+    if not is_beyond_chance(gain, len(clips)):
+        raise CorpusError(
+            f"with these {len(clips)} clips nothing is better than the bundle as it is beyond chance (Cllr falls by "
+            f"{gain.text()}), so none is written: label more clips, or keep the bundle"
+        )
+    adaptation = fit_adaptation(heard)
+    info, arrays = adapt(bundle, adaptation, heard, after, narrow=narrow)
+    record = {
+        "from": bundle.sha256,
+        "bonafide": int((~heard.labels).sum()),
+        "spoof": int(heard.labels.sum()),
+        "unit": heard.unit,
+        "what": ("its head for narrow bands " if narrow else "its head ")
+        + ("calibrated anew, not moved" if adaptation.direction is None else "calibrated anew and moved"),
+        **{side: {name: interval._asdict() for name, interval in of.items()} for side, of in found.items()},
+    }
+    info = info.model_copy(
+        update={
+            "name": arguments.name or arguments.out.resolve().name,
+            "metrics": {**info.metrics, "adapted": record},
+            "corpus": {**info.corpus, "clips": sorted({*info.corpus.get("clips", ()), *own})},
+        }
+    )
+    card = _card((arguments.bundle / "model_card.md").read_text(encoding="utf-8"), bundle, record, table)
+    adapted = save_bundle(arguments.out, info, arrays, card, bundle.front)
+    print(f"{record['what']}: Cllr falls by {gain.text()}, told by leaving out each {heard.unit} in turn")
+    finish(
+        f"the bundle {adapted.sha256[:16]} in {arguments.out}",
+        f"set bundle: {arguments.out} under the Classifier's user_config in serve_config.yaml and run serve deploy "
+        "serve_config.yaml, which swaps it in a running service, or in configs/detector.yaml",
+    )
+
+
+if __name__ == "__main__":
+    run(main)
