@@ -68,6 +68,8 @@ def test_every_codec_gives_the_speech_back_changed(speech: Waveform, codec: Code
     sent, received = envelope(speech), envelope(decoded)
     aligned = max(np.corrcoef(sent[: 200 - d], received[d:200])[0, 1] for d in range(8))
     assert aligned > 0.9
+    levels = [np.sqrt(np.square(part).mean()) for part in (speech.samples, decoded.samples)]
+    assert levels[1] == pytest.approx(levels[0], rel=0.2)
     assert not np.array_equal(decoded.samples[: len(speech.samples)], speech.samples)
 
 
