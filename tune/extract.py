@@ -33,11 +33,9 @@ from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.stages.vad import VoiceActivityDetector
 from tune.cluster import connect, default_actors, map_with_actors, with_progress
 from tune.command import finish, run
-from tune.corpora import augment as augment_module
-from tune.corpora import copy_synthesis
-from tune.corpora import vocoded as vocoded_module
-from tune.corpora.augment import LAW, augment
+from tune.corpora.augment import AUGMENT_VERSION, LAW, augment
 from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES
+from tune.corpora.copy_synthesis import COPIES_VERSION
 from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split, require_usable, with_contents
 from tune.corpora.readers import read_corpus
 from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
@@ -66,16 +64,16 @@ class Recipe:
     vocoder_sha256: str = ""
 
     def key(self, backbone_sha256: str) -> str:
-        """Hash of the recipe and the network, and of the augmentation or vocoder with its code."""
-        modules = (augment_module, copy_synthesis, vocoded_module) if self.vocoder_sha256 else (augment_module,)
-        code = [_sha256(Path(module.__file__ or "")) for module in modules]
+        """Hash of the recipe and the network, of the augmentation or vocoder, and of the versions of what computes
+        them."""
+        versions = [AUGMENT_VERSION, COPIES_VERSION] if self.vocoder_sha256 else [AUGMENT_VERSION]
         parts = {
             "version": FEATURES_VERSION,
             "features": self.spec.spec_id,
             "backbone": backbone_sha256,
             "windows": self.detector.windows.model_dump(),
             "voice_activity": self.detector.voice_activity.model_dump(),
-            "augmentation": None if self.law == "clean" else [self.law, *code],
+            "augmentation": None if self.law == "clean" else [self.law, *versions],
         }
         if self.vocoder_sha256:
             parts["vocoder"] = self.vocoder_sha256

@@ -35,8 +35,8 @@ from pipeline.errors import SoundSentryError
 from pipeline.types import Seconds, Segment, Waveform
 from tune.cluster import with_progress
 from tune.command import finish
-from tune.corpora import augment, copy_synthesis, packages
-from tune.corpora.copy_synthesis import copy_pair, load_vocoders
+from tune.corpora.augment import AUGMENT_VERSION
+from tune.corpora.copy_synthesis import COPIES_VERSION, copy_pair, load_vocoders
 from tune.corpora.manifest import Clip, add_split_argument, of_split, read_manifest, write_manifest
 from tune.corpora.packages import (
     Package,
@@ -53,6 +53,10 @@ from tune.corpora.packages import (
     speak,
 )
 from tune.errors import CorpusError
+
+CLIPS_VERSION = 1
+"""To be raised when other clips are made of the same packages, though AUGMENT_VERSION and COPIES_VERSION stay: what is
+built is left behind by it. A test tells when."""
 
 PARTS = ("packages", "demo-pages")
 DEFAULT_CONFIG = ROOT / "configs" / "corpus.yaml"
@@ -177,13 +181,10 @@ def plan(corpus: StarterCorpus, out: Path, cache: Path) -> list[Task]:
 
 
 def _key(made_of: Speaker | Voice, corpus: StarterCorpus) -> str:
-    parts: list[Any] = [made_of, corpus.seed, corpus.clips_per_speaker, corpus.vocoders]
+    parts: list[Any] = [CLIPS_VERSION, AUGMENT_VERSION, COPIES_VERSION]
+    parts += [made_of, corpus.seed, corpus.clips_per_speaker, corpus.vocoders]
     parts += [package.sha256 for package in corpus.packages]
-    digest = hashlib.sha256(json.dumps(parts, default=Strict.model_dump).encode())
-    for module in (augment, copy_synthesis, packages):
-        digest.update(Path(module.__file__ or "").read_bytes())
-    digest.update(Path(__file__).read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps(parts, default=Strict.model_dump).encode()).hexdigest()
 
 
 def _begin(site: Path) -> None:

@@ -23,6 +23,10 @@ from scipy.signal import butter, lfilter
 from pipeline.types import Waveform
 from tune.corpora.augment import Samples, resample
 
+COPIES_VERSION = 1
+"""To be raised when a vocoder makes another copy of the same recording: caches are left behind by it. A test tells
+when, but for the vocoders that need a package."""
+
 MEL_RATE, MEL_SIZE, MEL_HOP = 22_050, 1_024, 256
 """Hz, and samples a frame and a step, of the log-mel spectrogram that HiFi-GAN takes."""
 

@@ -16,8 +16,7 @@ from pipeline.config import ROOT, DetectorConfig
 from pipeline.networks.tkan import load_spec
 from pipeline.types import Segment, Waveform
 from tests.tune.synthetic import make_clips, make_table, stand_in_for_hifigan
-from tune import kfold, search, stress, train
-from tune.corpora import copy_synthesis
+from tune import extract, kfold, search, stress, train
 from tune.corpora.augment import LAW, resample
 from tune.corpora.build import DEFAULT_CACHE
 from tune.corpora.copy_synthesis import analyse
@@ -74,16 +73,21 @@ def test_a_vocoder_that_is_there_is_not_fetched_and_another_than_the_one_pinned_
         fetch_hifigan(tmp_path)
 
 
-def test_the_key_covers_the_vocoder_and_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_covers_the_vocoder_and_the_versions_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, detector = load_spec("sound-sentry-45"), DetectorConfig()
     recipes = [Recipe(spec, detector, law, "1" * 64) for law in (PARTNER, VOCODED)]
     recipes += [Recipe(spec, detector, VOCODED, "2" * 64), Recipe(spec, detector, LAW), Recipe(spec, detector)]
     keys = [recipe.key("0" * 64) for recipe in recipes]
     assert len(set(keys)) == 5
-    (tmp_path / "changed.py").write_text("# other code")
-    monkeypatch.setattr(copy_synthesis, "__file__", str(tmp_path / "changed.py"))
-    changed = [before != recipe.key("0" * 64) for before, recipe in zip(keys, recipes, strict=True)]
-    assert changed == [True, True, True, False, False]
+    for version, of_copies, of_channels, of_clips in (
+        ("COPIES_VERSION", True, False, False),
+        ("AUGMENT_VERSION", True, True, False),
+        ("FEATURES_VERSION", True, True, True),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(extract, version, 1_000)
+            differ = [before != recipe.key("0" * 64) for before, recipe in zip(keys, recipes, strict=True)]
+        assert differ == [of_copies] * 3 + [of_channels, of_clips]
 
 
 @pytest.mark.parametrize("head", [LogisticHead(c=0.1), RidgeHead(kind="ridge"), SMALL_MLP])
