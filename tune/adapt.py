@@ -69,8 +69,9 @@ MOVE_CLIPS = 20
 MOVE_ERRORS = 2.0
 """Standard errors by which a moved head has to explain more, for the same reason."""
 MIN_GAIN_NATS = 2.0
-"""Summed over all clips. Where two parameters are fitted and nothing is to be gained, leaving one out shows more once
-in fifty times: it is the likelihood ratio less what Akaike's criterion takes off (Stone, JRSS B 1977)."""
+"""What Cllr has to fall by, summed over clips. Where two parameters are fitted and nothing is to
+be gained, leaving one out shows more once in fifty times: it is the likelihood ratio less what Akaike's criterion takes
+off (Stone, JRSS B 1977). Clips of one speaker and class count once, as they say much the same."""
 THRESHOLD_CLIPS = 60
 """Of a class, for an operating point that allows 5 % of its clips to be wrong."""
 VARIANCES = ("score_variance", "window_variance", "snr_variance", "novelty_variance")
@@ -221,9 +222,10 @@ def compare(heard: Heard, after: Scores, *, draws: int = 1000) -> dict[str, Inte
     }
 
 
-def is_beyond_chance(gain: Interval, clips: int) -> bool:
-    """Whether a fall of Cllr, in bits a clip, over so many clips is more than they would show if nothing had helped."""
-    return gain.low is not None and gain.low > 0 and gain.value * clips * np.log(2) >= MIN_GAIN_NATS
+def is_beyond_chance(gain: Interval, heard: Heard) -> bool:
+    """Whether Cllr falls by more bits than it would seem to if nothing had helped."""
+    independent = len({*zip(heard.groups.tolist(), heard.labels.tolist(), strict=True)})
+    return gain.value * independent * float(np.log(2)) >= MIN_GAIN_NATS
 
 
 def hear(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -> tuple[Heard, list[Clip], bool]:
@@ -389,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = as_table(found)
     print(table, end="")
     gain = found["gain"]["cllr"]
-    if not is_beyond_chance(gain, len(clips)):
+    if not is_beyond_chance(gain, heard):
         raise CorpusError(
             f"with these {len(clips)} clips nothing is better than the bundle as it is beyond chance (Cllr falls by "
             f"{gain.text()}), so none is written: label more clips, or keep the bundle"

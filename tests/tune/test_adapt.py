@@ -63,7 +63,7 @@ def test_a_channel_that_shifts_all_scores_is_calibrated_anew() -> None:
     heard = channel(40, seed=0, evidence=2.5, offset=4.0)
     found = compare(heard, nested_scores(heard), draws=200)
     assert found["before"]["false_alarm_rate"].value > 0.5 > 0.2 > found["after"]["false_alarm_rate"].value
-    assert is_beyond_chance(found["gain"]["cllr"], 40)
+    assert is_beyond_chance(found["gain"]["cllr"], heard)
     adaptation = fit_adaptation(heard)
     assert adaptation.direction is None and adaptation.offset < -2
     fresh = channel(2000, seed=1, evidence=2.5, offset=4.0)
@@ -91,7 +91,7 @@ def test_where_there_is_nothing_to_learn_little_is_lost_and_nothing_is_claimed()
     for seed in range(12):
         heard = channel(20 if seed % 2 else 50, seed=seed)
         found = compare(heard, nested_scores(heard), draws=200)["gain"]["cllr"]
-        claimed += is_beyond_chance(found, len(heard.labels))
+        claimed += is_beyond_chance(found, heard)
         assert cllr(fresh.labels, fit_adaptation(heard)(fresh)) < cllr(fresh.labels, fresh.scores) + 0.12
     assert claimed == 0
 
@@ -201,7 +201,7 @@ def test_a_bundle_off_its_scale_is_brought_back_and_serves(
     adapted = Bundle.load(out)
     record = adapted.info.metrics["adapted"]
     assert record["after"]["cllr"]["value"] < record["before"]["cllr"]["value"]
-    assert record["gain"]["cllr"]["low"] > 0 and (record["bonafide"], record["spoof"]) == (10, 10)
+    assert (record["bonafide"], record["spoof"]) == (10, 10)
     assert "## Adapted to a channel" in (out / "model_card.md").read_text()
     # The features are those that a running service extracts already, so that it takes the bundle without a restart.
     assert adapted.info.features == shipped.info.features
