@@ -24,7 +24,7 @@ from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
-from tune.adapt import MIN_CLIPS, Heard, compare, fit_adaptation, hear, is_beyond_chance, nested_scores
+from tune.adapt import MIN_CLIPS, ScoredClips, compare, fit_adaptation, is_beyond_chance, nested_scores, score_clips
 from tune.command import run
 from tune.corpora.augment import CONDITIONS, augment
 from tune.corpora.manifest import Clip, add_split_argument, of_split, require_usable, with_contents
@@ -47,29 +47,31 @@ TESTED = 3
 """Clips of each class that must be left to judge by."""
 
 
-def draw(heard: Heard, sites: Sequence[str], count: int, rng: np.random.Generator) -> tuple[Heard, Heard] | None:
+def draw(
+    scored: ScoredClips, sites: Sequence[str], count: int, rng: np.random.Generator
+) -> tuple[ScoredClips, ScoredClips] | None:
     """`count` clips to adapt by, half of each class as far as they reach, and those to judge by: all others, or of
     several sites those of the other half of them. None where there are too few."""
     of_clip = np.array(sites)
     names = rng.permutation(np.unique(of_clip))
     inside = np.isin(of_clip, names[: -(-len(names) // 2)])
     spare = TESTED if len(names) == 1 else 0
-    pools = [rng.permutation(np.flatnonzero(inside & (heard.labels == spoof))) for spoof in (False, True)]
+    pools = [rng.permutation(np.flatnonzero(inside & (scored.labels == spoof))) for spoof in (False, True)]
     most = [max(0, len(pool) - spare) for pool in pools]
     first = min(most[0], max(count // 2, count - most[1]))
     if min(first, count - first) < MIN_CLIPS or count - first > most[1]:
         return None
     mine: Indices = np.sort(np.concatenate([pools[0][:first], pools[1][: count - first]]))
     others = np.setdiff1d(np.arange(len(of_clip)), mine) if len(names) == 1 else np.flatnonzero(~inside)
-    return heard.of(mine), heard.of(others)
+    return scored.of(mine), scored.of(others)
 
 
-def bench(heard: Heard, sites: Sequence[str], count: int, draws: int) -> dict[str, float] | None:
+def bench(scored: ScoredClips, sites: Sequence[str], count: int, draws: int) -> dict[str, float] | None:
     """Means over draws: before, adapted whatever leaving out says, and as the command leaves it, which writes nothing
     where a gain may be chance."""
     found: dict[str, list[float]] = defaultdict(list)
     for seed in range(draws):
-        drawn = draw(heard, sites, count, np.random.default_rng([seed, count]))
+        drawn = draw(scored, sites, count, np.random.default_rng([seed, count]))
         if drawn is None:
             return None
         mine, others = drawn
@@ -140,9 +142,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 own = through(clips, channel, config, Path(folder))
             else:
                 own = [clip for clip in clips if clip.site == channel]
-            heard, kept, _ = hear(bundle, config, own)
+            scored, kept, _ = score_clips(bundle, config, own)
             for count in arguments.clips:
-                found = bench(heard, [clip.site for clip in kept], count, arguments.draws)
+                found = bench(scored, [clip.site for clip in kept], count, arguments.draws)
                 print(
                     as_row(channel, count, found) if found else f"| {channel} | {count} | too few clips |", flush=True
                 )

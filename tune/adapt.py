@@ -2,10 +2,10 @@
 
     python -m tune.adapt --bundle pipeline/bundles/default --manifest mine.csv --out bundles/mine
 
-The scores are calibrated anew and, where that pays, the head is moved: what it gave stays, and a linear function of the
-same features is added, found by ridge regression. So few clips say little, and everything is drawn towards the bundle
-as it was. What it was worth before and what it is worth now is told by nested leave-one-out; where the difference may
-be chance, no bundle is written.
+The scores are recalibrated. Where that pays, the head is moved too: a linear function of the same features, found by
+ridge regression, is added to what it gives. A few clips say little, so everything is drawn towards the bundle as it
+was. Nested leave-one-out measures the bundle before and after. Where the difference may be chance, no bundle is
+written.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ from tune.training.folds import tied_groups
 Matrix = NDArray[np.float32]
 
 MIN_CLIPS = 8
-"""Of each class; of fewer, what is learnt is one recording's."""
+"""Of each class. From fewer, one odd recording would decide."""
 MIN_GROUPS = 4
-"""Of speakers of each class, for leaving out one speaker at a time."""
+"""Speakers of each class that must be named for whole speakers to be left out."""
 MAX_FOLDS = 200
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the ridge regression, on inner products divided by the number of features."""
@@ -65,13 +65,13 @@ SCALE_SD, OFFSET_SD, SHARE_SD = 0.3, 2.0, 2.0
 """How far the logarithm of the scale, the offset in log-likelihood ratios, and the share of the linear function are
 expected to lie from where they were: standard deviations of their normal priors."""
 MOVE_CLIPS = 20
-"""Of each class, for moving the head: of fewer, more was lost by it than won."""
+"""Of each class, for moving the head: with fewer clips it lost more than it gained."""
 MOVE_ERRORS = 2.0
-"""Standard errors by which a moved head has to explain more, for the same reason."""
+"""A moved head has to explain more by so many standard errors, for the same reason."""
 MIN_GAIN_NATS = 2.0
-"""What Cllr has to fall by, summed over clips. Where two parameters are fitted and nothing is to
-be gained, leaving one out shows more once in fifty times: it is the likelihood ratio less what Akaike's criterion takes
-off (Stone, JRSS B 1977). Clips of one speaker and class count once, as they say much the same."""
+"""What Cllr has to fall by, summed over clips. Where nothing is to be gained, two fitted parameters show more by
+leaving one out once in fifty times: it is the likelihood ratio less the penalty of Akaike's criterion (Stone, JRSS B
+1977). Clips of one speaker and class count once, because they say much the same."""
 THRESHOLD_CLIPS = 60
 """Of a class, for an operating point that allows 5 % of its clips to be wrong."""
 VARIANCES = ("score_variance", "window_variance", "snr_variance", "novelty_variance")
@@ -79,7 +79,7 @@ HEADING = "## Adapted to a channel"
 
 
 @dataclass(frozen=True)
-class Heard:
+class ScoredClips:
     """What a bundle makes of clips. A clip's windows count by their speech, as in a verdict.
 
     labels (clips,); scores (clips,) log-likelihood ratios; inputs (clips, dimension) mean standardised features;
@@ -94,9 +94,9 @@ class Heard:
     groups: Indices
     unit: str = "clip"
 
-    def of(self, rows: Indices) -> Heard:
+    def of(self, rows: Indices) -> ScoredClips:
         """The clips of `rows` alone."""
-        return Heard(
+        return ScoredClips(
             self.labels[rows], self.scores[rows], self.inputs[rows], self.novelty[rows], self.groups[rows], self.unit
         )
 
@@ -110,39 +110,39 @@ class Adaptation:
     offset: float
     direction: NDArray[np.float64] | None = None
 
-    def __call__(self, heard: Heard) -> Scores:
-        scores = self.scale * heard.scores + self.offset
-        return scores if self.direction is None else scores + heard.inputs @ self.direction
+    def __call__(self, scored: ScoredClips) -> Scores:
+        scores = self.scale * scored.scores + self.offset
+        return scores if self.direction is None else scores + scored.inputs @ self.direction
 
 
-def fit_adaptation(heard: Heard) -> Adaptation:
+def fit_adaptation(scored: ScoredClips) -> Adaptation:
     """Calibrate, then add a linear function of the inputs where leaving out each group says that it helps."""
-    weights = _class_weights(heard.labels)
-    nothing = np.zeros_like(heard.scores)
-    scale, offset, _ = _calibrate(heard.labels, heard.scores, nothing, weights)
-    scores = scale * heard.scores + offset
-    if min(heard.labels.sum(), (~heard.labels).sum()) < MOVE_CLIPS:
+    weights = _class_weights(scored.labels)
+    nothing = np.zeros_like(scored.scores)
+    scale, offset, _ = _calibrate(scored.labels, scored.scores, nothing, weights)
+    scores = scale * scored.scores + offset
+    if min(scored.labels.sum(), (~scored.labels).sum()) < MOVE_CLIPS:
         return Adaptation(scale, offset)
-    # What the calibrated head leaves to be explained, with answers from -1 to 1.
-    left = np.where(heard.labels, 1.0, -1.0) - np.tanh(scores / 2)
-    middle = np.average(heard.inputs, axis=0, weights=weights)
-    centred = heard.inputs - middle
+    # What the recalibrated head leaves to be explained, with answers from -1 to 1.
+    residuals = np.where(scored.labels, 1.0, -1.0) - np.tanh(scores / 2)
+    middle = np.average(scored.inputs, axis=0, weights=weights)
+    centred = scored.inputs - middle
     dimension = centred.shape[1]
     products = (centred @ centred.T).astype(np.float64) / dimension
 
-    best_gain, best_penalty, best_told = 0.0, 0.0, nothing
+    best_gain, best_penalty, best_predicted = 0.0, 0.0, nothing
     for penalty in PENALTIES:
-        told = _told_by_others(products, left, weights, heard.groups, penalty)
-        gains = np.bincount(heard.groups, weights * (np.square(left) - np.square(left - told)))
-        gains = gains[np.bincount(heard.groups) > 0]
+        predicted = _predict_left_out(products, residuals, weights, scored.groups, penalty)
+        gains = np.bincount(scored.groups, weights * (np.square(residuals) - np.square(residuals - predicted)))
+        gains = gains[np.bincount(scored.groups) > 0]
         if gains.sum() > max(best_gain, MOVE_ERRORS * np.sqrt(len(gains)) * gains.std()):
-            best_gain, best_penalty, best_told = float(gains.sum()), penalty, told
+            best_gain, best_penalty, best_predicted = float(gains.sum()), penalty, predicted
     if not best_gain:
         return Adaptation(scale, offset)
-    again, further, share = _calibrate(heard.labels, scores, best_told, weights)
+    again, further, share = _calibrate(scored.labels, scores, best_predicted, weights)
     if not share:
         return Adaptation(scale, offset)
-    dual = np.linalg.solve(products + best_penalty * np.diag(1 / weights), left)
+    dual = np.linalg.solve(products + best_penalty * np.diag(1 / weights), residuals)
     direction = share * (centred.T @ dual) / dimension
     return Adaptation(again * scale, again * offset + further - float(middle @ direction), direction)
 
@@ -154,19 +154,19 @@ def _class_weights(labels: Labels) -> NDArray[np.float64]:
 
 
 def _calibrate(
-    labels: Labels, scores: Scores, told: Scores, weights: NDArray[np.float64]
+    labels: Labels, scores: Scores, predicted: Scores, weights: NDArray[np.float64]
 ) -> tuple[float, float, float]:
-    """Scale, offset and share that make scale * scores + offset + share * told log-likelihood ratios: logistic
+    """Scale, offset and share that make scale * scores + offset + share * predicted log-likelihood ratios: logistic
     regression with the priors above, which hold few clips to 1, 0 and 0."""
     signs = np.where(labels, 1.0, -1.0)
     spread = np.array([SCALE_SD, OFFSET_SD, SHARE_SD])
 
     def cost(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         scaled = np.exp(values[0]) * scores
-        margins = signs * (scaled + values[1] + values[2] * told)
+        margins = signs * (scaled + values[1] + values[2] * predicted)
         slopes = -weights * signs * expit(-margins)
         loss = weights @ np.logaddexp(0, -margins) + np.square(values / spread).sum() / 2
-        gradient = np.array([slopes @ scaled, slopes.sum(), slopes @ told]) + values / spread**2
+        gradient = np.array([slopes @ scaled, slopes.sum(), slopes @ predicted]) + values / spread**2
         return float(loss), gradient
 
     bounds = [(None, None), (None, None), (0, None)]
@@ -174,64 +174,65 @@ def _calibrate(
     return float(np.exp(found[0])), float(found[1]), float(found[2])
 
 
-def _told_by_others(
-    products: NDArray[np.float64], left: Scores, weights: NDArray[np.float64], groups: Indices, penalty: float
+def _predict_left_out(
+    products: NDArray[np.float64], residuals: Scores, weights: NDArray[np.float64], groups: Indices, penalty: float
 ) -> Scores:
     """(clips,) what the ridge regression on all other groups says of each clip.
 
     Source: the closed form of leaving rows out of least squares (Cook and Weisberg, Residuals and Influence, 1982).
     """
     inverse = np.linalg.inv(products + penalty * np.diag(1 / weights))
-    dual = inverse @ left
-    told = np.empty_like(left)
+    dual = inverse @ residuals
+    predicted = np.empty_like(residuals)
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
-        told[rows] = left[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], dual[rows])
-    return told
+        predicted[rows] = residuals[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], dual[rows])
+    return predicted
 
 
-def nested_scores(heard: Heard) -> Scores:
+def nested_scores(scored: ScoredClips) -> Scores:
     """(clips,) the score of each clip by an adaptation that its group had no part in, the choice of penalty included.
     Of very many groups several are left out at once."""
-    found = np.full(len(heard.labels), np.nan)
-    numbers = np.unique(heard.groups)
+    found = np.full(len(scored.labels), np.nan)
+    numbers = np.unique(scored.groups)
     for part in np.array_split(numbers, min(len(numbers), MAX_FOLDS)):
-        out = np.isin(heard.groups, part)
-        if len(np.unique(heard.labels[~out])) < 2:
+        out = np.isin(scored.groups, part)
+        if len(np.unique(scored.labels[~out])) < 2:
             raise CorpusError(
                 "without one of the speakers no clip of its class is left: clips of more speakers are needed"
             )
-        found[out] = fit_adaptation(heard.of(np.flatnonzero(~out)))(heard.of(np.flatnonzero(out)))
+        found[out] = fit_adaptation(scored.of(np.flatnonzero(~out)))(scored.of(np.flatnonzero(out)))
     return found
 
 
-def compare(heard: Heard, after: Scores, *, draws: int = 1000) -> dict[str, Intervals]:
+def compare(scored: ScoredClips, after: Scores, *, draws: int = 1000) -> dict[str, Intervals]:
     """The metrics of the bundle's scores, `before`, and of those of the adapted one, `after`, with their intervals, and
     under `gain` by how much Cllr fell, drawn together."""
     metrics = {"eer": eer, "cllr": cllr, "min_cllr": min_cllr, **rates(0.0)}
-    speakers = [str(group) for group in heard.groups]
+    speakers = [str(group) for group in scored.groups]
 
     def gain(rows: Indices) -> dict[str, float]:
-        labels = heard.labels[rows]
-        return {"cllr": cllr(labels, heard.scores[rows]) - cllr(labels, after[rows])}
+        labels = scored.labels[rows]
+        return {"cllr": cllr(labels, scored.scores[rows]) - cllr(labels, after[rows])}
 
     return {
-        "before": bootstrap(metrics, heard.labels, heard.scores, speakers, draws=draws),
-        "after": bootstrap(metrics, heard.labels, after, speakers, draws=draws),
-        "gain": bootstrap_statistics(gain, heard.labels, speakers, draws=draws),
+        "before": bootstrap(metrics, scored.labels, scored.scores, speakers, draws=draws),
+        "after": bootstrap(metrics, scored.labels, after, speakers, draws=draws),
+        "gain": bootstrap_statistics(gain, scored.labels, speakers, draws=draws),
     }
 
 
-def is_beyond_chance(gain: Interval, heard: Heard) -> bool:
+def is_beyond_chance(gain: Interval, scored: ScoredClips) -> bool:
     """Whether Cllr falls by more bits than it would seem to if nothing had helped."""
-    independent = len({*zip(heard.groups.tolist(), heard.labels.tolist(), strict=True)})
+    independent = len({*zip(scored.groups.tolist(), scored.labels.tolist(), strict=True)})
     return gain.value * independent * float(np.log(2)) >= MIN_GAIN_NATS
 
 
-def hear(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -> tuple[Heard, list[Clip], bool]:
-    """What the bundle that `config` names makes of `clips`, the clips that this is of, and whether its head for narrow
-    bands judges them: the head that is for most of them is adapted, and clips that another judges are left out. What is
-    left out is named on the standard error. Raises CorpusError where too few are left of a class."""
+def score_clips(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -> tuple[ScoredClips, list[Clip], bool]:
+    """The scores of `clips` by the bundle that `config` names, the clips that have one, and whether they are by its
+    head for narrow bands. That head is adapted which judges most of the clips; clips that the other one judges are left
+    out, and so are those without speech. The standard error names them. Raises CorpusError where too few clips of a
+    class remain."""
     voice_activity, extractor = VoiceActivityDetector(config), TkanExtractor(config)
     sizes = list(bundle.info.layers.values())
     found: list[tuple[Clip, bool, float, Matrix, float]] = []
@@ -274,7 +275,7 @@ def hear(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -> tuple
             )
     good, _, scores, inputs, novelty = zip(*kept, strict=True)
     groups, unit = groups_of(good)
-    return Heard(labels, np.array(scores), np.array(inputs), np.array(novelty), groups, unit), list(good), narrow
+    return ScoredClips(labels, np.array(scores), np.array(inputs), np.array(novelty), groups, unit), list(good), narrow
 
 
 def _leave_out(clip: Clip, why: str) -> None:
@@ -282,7 +283,7 @@ def _leave_out(clip: Clip, why: str) -> None:
 
 
 def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
-    """(clips,) the group that each is left out with, and what a group is, in words: speakers, or where too few are
+    """(clips,) the group that each is left out with, and what a group is, in a word: a speaker, or where too few are
     named single clips."""
     labels = np.array([clip.is_spoof for clip in clips])
     groups = tied_groups([replace(clip, alone=True) for clip in clips] if name_nobody(clips) else clips)
@@ -292,7 +293,7 @@ def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
 
 
 def adapt(
-    bundle: Bundle, adaptation: Adaptation, heard: Heard, after: Scores, *, narrow: bool
+    bundle: Bundle, adaptation: Adaptation, scored: ScoredClips, after: Scores, *, narrow: bool
 ) -> tuple[BundleInfo, Arrays]:
     """The `bundle.json` and the arrays of the bundle with the adaptation in its head, or in its head for narrow bands.
     `after` (clips,) are scores of the clips by adaptations that they had no part in.
@@ -309,7 +310,7 @@ def adapt(
     uncertainty = uncertainty.model_copy(
         update={
             **{name: grown * getattr(uncertainty, name) for name in VARIANCES},
-            "novelty": max(uncertainty.novelty, float(np.quantile(heard.novelty, USUAL))),
+            "novelty": max(uncertainty.novelty, float(np.quantile(scored.novelty, USUAL))),
         }
     )
     arrays = dict(bundle.arrays)
@@ -324,11 +325,11 @@ def adapt(
     if narrow:
         assert info.narrow is not None
         return info.model_copy(update={"narrow": info.narrow.model_copy(update=changed)}), arrays
-    own, kept = choose_thresholds(heard.labels, after, OperatingPoints()), info.thresholds
+    own, kept = choose_thresholds(scored.labels, after, OperatingPoints()), info.thresholds
     thresholds = Thresholds(
         balanced=0.0,
-        recall=min((own if heard.labels.sum() >= THRESHOLD_CLIPS else kept).recall, 0.0),
-        precision=max((own if (~heard.labels).sum() >= THRESHOLD_CLIPS else kept).precision, 0.0),
+        recall=min((own if scored.labels.sum() >= THRESHOLD_CLIPS else kept).recall, 0.0),
+        precision=max((own if (~scored.labels).sum() >= THRESHOLD_CLIPS else kept).precision, 0.0),
     )
     return info.model_copy(update={**changed, "thresholds": thresholds}), arrays
 
@@ -385,24 +386,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"warning: the bundle was trained on {known} of these clips, so that it looks better before than it is",
             file=sys.stderr,
         )
-    heard, clips, narrow = hear(bundle, config, clips)
-    after = nested_scores(heard)
-    found = compare(heard, after)
+    scored, clips, narrow = score_clips(bundle, config, clips)
+    after = nested_scores(scored)
+    found = compare(scored, after)
     table = as_table(found)
     print(table, end="")
     gain = found["gain"]["cllr"]
-    if not is_beyond_chance(gain, heard):
+    if not is_beyond_chance(gain, scored):
         raise CorpusError(
-            f"with these {len(clips)} clips nothing is better than the bundle as it is beyond chance (Cllr falls by "
-            f"{gain.text()}), so none is written: label more clips, or keep the bundle"
+            f"these {len(clips)} clips do not show that an adapted bundle is better: Cllr falls by {gain.text()}, "
+            "which may be chance. No bundle is written: label more clips, or keep the bundle as it is"
         )
-    adaptation = fit_adaptation(heard)
-    info, arrays = adapt(bundle, adaptation, heard, after, narrow=narrow)
+    adaptation = fit_adaptation(scored)
+    info, arrays = adapt(bundle, adaptation, scored, after, narrow=narrow)
     record = {
         "from": bundle.sha256,
-        "bonafide": int((~heard.labels).sum()),
-        "spoof": int(heard.labels.sum()),
-        "unit": heard.unit,
+        "bonafide": int((~scored.labels).sum()),
+        "spoof": int(scored.labels.sum()),
+        "unit": scored.unit,
         "what": ("its head for narrow bands " if narrow else "its head ")
         + ("calibrated anew, not moved" if adaptation.direction is None else "calibrated anew and moved"),
         **{side: {name: interval._asdict() for name, interval in of.items()} for side, of in found.items()},
@@ -416,7 +417,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     card = _card((arguments.bundle / "model_card.md").read_text(encoding="utf-8"), bundle, record, table)
     adapted = save_bundle(arguments.out, info, arrays, card, bundle.front)
-    print(f"{record['what']}: Cllr falls by {gain.text()}, told by leaving out each {heard.unit} in turn")
+    print(f"{record['what']}: Cllr falls by {gain.text()}, measured by leaving out each {scored.unit} in turn")
     finish(
         f"the bundle {adapted.sha256[:16]} in {arguments.out}",
         f"set bundle: {arguments.out} under the Classifier's user_config in serve_config.yaml and run serve deploy "

@@ -26,7 +26,7 @@ from pipeline.verdict.bundle import save_bundle
 from tests.audio import encode
 from tests.graph import Cluster, wait_until
 from tests.pipeline.audio.test_pool import children
-from tune.adapt import Adaptation, Heard, adapt
+from tune.adapt import Adaptation, ScoredClips, adapt
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -100,7 +100,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     # As `tune.adapt` makes one of the clips of a channel: calibrated anew, with its head moved.
     inputs = np.random.default_rng(0).normal(size=(16, len(old.arrays["mean"]))).astype(np.float32)
     labels = np.arange(16) % 2 == 0
-    own = Heard(labels, inputs[:, 0].astype(np.float64), inputs, np.ones(16), np.arange(16))
+    own = ScoredClips(labels, inputs[:, 0].astype(np.float64), inputs, np.ones(16), np.arange(16))
     adapted, arrays = adapt(old, Adaptation(0.9, 3.0, inputs[0] / inputs.size), own, own.scores, narrow=False)
     shifted = adapted.model_copy(update={"name": "shifted"})
     new = save_bundle(tmp_path / "shifted", shifted, arrays, "# shifted", old.front)

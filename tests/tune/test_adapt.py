@@ -17,9 +17,9 @@ from pipeline.verdict.bundle import Bundle, Calibration, save_bundle
 from pipeline.verdict.head import raw_scores
 from tune.adapt import (
     PENALTIES,
-    Heard,
+    ScoredClips,
     _class_weights,
-    _told_by_others,
+    _predict_left_out,
     compare,
     fit_adaptation,
     groups_of,
@@ -40,7 +40,7 @@ SPREAD = np.random.default_rng(12345).normal(size=(20, 300)) / np.sqrt(20)
 
 def channel(
     count: int, *, seed: int, evidence: float = 1.5, offset: float = 0.0, unused: float = 0.0, per_speaker: int = 1
-) -> Heard:
+) -> ScoredClips:
     """Clips of a channel: calibrated scores plus `offset`, of two normal distributions `evidence` apart; three of the
     things that inputs show tell the classes apart by `unused` deviations more, which the scores know nothing of."""
     rng = np.random.default_rng(seed)
@@ -49,7 +49,7 @@ def channel(
     things = rng.normal(size=(count, 20))
     things[:, :3] += unused * labels[:, None]
     inputs = 0.9 * things @ SPREAD + 0.5 * rng.normal(size=(count, 300))
-    return Heard(
+    return ScoredClips(
         labels,
         evidence * (observed - evidence / 2) + offset,
         inputs.astype(np.float32),
@@ -60,11 +60,11 @@ def channel(
 
 
 def test_a_channel_that_shifts_all_scores_is_calibrated_anew() -> None:
-    heard = channel(40, seed=0, evidence=2.5, offset=4.0)
-    found = compare(heard, nested_scores(heard), draws=200)
+    scored = channel(40, seed=0, evidence=2.5, offset=4.0)
+    found = compare(scored, nested_scores(scored), draws=200)
     assert found["before"]["false_alarm_rate"].value > 0.5 > 0.2 > found["after"]["false_alarm_rate"].value
-    assert is_beyond_chance(found["gain"]["cllr"], heard)
-    adaptation = fit_adaptation(heard)
+    assert is_beyond_chance(found["gain"]["cllr"], scored)
+    adaptation = fit_adaptation(scored)
     assert adaptation.direction is None and adaptation.offset < -2
     fresh = channel(2000, seed=1, evidence=2.5, offset=4.0)
     assert cllr(fresh.labels, adaptation(fresh)) < 0.5 * cllr(fresh.labels, fresh.scores)
@@ -74,56 +74,56 @@ def test_a_channel_that_shifts_all_scores_is_calibrated_anew() -> None:
 
 def test_the_head_is_moved_by_evidence_that_it_had_no_use_for() -> None:
     fresh = channel(1000, seed=999, unused=1.2)
-    heard = channel(100, seed=3, unused=1.2)
-    adaptation = fit_adaptation(heard)
+    scored = channel(100, seed=3, unused=1.2)
+    adaptation = fit_adaptation(scored)
     assert adaptation.direction is not None
     assert eer(fresh.labels, adaptation(fresh)) < eer(fresh.labels, fresh.scores) - 0.04
     assert cllr(fresh.labels, adaptation(fresh)) < cllr(fresh.labels, fresh.scores) - 0.08
     # What leaving out said is what comes of it, and of so few that nothing can be told the head stays as it was.
-    after = nested_scores(heard)
-    assert cllr(heard.labels, after) == pytest.approx(cllr(fresh.labels, adaptation(fresh)), abs=0.15)
-    assert fit_adaptation(heard.of(np.arange(20))).direction is None
+    after = nested_scores(scored)
+    assert cllr(scored.labels, after) == pytest.approx(cllr(fresh.labels, adaptation(fresh)), abs=0.15)
+    assert fit_adaptation(scored.of(np.arange(20))).direction is None
 
 
 def test_where_there_is_nothing_to_learn_little_is_lost_and_nothing_is_claimed() -> None:
     fresh = channel(4000, seed=99)
     claimed = 0
     for seed in range(12):
-        heard = channel(20 if seed % 2 else 50, seed=seed)
-        found = compare(heard, nested_scores(heard), draws=200)["gain"]["cllr"]
-        claimed += is_beyond_chance(found, heard)
-        assert cllr(fresh.labels, fit_adaptation(heard)(fresh)) < cllr(fresh.labels, fresh.scores) + 0.12
+        scored = channel(20 if seed % 2 else 50, seed=seed)
+        found = compare(scored, nested_scores(scored), draws=200)["gain"]["cllr"]
+        claimed += is_beyond_chance(found, scored)
+        assert cllr(fresh.labels, fit_adaptation(scored)(fresh)) < cllr(fresh.labels, fresh.scores) + 0.12
     assert claimed == 0
 
 
 def test_labels_at_random_are_not_learnt() -> None:
     for seed in range(4):
-        heard = channel(60, seed=seed, evidence=2.0, unused=1.0)
-        shuffled = replace(heard, labels=np.random.default_rng(seed).permutation(heard.labels))
+        scored = channel(60, seed=seed, evidence=2.0, unused=1.0)
+        shuffled = replace(scored, labels=np.random.default_rng(seed).permutation(scored.labels))
         assert cllr(shuffled.labels, nested_scores(shuffled)) > 0.85
 
 
 def test_a_voice_is_no_evidence_once_speakers_are_left_out() -> None:
     """Ten clips of each of ten speakers, all of a class: what tells their voices apart tells the labels of all but
     new speakers."""
-    heard = channel(100, seed=0, evidence=0.2, per_speaker=10)
+    scored = channel(100, seed=0, evidence=0.2, per_speaker=10)
     voices = np.random.default_rng(5).normal(size=(10, 300)).astype(np.float32)
-    heard = replace(heard, inputs=heard.inputs + 2 * voices[heard.groups])
-    by_speaker = cllr(heard.labels, nested_scores(heard))
-    by_clip = cllr(heard.labels, nested_scores(replace(heard, groups=np.arange(100))))
+    scored = replace(scored, inputs=scored.inputs + 2 * voices[scored.groups])
+    by_speaker = cllr(scored.labels, nested_scores(scored))
+    by_clip = cllr(scored.labels, nested_scores(replace(scored, groups=np.arange(100))))
     assert by_clip < 0.5 < 0.85 < by_speaker
 
 
 def test_leaving_out_in_closed_form_is_leaving_out() -> None:
-    heard = channel(30, seed=2, unused=0.5, per_speaker=3)
-    weights, left = _class_weights(heard.labels), np.random.default_rng(0).normal(size=30)
-    products = (heard.inputs @ heard.inputs.T).astype(np.float64) / 300
+    scored = channel(30, seed=2, unused=0.5, per_speaker=3)
+    weights, residuals = _class_weights(scored.labels), np.random.default_rng(0).normal(size=30)
+    products = (scored.inputs @ scored.inputs.T).astype(np.float64) / 300
     for penalty in (PENALTIES[0], PENALTIES[-1]):
-        found = _told_by_others(products, left, weights, heard.groups, penalty)
+        found = _predict_left_out(products, residuals, weights, scored.groups, penalty)
         for group in range(10):
-            out = heard.groups == group
+            out = scored.groups == group
             of_others = products[np.ix_(~out, ~out)] + penalty * np.diag(1 / weights[~out])
-            expected = products[np.ix_(out, ~out)] @ np.linalg.solve(of_others, left[~out])
+            expected = products[np.ix_(out, ~out)] @ np.linalg.solve(of_others, residuals[~out])
             assert found[out] == pytest.approx(expected)
 
 
@@ -238,7 +238,7 @@ def test_a_bundle_that_nothing_helps_stays_as_it_is(some_of_a_page: Path, tmp_pa
     info["calibration"] = {"scale": 1e-6, "offset": 0.0}
     (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(info))
     sizes[tmp_path / "bundle" / "bundle.json"] = (tmp_path / "bundle" / "bundle.json").read_bytes()
-    with pytest.raises(CorpusError, match="nothing is better than the bundle as it is beyond chance"):
+    with pytest.raises(CorpusError, match="do not show that an adapted bundle is better"):
         main([*arguments, f"--manifest={tmp_path / 'random.csv'}"])
     assert not (tmp_path / "out").exists()
     assert {path: path.read_bytes() for path in sizes} == sizes
