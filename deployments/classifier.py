@@ -82,7 +82,7 @@ class Classifier:
                 "backbone": info.features.backbone,
                 "backbone_sha256": info.backbone_sha256,
                 "layers": list(info.layers),
-                "statistics": list(info.features.statistics),
+                "statistics": {layer: list(info.features.statistics_of(layer)) for layer in info.layers},
                 "reduction": info.features.reduction,
                 "k": info.features.k if info.features.reduction == "top_k" else None,
                 "dimension": len(bundle.arrays["mean"]),

@@ -10,6 +10,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DetectorConfig, parse
-from pipeline.networks.front import front_parameters, parameters_sha256
+from pipeline.networks.front import Parameters, parameters_sha256
 from pipeline.networks.tkan import load_spec
-from pipeline.verdict.bundle import Bundle, BundleInfo, save_bundle
+from pipeline.verdict.bundle import Arrays, Bundle, BundleInfo, save_bundle
 from tune.cluster import connect, map_with_tasks
 from tune.command import finish, run
 from tune.corpora.generators import plain_name
@@ -31,7 +32,17 @@ from tune.reports.metrics import SUMMARY, Interval, Intervals, Labels, Scores, a
 from tune.training.folds import Fold, make_folds
 from tune.training.front import LAYER_FEATURES, FrontConfig, Sample, Tuned, tune_front
 from tune.training.table import Table
-from tune.training.tuned import TUNED_PRESET, Evidence, TuningConfig, calibrate, hold_out, read_samples
+from tune.training.textures import TEXTURES, Textured
+from tune.training.tuned import (
+    TUNED_PRESET,
+    Evidence,
+    TuningConfig,
+    assemble,
+    calibrate,
+    hear_textures,
+    hold_out,
+    read_samples,
+)
 from tune.training.validate import (
     Trained,
     TrainingConfig,
@@ -96,11 +107,21 @@ def train_tuned_bundle(
     samples = [own for part in read for own in part]
     held = hold_out(clips, tuning)
     judged = [(clip, own[0]) for clip, own, out in zip(clips, samples, held, strict=True) if out and own]
-    kept = [sample for own, out in zip(samples, held, strict=True) if not out for sample in own]
+    everyone = [(sample, out) for own, out in zip(samples, held, strict=True) for sample in own]
+    everything = [sample for sample, _ in everyone]
+    kept = [sample for sample, out in everyone if not out]
+    parts_of = [everything[start : start + 64] for start in range(0, len(everything), 64)]
+    heard_parts: list[list[list[Textured]]] = map_with_tasks(hear_textures, (detector,), parts_of)
+    textures = [own for part in heard_parts for own in part]
+    kept_textures = [heard for own, (_, out) in zip(textures, everyone, strict=True) if not out for heard in own]
 
     first = tune_front(kept, tuning.first, watch=tell("without the sites held out", tuning.first))
-    evidence = calibrate(first, [sample for _, sample in judged], detector, config.operating_points)
+    arrays, fronts = assemble(first, kept_textures, tuning.textures)
+    evidence = calibrate(arrays, fronts, [sample for _, sample in judged], detector, config.operating_points)
     labels = np.array([clip.is_spoof for clip, _ in judged])
+    lines = measure_lines(labels, evidence.telephone_scores)
+    if lines["eer"] > tuning.narrow_eer_limit:
+        evidence = replace(evidence, narrow=None)
     metrics = bootstrap(SUMMARY, labels, evidence.scores, [clip.voice for clip, _ in judged])
     heard = [clip for clip, out in zip(clips, held, strict=True) if not out]
     names = {plain_name(clip.generator) for clip in heard if clip.is_spoof}
@@ -112,14 +133,15 @@ def train_tuned_bundle(
         **{key: interval._asdict() for key, interval in metrics.items()},
         "coverage": coverage_errors(labels, evidence.scores),
         "breakdown": break_down([clip for clip, _ in judged], evidence.scores, met=met),
-        "telephone": measure_lines(labels, evidence.telephone_scores),
+        "telephone": lines,
     }
     beside = folder.with_name(f"{folder.name}-held-out")
-    save_tuned(config, first, evidence, heard, tested, metrics, f"{name}-held-out", beside)
+    save_tuned(config, arrays, fronts, evidence, heard, tested, metrics, f"{name}-held-out", beside)
     # What was held out is new to the front: each of its clips counts for three.
-    everything = [sample for own, out in zip(samples, held, strict=True) for sample in own * (3 if out else 1)]
-    further = tune_front(everything, tuning.further, start=first, watch=tell("with all sites", tuning.further))
-    return save_tuned(config, further, evidence, clips, tested, metrics, name, folder)
+    drawn = [sample for sample, out in everyone for _ in range(3 if out else 1)]
+    further = tune_front(drawn, tuning.further, start=first, watch=tell("with all sites", tuning.further))
+    arrays, fronts = assemble(further, [heard for own in textures for heard in own], tuning.textures)
+    return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder)
 
 
 def tell(what: str, config: FrontConfig) -> Callable[[int, float, Tuned], None]:
@@ -137,7 +159,8 @@ def measure_lines(labels: Labels, scores: Scores) -> dict[str, float]:
 
 def save_tuned(
     config: TrainingConfig,
-    tuned: Tuned,
+    arrays: Arrays,
+    fronts: Parameters,
     evidence: Evidence,
     clips: Sequence[Clip],
     tested: dict[str, Any],
@@ -146,12 +169,11 @@ def save_tuned(
     folder: Path,
 ) -> Bundle:
     """Write the bundle of a tuned detector, its card included."""
-    front = front_parameters(tuned.front)
     info = BundleInfo(
         name=name,
         features=load_spec(TUNED_PRESET),
-        layers=LAYER_FEATURES,
-        backbone_sha256=parameters_sha256(front),
+        layers=LAYER_FEATURES | TEXTURES,
+        backbone_sha256=parameters_sha256(fronts),
         head="tuned",
         classifier_sha256="",
         calibration=evidence.calibration,
@@ -163,7 +185,7 @@ def save_tuned(
         versions={package: version(package) for package in PACKAGES},
         seed=config.estimator.seed,
     )
-    return save_bundle(folder, info, tuned.head.arrays(), model_card(info, config, clips, metrics), front)
+    return save_bundle(folder, info, arrays, model_card(info, config, clips, metrics), fronts)
 
 
 def describe(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigurationError
 from pipeline.models import weights_sha256
 from pipeline.networks.campplus import filterbank, load_campplus
-from pipeline.networks.front import FrontForCpu, Parameters, load_front, parameters_sha256, published_front
+from pipeline.networks.front import FrontsForCpu, Parameters, load_fronts, pair, parameters_sha256, published_front
 from pipeline.types import SAMPLE_RATE, Spectrum, Waveform
 
 MIN_SAMPLES = SAMPLE_RATE // 2
@@ -116,7 +116,7 @@ def load_backbone(
     name: str, device: str = "cpu", spectrum: Spectrum = "mel", front: Parameters | None = None
 ) -> Backbone:
     """The backbone `name` on `device`: `campplus`, which hears through the filter bank `spectrum`;
-    `campplus-front`, its 2-D front, with the tuned parameters `front` or as published; or `pyannote/embedding` or
+    `campplus-front`, its 2-D front, twice: with the parameters `front`, or as published; or `pyannote/embedding` or
     `wespeaker`, which hear samples.
 
     Raises ModelUnavailable where its weights cannot be had, ConfigurationError for another name.
@@ -126,8 +126,8 @@ def load_backbone(
             network: nn.Module = load_campplus()
             sha256 = weights_sha256(name)
         case "campplus-front":
-            loaded = published_front() if front is None else load_front(front)
-            network = FrontForCpu(loaded) if device == "cpu" else loaded
+            fronts = pair(published_front()) if front is None else load_fronts(front)
+            network = FrontsForCpu(fronts) if device == "cpu" else fronts
             sha256 = weights_sha256("campplus") if front is None else parameters_sha256(front)
         case "pyannote/embedding" | "wespeaker":
             from pipeline.networks.pyannote import load_embedding

@@ -1,4 +1,7 @@
-"""The front: the 2-D part of CAM++, tuned to tell machines' voices from humans'.
+"""Two fronts side by side: the 2-D part of CAM++ tuned to tell machines' voices from humans', and as it was published.
+
+The published one knows voices of thousands of people, which tuning forgets in part: how its channels fire together says
+what the tuned one does not hear.
 
 Each batch normalisation is folded into the convolution before it, as inference allows: a third less work, and weights
 of one scale to train.
@@ -7,6 +10,7 @@ of one scale to train.
 from __future__ import annotations
 
 import hashlib
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +23,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from pipeline.networks.campplus import BANDS, ResidualBlock, load_campplus
 from pipeline.networks.onnx import for_cpu
 
+Network = TypeVar("Network", bound=nn.Module)
+
 Parameters = dict[str, NDArray[np.float32]]
-"""The parameters of a front by name."""
+"""The parameters of the fronts by name."""
 
 CHANNELS = 32
 LAYERS = ("layer2", "out")
-"""The layers whose neurons are read, in their order: 32 channels at 20 and at 10 frequencies."""
+"""The layers of a front whose neurons are read, in their order: 32 channels at 20 and at 10 frequencies."""
 
 
 class Front(nn.Module):
@@ -59,29 +65,45 @@ class Block(nn.Module):
         return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
 
 
-class FrontForCpu(nn.Module):
-    """What a Front computes, on a CPU and in less time; of its layers only LAYERS can be watched."""
+class Fronts(nn.Module):
+    """The tuned front, and then the published one, on the same energies.
 
-    def __init__(self, front: Front) -> None:
+    Shape: (batch, 80, frames) -> what each of them computes.
+    """
+
+    def __init__(self, tuned: Front, published: Front) -> None:
         super().__init__()
-        self._compute = for_cpu(_Outputs(front), torch.zeros(1, BANDS, 100))
-        self.layer2, self.out = nn.Identity(), nn.Identity()
+        self.tuned = tuned
+        self.published = published
 
-    def forward(self, energies: Tensor) -> dict[str, Tensor]:
-        layer2, out = self._compute(energies)
-        return {"layer2": self.layer2(layer2), "out": self.out(out)}
+    def forward(self, energies: Tensor) -> dict[str, dict[str, Tensor]]:
+        return {"tuned": self.tuned(energies), "published": self.published(energies)}
+
+
+class FrontsForCpu(nn.Module):
+    """What Fronts compute, on a CPU and in less time; of their layers only LAYERS can be watched."""
+
+    def __init__(self, fronts: Fronts) -> None:
+        super().__init__()
+        self._compute = for_cpu(_Outputs(fronts), torch.zeros(1, BANDS, 100))
+        self.tuned = nn.ModuleDict({layer: nn.Identity() for layer in LAYERS})
+        self.published = nn.ModuleDict({layer: nn.Identity() for layer in LAYERS})
+
+    def forward(self, energies: Tensor) -> list[Tensor]:
+        watched = (*self.tuned.values(), *self.published.values())
+        return [identity(output) for identity, output in zip(watched, self._compute(energies), strict=True)]
 
 
 class _Outputs(nn.Module):
-    """A Front whose outputs have an order and no names."""
+    """Fronts whose outputs have an order and no names."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, fronts: Fronts) -> None:
         super().__init__()
-        self.front = front
+        self.fronts = fronts
 
     def forward(self, energies: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.front(energies)
-        return tuple(outputs[layer] for layer in LAYERS)
+        outputs = self.fronts(energies)
+        return tuple(outputs[front][layer] for front in ("tuned", "published") for layer in LAYERS)
 
 
 def published_front() -> Front:
@@ -102,22 +124,26 @@ def published_front() -> Front:
     return _ready(front)
 
 
-def load_front(parameters: Parameters) -> Front:
-    """The front with tuned `parameters`, as `front_parameters` gives them. Raises RuntimeError where they do not
-    fit."""
-    front = Front()
-    front.load_state_dict({name: torch.tensor(values) for name, values in parameters.items()})
-    return _ready(front)
+def pair(tuned: Front) -> Fronts:
+    """`tuned` and the published front, ready for inference."""
+    return _ready(Fronts(tuned, published_front()))
 
 
-def _ready(front: Front) -> Front:
+def load_fronts(parameters: Parameters) -> Fronts:
+    """The fronts with `parameters`, as `front_parameters` gives them. Raises RuntimeError where they do not fit."""
+    fronts = Fronts(Front(), Front())
+    fronts.load_state_dict({name: torch.tensor(values) for name, values in parameters.items()})
+    return _ready(fronts)
+
+
+def _ready(network: Network) -> Network:
     """For inference, with channels last in memory, which takes less time on a CPU."""
-    return front.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def front_parameters(front: Front) -> Parameters:
-    """The parameters of `front` as plain arrays by name."""
-    return {name: values.detach().cpu().numpy().copy() for name, values in front.state_dict().items()}
+def front_parameters(fronts: Fronts) -> Parameters:
+    """The parameters of `fronts` as plain arrays by name."""
+    return {name: values.detach().cpu().numpy().copy() for name, values in fronts.state_dict().items()}
 
 
 def parameters_sha256(parameters: Parameters) -> str:

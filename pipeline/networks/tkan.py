@@ -49,16 +49,17 @@ class TkanSpec(Strict):
     """A recipe for features; part of every model bundle.
 
     `spectrum` is the filter bank that CAM++ hears through: the mel one it was trained with, or a linear one. `layers`
-    may hold shell patterns. `reduction`: `none` keeps each neuron's statistics in place; `top_k` keeps
-    the k highest time means of each layer, sorted; `acn` counts per layer the neurons above the layer's mean
-    activation over the training data, which the head learns (the extractor then yields the time means).
+    may hold shell patterns. `statistics` are those of every layer, or, by a pattern, those of the layers that match it
+    first. `reduction`: `none` keeps each neuron's statistics in place; `top_k` keeps the k highest time means of each
+    layer, sorted; `acn` counts per layer the neurons above the layer's mean activation over the training data, which
+    the head learns (the extractor then yields the time means).
     """
 
     name: str
     backbone: Literal["campplus", "campplus-front", "pyannote/embedding", "wespeaker"] = "campplus"
     spectrum: Spectrum = "mel"
     layers: tuple[str, ...] = Field(min_length=1)
-    statistics: tuple[Statistic, ...] = Field(("mean",), min_length=1)
+    statistics: tuple[Statistic, ...] | dict[str, tuple[Statistic, ...]] = Field(("mean",), min_length=1)
     reduction: Literal["none", "top_k", "acn"] = "none"
     k: int = Field(5, ge=1)
 
@@ -79,6 +80,15 @@ class TkanSpec(Strict):
         """SHA-256 of the recipe without its name: equal recipes give interchangeable features."""
         recipe = json.dumps(self.model_dump(mode="json", exclude={"name"}), sort_keys=True)
         return hashlib.sha256(recipe.encode()).hexdigest()
+
+    def statistics_of(self, layer: str) -> tuple[Statistic, ...]:
+        """What is told of the neurons of `layer`. Raises ConfigurationError where nothing is."""
+        if isinstance(self.statistics, tuple):
+            return self.statistics
+        for pattern, statistics in self.statistics.items():
+            if fnmatchcase(layer, pattern):
+                return statistics
+        raise ConfigurationError(f"statistics: none are given for layer {layer}: add a pattern that it matches")
 
     def expand_layers(self, available: Sequence[str]) -> tuple[str, ...]:
         """The layers of the recipe in the network's order. Raises ConfigurationError for one that matches none."""
@@ -168,9 +178,9 @@ its distribution, how fast it changes, and how far its extremes reach; `correlat
 the first three are free of scale and offset, so that they say little about level and channel."""
 
 
-def layer_features(spec: TkanSpec, stretches: Sequence[Tensor]) -> Tensor:
-    """The features of one layer in one window, (features,), statistic by statistic."""
+def layer_features(spec: TkanSpec, layer: str, stretches: Sequence[Tensor]) -> Tensor:
+    """The features of `layer` in one window, (features,), statistic by statistic."""
     frames = Frames(stretches)
     if spec.reduction == "top_k":
         return frames.mean.topk(min(spec.k, len(frames.mean))).values
-    return torch.cat([STATISTICS[statistic](frames) for statistic in spec.statistics])
+    return torch.cat([STATISTICS[statistic](frames) for statistic in spec.statistics_of(layer)])

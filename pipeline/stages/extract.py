@@ -97,7 +97,7 @@ class TkanExtractor:
                 # What a window heard is summed up as soon as no chunk can add to it: an hour would not fit in memory.
                 if following is None or window.parts[-1].end <= following.start:
                     layers = heard.pop(row)
-                    features = torch.cat([layer_features(self.spec, layers[layer]) for layer in self.layers])
+                    features = torch.cat([layer_features(self.spec, layer, layers[layer]) for layer in self.layers])
                     vectors[row] = features.cpu().numpy()
         return np.stack([vectors[row] for row in range(len(windows))])
 
@@ -121,7 +121,7 @@ def layer_sizes(extractor: TkanExtractor) -> dict[str, int]:
     """How many features each layer yields, in their order; found by a trial on one second of noise."""
     noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE, dtype=np.float32)
     activations = extractor.backbone.activations(Waveform(noise), extractor.layers)
-    return {layer: len(layer_features(extractor.spec, [activations[layer]])) for layer in extractor.layers}
+    return {layer: len(layer_features(extractor.spec, layer, [activations[layer]])) for layer in extractor.layers}
 
 
 def normalize_peak(waveform: Waveform) -> Waveform:

@@ -82,7 +82,7 @@ class BundleInfo(Strict):
     are the record of the training run.
     """
 
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     name: str
     features: TkanSpec
     layers: dict[str, int]

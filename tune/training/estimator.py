@@ -204,7 +204,7 @@ def _fit_ridge(
     scale = 1 / math.sqrt(means.shape[1])
     # By inner products of rows, which are fewer than features (representer theorem); the 1 stands for the bias.
     products = (means @ means.T).astype(np.float64) * scale**2 + 1
-    dual = _kernel_ridge(products, labels, weights, head.penalty)
+    dual = kernel_ridge(products, labels, weights, head.penalty)
     return {"weight": means.T @ dual.astype(np.float32) * scale**2, "bias": [dual.sum()]}
 
 
@@ -219,7 +219,7 @@ def _fit_quadratic(
     origin = (reduction.mean_ @ projection).astype(np.float32)
     reduced = (means @ projection - origin).astype(np.float64)
     scale = 1 / np.square(reduced).sum(axis=1).mean()
-    dual = _kernel_ridge((1 + scale * reduced @ reduced.T) ** 2, labels, weights, head.penalty)
+    dual = kernel_ridge((1 + scale * reduced @ reduced.T) ** 2, labels, weights, head.penalty)
     return {
         "projection": projection,
         "origin": origin,
@@ -229,7 +229,7 @@ def _fit_quadratic(
     }
 
 
-def _kernel_ridge(
+def kernel_ridge(
     products: NDArray[np.float64], labels: NDArray[np.bool_], weights: NDArray[np.float64], penalty: float
 ) -> NDArray[np.float64]:
     """What each row counts for, (rows,), in kernel ridge regression to 1 for spoof and -1 for bona fide."""

@@ -29,8 +29,8 @@ from tune.corpora.augment import Codec, apply_channel, draw_channel, through_tel
 
 FRAME_SECONDS = LINEAR_HOP / SAMPLE_RATE
 STATISTICS = 5
-LAYER_FEATURES = {"layer2": STATISTICS * CHANNELS * 20, "out": STATISTICS * CHANNELS * 10}
-"""How many features each layer of the preset `tuned-front` yields, in their order."""
+LAYER_FEATURES = {"tuned.layer2": STATISTICS * CHANNELS * 20, "tuned.out": STATISTICS * CHANNELS * 10}
+"""How many features each layer of the tuned front yields by the preset `tuned-front`, in their order."""
 PART = 8
 """Crops that go through the network together."""
 

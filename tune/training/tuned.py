@@ -1,4 +1,5 @@
 """A detector whose front is tuned: first without some sites, which judge and calibrate it, then on with all of them.
+Beside the tuned front it hears the textures of the published one.
 
 The detector tuned without those sites is what the quoted figures are of. The one that is served has heard more.
 """
@@ -17,12 +18,13 @@ from pydantic import Field
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, Strict
 from pipeline.errors import InputError
-from pipeline.networks.front import front_parameters
+from pipeline.networks.front import Parameters, front_parameters, pair, published_front
 from pipeline.networks.tkan import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
-from pipeline.types import Recording, Waveform
-from pipeline.verdict.bundle import Calibration, NarrowBand, Thresholds, Uncertainty
+from pipeline.types import Recording, Speech, Waveform
+from pipeline.verdict.bundle import Arrays, Calibration, NarrowBand, Thresholds, Uncertainty
+from pipeline.verdict.windows import plan_windows
 from tune.corpora.augment import LAW, TELEPHONE, add_noise, augment
 from tune.corpora.manifest import Clip
 from tune.corpora.vocoded import PARTNER, VOCODED, vocode
@@ -30,10 +32,16 @@ from tune.errors import CorpusError
 from tune.reports.metrics import Scores
 from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
 from tune.training.evidence import Heard, cut_short, fit_uncertainty, hear, narrow_uncertainty
-from tune.training.front import FrontConfig, Sample, Tuned
+from tune.training.front import FrontConfig, Sample, Tuned, disturb
+from tune.training.textures import TEXTURES, Textured, TexturesConfig, fit_textures, join
 
 TUNED_PRESET = "tuned-front"
-"""The features that a tuned front gives."""
+"""The features that a tuned front and the published one beside it give."""
+
+TEXTURE_WINDOWS = 3
+"""So many windows of a clip, evenly spread, are enough to fit its textures by."""
+
+ANY_CHANNEL = FrontConfig(channel_share=1, telephone_share=0)
 
 CUTS = (1.0, 2.0)
 """Seconds of speech that held-out clips are cut to, to measure what shortness costs."""
@@ -45,15 +53,18 @@ NOISES_DB = (5.0, 15.0)
 class TuningConfig(Strict):
     """The section `front` of a training configuration. Of the sites with at least `held_out_clips` clips of each class
     `held_out_share` are held out. `first` is how the front is tuned without them, `further` how it goes on with all
-    sites, the clips of those held out thrice, as they are new.
+    sites, the clips of those held out thrice, as they are new. A head for narrow bands that errs on more than
+    `narrow_eer_limit` of the clips over telephone lines is left out: such recordings then stay Inconclusive.
     """
 
     first: FrontConfig = FrontConfig()
     further: FrontConfig = FrontConfig(
         steps=300, learning_rate=1.2e-4, head_learning_rate=3e-4, warm_up_share=0.1, average_steps=80, seed=1
     )
+    textures: TexturesConfig = TexturesConfig()
     held_out_share: float = Field(0.3, gt=0, lt=1)
     held_out_clips: int = Field(3, ge=1)
+    narrow_eer_limit: float = Field(0.2, ge=0, le=0.5)
     seed: int = 0
 
 
@@ -117,16 +128,51 @@ def _read(
     return samples
 
 
+def hear_textures(detector: DetectorConfig, samples: Sequence[Sample], *, seed: int = 0) -> list[list[Textured]]:
+    """What the published front hears of each of `samples` and, but of copy-synthesis, of a copy of it through a channel
+    drawn at random."""
+    torch.set_num_threads(1)
+    spec = load_spec(TUNED_PRESET).model_copy(update={"layers": tuple(TEXTURES)})
+    extractor = TkanExtractor(detector, spec, front_parameters(pair(published_front())))
+
+    def hear_one(sample: Sample, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        waveform = Waveform(samples)
+        windows = plan_windows(Speech(sample.speech, waveform.duration_seconds, "wav"), None, detector.windows)
+        spread = np.linspace(0, len(windows) - 1, min(len(windows), TEXTURE_WINDOWS)).round().astype(int)
+        return extractor.window_vectors(waveform, tuple(windows[i] for i in spread))
+
+    rng = np.random.default_rng(seed)
+    found = []
+    for sample in samples:
+        clip = np.array(sample.samples)
+        heard = [Textured(sample, hear_one(sample, clip))]
+        if not sample.vocoded:
+            heard.append(Textured(sample, hear_one(sample, disturb(clip, ANY_CHANNEL, rng)), is_copy=True))
+        found.append(heard)
+    return found
+
+
+def assemble(tuned: Tuned, heard: Sequence[Textured], config: TexturesConfig) -> tuple[Arrays, Parameters]:
+    """The head and the fronts of a detector: `tuned`, and beside it the textures `heard`."""
+    arrays = join(tuned.head.arrays(), fit_textures(heard, config), config.share)
+    return arrays, front_parameters(pair(tuned.front))
+
+
 def calibrate(
-    tuned: Tuned, held_out: Sequence[Sample], detector: DetectorConfig, points: OperatingPoints, *, seed: int = 0
+    arrays: Arrays,
+    fronts: Parameters,
+    held_out: Sequence[Sample],
+    detector: DetectorConfig,
+    points: OperatingPoints,
+    *,
+    seed: int = 0,
 ) -> Evidence:
-    """Calibration, thresholds and uncertainty of a tuned detector, by clips of sites that it has not heard.
+    """Calibration, thresholds and uncertainty of a detector, by clips of sites that it has not heard.
 
     Clips are heard as they are, cut short, in noise, through a channel and over a telephone line. The head for a narrow
     band is the same head with a calibration of its own, by the clips over telephone lines.
     """
-    arrays = tuned.head.arrays()
-    extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), front_parameters(tuned.front))
+    extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), fronts)
     voice_activity = VoiceActivityDetector(detector)
     rng = np.random.default_rng(seed)
 

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.config import DetectorConfig
 from pipeline.networks.campplus import filterbank, load_campplus
-from pipeline.networks.front import front_parameters, load_front, parameters_sha256, published_front
+from pipeline.networks.front import front_parameters, load_fronts, pair, parameters_sha256, published_front
 from pipeline.networks.tkan import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.types import Segment, Waveform, Window
@@ -20,9 +20,8 @@ def test_the_front_computes_what_the_front_of_campplus_does() -> None:
 
 
 def test_tuned_parameters_come_back_from_plain_arrays() -> None:
-    front = published_front()
-    parameters = front_parameters(front)
-    again = front_parameters(load_front(parameters))
+    parameters = front_parameters(pair(published_front()))
+    again = front_parameters(load_fronts(parameters))
     assert parameters.keys() == again.keys()
     assert all((parameters[name] == again[name]).all() for name in parameters)
     assert parameters_sha256(parameters) == parameters_sha256(again)
@@ -40,12 +39,14 @@ def test_the_linear_bank_hears_each_of_a_batch_as_if_alone() -> None:
 
 def test_other_parameters_give_other_features_and_another_hash() -> None:
     spec, config = load_spec("tuned-front"), DetectorConfig(device="cpu")
-    parameters = front_parameters(published_front())
-    moved = parameters | {"conv1.bias": parameters["conv1.bias"] + np.float32(0.5)}
+    parameters = front_parameters(pair(published_front()))
+    moved = parameters | {"tuned.conv1.bias": parameters["tuned.conv1.bias"] + np.float32(0.5)}
     noise = Waveform(np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32))
     window = (Window((Segment(0.0, 1.0),)),)
     published, tuned = (TkanExtractor(config, spec, front) for front in (None, moved))
     assert published.backbone.sha256 != tuned.backbone.sha256
     one, other = published.window_vectors(noise, window), tuned.window_vectors(noise, window)
-    assert one.shape == other.shape == (1, 5 * 32 * 30)
-    assert not np.allclose(one, other)
+    statistics = 5 * 32 * 30
+    assert one.shape == other.shape == (1, statistics + 2 * 5 * 32 * 31 // 2)
+    assert not np.allclose(one[:, :statistics], other[:, :statistics])
+    assert np.array_equal(one[:, statistics:], other[:, statistics:])

@@ -13,7 +13,7 @@ from pipeline.networks.tkan import PRESETS, STATISTICS, Frames, TkanSpec, layer_
 def features(stretches: list[Tensor], *statistics: str) -> Tensor:
     """Of neurons (neurons, frames), channels of one frequency."""
     channels = [stretch.unsqueeze(1) for stretch in stretches]
-    return layer_features(TkanSpec(name="x", layers=("a",), statistics=statistics), channels)
+    return layer_features(TkanSpec(name="x", layers=("a",), statistics=statistics), "a", channels)
 
 
 def test_statistics_over_stretches_equal_those_of_the_whole() -> None:
@@ -52,7 +52,7 @@ def test_change_is_not_measured_across_a_gap() -> None:
 
 def test_correlations_are_of_channels_at_the_same_frequency() -> None:
     frames = torch.randn(4, 7, 300, generator=torch.Generator().manual_seed(0)) * 3 + 1
-    found = layer_features(TkanSpec(name="x", layers=("a",), statistics=("correlation",)), [frames])
+    found = layer_features(TkanSpec(name="x", layers=("a",), statistics=("correlation",)), "a", [frames])
     by_frequency = np.stack([np.corrcoef(frames[:, f].numpy())[np.triu_indices(4, 1)] for f in range(7)])
     ranges = [by_frequency[part].mean(axis=0) for part in np.array_split(np.arange(7), 5)]
     np.testing.assert_allclose(found.numpy(), np.concatenate(ranges), atol=1e-5)
@@ -65,7 +65,7 @@ def test_one_frame_has_features() -> None:
 def test_top_k_takes_the_highest_means() -> None:
     spec = TkanSpec(name="x", layers=("a",), reduction="top_k", k=2)
     frames = torch.tensor([1.0, 4.0, 3.0])[:, None].expand(3, 10)
-    assert layer_features(spec, [frames[:, None]]).tolist() == [4, 3]
+    assert layer_features(spec, "a", [frames[:, None]]).tolist() == [4, 3]
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -16,7 +16,8 @@ from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
 from tune.training.calibrate import OperatingPoints
 from tune.training.front import FrontConfig, Sample, Tuned, tune_front
-from tune.training.tuned import Evidence, TuningConfig, calibrate, hold_out, read_samples
+from tune.training.textures import TexturesConfig
+from tune.training.tuned import Evidence, TuningConfig, assemble, calibrate, hear_textures, hold_out, read_samples
 
 SPEECH = Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
 CONFIG = DetectorConfig(device="cpu")
@@ -56,7 +57,10 @@ def tuned(samples: list[Sample]) -> Tuned:
 
 @pytest.fixture(scope="module")
 def evidence(samples: list[Sample], tuned: Tuned) -> Evidence:
-    return calibrate(tuned, samples, CONFIG, OperatingPoints())
+    heard = [textured for own in hear_textures(CONFIG, samples) for textured in own]
+    assert sum(textured.is_copy for textured in heard) == len(samples)
+    arrays, fronts = assemble(tuned, heard, TexturesConfig())
+    return calibrate(arrays, fronts, samples, CONFIG, OperatingPoints())
 
 
 def test_held_out_scores_tell_the_classes_apart(samples: list[Sample], evidence: Evidence) -> None:

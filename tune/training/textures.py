@@ -1,0 +1,107 @@
+"""The part of a tuned detector's head that hears textures: a ridge on how the published front's channels fire together.
+
+It is fitted apart from the part that the front is tuned with: what one of them misses the other often hears.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from sklearn.preprocessing import StandardScaler
+
+from pipeline.config import Strict
+from pipeline.networks.front import CHANNELS, LAYERS
+from pipeline.networks.tkan import RANGES
+from pipeline.verdict.bundle import Arrays
+from tune.training.estimator import kernel_ridge
+from tune.training.front import LIMIT, Sample
+
+TEXTURES = {f"published.{layer}": RANGES * CHANNELS * (CHANNELS - 1) // 2 for layer in LAYERS}
+"""How many features each layer of the published front yields by the preset `tuned-front`, in their order."""
+
+
+class TexturesConfig(Strict):
+    """`penalty` on the squared weights, for features divided by the square root of their number. `share`: how many
+    logits of the tuned head count as much as 1 of this score, which is near -1 for recordings and 1 for spoofs. A clip
+    counts for 1, a half of a copy-synthesis pair for `vocoded_weight`, a copy through a channel for `copies_weight`,
+    the whole background for `background_share` of all others.
+    """
+
+    penalty: float = Field(0.2, gt=0)
+    share: float = Field(5.0, gt=0)
+    vocoded_weight: float = Field(0.4, gt=0)
+    copies_weight: float = Field(0.1, gt=0)
+    background_share: float = Field(0.04, gt=0)
+
+
+@dataclass(frozen=True)
+class Textured:
+    """What the published front hears of a clip, or of a copy of it through a channel: (windows, features)."""
+
+    sample: Sample
+    vectors: NDArray[np.float32]
+    is_copy: bool = False
+
+
+def fit_textures(heard: Sequence[Textured], config: TexturesConfig) -> Arrays:
+    """`mean`, `scale`, `weight` (features,) and `bias` (1,) of the ridge on `heard`."""
+    rows = np.concatenate([textured.vectors for textured in heard])
+    counts = [len(textured.vectors) for textured in heard]
+    plain = np.array([not (textured.is_copy or textured.sample.vocoded) for textured in heard])
+    scaler = StandardScaler().fit(rows[np.repeat(plain, counts)])
+    scale = np.maximum(scaler.scale_, 1e-6)
+    standardized = np.clip((rows - scaler.mean_) / scale, -LIMIT, LIMIT)
+    starts = np.cumsum([0, *counts[:-1]])
+    means = np.add.reduceat(standardized, starts) / np.array(counts)[:, None]
+    spoof = np.array([textured.sample.spoof for textured in heard])
+    features = means.shape[1]
+    dual = kernel_ridge(means @ means.T / features + 1, spoof, weigh(heard, config), config.penalty)
+    found = {"mean": scaler.mean_, "scale": scale, "weight": means.T @ dual / features, "bias": np.array([dual.sum()])}
+    return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def weigh(heard: Sequence[Textured], config: TexturesConfig) -> NDArray[np.float64]:
+    """What each of `heard` counts for, (heard,): pages by the square root of what they hold, in a page both classes
+    alike, in a class its kinds by the square root of what they hold; the background is one page, of a fixed share; then
+    both classes alike over all."""
+    samples = [textured.sample for textured in heard]
+    page_of = ["" if sample.background else sample.page for sample in samples]
+    pages = Counter(page_of)
+    kinds = Counter((page, sample.spoof, sample.kind) for page, sample in zip(page_of, samples, strict=True))
+    roots: dict[tuple[str, bool], float] = defaultdict(float)
+    for (page, is_spoof, _), count in kinds.items():
+        roots[page, is_spoof] += count**0.5
+    weights = np.array(
+        [
+            (config.copies_weight if textured.is_copy else config.vocoded_weight if sample.vocoded else 1)
+            * pages[page] ** 0.5
+            / roots[page, sample.spoof]
+            / kinds[page, sample.spoof, sample.kind] ** 0.5
+            for textured, sample, page in zip(heard, samples, page_of, strict=True)
+        ]
+    )
+    background = np.array([sample.background for sample in samples])
+    if background.any():
+        weights[background] *= config.background_share * weights[~background].sum() / weights[background].sum()
+    spoof = np.array([sample.spoof for sample in samples])
+    weights[spoof] *= weights[~spoof].sum() / weights[spoof].sum()
+    mean_one: NDArray[np.float64] = weights / weights.mean()
+    return mean_one
+
+
+def join(tuned: Arrays, textures: Arrays, share: float) -> Arrays:
+    """The head whose raw score is that of the head `tuned` and `share` times that of `textures`, as arrays of a tuned
+    head: what either does not hear weighs nothing in it."""
+    count, units = len(textures["mean"]), tuned["hidden"].shape[1]
+    return tuned | {
+        "mean": np.concatenate([tuned["mean"], textures["mean"]]),
+        "scale": np.concatenate([tuned["scale"], textures["scale"]]),
+        "weight": np.concatenate([tuned["weight"], np.float32(share) * textures["weight"]]),
+        "bias": tuned["bias"] + np.float32(share) * textures["bias"],
+        "hidden": np.concatenate([tuned["hidden"], np.zeros((count, units), np.float32)]),
+    }
