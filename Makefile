@@ -17,7 +17,7 @@ help:
 	@echo "make lint    check style and types"
 	@echo "make models  verify the weights that the default configuration uses"
 	@echo "make env     make or renew .venv"
-	@echo "make lock    pin anew what pyproject.toml asks for, with hashes, in requirements.lock"
+	@echo "make lock    pin what pyproject.toml asks for, with hashes, in requirements.lock"
 	@echo "make manifests   write what ops/kuberay repeats of serve_config.yaml and ops/"
 
 env: $(INSTALLED)

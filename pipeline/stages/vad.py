@@ -52,7 +52,7 @@ def load_sliding_segmentation(device: str) -> Callable[[Tensor, Checkpoint], Fra
     """segmentation-3.0 over windows of 10 s: (samples,) -> its Frames.
 
     A frame's probability is that of its likeliest speaker. The windows are spread evenly and overlap no more than the
-    recording's length makes them, for each costs as much as another; where two meet, their mean counts.
+    recording's length makes them, because each costs the same; where two meet, their mean counts.
     """
     from pipeline.networks.pyannote import load_speaker_probabilities
 
@@ -74,7 +74,7 @@ def load_sliding_segmentation(device: str) -> Callable[[Tensor, Checkpoint], Fra
 
 
 def window_starts(frames: int) -> list[int]:
-    """The first frames of the windows over a recording of so many frames."""
+    """The first frame of each window over a recording of `total` frames."""
     count = -(-frames // WINDOW_FRAMES)
     return [round(start) for start in np.linspace(0, max(0, frames - WINDOW_FRAMES), count)]
 
