@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env models serve test lint bench lock manifests
+.PHONY: help env models serve test lint bench lock manifests docs
 .DELETE_ON_ERROR:
 
 help:
@@ -17,7 +17,8 @@ help:
 	@echo "make lint    check style and types"
 	@echo "make models  verify the weights that the default configuration uses"
 	@echo "make env     make or renew .venv"
-	@echo "make lock    pin anew what pyproject.toml asks for, with hashes, in requirements.lock"
+	@echo "make lock    pin what pyproject.toml asks for, with hashes, in requirements.lock"
+	@echo "make docs    write docs/ as a site to site/"
 	@echo "make manifests   write what ops/kuberay repeats of serve_config.yaml and ops/"
 
 env: $(INSTALLED)
@@ -54,3 +55,6 @@ lock: env
 
 manifests: env
 	$(BIN)/python -m ops.manifests
+
+docs: env
+	$(BIN)/mkdocs build --strict --quiet

@@ -19,13 +19,13 @@ from pipeline.errors import ConfigurationError
 
 
 def build(args: BuildArgs) -> Application:
-    """The graph, for the cluster this runs on. Raises RayServeException that names the key to mend."""
+    """The graph, for the cluster this runs on. Raises RayServeException that names the key to correct."""
     try:
         if args.serve_config is not None:
             check_serve_config(ROOT / args.serve_config)
         config = DetectorConfig.load(ROOT / args.config)
     except ConfigurationError as error:
-        # Serve shows its message and no stack, and does not build again in vain.
+        # Serve shows its message and no stack, and does not try again.
         raise RayServeException(error.detail) from error
 
     gpus = args.accelerator == "gpu" or (args.accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0)

@@ -52,7 +52,7 @@ class BuildArgs(Strict):
     @model_validator(mode="wrap")
     @classmethod
     def _refuse(cls, values: Any, validate: ModelWrapValidatorHandler[BuildArgs]) -> BuildArgs:
-        """Raises RayServeException: Serve shows its message and no stack, and does not build again in vain."""
+        """Raises RayServeException: Serve shows its message and no stack, and does not try again."""
         try:
             return validate(values)
         except ValidationError as error:

@@ -56,7 +56,7 @@ class Classifier:
         ):
             raise BundleError(
                 f"model bundle {settings.bundle.name} needs other features than the graph extracts: set `bundle` in "
-                "the detector's configuration and deploy the graph anew"
+                "the detector's configuration and deploy the graph again"
             )
         _try(loaded)
         return loaded

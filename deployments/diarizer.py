@@ -13,7 +13,7 @@ from pipeline.types import Recording, Turn
 
 @serve.deployment
 class Diarizer:
-    """One thread runs the networks; more replicas hear more at once."""
+    """One thread runs the networks; more replicas take more recordings at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
         from pipeline.stages import diarize  # here, so that building the application need not wait for pyannote.audio

@@ -30,7 +30,7 @@ class Request:
 
 @serve.deployment
 class TkanExtractor:
-    """One thread runs the network; more replicas hear more at once."""
+    """One thread runs the network; more replicas take more recordings at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)

@@ -3,8 +3,9 @@
     python -m ops.cluster_config                    for nodes without a GPU
     python -m ops.cluster_config --accelerator gpu  for nodes with one
 
-It listens on every address, for what stands in front of it is another container; each stage gets its share of a GPU, or
-none, whatever nodes are up when the application is built; and nothing in it points to a file that it did not come with.
+It listens on every address, because what stands in front of it is another container. Each stage gets its share of a
+GPU, or none, whatever nodes are up when the application is built. Nothing in it points to a file that it did not come
+with.
 """
 
 from __future__ import annotations

@@ -68,33 +68,33 @@ class Detector:
         counted from 0. Raises InputError for a recording that cannot be scored.
         """
         if channels == "mix":
-            whole = self._hear(self.decoder.decode(data, track), use_diarization)
+            whole = self._segment(self.decoder.decode(data, track), use_diarization)
             return self._judge(whole, use_diarization, operating_point, explain, among=1)
         found = self.decoder.decode_channels(data, track)
-        heard = {c.name: self._hear(c.recording, use_diarization) for c in found if c.recording}
-        among = sum(bool(channel.speech.segments) for channel in heard.values())
+        segmented = {c.name: self._segment(c.recording, use_diarization) for c in found if c.recording}
+        among = sum(bool(channel.speech.segments) for channel in segmented.values())
         judged = [
             JudgedChannel(name, channel.speech, self._judge(channel, use_diarization, operating_point, explain, among))
-            for name, channel in heard.items()
+            for name, channel in segmented.items()
         ]
         return merge_channels({channel.name: channel.note for channel in found}, judged)
 
-    def _hear(self, recording: Recording, use_diarization: bool) -> _Heard:
+    def _segment(self, recording: Recording, use_diarization: bool) -> _Segmented:
         speech = self.voice_activity.detect(recording)
         wanted = use_diarization and speech.segments
-        return _Heard(recording, speech, self.diarizer.diarize(recording) if wanted else None)
+        return _Segmented(recording, speech, self.diarizer.diarize(recording) if wanted else None)
 
     def _judge(
-        self, heard: _Heard, use_diarization: bool, operating_point: OperatingPoint, explain: bool, among: int
+        self, segmented: _Segmented, use_diarization: bool, operating_point: OperatingPoint, explain: bool, among: int
     ) -> Verdict:
-        if not heard.speech.segments:
-            return self.classifier.no_speech(heard.speech, use_diarization=use_diarization)
-        features = self.extractor.extract(heard.recording, heard.speech, heard.turns)
+        if not segmented.speech.segments:
+            return self.classifier.no_speech(segmented.speech, use_diarization=use_diarization)
+        features = self.extractor.extract(segmented.recording, segmented.speech, segmented.turns)
         return self.classifier.classify(features, operating_point, explain, among)
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Segmented:
     """A recording, where somebody speaks in it and, where speakers are told apart, who."""
 
     recording: Recording

@@ -182,7 +182,7 @@ def _verified(entry: Weights, path: Path) -> Path:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != (entry.sha256 or path.resolve().name):
             raise ModelUnavailable(
-                f"the weights {entry.name} are not the published ones: delete them and get {entry.source} anew"
+                f"the weights {entry.name} are not the published ones: delete them and get {entry.source} again"
             )
     return path
 

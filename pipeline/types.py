@@ -149,7 +149,7 @@ class Features:
     """What the TkanExtractor hands to the Classifier: one feature vector a window.
 
     vectors: (windows, dimension) float32. `spec_id` names the feature recipe and `backbone_sha256` the weights of the
-    network that was heard through, so that a classifier trained on others refuses them.
+    network that computed them, so that a classifier trained on others refuses them.
     """
 
     windows: tuple[Window, ...]

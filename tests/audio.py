@@ -74,7 +74,7 @@ def encode(
 ) -> bytes:
     """The bytes of a file in the format `name` that holds `samples`, (time,) or (channels, time) at `rate` Hz.
 
-    `tracks` repeats them as so many audio tracks, `picture` adds a video track, `live` writes as to a pipe.
+    `tracks` is how many audio tracks hold them, `picture` adds a video track, `live` writes as to a pipe.
     """
     muxer, codec = muxer or CODECS[name][0], codec or CODECS[name][1]
     samples = np.atleast_2d(samples).astype(np.float32)

@@ -1,12 +1,11 @@
 """How fast the parts and the whole are, in one run on one machine.
 
-    python -m tests.bench [--rounds N]
+    python -m tests.bench [--rounds N] [--without-graph] [--long]
 
-On 10 s of pyannote's sample: the forward passes of the networks alone, feature extraction by the recipe that hears the
-whole network and by the default bundle's, the Detector in this process, and the served graph with one client. They take
-turns, so that whatever else the machine does falls on all of them alike. At its turn each runs twice, and the second
-run counts: before the first one the processor has just heard the same speech by other parts of the Detector, but the
-graph's processes have slept.
+On cuts of pyannote's sample: the networks alone, each stage and the Detector in this process, in CPU time for each
+second of sound; then the served graph and, as its peer, a plain FastAPI app around the same Detector with one worker a
+core, under the same clients. What is compared takes turns, so that whatever else the machine does falls on all alike;
+take the ratios, and of them the spread. `--long` adds a recording of 30 minutes, plain and diarized.
 """
 
 from __future__ import annotations
@@ -14,11 +13,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import os
 import statistics
+import sys
+import tempfile
 import time
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 
 import httpx
 import torch
@@ -28,66 +33,83 @@ from rich.table import Table
 
 from pipeline.audio.decode import decode
 from pipeline.detector import Detector
-from pipeline.networks.tkan import load_spec
-from pipeline.stages.extract import TkanExtractor
 from pipeline.types import Recording, go_on
-from tests.graph import ray_cluster, serve_config, served_graph
+from tests.graph import free_port, ray_cluster, running, serve_config, served_graph, wait_until
+from tests.load import Load, family, peak_mib, put_load
 
-START, SECONDS = 7, 10
-WARM_UP_ROUNDS = 5
+START = 7
+CLIP_SECONDS = (2, 4, 10, 60)
+CLIENTS = (1, 4, 16)
+LONG_MINUTES, DIARIZED_MINUTES = 30, 5
+WARM_UP_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service under load: where it is, and its processes."""
+
+    name: str
+    url: str
+    pids: list[int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the parts and the whole.")
-    parser.add_argument("--rounds", type=int, default=50, help="how often each is timed")
-    rounds = parser.parse_args().rounds
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="how often each part is timed (default %(default)s)")
+    parser.add_argument("--load-rounds", type=int, default=3, help="how often each load is put (default %(default)s)")
+    parser.add_argument("--load-seconds", type=float, default=8, help="how long each time (default %(default)s)")
+    parser.add_argument("--without-graph", action="store_true", help="leave the graph out: no Ray is started")
+    parser.add_argument("--long", action="store_true", help="a recording of 30 minutes, too")
+    options = parser.parse_args()
 
     console = Console()
     detector = Detector.from_config()
-    data = sample()
+    console.print(stage_table(detector, options.rounds))
+    if options.long:
+        console.print(long_table(detector))
+    with ExitStack() as stack:
+        console.print("Starting the services ...")
+        services = [stack.enter_context(peer())]
+        if not options.without_graph:
+            services.append(stack.enter_context(graph()))
+        for table in load_tables(services, options.load_rounds, options.load_seconds):
+            console.print(table)
+
+
+def stage_table(detector: Detector, rounds: int) -> Table:
+    """CPU time of each part, for each second of sound, by length of the clip."""
+    table = Table(
+        title=f"CPU ms for each second of sound, {detector.config.threads} thread(s): median and quartiles of {rounds}",
+        title_justify="left",
+    )
+    for heading in ("", *(f"{seconds} s" for seconds in CLIP_SECONDS)):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    clips = {seconds: sample(seconds) for seconds in CLIP_SECONDS}
+    times = {seconds: measure(parts_of(detector, clip), rounds) for seconds, clip in clips.items()}
+    for name in times[CLIP_SECONDS[0]]:
+        cells = []
+        for seconds in CLIP_SECONDS:
+            low, median, high = statistics.quantiles([t / seconds for t in times[seconds][name]], n=4)
+            cells.append(f"{median:.2f} ({low:.2f}-{high:.2f})")
+        table.add_row(name, *cells)
+    return table
+
+
+def parts_of(detector: Detector, data: bytes) -> dict[str, Callable[[], object]]:
     recording = decode(data, detector.config.limits)
     speech = detector.voice_activity.detect(recording)
-    whole_network = TkanExtractor(detector.config, load_spec("neuron-statistics"))
-    console.print("Starting the graph ...")
-    with (
-        ray_cluster() as cluster,
-        served_graph(cluster, serve_config()) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
-    ):
-
-        def served() -> dict[str, object]:
-            answer: dict[str, object] = client.post("/predict", files={"audio": data}).raise_for_status().json()
-            return answer
-
-        expected = detector.predict(data).model_dump(mode="json")
-        assert expected.items() <= served().items(), "the graph must answer what the Detector does"
-        parts: dict[str, Callable[[], object]] = {
-            f"{detector.extractor.backbone.name} forward": lambda: forward_backbone(detector, recording),
-            "VAD forward": lambda: forward_voice_activity(detector, recording),
-            "features neuron-statistics": lambda: whole_network.extract(recording, speech, None),
-            f"features {detector.extractor.spec.name}": lambda: detector.extractor.extract(recording, speech, None),
-            "Detector": lambda: detector.predict(data),
-            "served graph, one client": served,
-        }
-        times = measure(parts, rounds)
-    console.print(report(times, detector.config.threads))
-
-
-def pyannote_sample() -> bytes:
-    """The recording that pyannote.audio brings, 30 s as a WAV file."""
-    package = importlib.util.find_spec("pyannote.audio")
-    assert package is not None and package.origin is not None
-    return (Path(package.origin).parent / "sample" / "sample.wav").read_bytes()
-
-
-def sample() -> bytes:
-    """Seconds of pyannote's recording as a WAV file, from where its two people begin to talk without a pause."""
-    cut = io.BytesIO()
-    with wave.open(io.BytesIO(pyannote_sample())) as whole, wave.open(cut, "wb") as part:
-        part.setparams(whole.getparams())
-        whole.setpos(START * whole.getframerate())
-        part.writeframes(whole.readframes(SECONDS * whole.getframerate()))
-    return cut.getvalue()
+    features = detector.extractor.extract(recording, speech, None)
+    return {
+        "decoding": lambda: decode(data, detector.config.limits),
+        "voice activity": lambda: detector.voice_activity.detect(recording),
+        "  network alone": lambda: forward_voice_activity(detector, recording),
+        "extraction": lambda: detector.extractor.extract(recording, speech, None),
+        "  backbone alone": lambda: forward_backbone(detector, recording),
+        "classification": lambda: detector.classifier.classify(features),
+        "Detector but for decoding": lambda: detector.predict(data),
+    }
 
 
 @torch.inference_mode()
@@ -99,32 +121,135 @@ def forward_backbone(detector: Detector, recording: Recording) -> None:
 
 @torch.inference_mode()
 def forward_voice_activity(detector: Detector, recording: Recording) -> None:
-    detector.voice_activity.frames(torch.from_numpy(recording.waveform.samples), go_on)
+    detector.voice_activity.frames(recording.waveform.samples, go_on)
 
 
 def measure(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds that each part took in each round."""
+    """Milliseconds of this process's CPU time that each part took in each round. They take turns."""
     times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in track(range(WARM_UP_ROUNDS + rounds), description="Measuring", transient=True):
         for name, part in parts.items():
-            part()
-            start = time.perf_counter()
+            start = time.process_time()
             part()
             if turn >= WARM_UP_ROUNDS:
-                times[name].append((time.perf_counter() - start) * 1_000)
+                times[name].append((time.process_time() - start) * 1_000)
     return times
 
 
-def report(times: dict[str, list[float]], threads: int) -> Table:
-    rounds = len(times["Detector"])
-    table = Table(title=f"{SECONDS} s of speech, {rounds} rounds, {threads} thread(s) a process", title_justify="left")
-    for heading in ("", "median ms", "quartiles ms", "x Detector"):
+def long_table(detector: Detector) -> Table:
+    """Long recordings: how many times faster than real time, and memory beyond what the process held before."""
+    limits = detector.config.limits.model_copy(update={"max_duration_seconds": 1e6, "max_upload_mib": 1_000})
+    roomy = Detector(detector.config.model_copy(update={"limits": limits}))
+    table = Table(title="Long recordings through the Detector", title_justify="left")
+    for heading in ("", "wall s", "CPU s", "x real time", "MiB more than before"):
         table.add_column(heading, justify="left" if not heading else "right")
-    whole = statistics.median(times["Detector"])
-    for name, values in times.items():
-        low, median, high = statistics.quantiles(values, n=4)
-        table.add_row(name, f"{median:.0f}", f"{low:.0f} - {high:.0f}", f"{median / whole:.2f}")
+    for minutes, diarize in ((LONG_MINUTES, False), (DIARIZED_MINUTES, True)):
+        data = sample(60 * minutes)
+        roomy.predict(sample(10), use_diarization=diarize)
+        before = peak_mib([os.getpid()])
+        began, cpu = time.perf_counter(), time.process_time()
+        roomy.predict(data, use_diarization=diarize)
+        wall, spent = time.perf_counter() - began, time.process_time() - cpu
+        more = max(peak_mib([os.getpid()]).values()) - max(before.values())
+        name = f"{minutes} minutes{', diarized' if diarize else ''}"
+        table.add_row(name, f"{wall:.1f}", f"{spent:.1f}", f"{60 * minutes / wall:.0f}", f"{more}")
     return table
+
+
+@contextmanager
+def peer() -> Iterator[Service]:
+    """The plain app, one worker a core."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "uvicorn", "tests.peer:app", "--port", str(port), "--log-level", "warning"]
+    command += ["--workers", str(os.cpu_count())]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(command, dict(os.environ), Path(folder) / "peer.log", SIGTERM) as process,
+    ):
+        wait_until(lambda: _answers(f"{url}/docs"), 300)
+        yield Service("plain app", url, family(process.pid))
+
+
+@contextmanager
+def graph() -> Iterator[Service]:
+    """The graph of serve_config.yaml, on a Ray of its own."""
+    before = set(family(os.getpid()))
+    with ray_cluster() as cluster, served_graph(cluster, serve_config()) as url:
+        yield Service("graph", url, sorted(set(family(os.getpid())) - before))
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url).status_code == 200
+    return False
+
+
+def load_tables(services: list[Service], rounds: int, seconds: float) -> Iterator[Table]:
+    """Under 1, 4 and 16 clients that send 10 s of speech: what each service does, and the first against the others."""
+    data = sample(10)
+    loads: dict[tuple[str, int], list[Load]] = {}
+    for turn in range(rounds + 1):
+        for clients in CLIENTS:
+            for service in services:
+                load = put_load(service.url, data, clients, seconds if turn else 2, service.pids)
+                if turn:  # the first is to warm up
+                    loads.setdefault((service.name, clients), []).append(load)
+    table = Table(title=f"Served, 10 s of speech: medians of {rounds} rounds", title_justify="left")
+    for heading in (
+        "",
+        "clients",
+        "requests/s",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "CPU ms a second of sound",
+        "x plain app",
+    ):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for (name, clients), found in loads.items():
+        latencies = sorted(latency * 1_000 for load in found for latency in load.latencies)
+        places = statistics.quantiles(latencies, n=100, method="inclusive")
+        cpu = statistics.median(load.cpu_seconds * 100 / len(load.latencies) for load in found)
+        ratios = sorted(
+            mine.rate / other.rate for mine, other in zip(found, loads[services[0].name, clients], strict=True)
+        )
+        table.add_row(
+            name,
+            f"{clients}",
+            f"{statistics.median(load.rate for load in found):.2f}",
+            *(f"{places[share - 1]:.0f}" for share in (50, 95, 99)),
+            f"{cpu:.1f}",
+            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
+        )
+    yield table
+    memory = Table(title="Peak memory of each kind of process, MiB", title_justify="left")
+    for heading in ("", "process", "MiB"):
+        memory.add_column(heading, justify="left" if not heading else "right")
+    for service in services:
+        for process, mib in sorted(peak_mib(service.pids).items(), key=lambda peak: -peak[1]):
+            memory.add_row(service.name, process, f"{mib}")
+    yield memory
+
+
+def pyannote_sample() -> bytes:
+    """The recording that pyannote.audio brings, 30 s as a WAV file."""
+    package = importlib.util.find_spec("pyannote.audio")
+    assert package is not None and package.origin is not None
+    return (Path(package.origin).parent / "sample" / "sample.wav").read_bytes()
+
+
+def sample(seconds: int) -> bytes:
+    """Seconds of pyannote's recording as a WAV file, from where its two people begin to talk without a pause, repeated
+    where it is shorter."""
+    cut = io.BytesIO()
+    with wave.open(io.BytesIO(pyannote_sample())) as whole, wave.open(cut, "wb") as part:
+        part.setparams(whole.getparams())
+        whole.setpos(START * whole.getframerate())
+        speech = whole.readframes(whole.getnframes())
+        wanted = 2 * seconds * whole.getframerate()
+        part.writeframes((speech * (wanted // len(speech) + 1))[:wanted])
+    return cut.getvalue()
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
     """A cluster of one node with that many logical CPUs and GPUs.
 
     Ray gives up on itself where its processes take more than 30 s to come up, as they may on a busy machine: it is
-    then started anew.
+    then started again.
     """
     with ExitStack() as stack:
         for attempts_left in reversed(range(START_ATTEMPTS)):
@@ -163,5 +163,5 @@ def wait_until(holds: Callable[[], bool], seconds: float, every: float = 0.2) ->
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:g} s in vain")
+            raise TimeoutError(f"nothing came of waiting {seconds:g} s")
         time.sleep(every)

@@ -68,7 +68,7 @@ def map_with_actors(
 
 def map_with_tasks(function: Callable[..., Any], shared: Sequence[Any], items: Iterable[Any]) -> list[Any]:
     """`function(*shared, item)` of each item, in their order, as many at once as the cluster has CPUs; `shared` is sent
-    but once. Raises what `function` raises."""
+    only once. Raises what `function` raises."""
     task = ray.remote(num_cpus=1)(function)
     references = [ray.put(part) for part in shared]
     try:

@@ -122,7 +122,7 @@ class Extraction:
 
 
 def _write(stem: Path, result: dict[str, NDArray[np.float32]] | str) -> None:
-    """Write a file of the cache whole or not at all, for the process may be killed at any time."""
+    """Write a file of the cache whole or not at all: the process may be killed at any time."""
     partial = stem.with_suffix(f".{os.getpid()}.partial")
     if isinstance(result, str):
         partial.write_text(result, encoding="utf-8")
@@ -159,7 +159,7 @@ def extract(
 ) -> tuple[Table, dict[Path, str]]:
     """The features of `clips`, computed where the cache has none, and what is wrong with the clips that give none.
 
-    `draws` adds the features of so many augmented copies of each clip, to train on, and `vocoded` those of each bona
+    `draws` adds the features of that many augmented copies of each clip, to train on, and `vocoded` those of each bona
     fide clip's copy by HiFi-GAN and of its partner; background has neither. The vocoder is fetched into the folder
     `packages` where that lacks it. The corpus, the cache and the packages are on storage that every node of the cluster
     sees under the same path. Raises CorpusError where files are missing, where the vocoder cannot be had, or where a
@@ -182,7 +182,7 @@ def extract(
             if version is recipe or not (clip.background or (clip.is_spoof and version.vocoder_sha256)):
                 stem = folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256)
                 own.append({"path": str(clip.path.resolve()), "law": version.law, "draw": draw, "stem": str(stem)})
-    # By the files of the cache, for a recording may be in the corpus twice.
+    # By the files of the cache, because a recording may be in the corpus twice.
     pending = {row["stem"]: row for own in rows for row in own if not _is_there(Path(row["stem"]))}
     # All versions in one pass, so that the actors start once.
     if pending:

@@ -110,7 +110,7 @@ def local_model(config: DetectorConfig) -> Model:
 
 
 def score_over_http(clips: Sequence[Clip], url: str, *, clients: int) -> Iterator[tuple[int, Scored]]:
-    """Index and outcome of each clip from the deployment at `url`, asked by so many clients at once."""
+    """Index and outcome of each clip from the deployment at `url`, asked by that many clients at once."""
     with ThreadPoolExecutor(clients) as pool:
         yield from enumerate(pool.map(lambda clip: _post(url, clip.path), clips))
 

@@ -133,7 +133,7 @@ def run_trial(
                 scores[fold.test] = trained.score(table, fold.test)
             else:
                 scores[fold.test] = fold_scores(training.estimator, table, fold)
-            # Whole or not at all, for the process may be killed at any time.
+            # Whole or not at all: the process may be killed at any time.
             partial = file.with_suffix(f".{os.getpid()}.partial")
             with partial.open("wb") as output:
                 np.savez(output, scores=scores, held_out_eer=held_out)
@@ -251,7 +251,7 @@ def _claim(out: Path, identity: dict[str, Any], resume: bool) -> None:
 
 def _restorable(trials: Path) -> bool:
     """Whether Ray's state of the trials is whole. Ray writes over it in place, so that a kill may leave half of it: the
-    trials are then begun anew, and find their scores."""
+    trials then start again, and find the scores they had."""
     states = sorted(trials.glob("experiment_state-*.json"))
     try:
         json.loads(states[-1].read_text(encoding="utf-8"))

@@ -100,7 +100,7 @@ def false_alarms(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, 
 
 
 def assemble(clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) -> NDArray[np.float32]:
-    """Clips in random order, again if need be, until there are so many seconds."""
+    """Clips in random order, repeated where needed, until they last `seconds`."""
     parts: list[NDArray[np.float32]] = []
     while sum(map(len, parts)) < seconds * SAMPLE_RATE:
         parts += [GAP, samples_of(clips[int(rng.integers(len(clips)))])]

@@ -96,8 +96,8 @@ def train_tuned_bundle(
     folder: Path,
 ) -> Bundle:
     """Tune the front without the sites held out, measure and calibrate by these, tune it on with all, and write the
-    bundle to `folder`. The detector that the figures are of, which has not heard those sites, is written beside it, to
-    the folder whose name ends in -held-out."""
+    bundle to `folder`. The detector that the figures are of, which was not tuned on those sites, is written to the
+    folder beside it whose name ends in -held-out."""
     packages = packages.resolve()
     if config.vocoded:
         fetch_hifigan(packages)
@@ -123,8 +123,8 @@ def train_tuned_bundle(
     if lines["eer"] > tuning.narrow_eer_limit:
         evidence = replace(evidence, narrow=None)
     metrics = bootstrap(SUMMARY, labels, evidence.scores, [clip.voice for clip, _ in judged])
-    heard = [clip for clip, out in zip(clips, held, strict=True) if not out]
-    names = {plain_name(clip.generator) for clip in heard if clip.is_spoof}
+    tuned_on = [clip for clip, out in zip(clips, held, strict=True) if not out]
+    names = {plain_name(clip.generator) for clip in tuned_on if clip.is_spoof}
     met = np.array([clip.is_spoof and plain_name(clip.generator) in names for clip, _ in judged])
     tested = {
         "of": f"clips of {len({clip.site for clip, _ in judged})} sites left out of training",
@@ -136,7 +136,7 @@ def train_tuned_bundle(
         "telephone": lines,
     }
     beside = folder.with_name(f"{folder.name}-held-out")
-    save_tuned(config, arrays, fronts, evidence, heard, tested, metrics, f"{name}-held-out", beside)
+    save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", beside)
     # What was held out is new to the front: each of its clips counts for three.
     drawn = [sample for sample, out in everyone for _ in range(3 if out else 1)]
     further = tune_front(drawn, tuning.further, start=first, watch=tell("with all sites", tuning.further))
@@ -153,8 +153,8 @@ def tell(what: str, config: FrontConfig) -> Callable[[int, float, Tuned], None]:
 
 def measure_lines(labels: Labels, scores: Scores) -> dict[str, float]:
     """EER and AUC of the clips that held speech at the end of a telephone line; NaN is the score of those without."""
-    heard = ~np.isnan(scores)
-    return {"eer": eer(labels[heard], scores[heard]), "auc": auc(labels[heard], scores[heard])}
+    has_speech = ~np.isnan(scores)
+    return {"eer": eer(labels[has_speech], scores[has_speech]), "auc": auc(labels[has_speech], scores[has_speech])}
 
 
 def save_tuned(

@@ -36,7 +36,7 @@ FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 8.0
 """Before the first retry where the service names no time, and at most: each further one waits twice as long."""
 
 OUTAGE_SECONDS = 300.0
-"""How long who waits for a job sits out a service that is away: a cluster starts anew in less."""
+"""How long waiting for a job bridges an outage of the service: a cluster restarts in less."""
 
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.5, 5.0
 """How long who waits for a job pauses between two looks, at first and at most."""

@@ -73,12 +73,12 @@ def _display(form: str) -> Iterator[Callable[[StreamUpdate], None]]:
     elif not sys.stdout.isatty():
         yield lambda update: print(_line(update).plain, flush=True)
     else:
-        heard: deque[float | None] = deque(maxlen=REMEMBERED)
+        earlier: deque[float | None] = deque(maxlen=REMEMBERED)
         with Live(console=Console(highlight=False), auto_refresh=False, transient=True) as live:
 
             def show(update: StreamUpdate) -> None:
-                heard.append(update.mean_probability)
-                bars = "".join("·" if p is None else BARS[min(int(p * len(BARS)), len(BARS) - 1)] for p in heard)
+                earlier.append(update.mean_probability)
+                bars = "".join("·" if p is None else BARS[min(int(p * len(BARS)), len(BARS) - 1)] for p in earlier)
                 live.update(_line(update).append(f"\n{bars}"), refresh=True)
 
             yield show

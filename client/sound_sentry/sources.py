@@ -53,7 +53,7 @@ def recording(name: str, sample_rate: int | None, channels: int, stopped: thread
 
 @contextmanager
 def microphone(device: str | None, sample_rate: int, channels: int, stopped: threading.Event) -> Iterator[Sound]:
-    """What a recorder hears. Raises NothingToSend where there is none, or it fails."""
+    """What a recorder takes in. Raises NothingToSend where there is none, or it fails."""
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(
@@ -65,7 +65,7 @@ def microphone(device: str | None, sample_rate: int, channels: int, stopped: thr
     ):
         assert recorder.stdout
 
-        def heard(chunks: Iterator[bytes]) -> Iterator[bytes]:
+        def until_it_fails(chunks: Iterator[bytes]) -> Iterator[bytes]:
             yield from chunks
             if not stopped.is_set() and recorder.wait():
                 complaints.seek(0)
@@ -74,7 +74,7 @@ def microphone(device: str | None, sample_rate: int, channels: int, stopped: thr
 
         options, chunks = _samples(recorder.stdout.read, sample_rate, channels, 2 * channels, stopped)
         try:
-            yield options, heard(chunks)
+            yield options, until_it_fails(chunks)
         finally:
             recorder.terminate()
 
@@ -96,7 +96,7 @@ def recorder_command(device: str | None, sample_rate: int, channels: int) -> lis
 def _samples(
     read: Callable[[int], bytes], sample_rate: int, channels: int, unit: int, stopped: threading.Event
 ) -> Sound:
-    """PCM that `read` gives so many frames, or bytes, of: `unit` is how many of these a frame has."""
+    """PCM, in the frames or bytes that `read` gives: a frame has `unit` of them."""
     count = max(1, int(READ_SECONDS * sample_rate)) * unit
     options: StreamOptions = {"format": "pcm_s16le", "sample_rate": sample_rate, "channels": channels}
     return options, _chunks(lambda: read(count), stopped)

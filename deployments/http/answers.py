@@ -148,7 +148,7 @@ FORM_ERRORS = (
 
 AUDIO_ERRORS = (
     EmptyAudio("The file has no bytes. Send one that holds a recording."),
-    UnreadableAudio("The audio is damaged. Export it anew and send it again."),
+    UnreadableAudio("The audio is damaged. Export it again and send that."),
     RecordingTooLong("Send at most 600 seconds of audio."),
     UnsupportedFormat("This is not audio in a supported format. Send WAV, MP3, WEBM, OGG, M4A, FLAC, OPUS or AAC."),
 )

@@ -208,7 +208,7 @@ async def _answer_error(_: Request, error: SoundSentryError) -> JSONResponse:
 
 
 async def _answer_http_error(_: Request, error: HTTPException) -> JSONResponse:
-    """What Starlette refuses: an unknown path, a method that the path has not."""
+    """What Starlette refuses: an unknown path, a method that the path does not have."""
     phrase = HTTPStatus(error.status_code).phrase
     document = {
         "type": "about:blank",

@@ -1,4 +1,4 @@
-"""How good the recording is: what a verdict on it can be worth."""
+"""How good the recording is, and so how much a verdict on it can say."""
 
 from __future__ import annotations
 

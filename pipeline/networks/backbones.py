@@ -115,9 +115,9 @@ class _Enough(Exception):
 def load_backbone(
     name: str, device: str = "cpu", spectrum: Spectrum = "mel", front: Parameters | None = None
 ) -> Backbone:
-    """The backbone `name` on `device`: `campplus`, which hears through the filter bank `spectrum`;
+    """The backbone `name` on `device`: `campplus`, which listens through the filter bank `spectrum`;
     `campplus-front`, its 2-D front, twice: with the parameters `front`, or as published; or `pyannote/embedding` or
-    `wespeaker`, which hear samples.
+    `wespeaker`, which take samples.
 
     Raises ModelUnavailable where its weights cannot be had, ConfigurationError for another name.
     """
@@ -140,8 +140,8 @@ def load_backbone(
     # CAM++ takes time before frequency, its front the other way round, as a picture.
     turned = name == "campplus-front"
 
-    def hear(samples: Tensor) -> Tensor:
+    def front_end(samples: Tensor) -> Tensor:
         energies = filterbank(samples, spectrum)[None]
         return energies.transpose(1, 2) if turned else energies
 
-    return Backbone(name, network, hear, device, sha256)
+    return Backbone(name, network, front_end, device, sha256)

@@ -214,10 +214,10 @@ def filterbank(samples: Tensor, spectrum: Spectrum = "mel") -> Tensor:
         return energies - energies.mean(dim=0)
     energies = linear_energies(samples)
     silence = energies.new_tensor(ENERGY_FLOOR).log()
-    heard = (energies > silence).any(dim=-1, keepdim=True)
-    quietest = energies.masked_fill(~heard, math.inf).amin(dim=-2, keepdim=True)
-    mean = (energies * heard).sum(dim=-2, keepdim=True) / heard.sum(dim=-2, keepdim=True).clamp(min=1)
-    return torch.where(heard.any(dim=-2, keepdim=True), torch.maximum(energies, quietest) - mean, 0.0)
+    audible = (energies > silence).any(dim=-1, keepdim=True)
+    quietest = energies.masked_fill(~audible, math.inf).amin(dim=-2, keepdim=True)
+    mean = (energies * audible).sum(dim=-2, keepdim=True) / audible.sum(dim=-2, keepdim=True).clamp(min=1)
+    return torch.where(audible.any(dim=-2, keepdim=True), torch.maximum(energies, quietest) - mean, 0.0)
 
 
 def linear_energies(samples: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class SileroVad(nn.Module):
         return torch.cat(probabilities)
 
     def encode(self, chunks: Tensor) -> Tensor:
-        """What the recurrence hears of each chunk: (chunks, 576) -> (chunks, 1, 128)."""
+        """What the recurrence gets of each chunk: (chunks, 576) -> (chunks, 1, 128)."""
         spectrum = self.stft_conv(F.pad(chunks.unsqueeze(1), (0, FFT // 4), mode="reflect"))
         real, imaginary = spectrum.chunk(2, dim=1)
         x = (real.square() + imaginary.square()).sqrt()

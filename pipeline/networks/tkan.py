@@ -48,7 +48,7 @@ PRESETS = ROOT / "configs" / "features"
 class TkanSpec(Strict):
     """A recipe for features; part of every model bundle.
 
-    `spectrum` is the filter bank that CAM++ hears through: the mel one it was trained with, or a linear one. `layers`
+    `spectrum` is the filter bank that CAM++ listens through: the mel one it was trained with, or a linear one. `layers`
     may hold shell patterns. `statistics` are those of every layer, or, by a pattern, those of the layers that match it
     first. `reduction`: `none` keeps each neuron's statistics in place; `top_k` keeps the k highest time means of each
     layer, sorted; `acn` counts per layer the neurons above the layer's mean activation over the training data, which
@@ -72,7 +72,7 @@ class TkanSpec(Strict):
     @model_validator(mode="after")
     def _others_hear_samples(self) -> Self:
         if self.spectrum != "mel" and not self.backbone.startswith("campplus"):
-            raise ValueError(f"spectrum {self.spectrum} is for campplus: {self.backbone} hears samples")
+            raise ValueError(f"spectrum {self.spectrum} is for campplus: {self.backbone} takes samples")
         return self
 
     @property

@@ -29,7 +29,7 @@ class Classifier:
         explain: bool = False,
         among: int = 1,
     ) -> Verdict:
-        """The verdict on a recording, or on one of so many channels, each of which may decide for all.
+        """The verdict on a recording, or on one of `among` channels, each of which may decide for all.
 
         Raises BundleError for features of another recipe or another backbone.
         """

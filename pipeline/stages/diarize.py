@@ -47,7 +47,7 @@ class Diarizer:
     def diarize(self, recording: Recording, checkpoint: Checkpoint = go_on) -> tuple[Turn, ...]:
         """The turns in `recording`, by start; speakers are SPEAKER_00, SPEAKER_01, ... as they appear.
 
-        Turns of different speakers may overlap. The checkpoint is passed at each chunk that a network hears; the
+        Turns of different speakers may overlap. The checkpoint is passed at each chunk that goes through a network; the
         clustering in between, which takes seconds for hours of speech, has none.
         """
         samples = torch.tensor(recording.waveform.samples)

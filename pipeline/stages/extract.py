@@ -58,7 +58,7 @@ class TkanExtractor:
         if trained_on not in (None, self.backbone.sha256):
             raise BundleError(
                 f"model bundle {config.bundle.name} was trained on other weights of {spec.backbone} than the installed "
-                "ones: train it anew, or install the weights that it was trained on"
+                "ones: train it again, or install the weights that it was trained on"
             )
         self.layers = self.spec.expand_layers(self.backbone.layers)
 
@@ -84,7 +84,7 @@ class TkanExtractor:
     ) -> NDArray[np.float32]:
         """(windows, dimension): the recipe's features of each window of `waveform`."""
         vectors: dict[int, NDArray[np.float32]] = {}
-        heard: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        captured: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         chunks = plan_chunks(windows, waveform.duration_seconds)
         for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
             checkpoint()
@@ -93,10 +93,10 @@ class TkanExtractor:
                 if window.parts[0].start >= chunk.end or window.parts[-1].end <= chunk.start:
                     continue
                 for layer, frames in activations.items():
-                    heard[row][layer] += spoken_stretches(frames, chunk, window)
-                # What a window heard is summed up as soon as no chunk can add to it: an hour would not fit in memory.
+                    captured[row][layer] += spoken_stretches(frames, chunk, window)
+                # A window is summed up as soon as no chunk can add to it: the activations of an hour fill the memory.
                 if following is None or window.parts[-1].end <= following.start:
-                    layers = heard.pop(row)
+                    layers = captured.pop(row)
                     features = torch.cat([layer_features(self.spec, layer, layers[layer]) for layer in self.layers])
                     vectors[row] = features.cpu().numpy()
         return np.stack([vectors[row] for row in range(len(windows))])

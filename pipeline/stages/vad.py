@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn.functional import pad
 
 from pipeline.config import DetectorConfig, VoiceActivity
 from pipeline.models import weights
@@ -25,6 +23,7 @@ FRAME_SAMPLES = 991
 WINDOW_FRAMES = 593
 """Frames of a window: those that 10 s, the length segmentation-3.0 was trained on, add to a recording."""
 
+Samples = NDArray[np.float32]
 Frames = tuple[NDArray[np.float32], NDArray[np.float64]]
 """Speech probability of each frame (frames,), and the frames' edges in seconds (frames + 1,)."""
 
@@ -40,31 +39,33 @@ class VoiceActivityDetector:
     @torch.inference_mode()
     def detect(self, recording: Recording, checkpoint: Checkpoint = go_on) -> Speech:
         """The speech in `recording`; no segments where there is none."""
-        samples = torch.tensor(recording.waveform.samples)
-        padded = pad(samples, (0, max(0, MIN_SAMPLES - len(samples))))
-        probabilities, edges = self.frames(padded, checkpoint)
+        samples = recording.waveform.samples
+        if len(samples) < MIN_SAMPLES:
+            samples = np.pad(samples, (0, MIN_SAMPLES - len(samples)))
+        probabilities, edges = self.frames(samples, checkpoint)
         duration_seconds = recording.waveform.duration_seconds
         segments = binarize(probabilities, np.minimum(edges, duration_seconds), self.config)
         return Speech(segments, duration_seconds, recording.original_format, recording.warnings, recording.file_sha256)
 
 
-def load_sliding_segmentation(device: str) -> Callable[[Tensor, Checkpoint], Frames]:
+def load_sliding_segmentation(device: str) -> Callable[[Samples, Checkpoint], Frames]:
     """segmentation-3.0 over windows of 10 s: (samples,) -> its Frames.
 
     A frame's probability is that of its likeliest speaker. The windows are spread evenly and overlap no more than the
-    recording's length makes them, for each costs as much as another; where two meet, their mean counts.
+    recording's length makes them, because each costs the same; where two meet, their mean counts.
     """
     from pipeline.networks.pyannote import load_speaker_probabilities
 
     speaker_probabilities = load_speaker_probabilities(device)
 
-    def frames(samples: Tensor, checkpoint: Checkpoint) -> Frames:
+    def frames(samples: Samples, checkpoint: Checkpoint) -> Frames:
         total = (len(samples) - FRAME_SAMPLES) // FRAME_STEP + 1
         sums, counts = np.zeros(total, np.float32), np.zeros(total, np.float32)
         for start in window_starts(total):
             checkpoint()
             end = min(start + WINDOW_FRAMES, total)
-            window = samples[start * FRAME_STEP : (end - 1) * FRAME_STEP + FRAME_SAMPLES].to(device)
+            # A copy, for samples from another process are read-only; and of one window, for an hour is large.
+            window = torch.tensor(samples[start * FRAME_STEP : (end - 1) * FRAME_STEP + FRAME_SAMPLES], device=device)
             sums[start:end] += speaker_probabilities(window).amax(dim=-1).cpu().numpy()
             counts[start:end] += 1
         halfway = (FRAME_SAMPLES + FRAME_STEP) // 2 + FRAME_STEP * np.arange(total - 1)
@@ -74,19 +75,19 @@ def load_sliding_segmentation(device: str) -> Callable[[Tensor, Checkpoint], Fra
 
 
 def window_starts(frames: int) -> list[int]:
-    """The first frames of the windows over a recording of so many frames."""
+    """The first frame of each window over a recording of `total` frames."""
     count = -(-frames // WINDOW_FRAMES)
     return [round(start) for start in np.linspace(0, max(0, frames - WINDOW_FRAMES), count)]
 
 
-def load_silero(device: str) -> Callable[[Tensor, Checkpoint], Frames]:
+def load_silero(device: str) -> Callable[[Samples, Checkpoint], Frames]:
     """Silero over the whole recording: (samples,) -> its Frames of 32 ms."""
     network = SileroVad()
     network.load(load_file(weights("silero")))
     network.eval().to(device)
 
-    def frames(samples: Tensor, checkpoint: Checkpoint) -> Frames:
-        speech = network(samples.to(device), checkpoint).cpu().numpy()
+    def frames(samples: Samples, checkpoint: Checkpoint) -> Frames:
+        speech = network(torch.tensor(samples, device=device), checkpoint).cpu().numpy()
         return speech, np.arange(len(speech) + 1) * CHUNK / SAMPLE_RATE
 
     return frames

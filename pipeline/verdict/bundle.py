@@ -124,8 +124,10 @@ class Bundle:
         info = self.info
         wide = {name: array for name, array in self.arrays.items() if not name.startswith(NARROW)}
         if narrow and info.narrow:
-            own = {name.removeprefix(NARROW): array for name, array in self.arrays.items() if name.startswith(NARROW)}
-            return Scorer(own or wide, info.narrow.calibration, info.narrow.uncertainty, is_narrow=True)
+            of_narrow_head = {
+                name.removeprefix(NARROW): array for name, array in self.arrays.items() if name.startswith(NARROW)
+            }
+            return Scorer(of_narrow_head or wide, info.narrow.calibration, info.narrow.uncertainty, is_narrow=True)
         return Scorer(wide, info.calibration, info.uncertainty)
 
     @classmethod
@@ -137,14 +139,14 @@ class Bundle:
             info = BundleInfo.model_validate_json(text)
             if hashlib.sha256(weights).hexdigest() != info.classifier_sha256:
                 raise BundleError(
-                    f"the arrays of model bundle {folder.name} are not those of its bundle.json: copy the bundle anew"
+                    f"the arrays of model bundle {folder.name} are not those of its bundle.json: copy the bundle again"
                 )
             front = None
             if info.features.backbone == "campplus-front":
                 tuned = (folder / "front.safetensors").read_bytes()
                 if hashlib.sha256(tuned).hexdigest() != info.backbone_sha256:
                     raise BundleError(
-                        f"the front of model bundle {folder.name} is not that of its bundle.json: copy the bundle anew"
+                        f"the front of model bundle {folder.name} is not that of its bundle.json: copy the bundle again"
                     )
                 front = load(tuned)
             return cls(info, load(weights), hashlib.sha256(text).hexdigest(), front)
@@ -156,10 +158,10 @@ class Bundle:
         except ValidationError as error:
             raise BundleError(
                 f"model bundle {folder.name} has a bad bundle.json, or one of another version: "
-                f"{describe_misfits(error)}: copy the bundle anew, or train it anew with python -m tune.train"
+                f"{describe_misfits(error)}: copy the bundle again, or train it again with python -m tune.train"
             ) from error
         except SafetensorError as error:
-            raise BundleError(f"model bundle {folder.name} has unreadable arrays: copy the bundle anew") from error
+            raise BundleError(f"model bundle {folder.name} has unreadable arrays: copy the bundle again") from error
 
 
 def save_bundle(folder: Path, info: BundleInfo, arrays: Arrays, model_card: str, front: Arrays | None = None) -> Bundle:

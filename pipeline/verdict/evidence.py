@@ -1,4 +1,4 @@
-"""What a score is worth: the number and the word that follow from it.
+"""What follows from a score: the number and the word of an answer.
 
 The model. Endless clean speech like a recording's would get a score t; over recordings t is normal with mean 0 and
 variance V. What is seen of it is s = t + noise. The noise is normal with mean 0 and variance
@@ -114,7 +114,7 @@ class Bar:
         return "Fake" if low >= self.fake else "Real" if high < self.real else "Inconclusive"
 
     def raised(self, candidates: int) -> Bar:
-        """The bar for the best of so many candidates: odds must be better by their number, so that all of them
+        """The bar for the best of `candidates` parts: odds must be better by their number, so that all of them
         together raise no more false alarms than one (Bonferroni)."""
         return Bar(self.real, self.fake + math.log(max(candidates, 1)))
 

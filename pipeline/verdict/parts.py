@@ -67,9 +67,9 @@ def speakers(features: Features, names: Sequence[str]) -> Parts:
     for turn in features.turns or ():
         if turn.speaker in index:
             seconds[index[turn.speaker]] += turn.duration_seconds
-    own = np.array([index.get(window.speaker or "", -1) for window in features.windows], dtype=np.intp)
-    rows = np.flatnonzero(own >= 0)
-    return Parts(seconds, own[rows], rows, window_seconds(features.windows)[rows])
+    speaker_of_window = np.array([index.get(window.speaker or "", -1) for window in features.windows], dtype=np.intp)
+    rows = np.flatnonzero(speaker_of_window >= 0)
+    return Parts(seconds, speaker_of_window[rows], rows, window_seconds(features.windows)[rows])
 
 
 def stretches(features: Features, stretches: Sequence[Segment], names: Sequence[str | None]) -> Parts:
@@ -81,8 +81,8 @@ def stretches(features: Features, stretches: Sequence[Segment], names: Sequence[
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     of_part = np.array([numbers[name] for name in names], dtype=np.intp)
     of_window = np.array([numbers.get(window.speaker, -1) for window in features.windows], dtype=np.intp)
-    own = of_part[part] == of_window[window]
-    part, window, shared = part[own], window[own], shared[own]
+    of_same_speaker = of_part[part] == of_window[window]
+    part, window, shared = part[of_same_speaker], window[of_same_speaker], shared[of_same_speaker]
     all_seconds = window_seconds(features.windows)
     for orphan in np.setdiff1d(np.arange(len(stretches)), part):
         rows = np.flatnonzero(of_window == of_part[orphan])

@@ -25,10 +25,10 @@ def plan_windows(speech: Speech, turns: Sequence[Turn] | None, config: Windows) 
         return tuple(Window(parts) for parts in _slide(speech.segments, config))
     windows = []
     for speaker in sorted({turn.speaker for turn in turns}):
-        own = [turn for turn in turns if turn.speaker == speaker]
+        turns_of_speaker = [turn for turn in turns if turn.speaker == speaker]
         others = [turn for turn in turns if turn.speaker != speaker]
-        alone = subtract(own, others)
-        parts = alone if total_seconds(alone) >= MIN_TURN_SECONDS else merge(own)
+        alone = subtract(turns_of_speaker, others)
+        parts = alone if total_seconds(alone) >= MIN_TURN_SECONDS else merge(turns_of_speaker)
         windows += [Window(cut, speaker) for cut in _slide(parts, config)]
     return tuple(windows)
 

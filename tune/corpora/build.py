@@ -65,7 +65,7 @@ DEFAULT_CACHE = Path(".cache") / "packages"
 
 class Pages(Strict):
     """The public pages: `manifest` lists their clips, with the columns origin_repo, origin_commit and origin_path, of
-    which `url` makes an address, and cut, which says what is kept of a recording: so many `seconds` from its start or
+    which `url` makes an address, and cut, which says what is kept of a recording: its first `seconds` or
     from where its speech begins."""
 
     manifest: Path

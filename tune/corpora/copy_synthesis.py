@@ -103,7 +103,7 @@ def through_world(waveform: Waveform, rng: np.random.Generator) -> Samples:
 
 
 def through_griffin_lim(waveform: Waveform, rng: np.random.Generator) -> Samples:
-    """The magnitudes kept, the phase found anew by Griffin-Lim."""
+    """The magnitudes kept, the phase found again by Griffin-Lim."""
     size, hop = _frame_size(rng)
     magnitudes = np.abs(analyse(waveform.samples, size, hop))
     return griffin_lim(magnitudes, size, hop, len(waveform.samples), int(rng.choice([4, 12, 30])), rng)

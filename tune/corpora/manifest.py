@@ -26,7 +26,7 @@ COLUMNS = (*REQUIRED, "speaker", "generator", "source", "language", "site", "pai
 class Clip:
     """One recording of a corpus; what is not known is empty.
 
-    `speaker` is the voice heard, in a spoof the one imitated. `source` is the collection the recording, or the
+    `speaker` is whose voice it is, in a spoof the one imitated. `source` is the collection the recording, or the
     recording imitated, comes from; `site` is where the clip was published. Clips of one `pair_id` share an utterance.
     `split` names the part of the corpus that the clip is kept for, such as `dev` or `check`.
     """

@@ -259,8 +259,8 @@ def bootstrap_statistics(
     Speakers, not clips, are drawn with replacement, because clips of one speaker err together. A draw without a class
     that `labels` have is drawn again. Of one speaker of a class there is no interval. Where every draw gives the same,
     as of a set without an error, the draws say nothing of errors that a larger set would show: a share then has the
-    exact interval of no error, or nothing but errors, by so many speakers (Clopper and Pearson, Biometrika 1934), and
-    any other value has none.
+    exact interval of no error, or nothing but errors, for that many speakers (Clopper and Pearson, Biometrika 1934),
+    and any other value has none.
     """
     generator = np.random.default_rng(seed)
     _, speaker_of_clip = np.unique(np.asarray(speakers), return_inverse=True)

@@ -21,7 +21,7 @@ USUAL = 0.9
 
 
 @dataclass(frozen=True)
-class Heard:
+class Measured:
     """What a head makes of one recording: raw scores (windows,), how unlike the training data it is, how good it is,
     and how much speech it holds."""
 
@@ -35,12 +35,12 @@ class Heard:
         return float(self.scores.mean())
 
 
-def hear(extractor: TkanExtractor, arrays: Arrays, waveform: Waveform, speech: tuple[Segment, ...]) -> Heard:
+def measure(extractor: TkanExtractor, arrays: Arrays, waveform: Waveform, speech: tuple[Segment, ...]) -> Measured:
     """What the head `arrays` makes of a recording's speech, by the very steps of serving."""
     sizes = list(layer_sizes(extractor).values())
     windows = plan_windows(Speech(speech, waveform.duration_seconds, "wav"), None, extractor.windows)
     standardized = standardize(arrays, extractor.window_vectors(waveform, windows), sizes)
-    return Heard(
+    return Measured(
         scores=raw_scores(arrays, standardized),
         novelty=float(np.square(standardized, dtype=np.float64).mean()),
         quality=measure_quality(waveform, speech),
@@ -59,9 +59,9 @@ def cut_short(speech: tuple[Segment, ...], seconds: Seconds) -> tuple[Segment, .
 
 
 def fit_uncertainty(
-    whole: Sequence[Heard],
-    cuts: Sequence[tuple[Heard, Heard]],
-    changed: Sequence[tuple[Heard, Heard]],
+    whole: Sequence[Measured],
+    cuts: Sequence[tuple[Measured, Measured]],
+    changed: Sequence[tuple[Measured, Measured]],
     calibration: Calibration,
     window_seconds: Seconds,
 ) -> Uncertainty:
@@ -72,13 +72,13 @@ def fit_uncertainty(
     divided among noise and novelty by least squares with no negative share.
     """
     scale = calibration.scale
-    scores = np.array([scale * heard.score for heard in whole])
+    scores = np.array([scale * measured.score for measured in whole])
     fewer = np.array(
         [window_seconds / part.speech_seconds - window_seconds / all_.speech_seconds for all_, part in cuts]
     )
     moved = np.array([(scale * (part.score - all_.score)) ** 2 for all_, part in cuts])
-    snr_db = float(np.quantile([heard.quality.snr_db for heard in whole], 1 - USUAL))
-    novelty = float(np.quantile([heard.novelty for heard in whole], USUAL))
+    snr_db = float(np.quantile([measured.quality.snr_db for measured in whole], 1 - USUAL))
+    novelty = float(np.quantile([measured.novelty for measured in whole], USUAL))
     below = np.array([max(0.0, snr_db - after.quality.snr_db) / 10 for _, after in changed])
     beyond = np.array([max(0.0, np.log(after.novelty / novelty)) for _, after in changed])
     moved_by_change = np.array([(scale * (after.score - before.score)) ** 2 for before, after in changed])
@@ -93,15 +93,17 @@ def fit_uncertainty(
     )
 
 
-def narrow_uncertainty(wide: Uncertainty, scale: float, received: Sequence[Heard], narrow_scale: float) -> Uncertainty:
+def narrow_uncertainty(
+    wide: Uncertainty, scale: float, received: Sequence[Measured], narrow_scale: float
+) -> Uncertainty:
     """As `wide`, of scores calibrated by `scale`, for clips `received` over telephone lines and calibrated by
     `narrow_scale`: variances grow with the square of the scale, and what is usual is what such lines do."""
     ratio = (narrow_scale / scale) ** 2
     return Uncertainty(
-        score_variance=float(np.var([narrow_scale * heard.score for heard in received])),
+        score_variance=float(np.var([narrow_scale * measured.score for measured in received])),
         window_variance=ratio * wide.window_variance,
-        snr_db=float(np.quantile([heard.quality.snr_db for heard in received], 1 - USUAL)),
+        snr_db=float(np.quantile([measured.quality.snr_db for measured in received], 1 - USUAL)),
         snr_variance=ratio * wide.snr_variance,
-        novelty=float(np.quantile([heard.novelty for heard in received], USUAL)),
+        novelty=float(np.quantile([measured.novelty for measured in received], USUAL)),
         novelty_variance=ratio * wide.novelty_variance,
     )

@@ -1,6 +1,6 @@
-"""Tuning the front of CAM++: crops of clips, each through a channel drawn anew, to one logit.
+"""Tuning the front of CAM++: crops of clips, each through a channel drawn for it, to one logit.
 
-What is tuned is the front alone. The head that it is tuned with hears crops; the head of a bundle is fitted afterwards,
+What is tuned is the front alone. The head that it is tuned with sees crops; the head of a bundle is fitted afterwards,
 to the features of whole windows.
 """
 
@@ -56,7 +56,7 @@ class FrontConfig(Strict):
     hidden: int = Field(96, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     average_steps: int = Field(150, ge=1)
-    """The weights that come out are a mean over about so many of the last steps."""
+    """The weights that come out are a mean over about this many of the last steps."""
     background_share: float = Field(0.2, ge=0, lt=1)
     vocoded_share: float = Field(0.15, ge=0, lt=1)
     channel_share: float = Field(0.55, ge=0, le=1)
@@ -184,7 +184,7 @@ def disturb(crop: NDArray[np.float32], config: FrontConfig, rng: np.random.Gener
 
 
 def blank(energies: Tensor, rng: torch.Generator) -> Tensor:
-    """Half of the items (batch, bands, frames) without a range of 2 to 8 bands, drawn anew for each."""
+    """Half of the items (batch, bands, frames) without a range of 2 to 8 bands, drawn for each."""
     energies = energies.clone()
     for item in range(len(energies)):
         if torch.rand(1, generator=rng) < 0.5:

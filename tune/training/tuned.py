@@ -1,7 +1,7 @@
 """A detector whose front is tuned: first without some sites, which judge and calibrate it, then on with all of them.
 Beside the tuned front it hears the textures of the published one.
 
-The detector tuned without those sites is what the quoted figures are of. The one that is served has heard more.
+The detector tuned without those sites is what the quoted figures are of. The one that is served was tuned on more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tune.corpora.vocoded import PARTNER, VOCODED, vocode
 from tune.errors import CorpusError
 from tune.reports.metrics import Scores
 from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
-from tune.training.evidence import Heard, cut_short, fit_uncertainty, hear, narrow_uncertainty
+from tune.training.evidence import Measured, cut_short, fit_uncertainty, measure, narrow_uncertainty
 from tune.training.front import FrontConfig, Sample, Tuned, disturb
 from tune.training.textures import TEXTURES, Textured, TexturesConfig, fit_textures, join
 
@@ -167,37 +167,37 @@ def calibrate(
     *,
     seed: int = 0,
 ) -> Evidence:
-    """Calibration, thresholds and uncertainty of a detector, by clips of sites that it has not heard.
+    """Calibration, thresholds and uncertainty of a detector, by clips of sites that it was not tuned on.
 
-    Clips are heard as they are, cut short, in noise, through a channel and over a telephone line. The head for a narrow
-    band is the same head with a calibration of its own, by the clips over telephone lines.
+    Clips are measured as they are, cut short, in noise, through a channel and over a telephone line. The head for a
+    narrow band is the same head with a calibration of its own, by the clips over telephone lines.
     """
     extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), fronts)
     voice_activity = VoiceActivityDetector(detector)
     rng = np.random.default_rng(seed)
 
-    def changed(waveform: Waveform) -> Heard | None:
+    def changed(waveform: Waveform) -> Measured | None:
         speech = voice_activity.detect(Recording(waveform, "wav")).segments
-        return hear(extractor, arrays, waveform, speech) if speech else None
+        return measure(extractor, arrays, waveform, speech) if speech else None
 
     whole, cuts, others, lines = [], [], [], []
     for sample in held_out:
         waveform = Waveform(np.array(sample.samples))
-        heard = hear(extractor, arrays, waveform, sample.speech)
-        whole.append(heard)
+        measured = measure(extractor, arrays, waveform, sample.speech)
+        whole.append(measured)
         seconds = CUTS[rng.integers(len(CUTS))]
-        if heard.speech_seconds > 1.5 * seconds:
+        if measured.speech_seconds > 1.5 * seconds:
             short = cut_short(sample.speech, seconds)
-            cuts.append((heard, hear(extractor, arrays, waveform, short)))
+            cuts.append((measured, measure(extractor, arrays, waveform, short)))
         noise_db = NOISES_DB[rng.integers(len(NOISES_DB))]
         for other in (add_noise(waveform, noise_db, 1, rng), augment(waveform, LAW, seed)):
             if (after := changed(other)) is not None:
-                others.append((heard, after))
+                others.append((measured, after))
         lines.append(changed(augment(waveform, TELEPHONE, seed)))
     labels = np.array([sample.spoof for sample in held_out])
-    calibration = fit_calibration(labels, np.array([heard.score for heard in whole]))
+    calibration = fit_calibration(labels, np.array([measured.score for measured in whole]))
     uncertainty = fit_uncertainty(whole, cuts, others, calibration, detector.windows.seconds)
-    scores = calibration.scale * np.array([heard.score for heard in whole]) + calibration.offset
+    scores = calibration.scale * np.array([measured.score for measured in whole]) + calibration.offset
 
     spoken = np.array([line is not None for line in lines])
     received = [line for line in lines if line is not None]

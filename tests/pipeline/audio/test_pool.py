@@ -376,7 +376,7 @@ if child == 0:
         try:
             attempt()
         except (OSError, MemoryError, ValueError, ZeroDivisionError):
-            os.write(outside, name.encode() + b"\\n")  # in vain
+            os.write(outside, name.encode() + b"\\n")  # which must fail
     os._exit(0)
 os.close(outside)
 os.waitpid(child, 0)

@@ -94,5 +94,5 @@ def test_spec_id_is_of_the_recipe_not_of_its_name() -> None:
 def test_only_campplus_has_a_choice_of_spectrum() -> None:
     mel, linear = TkanSpec(name="x", layers=("head",)), TkanSpec(name="x", layers=("head",), spectrum="linear")
     assert mel.spec_id != linear.spec_id
-    with pytest.raises(ValueError, match="wespeaker hears samples"):
+    with pytest.raises(ValueError, match="wespeaker takes samples"):
         TkanSpec(name="x", backbone="wespeaker", layers=("resnet",), spectrum="linear")

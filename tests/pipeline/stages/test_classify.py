@@ -57,3 +57,27 @@ def test_a_detector_does_not_start_with_a_bundle_of_another_backbone(tmp_path: P
     save_bundle(tmp_path / "b", bundle.info.model_copy(update=other), bundle.arrays, "# Card")
     with pytest.raises(BundleError, match="other weights of campplus"):
         Detector(CONFIG.model_copy(update={"bundle": tmp_path / "b"}))
+
+
+def test_an_explanation_says_what_each_layer_adds_to_the_score(classifier: Classifier, features: Features) -> None:
+    """Of a linear head that is the layer's part of the sum, drawn towards 0 as the score is."""
+    known = classifier.bundle
+    rng = np.random.default_rng(0)
+    linear = {name: known.arrays[name] for name in ("mean", "scale", "limit", "bias")}
+    linear["weight"] = rng.normal(scale=0.02, size=len(linear["mean"])).astype(np.float32)
+    standardized = rng.uniform(-0.5, 0.5, size=(1, len(linear["mean"]))).astype(np.float32)
+    odd = replace(features, vectors=linear["mean"] + linear["scale"] * standardized)
+    verdict = Classifier(CONFIG, Bundle(known.info, linear, known.sha256)).classify(odd, explain=True)
+    assert verdict.explanation is not None and verdict.score is not None
+
+    calibration, edge = known.info.calibration, next(iter(known.info.layers.values()))
+    first, second = (
+        calibration.scale * float(standardized[0, part] @ linear["weight"][part])
+        for part in (slice(edge), slice(edge, None))
+    )
+    drawn = verdict.score / (first + second + calibration.scale * float(linear["bias"][0]) + calibration.offset)
+    assert 0 < drawn < 1
+    found = {layer.layer: layer.score for layer in verdict.explanation.layers}
+    assert list(found) == list(known.info.layers)
+    assert list(found.values()) == pytest.approx([drawn * first, drawn * second], rel=1e-3)
+    assert first != pytest.approx(second, rel=0.1)

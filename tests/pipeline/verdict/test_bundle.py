@@ -37,7 +37,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n", BUNDLE.front)
     weights = tmp_path / "b" / "classifier.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    with pytest.raises(BundleError, match="copy the bundle anew"):
+    with pytest.raises(BundleError, match="copy the bundle again"):
         Bundle.load(tmp_path / "b")
 
 
@@ -49,7 +49,7 @@ def test_a_bundle_with_an_unknown_key_or_of_another_format_says_what_to_do(
     manifest = tmp_path / "b" / "bundle.json"
     manifest.write_text(manifest.read_text().replace(right, wrong))
     key = wrong.split('"')[1]
-    with pytest.raises(BundleError, match=rf"bundle\.json.*{key}.*train it anew"):
+    with pytest.raises(BundleError, match=rf"bundle\.json.*{key}.*train it again"):
         Bundle.load(tmp_path / "b")
 
 

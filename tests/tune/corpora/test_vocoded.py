@@ -52,7 +52,7 @@ def test_hifigan_says_the_same_with_another_waveform(speech: Waveform) -> None:
     assert np.corrcoef(spectra)[0, 1] > 0.8
     assert np.corrcoef(partner, copied)[0, 1] < 0.99
     assert np.array_equal(copied, again)
-    # A louder recording draws anew.
+    # A louder recording draws other values.
     other = vocode(Waveform(speech.samples * np.float32(0.5)), VOCODED, folder).samples
     assert not np.allclose(other * 2, copied, atol=1e-3)
 

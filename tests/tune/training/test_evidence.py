@@ -6,14 +6,14 @@ import pytest
 from pipeline.types import Quality, Segment
 from pipeline.verdict.bundle import Calibration
 from pipeline.verdict.windows import total_seconds
-from tune.training.evidence import Heard, cut_short, fit_uncertainty, narrow_uncertainty
+from tune.training.evidence import Measured, cut_short, fit_uncertainty, narrow_uncertainty
 
 SPEECH = (Segment(1.0, 2.0), Segment(3.0, 5.0))
 COUNT = 4_000
 
 
-def heard(score: float, *, seconds: float = 4.0, snr_db: float = 30.0, novelty: float = 1.0) -> Heard:
-    return Heard(np.array([score]), novelty, Quality(snr_db, 8_000.0), seconds)
+def measured(score: float, *, seconds: float = 4.0, snr_db: float = 30.0, novelty: float = 1.0) -> Measured:
+    return Measured(np.array([score]), novelty, Quality(snr_db, 8_000.0), seconds)
 
 
 @pytest.mark.parametrize(("seconds", "ends"), [(0.5, [1.5]), (1.0, [2.0]), (1.5, [2.0, 3.5]), (9.0, [2.0, 5.0])])
@@ -27,12 +27,12 @@ def test_uncertainty_is_what_cuts_noise_and_strangeness_move_scores_by() -> None
     """Scores are drawn by the model with known variances, and these come out again."""
     rng = np.random.default_rng(0)
     raw = rng.normal(0, 1.5, COUNT)
-    whole = [heard(score, snr_db=20.0, novelty=2.0) for score in raw]
+    whole = [measured(score, snr_db=20.0, novelty=2.0) for score in raw]
     # A raw unit is two calibrated ones: a window's variance of 0.8 is 0.2 raw.
-    cuts = [(w, heard(w.score + rng.normal(0, np.sqrt(0.2 * (4 / 1 - 1))), seconds=1.0)) for w in whole]
-    noisy = [(w, heard(w.score + rng.normal(0, np.sqrt(0.5 * 1.5**2)), snr_db=5.0, novelty=2.0)) for w in whole]
+    cuts = [(w, measured(w.score + rng.normal(0, np.sqrt(0.2 * (4 / 1 - 1))), seconds=1.0)) for w in whole]
+    noisy = [(w, measured(w.score + rng.normal(0, np.sqrt(0.5 * 1.5**2)), snr_db=5.0, novelty=2.0)) for w in whole]
     strange = [
-        (w, heard(w.score + rng.normal(0, np.sqrt(0.3 * np.log(3) ** 2)), snr_db=20.0, novelty=6.0)) for w in whole
+        (w, measured(w.score + rng.normal(0, np.sqrt(0.3 * np.log(3) ** 2)), snr_db=20.0, novelty=6.0)) for w in whole
     ]
     found = fit_uncertainty(whole, cuts, noisy + strange, Calibration(scale=2, offset=0.3), 4.0)
     assert found.score_variance == pytest.approx(9, rel=0.1)
@@ -44,10 +44,10 @@ def test_uncertainty_is_what_cuts_noise_and_strangeness_move_scores_by() -> None
 
 def test_a_narrow_head_of_half_the_scale_has_a_quarter_of_the_variance() -> None:
     rng = np.random.default_rng(0)
-    whole = [heard(score) for score in rng.normal(size=100)]
-    cuts = [(one, heard(one.score + 1, seconds=1.0)) for one in whole]
+    whole = [measured(score) for score in rng.normal(size=100)]
+    cuts = [(one, measured(one.score + 1, seconds=1.0)) for one in whole]
     wide = fit_uncertainty(whole, cuts, cuts, Calibration(scale=2, offset=0), 4.0)
-    narrow = narrow_uncertainty(wide, 2.0, [heard(3 * one.score, snr_db=12.0) for one in whole], 1.0)
+    narrow = narrow_uncertainty(wide, 2.0, [measured(3 * one.score, snr_db=12.0) for one in whole], 1.0)
     assert narrow.window_variance == pytest.approx(wide.window_variance / 4)
     assert narrow.score_variance == pytest.approx(wide.score_variance * 9 / 4)
     assert narrow.snr_db == 12

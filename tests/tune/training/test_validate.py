@@ -143,7 +143,7 @@ def test_scores_no_better_than_chance_cannot_be_calibrated() -> None:
 
 
 def test_a_random_split_claims_more_than_folds_of_speakers() -> None:
-    """What the table in the README shows: with speakers on both sides the voice gives the label away."""
+    """With speakers on both sides the voice gives the label away."""
     clips = [
         replace(clip, label="spoof" if int(clip.speaker.removeprefix("speaker")) % 2 else "bonafide")
         for clip in make_clips(speakers=60)

@@ -1,0 +1,99 @@
+"""Clients that keep a service busy, and what its processes spend meanwhile."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Load:
+    """What came of some seconds of load: seconds a request took, how long all took, CPU seconds of the service."""
+
+    latencies: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    client_cpu_seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return len(self.latencies) / self.seconds
+
+
+def put_load(url: str, upload: bytes, clients: int, seconds: float, pids: list[int]) -> Load:
+    """So many clients at once, each of which sends `upload` again and again for `seconds` and waits for the answer.
+    `pids` are the processes of the service. Raises RuntimeError for an answer that is no verdict."""
+    request = httpx.Request("POST", f"{url}/predict", files={"audio": ("clip.wav", upload)})
+    body, headers = request.read(), dict(request.headers)
+    load, failures = Load(), list[str]()
+    stop = time.monotonic() + seconds
+
+    def client() -> None:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+        while time.monotonic() < stop and not failures:
+            began = time.perf_counter()
+            connection.request("POST", "/predict", body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.status != 200:
+                failures.append(f"{answer.status}: {content[:300]!r}")
+            load.latencies.append(time.perf_counter() - began)
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    began, cpu, own = time.perf_counter(), cpu_seconds(pids), time.process_time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    load.seconds, load.cpu_seconds = time.perf_counter() - began, cpu_seconds(pids) - cpu
+    load.client_cpu_seconds = time.process_time() - own
+    if failures:
+        raise RuntimeError(failures[0])
+    return load
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started and what these started, as far as they still run."""
+    return [pid, *(member for child in _children(pid) for member in family(child))]
+
+
+def _children(pid: int) -> Iterator[int]:
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            yield from map(int, file.read_text().split())
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """What the processes have computed so far, in seconds of CPU time."""
+    ticks = 0
+    for pid in pids:
+        with suppress(OSError):
+            after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(after_name[11]) + int(after_name[12])
+    return ticks / TICKS
+
+
+def peak_mib(pids: list[int]) -> dict[str, int]:
+    """The most memory that each of the processes ever held, in MiB, by name; of those of one name the largest."""
+    peaks: dict[str, int] = {}
+    for pid in pids:
+        with suppress(OSError):
+            rows = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            if "VmHWM" in rows:
+                name = (
+                    Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0].rpartition("/")[2] or rows["Name"].strip()
+                )
+                peaks[name] = max(peaks.get(name, 0), int(rows["VmHWM"].split()[0]) // 1024)
+    return peaks

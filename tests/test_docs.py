@@ -1,0 +1,176 @@
+"""README and docs: each command can be run as it stands, links lead somewhere, the site builds without a warning."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from deployments.check import main as check_main
+from deployments.http.uploads import Options
+from pipeline.audio.formats import SUPPORTED_FORMATS
+from pipeline.config import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "ops" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAX_README_LINES = 150
+
+RUN_ELSEWHERE = {
+    "make serve": "tests/deployments/test_launch.py",
+    "make test": ".ci/run",
+    "serve run": "tests/graph.py",
+    "serve deploy": "tests/graph.py",
+    "serve status": "tests/graph.py",
+}
+"""Commands that no test of this file can run, and what runs them, or does the same by the same call."""
+
+NOT_RUN = {
+    "docker": "needs Docker",
+    "kubectl": "needs a Kubernetes cluster",
+    "openssl": "a program of the system: makes secrets for compose and Kubernetes",
+    "mkdir": "a program of the system: makes secrets for compose",
+    "cp": "a program of the system: the certificate is yours",
+    "chmod": "a program of the system: makes secrets for compose",
+    "cd": "of the shell",
+    "source": "of the shell",
+    "echo": "of the shell",
+    "export": "of the shell",
+    "git": "of the developer",
+    "pip": "installs from a package registry; tests/client/test_distribution.py does it for the client",
+}
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page: the lines of its shell blocks, and what stands after a prompt in its consoles."""
+    found = []
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.splitlines():
+            if language == "console" and line.startswith("$ "):
+                found.append(line[2:])
+            elif language == "sh" and line.strip() and not line.startswith("#"):
+                found.append(line)
+    return found
+
+
+ALL_COMMANDS = sorted({command for page in PAGES for command in commands(page)})
+
+
+def test_there_are_commands_on_most_pages() -> None:
+    assert len(ALL_COMMANDS) > 20
+    assert {"make serve", "make test"} <= {" ".join(shlex.split(command, comments=True)) for command in ALL_COMMANDS}
+
+
+@pytest.mark.parametrize("command", ALL_COMMANDS)
+def test_a_command_can_be_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A module understands each option, make knows the target, and a form has fields that exist."""
+    for part in re.split(r" && ", command):
+        words = shlex.split(part, comments=True)
+        while "=" in words[0] and not words[0].startswith("-"):
+            words.pop(0)  # what is set for this command alone
+        program = Path(words[0]).name
+        if words[:2] == ["python", "-m"]:
+            understands(words[2], words[3:], capsys)
+        elif program == "make":
+            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        elif program == "curl":
+            asks_for_what_there_is(words[1:])
+        elif program == "pytest":
+            assert not [word for word in words[1:] if word.startswith("tests/") and not (ROOT / word).exists()]
+        elif program == "sound-sentry":
+            understands("sound_sentry", words[1:], capsys)
+        elif program == "promtool":
+            assert (ROOT / words[-1]).exists()
+        else:
+            assert program in NOT_RUN or " ".join(words[:2]) in RUN_ELSEWHERE, program
+
+
+def understands(module: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The module has a command line, and its help names every option among `arguments`."""
+    if module == "deployments.check":
+        assert check_main(str(ROOT / arguments[0])) == 0
+        return
+    options = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    verbs = [argument for argument in arguments[:1] if re.fullmatch("[a-z]+", argument)] if options else []
+    if module.startswith("tests."):  # their main reads the arguments of the process
+        command = [sys.executable, "-m", module, "--help"]
+        text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    else:
+        main: Callable[[list[str]], object] = importlib.import_module(
+            f"{module}.command" if module == "sound_sentry" else module
+        ).main
+        with pytest.raises(SystemExit) as ended:
+            main([*verbs, "--help"])
+        assert ended.value.code == 0
+        text = capsys.readouterr().out
+    assert not [option for option in options if not re.search(rf"{option}\b", text)]
+
+
+def asks_for_what_there_is(arguments: list[str]) -> None:
+    """`curl` sends fields that /predict reads; the tests of the service send the same forms."""
+    fields = {word.partition("=")[0] for flag, word in pairwise(arguments) if flag == "-F"}
+    if fields:
+        assert fields <= {"audio", "files", *Options.model_fields}
+        assert re.search(r":\d+/(batch-)?predict$", arguments[-1])
+
+
+def test_what_runs_elsewhere_is_there() -> None:
+    for command, path in RUN_ELSEWHERE.items():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert command.split()[-1] in text, (command, path)
+
+
+def test_the_readme_is_short_and_has_a_picture() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_README_LINES
+    assert re.search(r"!\[[^]]+\]\(docs/page\.png\)", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+    roots = "pipeline|deployments|tune|configs|ops|client|docs|tests"
+    for path in re.findall(rf"`((?:{roots})/[\w./-]+)`", text):
+        assert (ROOT / path).exists() or (page.parent / path).exists(), path
+
+
+def test_the_page_about_http_lists_the_formats_of_their_table() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    found = re.search(r"\| formats \|\n\|---\|\n\| (.*?) \|", text)
+    assert found and tuple(found[1].lower().split(", ")) == SUPPORTED_FORMATS
+
+
+STUMBLED = r"for (it|they) (has|have|had)|but once|begun anew|in vain|some \d+ ms|(that|which) \w+ \w+ has not"
+"""Words that readers had to read twice. This file is the only one that may hold them."""
+
+
+def test_the_words_that_readers_stumbled_over_are_gone() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    ours = [name for name in listed if name.endswith((".md", ".py", ".js", ".html", ".yaml", ".yml", "Makefile"))]
+    assert len(ours) > 100
+    found = [
+        f"{name}: {match.group()}"
+        for name in ours
+        if not name.startswith(("tests/test_docs.py", "deployments/page/vendor/", "pipeline/bundles/"))
+        for match in re.finditer(rf"\b(?:{STUMBLED})\b", (ROOT / name).read_text(encoding="utf-8"))
+    ]
+    assert not found
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("mkdocs"), "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "api.html").read_text(encoding="utf-8").count("<table>") >= 3
+    for page in tmp_path.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?://[^"]+)"', page.read_text("utf-8"))
+        assert not loaded, "the site loads nothing from other hosts"
