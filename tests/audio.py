@@ -131,7 +131,7 @@ def remux(muxer: str, *files: bytes, languages: Sequence[str] = ()) -> bytes:
     target_file = io.BytesIO()
     with ExitStack() as stack:
         target = stack.enter_context(av.open(target_file, "w", format=muxer))
-        containers = [av.open(io.BytesIO(file)) for file in files]
+        containers = [av.open(io.BytesIO(file), "r") for file in files]
         for container in containers:
             stack.callback(container.close)
         sources = [container.streams.audio[0] for container in containers]

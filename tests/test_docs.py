@@ -167,7 +167,14 @@ def test_the_words_that_readers_stumbled_over_are_gone() -> None:
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    command = [Path(sys.executable).with_name("mkdocs"), "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("mkdocs"),
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        tmp_path,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "api.html").read_text(encoding="utf-8").count("<table>") >= 3

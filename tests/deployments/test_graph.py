@@ -128,9 +128,9 @@ def two_channels(*_: Any) -> list[ChannelReference]:
     """What the Decoder answers where channels are to be judged one by one; a recording stands for what refers to it."""
     first, second = (replace(RECORDING, original_format=name) for name in ("first", "second"))
     return [
-        ChannelReference("CHANNEL_1", first, None),  # type: ignore[arg-type]
+        ChannelReference("CHANNEL_1", first, None),
         ChannelReference("CHANNEL_2", None, "silent"),
-        ChannelReference("CHANNEL_3", second, None),  # type: ignore[arg-type]
+        ChannelReference("CHANNEL_3", second, None),
     ]
 
 

@@ -20,7 +20,7 @@ from tune.corpora.packages import cut
 @pytest.fixture(scope="module")
 def speech(sample_wav: bytes) -> Waveform:
     with wave.open(io.BytesIO(sample_wav)) as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2") / np.float32(2**15)
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
     return Waveform(samples).crop(Segment(7, 13))
 
 
