@@ -4,6 +4,7 @@
 
 import ray
 from ray.serve import Application, Deployment
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
 from deployments.args import AcceleratedStage, BuildArgs
@@ -11,6 +12,7 @@ from deployments.check import check_serve_config
 from deployments.classifier import Classifier
 from deployments.decoder import Decoder
 from deployments.diarizer import Diarizer
+from deployments.http.front import FrontRouter
 from deployments.http.ingress import Ingress
 from deployments.tkan_extractor import TkanExtractor
 from deployments.voice_activity import VoiceActivityDetector
@@ -42,6 +44,8 @@ def build(args: BuildArgs) -> Application:
     return _deployment(Ingress).bind(
         config,
         args.cors_origins,
+        args.access,
+        args.admission,
         stage_seconds={name: stage.timeout_seconds for name, stage in stages},
         request_seconds=args.request_timeout_seconds,
         stages={

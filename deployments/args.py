@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from ray.serve.exceptions import RayServeException
 
+from deployments.http.access import AccessConfig
+from deployments.http.admission import AdmissionConfig
 from pipeline.config import Strict, describe_misfits
 
 
@@ -39,13 +41,17 @@ class BuildArgs(Strict):
 
     `serve_config` names the file that holds these very arguments, so that the keys Serve itself would overlook are
     checked at start; leave it out where there is no such file. `accelerator: auto` takes GPUs where the cluster has
-    any when the application is built. `request_timeout_seconds` is how long all stages together may take.
+    any when the application is built. `header_timeout_seconds` is how long the headers of a request may take,
+    `request_timeout_seconds` how long all stages together.
     """
 
     serve_config: Path | None = None
     config: Path = Path("configs/detector.yaml")
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     cors_origins: tuple[str, ...] = ()
+    access: AccessConfig = AccessConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    header_timeout_seconds: float = Field(20, gt=0)
     request_timeout_seconds: float = Field(1200, gt=0)
     stages: Stages = Stages()
 
