@@ -27,10 +27,11 @@ from pipeline.errors import KeyMissing, NotAllowed, RateExceeded, StageUnavailab
 
 Right = Literal["predict", "admin"]
 
-OPEN_PATHS = ("/health", "/page/")
-"""What needs no key: whether the service is up, and the page that asks for the key."""
+PAGE_PATH = "/page/"
+OPEN_PATHS = {"/health"}
+"""What needs no key besides the page's own files, which ask for the key: whether the service is up."""
 
-ADMIN_PATHS = ("/usage",)
+ADMIN_PATHS = {"/usage"}
 
 PREFIX = "ss_"
 SUBPROTOCOL = "sound-sentry-key."
@@ -76,10 +77,10 @@ class Access:
 
         Raises KeyMissing, NotAllowed, RateExceeded, or StageUnavailable where the limits cannot be told.
         """
-        if not self._keys or is_page or path.startswith(OPEN_PATHS):
+        if not self._keys or is_page or path in OPEN_PATHS or path.startswith(PAGE_PATH):
             return None
         key = self._find(presented_key(headers))
-        if ("admin" if path.startswith(ADMIN_PATHS) else "predict") not in key.may:
+        if ("admin" if path in ADMIN_PATHS else "predict") not in key.may:
             raise NotAllowed("This key may not do that. Ask whoever runs the service for one that may.")
         if self._limits and (key.requests_per_minute or key.audio_seconds_per_minute):
             wait_seconds = await self._limits.take(key)
