@@ -4,7 +4,6 @@
 
 import ray
 from ray.serve import Application, Deployment
-from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
 from deployments.args import AcceleratedStage, BuildArgs
@@ -12,7 +11,6 @@ from deployments.check import check_serve_config
 from deployments.classifier import Classifier
 from deployments.decoder import Decoder
 from deployments.diarizer import Diarizer
-from deployments.http.front import FrontRouter
 from deployments.http.ingress import Ingress
 from deployments.tkan_extractor import TkanExtractor
 from deployments.voice_activity import VoiceActivityDetector

@@ -41,8 +41,7 @@ class BuildArgs(Strict):
 
     `serve_config` names the file that holds these very arguments, so that the keys Serve itself would overlook are
     checked at start; leave it out where there is no such file. `accelerator: auto` takes GPUs where the cluster has
-    any when the application is built. `header_timeout_seconds` is how long the headers of a request may take,
-    `request_timeout_seconds` how long all stages together.
+    any when the application is built. `request_timeout_seconds` is how long all stages together may take.
     """
 
     serve_config: Path | None = None
@@ -51,7 +50,6 @@ class BuildArgs(Strict):
     cors_origins: tuple[str, ...] = ()
     access: AccessConfig = AccessConfig()
     admission: AdmissionConfig = AdmissionConfig()
-    header_timeout_seconds: float = Field(20, gt=0)
     request_timeout_seconds: float = Field(1200, gt=0)
     stages: Stages = Stages()
 
@@ -63,6 +61,12 @@ class BuildArgs(Strict):
             return validate(values)
         except ValidationError as error:
             raise RayServeException(describe_misfits(error, "args.")) from error
+
+
+class FrontSettings(Strict):
+    """The `request_router_kwargs` of the Ingress: how long the headers of a request may take."""
+
+    header_timeout_seconds: float = Field(gt=0)
 
 
 class ClassifierSettings(Strict):

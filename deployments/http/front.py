@@ -4,10 +4,11 @@ Ray's proxy has answers of its own, in plain text: that of a request whose ingre
 full, that of a path while nothing is deployed. It echoes any X-Request-ID, names its server, and waits for headers for
 ever. None of that can be mended behind it. So `Front` is wrapped around it, in its process.
 
-It gets there as part of the ingress's request router: a class that Serve sends to every proxy by value, so that a proxy
-needs nothing of this repository. Ray has a hook for middlewares, too, but only by a variable in the environment of the
-cluster, which `serve run serve_config.yaml` alone would leave unset. This is the one module that knows the insides of
-Ray's proxy and of uvicorn, of the versions that pyproject.toml pins; it imports nothing of this repository.
+It gets there as part of the ingress's request router, which serve_config.yaml names: a class that Serve sends to every
+proxy by value, so that a proxy needs nothing of this repository. Ray has a hook for middlewares, too, but only by a
+variable in the environment of the cluster, which `serve run serve_config.yaml` alone would leave unset. This is the
+one module that knows the insides of Ray's proxy and of uvicorn, of the versions that pyproject.toml pins; it imports
+nothing of this repository.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ SECURITY_HEADERS = {
 
 RETRY_AFTER_SECONDS = 5
 
+HEADER_TIMEOUT_SECONDS = 20.0
+"""How long the headers of a request may take where serve_config.yaml does not say."""
+
 LARGE_BYTES = 1 << 20
 """After a body of so many bytes the proxy gives its memory back."""
 
@@ -67,7 +71,7 @@ class FrontRouter(PowerOfTwoChoicesRequestRouter):
     """Ray Serve's own way to choose a replica of the ingress; brings Front into the proxy that it runs in."""
 
     def initialize_state(self, **settings: Any) -> None:
-        _install(settings["header_timeout_seconds"])
+        _install(settings.get("header_timeout_seconds", HEADER_TIMEOUT_SECONDS))
 
 
 class Front:
