@@ -17,16 +17,16 @@ BUSY = "The service has as much in hand as it can take. Try again in a while."
 class AdmissionConfig(Strict):
     """All of `admission`: what each replica of the ingress may have in hand.
 
-    `max_mib_in_flight` bounds the bodies of all requests together, and half of it those of requests with diarization;
-    a body that is larger by itself is taken where there is no other. `max_recordings` are in the graph at a time,
-    decoded; `max_diarized` of these with diarization, which takes far longer, so that the others do not wait for it.
-    `max_waiting` wait for their turn, with diarization and without. A body may take `max_body_seconds`, and has to
-    come at `min_bytes_per_second` on average.
+    `max_mib_in_flight` bounds the bodies of all requests together, and half of it those of slow requests: those with
+    diarization, or with channels that are judged one by one. A body that is larger by itself is taken where there is no
+    other. `max_recordings` are in the graph at a time, decoded; `max_slow` of these belong to slow requests, so that
+    the others do not wait behind them. `max_waiting` wait for their turn, slow ones and others each. A body may take
+    `max_body_seconds`, and has to come at `min_bytes_per_second` on average.
     """
 
     max_mib_in_flight: float = Field(48, gt=0)
     max_recordings: int = Field(16, ge=1)
-    max_diarized: int = Field(4, ge=1)
+    max_slow: int = Field(4, ge=1)
     max_waiting: int = Field(32, ge=0)
     max_body_seconds: float = Field(600, gt=0)
     min_bytes_per_second: float = Field(4096, gt=0)
@@ -37,9 +37,9 @@ class Admission:
 
     def __init__(self, config: AdmissionConfig) -> None:
         self._bodies = _Room(int(config.max_mib_in_flight * 2**20))
-        self._diarized_bodies = _Room(int(config.max_mib_in_flight * 2**19))
+        self._slow_bodies = _Room(int(config.max_mib_in_flight * 2**19))
         self._recordings = _Turns(config.max_recordings, config.max_waiting)
-        self._diarized = _Turns(config.max_diarized, config.max_waiting)
+        self._slow = _Turns(config.max_slow, config.max_waiting)
 
     @contextmanager
     def request(self, body_bytes: int) -> Iterator[None]:
@@ -50,16 +50,16 @@ class Admission:
             yield
 
     @asynccontextmanager
-    async def recording(self, size_bytes: int, use_diarization: bool) -> AsyncIterator[None]:
-        """While a recording is in the graph; waits for its turn. Raises Overloaded for one too many to diarize."""
-        if not use_diarization:
+    async def recording(self, size_bytes: int, *, is_slow: bool) -> AsyncIterator[None]:
+        """While a recording is in the graph; waits for its turn. Raises Overloaded for a slow one too many."""
+        if not is_slow:
             async with self._recordings.take():
                 yield
-        elif self._diarized.is_full:
+        elif self._slow.is_full:
             raise Overloaded(BUSY)
         else:
-            with self._diarized_bodies.take(size_bytes):
-                async with self._diarized.take(), self._recordings.take():
+            with self._slow_bodies.take(size_bytes):
+                async with self._slow.take(), self._recordings.take():
                     yield
 
 

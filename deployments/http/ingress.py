@@ -216,7 +216,8 @@ class Ingress:
 
     async def _judge(self, request: Request, upload: Upload, options: Options) -> Verdict:
         check_size(upload, self._config.limits)
-        async with self._admission.recording(len(upload.data), options.use_diarization):
+        is_slow = options.use_diarization or options.channels == "split"
+        async with self._admission.recording(len(upload.data), is_slow=is_slow):
             verdict = await self._graph.predict(upload.data, **options.model_dump())
         await self._access.charge(request.state.key, verdict.duration_seconds)
         return verdict
