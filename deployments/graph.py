@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar
 
 from ray import ObjectRef, serve
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.decoder import ChannelReference
+from deployments.refusals import unwrap
 from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
 from pipeline.types import Channels, OperatingPoint, Recording, Speech, Turn
 from pipeline.verdict.answer import Verdict
@@ -96,7 +97,7 @@ class Graph:
                 try:
                     return await judged(request)
                 except StageUnavailable as error:
-                    if not isinstance(_unwrap(error.__cause__), LOST):
+                    if not isinstance(unwrap(error.__cause__), LOST):
                         raise
                 request = _Request(self._stages, self._stage_seconds)
                 return await judged(request)
@@ -290,20 +291,13 @@ async def _raise_if_at_fault(call: Call) -> None:
 
 def _explain(stage: str, error: Exception) -> SoundSentryError:
     """What the failure of a stage means to the user."""
-    cause = _unwrap(error)
+    cause = unwrap(error)
     if isinstance(cause, SoundSentryError):
         return cause
     logger.error("The %s failed: %s", stage, error)
     if isinstance(cause, UNAVAILABLE):
         return StageUnavailable(f"The {stage} is down or has too many requests waiting. Try again in a while.")
     return StageFailed(f"The {stage} failed on this recording. Nothing can be said about it.")
-
-
-def _unwrap(error: BaseException | None) -> BaseException | None:
-    """What a stage raised, out of what Ray puts around it."""
-    while isinstance(error, RayTaskError):
-        error = error.cause
-    return error
 
 
 def _cancel(call: Call) -> None:

@@ -52,9 +52,9 @@ def imports(node: ast.AST, *, at_import_time: bool = False) -> Iterator[str]:
             yield from imports(child, at_import_time=at_import_time)
 
 
-def run_python(program: str) -> str:
+def run_python(program: str, environment: dict[str, str] | None = None) -> str:
     """What `program` prints, run by an interpreter of its own in the repository."""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

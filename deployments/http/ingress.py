@@ -27,6 +27,7 @@ from deployments.http.access import Access, AccessConfig, Limits
 from deployments.http.admission import Admission, AdmissionConfig
 from deployments.http.gate import Gate, asks_for_page
 from deployments.http.uploads import Options, Upload, body_bytes, check_size, read_form
+from deployments.memory import Memory
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import SoundSentryError
@@ -81,6 +82,7 @@ class Ingress:
         self._graph = Graph(stages, stage_seconds, request_seconds)
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         self._version: str = project["version"]
+        self._memory = Memory()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; Serve asks for it once the constructor has returned."""
@@ -122,6 +124,9 @@ class Ingress:
                     for media_type, content in response["content"].items():
                         content.update(EXAMPLES[path].get(int(status), {}).get("content", {}).get(media_type, {}))
         return app
+
+    async def check_health(self) -> None:
+        self._memory.give_back()
 
     async def home(self, request: Request) -> Response:
         """Name, version and state of the service. A browser gets the page on which to drop a recording."""
