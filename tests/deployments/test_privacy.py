@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
+import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.audio import encode
-from tests.graph import Cluster
+from tests.graph import Cluster, running, wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -43,3 +47,43 @@ def test_nothing_of_a_request_is_left_behind(service: httpx.Client, cluster: Clu
     assert not files_with(cluster.folder, parts)
     for left in set(Path("/tmp").iterdir()) - before:
         assert not left.is_dir() or not files_with(left, parts)
+
+
+OPENED_TO_WRITE = re.compile(r'(?:open|openat|creat)\((?:AT_FDCWD, )?"(?P<path>[^"]+)".*(?:O_WRONLY|O_RDWR|O_CREAT)')
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not here")
+def test_no_process_of_the_service_writes_to_another_file(
+    service: httpx.Client, cluster: Cluster, sample_versions: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Than to Ray's logs, however it is asked."""
+    pids = ray_processes(cluster)
+    trace, log = tmp_path / "trace", tmp_path / "strace.log"
+    command = ["strace", "-f", "-e", "trace=%file", "-o", str(trace), *(f"--attach={pid}" for pid in pids)]
+    with running(command, dict(os.environ), log, signal.SIGINT) as strace:
+        attached = [f"Process {pid} attached" for pid in pids]
+        wait_until(lambda: strace.poll() is not None or all(each in log.read_text() for each in attached), 120)
+        if strace.poll() is not None:
+            pytest.skip("strace may not look into other processes here")
+        for name, data in sample_versions.items():
+            for fields in ({}, {"use_diarization": "true"}, {"channels": "split"}):
+                answer = service.post("/predict", files={"audio": (name, data)}, data=fields)
+                assert answer.status_code == 200
+        service.post("/predict", files={"audio": b"not audio"})
+        service.post("/predict", files={"audio": next(iter(sample_versions.values()))[:5_000]})
+    written = {match["path"] for match in OPENED_TO_WRITE.finditer(trace.read_text())}
+    assert "%file" not in log.read_text() and trace.stat().st_size, "it did look"
+    assert {path for path in written if not path.startswith((str(cluster.folder), "/dev/", "/proc/self/"))} == set()
+
+
+def ray_processes(cluster: Cluster) -> list[int]:
+    """The proxy, the controller and the replicas: what Ray started with this cluster's token."""
+    token = cluster.environment["RAY_AUTH_TOKEN"].encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cmdline").read_bytes().startswith(b"ray::") and token in (process / "environ").read_bytes():
+                found.append(int(process.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return found

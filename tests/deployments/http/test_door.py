@@ -27,6 +27,8 @@ from pipeline.stages.classify import Classifier
 from pipeline.types import Speech
 from tests.audio import encode
 from tests.deployments.test_graph import Handle
+from tests.graph import Cluster
+from tests.test_structure import run_python
 
 CONFIG = DetectorConfig()
 CLIP = encode(np.zeros(16_000, np.float32))
@@ -397,3 +399,29 @@ def test_a_problem_names_its_request() -> None:
             assert problem(refused, 422).request_id == "mine"
 
     run(test)
+
+
+LIMITED = """
+import asyncio, sys
+import ray
+from deployments.http.access import Key, Limits
+
+ray.init(sys.argv[1], namespace="serve", log_to_driver=False, logging_level="ERROR")
+key = Key(name="k", sha256="0" * 64, requests_per_minute=3, audio_seconds_per_minute=600)
+
+async def ask():
+    limits = Limits()
+    waits = [await limits.take(key) > 0 for _ in range(2)]
+    await limits.charge(key, 60)
+    left = await limits.left((key,))
+    return waits, round(left["k"]["audio_seconds"], -1)
+
+print(asyncio.run(ask()))
+"""
+
+
+def test_replicas_share_the_limits_of_a_key(cluster: Cluster) -> None:
+    """Two processes on a real Ray: the second takes the last of three requests."""
+    first, second = (run_python(LIMITED, cluster.environment, cluster.address) for _ in range(2))
+    assert first == "([False, False], 540.0)\n"
+    assert second == "([False, True], 480.0)\n"
