@@ -42,6 +42,8 @@ def build(args: BuildArgs) -> Application:
     return _deployment(Ingress).bind(
         config,
         args.cors_origins,
+        args.access,
+        args.admission,
         stage_seconds={name: stage.timeout_seconds for name, stage in stages},
         request_seconds=args.request_timeout_seconds,
         stages={

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from ray.serve.exceptions import RayServeException
 
+from deployments.http.access import AccessConfig
+from deployments.http.admission import AdmissionConfig
 from pipeline.config import Strict, describe_misfits
 
 
@@ -46,6 +48,8 @@ class BuildArgs(Strict):
     config: Path = Path("configs/detector.yaml")
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     cors_origins: tuple[str, ...] = ()
+    access: AccessConfig = AccessConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     request_timeout_seconds: float = Field(1200, gt=0)
     stages: Stages = Stages()
 
@@ -57,6 +61,12 @@ class BuildArgs(Strict):
             return validate(values)
         except ValidationError as error:
             raise RayServeException(describe_misfits(error, "args.", cls)) from error
+
+
+class FrontSettings(Strict):
+    """The `request_router_kwargs` of the Ingress: how long the headers of a request may take."""
+
+    header_timeout_seconds: float = Field(gt=0)
 
 
 class ClassifierSettings(Strict):

@@ -1,14 +1,15 @@
 """Finding the keys of a Serve config file that Serve itself would overlook.
 
-    python -m deployments.check serve_config.yaml
+    python -m deployments.check [serve_config.yaml]
 
-says what is wrong with the file and ends with 1, or says nothing and ends with 0.
+says what is wrong with the file, or that nothing is; it ends with 1 or 0.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,10 +19,13 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.args import BatchSettings, BuildArgs, ClassifierSettings
+from deployments.args import BatchSettings, BuildArgs, ClassifierSettings, FrontSettings
 from pipeline.config import ROOT, DetectorConfig, describe_misfits
 from pipeline.errors import ConfigurationError
 
+DESCRIPTION = "Find the keys and values of a Serve config file that do not hold."
+
+FRONT = "deployments.http.front.FrontRouter"
 BUILDER = "deployments.app:build"
 
 USER_CONFIGS: dict[str, type[BaseModel]] = {"Classifier": ClassifierSettings, "TkanExtractor": BatchSettings}
@@ -31,11 +35,13 @@ def check_serve_config(path: Path) -> None:
     """Raises ConfigurationError that names every key and value of the Serve config file `path` that does not hold."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"there is no Serve config file {path.name}: give the path of one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"there is no readable Serve config file {path.name}: give the path of one") from error
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
 
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path.name} is no Serve config file: it has no keys")
     problems = [f"{key}: Serve has no such key" for key in unknown_keys(document, ServeDeploySchema)]
     problems += _misfits(ServeDeploySchema, document)
     if not problems:
@@ -81,6 +87,10 @@ def _check_application(application: dict[str, Any]) -> list[str]:
         problems.append(str(error))
     for deployment in application.get("deployments", []):
         name, settings = deployment["name"], deployment.get("user_config")
+        router = deployment.get("request_router_config", {})
+        if router.get("request_router_class") == FRONT:
+            where = f"deployments.{name}.request_router_config.request_router_kwargs."
+            problems += _misfits(FrontSettings, router.get("request_router_kwargs", {}), where)
         if settings is not None and name not in USER_CONFIGS:
             problems.append(f"deployments.{name}.user_config: {name} takes none")
         elif settings is not None:
@@ -96,16 +106,22 @@ def _misfits(model: type[BaseModel], value: Any, where: str = "") -> list[str]:
     return []
 
 
-def main(path: str) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m deployments.check", description=DESCRIPTION)
+    default = ROOT / "serve_config.yaml"
+    parser.add_argument("config", nargs="?", type=Path, default=default, help="serve_config.yaml where none is given")
+    path = parser.parse_args(arguments).config
     try:
-        check_serve_config(Path(path))
-        for application in yaml.safe_load(Path(path).read_text(encoding="utf-8"))["applications"]:
-            DetectorConfig.load(ROOT / BuildArgs.model_validate(application["args"]).config)
+        check_serve_config(path)
+        for application in yaml.safe_load(path.read_text(encoding="utf-8"))["applications"]:
+            if application["import_path"] == BUILDER:
+                DetectorConfig.load(ROOT / BuildArgs.model_validate(application.get("args", {})).config)
     except ConfigurationError as error:
         print(error.detail, file=sys.stderr)
         return 1
+    print(f"{path.name} holds.")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ray import serve
 
+from deployments import refusals
 from deployments.args import ClassifierSettings
 from deployments.probe import PROBE_SPEECH
 from pipeline.config import DetectorConfig
@@ -30,6 +31,7 @@ class Classifier:
     """
 
     def __init__(self, config: DetectorConfig) -> None:
+        refusals.log_in_one_line()
         self._config = config
         self._extracted = Bundle.load(config.bundle_path).info
         self._classifier: stage.Classifier | None = None

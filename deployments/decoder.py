@@ -12,6 +12,8 @@ from typing import TypeVar
 import ray
 from ray import ObjectRef, serve
 
+from deployments import refusals
+from deployments.memory import Memory
 from deployments.probe import probe_file
 from pipeline.audio.pool import DecoderPool
 from pipeline.config import DetectorConfig
@@ -34,9 +36,11 @@ class Decoder:
     """Decodes in processes of its own, which are killed where a request is cancelled. It outlives whatever they do."""
 
     def __init__(self, config: DetectorConfig) -> None:
+        refusals.log_in_one_line()
         self._pool = DecoderPool(config.limits, config.decoders)
         self._probe = probe_file()
         self._pool.decode(self._probe)
+        self._memory = Memory()
 
     async def decode(self, data: bytes, track: int | None) -> Recording:
         return await self._run(self._pool.decode, data, track)
@@ -60,3 +64,4 @@ class Decoder:
 
     async def check_health(self) -> None:
         await asyncio.to_thread(self._pool.try_out, self._probe)
+        self._memory.give_back()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar
 
 from ray import ObjectRef, serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.decoder import ChannelReference
+from deployments.refusals import unwrap
 from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
 from pipeline.types import Channels, OperatingPoint, Recording, Speech, Turn
 from pipeline.verdict.answer import Verdict
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 UNAVAILABLE = (RayError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError)
 """What Ray raises where a replica is gone, or where too many requests wait for one."""
+
+LOST = (RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableError)
+"""Of these, what Ray raises where a replica died with the request in hand."""
 
 BLAME_SECONDS = 1.0
 """How long a request that failed waits to learn whether it was an earlier stage that failed."""
@@ -78,14 +82,25 @@ class Graph:
     ) -> Verdict:
         """The verdict on one recording, given as the bytes of a file.
 
-        Raises SoundSentryError: an InputError, the StageError of the stage at fault, or RequestTimeout.
+        A stage only computes, so that a request whose replica died is sent through the graph once more; not again, for
+        it may be what kills them. Raises SoundSentryError: an InputError, the StageError of the stage at fault, or
+        RequestTimeout.
         """
+
+        def judged(request: _Request) -> Coroutine[Any, Any, Verdict]:
+            judge = request.judge_channels if channels == "split" else request.judge
+            return judge(data, track, use_diarization, operating_point, explain)
+
         request = _Request(self._stages, self._stage_seconds)
         try:
             async with asyncio.timeout(self._request_seconds):
-                if channels == "split":
-                    return await request.judge_channels(data, track, use_diarization, operating_point, explain)
-                return await request.judge(data, track, use_diarization, operating_point, explain)
+                try:
+                    return await judged(request)
+                except StageUnavailable as error:
+                    if not isinstance(unwrap(error.__cause__), LOST):
+                        raise
+                request = _Request(self._stages, self._stage_seconds)
+                return await judged(request)
         except TimeoutError as error:  # any other is explained where it is raised
             raise RequestTimeout(
                 f"The request was not answered within {self._request_seconds:g} seconds: it was waiting for the "
@@ -276,9 +291,7 @@ async def _raise_if_at_fault(call: Call) -> None:
 
 def _explain(stage: str, error: Exception) -> SoundSentryError:
     """What the failure of a stage means to the user."""
-    cause: Any = error
-    while isinstance(cause, RayTaskError):
-        cause = cause.cause
+    cause = unwrap(error)
     if isinstance(cause, SoundSentryError):
         return cause
     logger.error("The %s failed: %s", stage, error)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from deployments import refusals
+from deployments.memory import Memory
 from pipeline.errors import SoundSentryError
 
 T = TypeVar("T")
@@ -30,7 +32,9 @@ class Worker:
     """
 
     def __init__(self, probe: Callable[[], object]) -> None:
+        refusals.log_in_one_line()
         probe()
+        self._memory = Memory()
         self._probe = probe
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._waiting = 0
@@ -64,6 +68,7 @@ class Worker:
         if not self._waiting:
             await self.run(lambda _: self._probe())
             self._fault = None
+            self._memory.give_back()
         elif self._fault:
             raise RuntimeError("the last recording failed, and so did the probe after it") from self._fault
         elif time.monotonic() - self._sign_of_life > SILENT_SECONDS:

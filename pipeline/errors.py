@@ -7,8 +7,14 @@ SoundSentryError
 │   ├── UnsupportedFormat     415  not one of the accepted formats
 │   ├── UploadTooLarge        413  more bytes than allowed
 │   ├── RecordingTooLong      413  decodes to more seconds than allowed
-│   ├── TooManyFiles          413  more files than a batch may hold
+│   ├── TooManyFiles          413  more files than a request may hold
+│   ├── UploadTooSlow         408  a body that comes by drops
 │   └── UnreadableAudio       422  broken, out of limits, or ambiguous audio
+├── AccessError                    who asks may not
+│   ├── KeyMissing            401  no key, or one that is not known
+│   ├── NotAllowed            403  a key that may not do this
+│   └── RateExceeded          429  a key that has used up what it may for now
+├── Overloaded                503  more in hand than the service can take
 ├── ConfigurationError        500  a key or value in a configuration file
 ├── ModelUnavailable          503  weights missing, unverified or not licensed to this token
 ├── BundleError               500  a model bundle that is damaged or does not fit
@@ -72,8 +78,43 @@ class TooManyFiles(InputError):
     title = "Too many files"
 
 
+class UploadTooSlow(InputError):
+    status = 408
+    title = "Upload too slow"
+
+
 class UnreadableAudio(InputError):
     title = "Unreadable audio"
+
+
+class AccessError(SoundSentryError):
+    title = "Access refused"
+
+
+class KeyMissing(AccessError):
+    status = 401
+    title = "Key missing or unknown"
+
+
+class NotAllowed(AccessError):
+    status = 403
+    title = "Not allowed"
+
+
+class RateExceeded(AccessError):
+    """`wait_seconds` is when the key may ask again."""
+
+    status = 429
+    title = "Rate exceeded"
+
+    def __init__(self, detail: str, wait_seconds: float) -> None:
+        super().__init__(detail)
+        self.wait_seconds = wait_seconds
+
+
+class Overloaded(SoundSentryError):
+    status = 503
+    title = "Overloaded"
 
 
 class ConfigurationError(SoundSentryError):

@@ -30,7 +30,7 @@ SERVE_CONFIG = ROOT / "serve_config.yaml"
 BIN = Path(sys.executable).parent
 
 START_ATTEMPTS = 3
-START_SECONDS = 120
+START_SECONDS = 300
 DEPLOY_SECONDS = 600
 STOP_SECONDS = 60
 
@@ -93,6 +93,7 @@ def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(START_SECONDS),  # Ray's own 60 s are too few on a busy machine
         "RAY_worker_niceness": "0",  # Ray's 15 would make replicas slower than the process they are compared with
         "PYTHONPATH": str(ROOT),  # where `deploy`, which no process of ours stands behind, finds the application
     }

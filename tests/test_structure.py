@@ -52,9 +52,10 @@ def imports(node: ast.AST, *, at_import_time: bool = False) -> Iterator[str]:
             yield from imports(child, at_import_time=at_import_time)
 
 
-def run_python(program: str) -> str:
+def run_python(program: str, environment: dict[str, str] | None = None, *arguments: str) -> str:
     """What `program` prints, run by an interpreter of its own in the repository."""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,12 +4,17 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deployments.http.admission import AdmissionConfig
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import Limits
 from pipeline.errors import (
     EmptyAudio,
     InputError,
+    KeyMissing,
     MissingInput,
+    NotAllowed,
+    Overloaded,
+    RateExceeded,
     RecordingTooLong,
     RequestTimeout,
     SoundSentryError,
@@ -20,6 +25,7 @@ from pipeline.errors import (
     UnreadableAudio,
     UnsupportedFormat,
     UploadTooLarge,
+    UploadTooSlow,
 )
 from pipeline.types import Label
 from pipeline.verdict.answer import EXAMPLES, Verdict
@@ -45,6 +51,7 @@ class Problem(Answer):
     title: str
     status: int
     detail: str
+    request_id: str = Field("", description="What the header X-Request-ID of this answer says, for a report.")
 
 
 class FailedFile(Answer):
@@ -101,7 +108,13 @@ class InfoAnswer(Answer):
     timeouts_seconds: dict[str, float] = Field(
         description="How long the whole request may take, and each stage once its input is there, its queue included."
     )
+    admission: dict[str, float] = Field(description="What a replica of the service takes in hand at once.")
     supported_formats: list[str]
+    timestamp: str
+
+
+class UsageAnswer(Answer):
+    keys: dict[str, dict[str, float]] = Field(description="Of each key by its name, what it has left of each limit.")
     timestamp: str
 
 
@@ -139,7 +152,15 @@ STAGE_ERRORS = (
     ),
 )
 
+ACCESS_ERRORS = (
+    KeyMissing("Send a valid key in the header Authorization, as `Bearer KEY`, or X-API-Key."),
+    NotAllowed("This key may not do that. Ask whoever runs the service for one that may."),
+    RateExceeded("This key has used up what it may for now. Try again later.", wait_seconds=12),
+)
+
 FORM_ERRORS = (
+    Overloaded("The service has as much in hand as it can take. Try again in a while."),
+    UploadTooSlow("The upload is too slow: send at least 4096 bytes a second, and all of it within 600 seconds."),
     MissingInput("Send the recording as a file in the field audio."),
     InputError("use_diarization: Input should be a valid boolean, unable to interpret input"),
     UploadTooLarge("Send at most 25 MiB a file."),
@@ -177,6 +198,15 @@ HOME = ok(
     online={"service": "Sound Sentry", "version": "0.1.0", "status": "online", "timestamp": TIMESTAMP},
 )
 HOME[200]["content"]["text/html"] = {}
+HOME |= problems(*ACCESS_ERRORS)
+
+USAGE = ok(
+    UsageAnswer,
+    two_keys={
+        "keys": {"moderation": {"requests": 588.5, "audio_seconds": -12.3}, "research": {}},
+        "timestamp": TIMESTAMP,
+    },
+) | problems(*ACCESS_ERRORS)
 
 _STAGES = {
     stage: {"status": "healthy", "replicas": 1}
@@ -231,11 +261,12 @@ INFO = {
                 "TkanExtractor": 300.0,
                 "Classifier": 30.0,
             },
+            "admission": AdmissionConfig().model_dump(),
             "supported_formats": list(SUPPORTED_FORMATS),
             "timestamp": TIMESTAMP,
         },
     ),
-    **problems(*STAGE_ERRORS),
+    **problems(*ACCESS_ERRORS, *STAGE_ERRORS),
 }
 
 PREDICT = {
@@ -243,7 +274,7 @@ PREDICT = {
         PredictAnswer,
         **predict_examples(),
     ),
-    **problems(*FORM_ERRORS, *AUDIO_ERRORS, *STAGE_ERRORS),
+    **problems(*ACCESS_ERRORS, *FORM_ERRORS, *AUDIO_ERRORS, *STAGE_ERRORS),
 }
 
 BATCH = {
@@ -260,5 +291,5 @@ BATCH = {
             ],
         },
     ),
-    **problems(*FORM_ERRORS),
+    **problems(*ACCESS_ERRORS, *FORM_ERRORS),
 }

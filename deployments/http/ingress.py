@@ -4,7 +4,8 @@
 
 import asyncio
 import tomllib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, get_args
@@ -15,33 +16,43 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.exceptions import HTTPException
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import HTTPConnection
 
 from deployments.graph import Graph
-from deployments.http import answers
-from deployments.http.uploads import Options, Upload, check_size, read_form
+from deployments.http import answers, problems
+from deployments.http.access import Access, AccessConfig, Limits
+from deployments.http.admission import Admission, AdmissionConfig
+from deployments.http.gate import Gate, asks_for_page
+from deployments.http.uploads import Options, Upload, body_bytes, check_size, read_form
+from deployments.memory import Memory
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
-from pipeline.errors import InputError, SoundSentryError
+from pipeline.errors import SoundSentryError
 from pipeline.types import Label
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
 
 PAGE = ROOT / "deployments" / "page"
 
-POLICY = "default-src 'self'"
-"""The page needs nothing from elsewhere, and may get nothing."""
+POLICY = "default-src 'self'; frame-ancestors 'none'"
+"""The page needs nothing from elsewhere, may get nothing, and is shown in no other."""
 
-RETRY_AFTER_SECONDS = 5
+CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "DELETE"],
+    "allow_headers": ["Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Idempotency-Key"],
+    "expose_headers": ["X-Request-ID", "Retry-After", "Location"],
+}
+"""What the sites on the list may send, and read of an answer."""
 
 
 EXAMPLES = {
     "/": answers.HOME,
     "/health": answers.HEALTH,
     "/info": answers.INFO,
+    "/usage": answers.USAGE,
     "/predict": answers.PREDICT,
     "/batch-predict": answers.BATCH,
 }
@@ -56,16 +67,22 @@ class Ingress:
         self,
         config: DetectorConfig,
         cors_origins: tuple[str, ...],
+        access: AccessConfig,
+        admission: AdmissionConfig,
         stage_seconds: dict[str, float],
         request_seconds: float,
         stages: dict[str, DeploymentHandle[Any]],
     ) -> None:
         self._config = config
         self._cors_origins = cors_origins
+        self._access = Access(access, Limits() if access.keys else None)
+        self._pace = admission
+        self._admission = Admission(admission)
         self._timeouts_seconds = {"request": request_seconds, **stage_seconds}
         self._graph = Graph(stages, stage_seconds, request_seconds)
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         self._version: str = project["version"]
+        self._memory = Memory()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; Serve asks for it once the constructor has returned."""
@@ -77,19 +94,24 @@ class Ingress:
             docs_url=None,  # in favour of our own, which needs no content delivery network
             redoc_url=None,
             middleware=[
-                Middleware(CORSMiddleware, allow_origins=list(self._cors_origins), allow_methods=["GET", "POST"])
+                Middleware(Cors, allow_origins=list(self._cors_origins), **CORS),
+                Middleware(Gate, access=self._access),
             ],
-            exception_handlers={
-                SoundSentryError: _answer_error,
-                HTTPException: _answer_http_error,
-                ClientDisconnect: _answer_nobody,
-                Exception: _answer_unforeseen,
-            },
+            exception_handlers=problems.HANDLERS,
         )
         app.add_api_route("/", self.home, responses=answers.HOME)
         app.add_api_route("/docs", self.docs, include_in_schema=False)
         app.add_api_route("/health", self.health, responses=answers.HEALTH)
         app.add_api_route("/info", self.info, responses=answers.INFO)
+        app.add_api_route("/usage", self.usage, responses=answers.USAGE)
+        pages: dict[str, Callable[..., Any]] = {
+            "/": self.home,
+            "/docs": self.docs,
+            "/health": self.health,
+            "/info": self.info,
+        }
+        for path, endpoint in pages.items():
+            app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
         app.add_api_route(
             "/predict", self.predict, methods=["POST"], responses=answers.PREDICT, openapi_extra=PREDICT_FORM
         )
@@ -109,9 +131,12 @@ class Ingress:
                         content.update(EXAMPLES[path].get(int(status), {}).get("content", {}).get(media_type, {}))
         return app
 
+    async def check_health(self) -> None:
+        self._memory.give_back()
+
     async def home(self, request: Request) -> Response:
         """Name, version and state of the service. A browser gets the page on which to drop a recording."""
-        if "text/html" in request.headers.get("accept", ""):
+        if asks_for_page(request):
             return FileResponse(PAGE / "index.html", headers={"Vary": "Accept", "Content-Security-Policy": POLICY})
         return JSONResponse(
             {
@@ -161,23 +186,27 @@ class Ingress:
                 "warnings": sentences(AnswerWarning),
                 "limits": config.limits.model_dump(),
                 "timeouts_seconds": self._timeouts_seconds,
+                "admission": self._pace.model_dump(),
                 "supported_formats": list(SUPPORTED_FORMATS),
                 "timestamp": _now(),
             }
         )
 
+    async def usage(self) -> JSONResponse:
+        """What each key that has a limit has left of it, for a key that may administer."""
+        return JSONResponse({"keys": await self._access.usage(), "timestamp": _now()})
+
     async def predict(self, request: Request) -> JSONResponse:
         """The verdict on one recording, on each speaker in it, and on each moment of it."""
-        uploads, options = await read_form(request, "audio", self._config.limits, max_files=1)
-        verdict = await self._judge(uploads[0], options)
-        answer = answers.PredictAnswer(**dict(verdict), filename=uploads[0].name, timestamp=_now())
+        async with self._form(request, "audio", max_files=1) as ((upload,), options):
+            verdict = await self._judge(request, upload, options)
+        answer = answers.PredictAnswer(**dict(verdict), filename=upload.name, timestamp=_now())
         return JSONResponse(answer.model_dump(mode="json"))
 
     async def batch_predict(self, request: Request) -> JSONResponse:
         """A verdict on each of several recordings; each succeeds or fails by itself."""
-        limits = self._config.limits
-        uploads, options = await read_form(request, "files", limits, max_files=limits.max_files)
-        results = await asyncio.gather(*(self._judge_one_of_many(upload, options) for upload in uploads))
+        async with self._form(request, "files", self._config.limits.max_files) as (uploads, options):
+            results = await asyncio.gather(*(self._judge_one_of_many(request, upload, options) for upload in uploads))
         failed = sum(result["status"] == "failed" for result in results)
         return JSONResponse(
             {
@@ -189,50 +218,41 @@ class Ingress:
             }
         )
 
-    async def _judge(self, upload: Upload, options: Options) -> Verdict:
-        check_size(upload, self._config.limits)
-        return await self._graph.predict(upload.data, **options.model_dump())
+    @asynccontextmanager
+    async def _form(self, request: Request, field: str, max_files: int) -> AsyncIterator[tuple[list[Upload], Options]]:
+        """The files and options of a form, while there is room for its body."""
+        limits = self._config.limits
+        with self._admission.request(body_bytes(request, limits, max_files)):
+            yield await read_form(request, field, limits, self._pace, max_files)
 
-    async def _judge_one_of_many(self, upload: Upload, options: Options) -> dict[str, Any]:
+    async def _judge(self, request: Request, upload: Upload, options: Options) -> Verdict:
+        check_size(upload, self._config.limits)
+        is_slow = options.use_diarization or options.channels == "split"
+        async with self._admission.recording(len(upload.data), is_slow=is_slow):
+            verdict = await self._graph.predict(upload.data, **options.model_dump())
+        await self._access.charge(request.state.key, verdict.duration_seconds)
+        return verdict
+
+    async def _judge_one_of_many(self, request: Request, upload: Upload, options: Options) -> dict[str, Any]:
         try:
-            verdict = await self._judge(upload, options)
+            verdict = await self._judge(request, upload, options)
         except SoundSentryError as error:
-            return {"filename": upload.name, "status": "failed", "error": answers.problem(error)}
+            document = answers.problem(error) | {"request_id": problems.request_id(request)}
+            return {"filename": upload.name, "status": "failed", "error": document}
         judged = answers.JudgedFile(**dict(verdict), filename=upload.name, status=verdict.outcome)
         return judged.model_dump(mode="json")
 
 
-async def _answer_error(_: Request, error: SoundSentryError) -> JSONResponse:
-    retry = {"Retry-After": str(RETRY_AFTER_SECONDS)} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
-    return _problem_response(answers.problem(error), retry)
+class Cors(CORSMiddleware):
+    """A preflight that is refused gets a problem document, as everything else does."""
 
-
-async def _answer_http_error(_: Request, error: HTTPException) -> JSONResponse:
-    """What Starlette refuses: an unknown path, a method that the path does not have."""
-    phrase = HTTPStatus(error.status_code).phrase
-    document = {
-        "type": "about:blank",
-        "title": phrase,
-        "status": error.status_code,
-        "detail": f"{phrase}: see /docs for what can be asked.",
-    }
-    return _problem_response(document, error.headers)
-
-
-async def _answer_nobody(_: Request, error: ClientDisconnect) -> JSONResponse:
-    """The sender of a form hung up: nobody reads this."""
-    return _problem_response(answers.problem(InputError("The form ended early. Send it again.")))
-
-
-async def _answer_unforeseen(_: Request, error: Exception) -> JSONResponse:
-    """A fault of ours; Serve logs its stack."""
-    return _problem_response(
-        answers.problem(SoundSentryError("The service failed on this request. Nothing can be said about it."))
-    )
-
-
-def _problem_response(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(document, document["status"], headers=headers, media_type="application/problem+json")
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < HTTPStatus.BAD_REQUEST:
+            return response
+        connection = HTTPConnection({"type": "http", "headers": request_headers.raw})
+        detail = "This site may not ask: its origin, method or headers are not on the list in `cors_origins`."
+        return problems.refuse(connection, response.status_code, detail, {"Vary": "Origin"})
 
 
 def _now() -> str:

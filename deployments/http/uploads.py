@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
@@ -11,14 +12,21 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from deployments.http.admission import AdmissionConfig
 from pipeline.config import Limits, describe_misfits
-from pipeline.errors import InputError, MissingInput, TooManyFiles, UploadTooLarge
+from pipeline.errors import InputError, MissingInput, TooManyFiles, UploadTooLarge, UploadTooSlow
 from pipeline.types import Channels, OperatingPoint
 
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1024
 FRAMING_BYTES = 64 * 1024
 """What a form may hold besides its files: boundaries, headers and fields."""
+
+SEVERAL = 4
+"""Times the allowed size from which on a declared one is refused unread; below, it may be two files and is told so."""
+
+GRACE_SECONDS = 10.0
+"""How long a body may take to begin."""
 
 MAX_NAME_LENGTH = 120
 
@@ -41,21 +49,33 @@ class Upload:
     data: bytes
 
 
-async def read_form(request: Request, field: str, limits: Limits, max_files: int) -> tuple[list[Upload], Options]:
+def body_bytes(request: Request, limits: Limits, max_files: int) -> int:
+    """How much memory the body of a form may take: what it declares, or, where it declares nothing, the most.
+
+    Raises UploadTooLarge for a body that could hold several times the files that are allowed.
+    """
+    most = _max_bytes(limits, max_files)
+    declared = request.headers.get("content-length", "")
+    if not (declared.isascii() and declared.isdigit()):
+        return most
+    if int(declared) > SEVERAL * most:
+        raise _too_large(limits)
+    return min(int(declared), most)
+
+
+async def read_form(
+    request: Request, field: str, limits: Limits, pace: AdmissionConfig, max_files: int
+) -> tuple[list[Upload], Options]:
     """The files in `field` and the options of a multipart form, read into memory and never onto a disk.
 
-    Raises MissingInput, TooManyFiles, UploadTooLarge (as soon as the form is too large, however it is sent), or
-    InputError for a form that is broken or has a bad value.
+    Raises MissingInput, TooManyFiles, UploadTooLarge (as soon as the form is too large, however it is sent),
+    UploadTooSlow, or InputError for a form that is broken or has a bad value.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise MissingInput(f"Send a multipart/form-data form with a file in the field {field}.")
-    max_bytes = max_files * limits.max_upload_bytes + FRAMING_BYTES
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(limits)
     parser = _Parser(
         request.headers,
-        _at_most(max_bytes, request, limits),
+        _at_most(_max_bytes(limits, max_files), _in_time(request, pace), limits),
         max_files=max_files,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
@@ -70,7 +90,11 @@ async def read_form(request: Request, field: str, limits: Limits, max_files: int
                 uploads.append(Upload(display_name(value.filename), await value.read()))
     except MultiPartException as error:
         if parser.files_begun > max_files:
-            raise TooManyFiles(f"Send at most {max_files} files in one request.") from error
+            raise TooManyFiles(
+                f"Send one file in the field {field}; /batch-predict takes several."
+                if max_files == 1
+                else f"Send at most {max_files} files in one request."
+            ) from error
         raise InputError(
             "The form is not valid multipart/form-data, or its fields are too many or too long."
         ) from error
@@ -113,9 +137,34 @@ class _Parser(MultiPartParser):
             file.close()
 
 
-async def _at_most(max_bytes: int, request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+async def _in_time(request: Request, pace: AdmissionConfig) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Raises UploadTooSlow where it takes too long, or comes too slowly on average."""
+    started = asyncio.get_running_loop().time()
     received = 0
-    async for chunk in request.stream():
+    chunks = request.stream()
+    while True:
+        patience = min(pace.max_body_seconds, GRACE_SECONDS + received / pace.min_bytes_per_second)
+        try:
+            async with asyncio.timeout_at(started + patience):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise UploadTooSlow(
+                f"The upload is too slow: send at least {pace.min_bytes_per_second:g} bytes a second, and all of it "
+                f"within {pace.max_body_seconds:g} seconds."
+            ) from error
+        if chunk is None:
+            return
+        received += len(chunk)
+        yield chunk
+
+
+def _max_bytes(limits: Limits, max_files: int) -> int:
+    return max_files * limits.max_upload_bytes + FRAMING_BYTES
+
+
+async def _at_most(max_bytes: int, body: AsyncIterator[bytes], limits: Limits) -> AsyncGenerator[bytes, None]:
+    received = 0
+    async for chunk in body:
         received += len(chunk)
         if received > max_bytes:
             raise _too_large(limits)

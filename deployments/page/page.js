@@ -78,13 +78,47 @@ class Problem extends Error {
   }
 }
 
+// Where the service asks for a key, the page asks the user, once. The key stays in this tab and goes nowhere else.
+
+const KEY = 'sound-sentry-key'
+let asking = null // the promise of a key, while the form for it is shown
+
+function askForKey(refused) {
+  $('key-refused').hidden = !refused
+  asking ??= new Promise((resolve) => {
+    $('access').hidden = false
+    $('key').focus()
+    $('access').addEventListener(
+      'submit',
+      (event) => {
+        event.preventDefault()
+        sessionStorage.setItem(KEY, $('key').value.trim())
+        $('key').value = ''
+        $('access').hidden = true
+        asking = null
+        resolve()
+      },
+      { once: true },
+    )
+  })
+  return asking
+}
+
 async function ask(path, options) {
+  const headers = { Accept: 'application/json' }
+  const key = sessionStorage.getItem(KEY)
+  if (key) headers.Authorization = `Bearer ${key}`
   let response
   try {
-    response = await fetch(path, { headers: { Accept: 'application/json' }, ...options })
+    response = await fetch(path, { headers, ...options })
   } catch (error) {
     if (error.name === 'AbortError') throw error
     throw new Problem('No answer', 'The service cannot be reached, or closed the connection. Try again in a moment.')
+  }
+  if (response.status === 401) {
+    if (sessionStorage.getItem(KEY) === key) sessionStorage.removeItem(KEY)
+    if (!sessionStorage.getItem(KEY)) await askForKey(key !== null)
+    return ask(path, options)
   }
   let body = null
   try {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.check import check_serve_config
+from deployments.check import check_serve_config, main
 from pipeline.errors import ConfigurationError
 from tests.graph import SERVE_CONFIG
 
@@ -35,6 +35,48 @@ FREE = {"env_vars"}
 
 def test_the_file_as_it_is() -> None:
     check_serve_config(SERVE_CONFIG)
+
+
+def test_the_command_checks_the_file_that_is_served(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert capsys.readouterr() == ("serve_config.yaml holds.\n", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no readable Serve config file"),
+        (b"\xff\xfe\x00", "no readable Serve config file"),
+        (b"", "it has no keys"),
+        (b"- 1", "it has no keys"),
+        (b"a: [", "not valid YAML"),
+        (b"applications: 1", "applications"),
+        (b"applications: [{import_path: 'deployments.app:build', args: {configg: x}}]", "args.configg"),
+        (b"applications: [{import_path: 'deployments.app:build', args: {config: no.yaml}}]", "no.yaml"),
+    ],
+)
+def test_a_file_that_does_not_hold_is_a_sentence(
+    content: bytes | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    assert main([str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert says in err and not out
+
+
+def test_a_config_without_args_has_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("applications: [{import_path: 'deployments.app:build'}]")
+    assert main([str(path)]) == 0
+
+
+def test_the_command_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: python -m deployments.check")
 
 
 @pytest.mark.parametrize(

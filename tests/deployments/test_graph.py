@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from deployments.decoder import ChannelReference
@@ -85,6 +85,20 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def raised_by_a_stage(error: Exception) -> BaseException:
     raised: BaseException = RayTaskError("handle_request", "stack", error).as_instanceof_cause()
     return raised
+
+
+class Failing:
+    """Work that fails so many times before it succeeds."""
+
+    def __init__(self, error: BaseException, times: int, answer: Any) -> None:
+        self.error, self.times, self.answer = error, times, answer
+        self.calls = 0
+
+    def __call__(self, *_: Any) -> Any:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+        return self.answer
 
 
 STAGE_SECONDS = 0.4
@@ -202,6 +216,28 @@ def test_the_stage_at_fault_is_named(
     assert type(outcome) is error
     assert says.format(stage=stage) in outcome.detail
     assert "secret" not in outcome.detail
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [ActorDiedError(), ActorUnavailableError("gone", None)], ids=["dead", "out of reach"])
+def test_a_request_whose_replica_died_is_tried_once_more(stage: str, error: Exception) -> None:
+    answers = {"Decoder": RECORDING, "VoiceActivityDetector": SPEECH, "Diarizer": (), "TkanExtractor": "features"}
+    once = Failing(error, 1, answers.get(stage, "verdict"))
+    outcome, _ = run(use_diarization=True, **{stage: Handle(once)})
+    assert not isinstance(outcome, SoundSentryError)
+    assert once.calls == 2
+    twice = Failing(error, 2, answers.get(stage, "verdict"))
+    outcome, _ = run(use_diarization=True, **{stage: Handle(twice)})
+    assert type(outcome) is StageUnavailable
+    assert twice.calls == 2
+
+
+@pytest.mark.parametrize("error", [BackPressureError(9, 8), raised_by_a_stage(ValueError("ours"))])
+def test_no_other_failure_is_tried_again(error: Exception) -> None:
+    failing = Failing(error, 1, "features")
+    outcome, _ = run(TkanExtractor=Handle(failing))
+    assert isinstance(outcome, StageUnavailable | StageFailed)
+    assert failing.calls == 1
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi import Request
 
+from deployments.http.admission import AdmissionConfig
 from deployments.http.uploads import FRAMING_BYTES, Options, Upload, display_name, read_form
 from pipeline.config import Limits
 from pipeline.errors import InputError, MissingInput, SoundSentryError, TooManyFiles, UploadTooLarge
@@ -37,7 +38,7 @@ class Form:
         async def receive() -> dict[str, Any]:
             return next(chunks)
 
-        return asyncio.run(read_form(Request(scope, receive), field, LIMITS, max_files))
+        return asyncio.run(read_form(Request(scope, receive), field, LIMITS, AdmissionConfig(), max_files))
 
     def _chunks(self) -> Iterator[dict[str, Any]]:
         for start in range(0, len(self.body), CHUNK):

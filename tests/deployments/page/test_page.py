@@ -225,3 +225,34 @@ def test_text_never_becomes_markup(page: Page, service: httpx.Client, ten_second
     choose(page, recording)
     expect(page.locator("#problem-detail")).to_have_text(markup)
     assert page.locator("img").count() == 0
+
+
+def test_the_page_asks_for_a_key_where_the_service_does(page: Page, service: httpx.Client) -> None:
+    """The service of these tests asks for none: what it would answer is put in its way."""
+    accepted: list[str] = []
+
+    def guard(route: Route) -> None:
+        key = route.request.headers.get("authorization", "")
+        if key == "Bearer right":
+            accepted.append(route.request.url)
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"title": "Key missing or unknown", "detail": "Send a valid key."})
+
+    page.route("**/info", guard)
+    page.route("**/predict", guard)
+    page.reload()
+    expect(page.locator("#access")).to_be_visible()
+    expect(page.locator("#key")).to_be_focused()
+    expect(page.locator("#key-refused")).to_be_hidden()
+    page.fill("#key", "wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#key-refused")).to_be_visible()
+    page.fill("#key", "right")
+    page.keyboard.press("Enter")
+    expect(page.locator("#access")).to_be_hidden()
+    expect(page.locator("#accepted")).to_contain_text("MiB")
+    choose(page, encode(np.zeros(48_000, dtype=np.float32)))
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
+    assert [url.rpartition("/")[2] for url in accepted] == ["info", "predict"]
+    assert page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]

@@ -1,0 +1,225 @@
+"""Who may ask, and how much.
+
+    python -m deployments.http.access NAME [--may predict admin]
+
+makes a key, prints it once, and prints what `access.keys` in serve_config.yaml is to hold of it: its SHA-256. The key
+itself is kept nowhere. Keys are 256 random bits, so that a plain hash gives none of them away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import hmac
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from pydantic import Field, field_validator
+from ray.exceptions import RayError
+
+from pipeline.config import Strict
+from pipeline.errors import KeyMissing, NotAllowed, RateExceeded, StageUnavailable
+
+Right = Literal["predict", "admin"]
+
+PAGE_PATH = "/page/"
+OPEN_PATHS = {"/health"}
+"""What needs no key besides the page's own files, which ask for the key: whether the service is up."""
+
+ADMIN_PATHS = {"/usage"}
+
+PREFIX = "ss_"
+SUBPROTOCOL = "sound-sentry-key."
+"""Begins the WebSocket subprotocol in which a browser, that can set no header there, sends its key."""
+
+MINUTE_SECONDS = 60.0
+
+
+class Key(Strict):
+    """A key by its hash; what it may do; how much a minute, where that is limited."""
+
+    name: str = Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9._-]+$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    may: tuple[Right, ...] = Field(("predict",), min_length=1)
+    requests_per_minute: float | None = Field(None, gt=0)
+    audio_seconds_per_minute: float | None = Field(None, gt=0)
+
+
+class AccessConfig(Strict):
+    """All of `access`. Without keys anybody may ask."""
+
+    keys: tuple[Key, ...] = ()
+
+    @field_validator("keys")
+    @classmethod
+    def _are_distinct(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        for what in ("name", "sha256"):
+            values = [getattr(key, what) for key in keys]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two keys have the same {what}")
+        return keys
+
+
+class Access:
+    """Decides about each request. `limits` are shared by all replicas of the ingress."""
+
+    def __init__(self, config: AccessConfig, limits: Limits | None = None) -> None:
+        self._keys = config.keys
+        self._limits = limits
+
+    async def admit(self, path: str, headers: Mapping[str, str], *, is_page: bool = False) -> Key | None:
+        """The key that a request came with; None where it needs none.
+
+        Raises KeyMissing, NotAllowed, RateExceeded, or StageUnavailable where the limits cannot be told.
+        """
+        if not self._keys or is_page or path in OPEN_PATHS or path.startswith(PAGE_PATH):
+            return None
+        key = self._find(presented_key(headers))
+        if ("admin" if path in ADMIN_PATHS else "predict") not in key.may:
+            raise NotAllowed("This key may not do that. Ask whoever runs the service for one that may.")
+        if self._limits and (key.requests_per_minute or key.audio_seconds_per_minute):
+            wait_seconds = await self._limits.take(key)
+            if wait_seconds > 0:
+                raise RateExceeded("This key has used up what it may for now. Try again later.", wait_seconds)
+        return key
+
+    async def charge(self, key: Key | None, audio_seconds: float) -> None:
+        """Count what a request turned out to hold against its key."""
+        if key and key.audio_seconds_per_minute and self._limits:
+            await self._limits.charge(key, audio_seconds)
+
+    async def usage(self) -> dict[str, dict[str, float]]:
+        """What each key that has a limit has left of it."""
+        return await self._limits.left(self._keys) if self._limits else {}
+
+    def _find(self, presented: str) -> Key:
+        digest = hashlib.sha256(presented.encode()).hexdigest()
+        # Every key is compared in full: how long this takes says nothing about any of them.
+        found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
+        if not presented or not found:
+            raise KeyMissing("Send a valid key in the header Authorization, as `Bearer KEY`, or X-API-Key.")
+        return found[0]
+
+
+def presented_key(headers: Mapping[str, str]) -> str:
+    """The key in the headers of a request; empty where there is none."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return bearer.strip()
+    if key := headers.get("x-api-key", "").strip():
+        return key
+    for protocol in headers.get("sec-websocket-protocol", "").split(","):
+        if protocol.strip().startswith(SUBPROTOCOL):
+            return protocol.strip().removeprefix(SUBPROTOCOL)
+    return ""
+
+
+@dataclass
+class Bucket:
+    """What is left of an amount a minute, which fills up evenly. Below nothing is a debt."""
+
+    level: float
+    at: float
+
+    def fill(self, per_minute: float, now: float) -> float:
+        self.level = min(per_minute, self.level + (now - self.at) * per_minute / MINUTE_SECONDS)
+        self.at = now
+        return self.level
+
+
+class Buckets:
+    """What each key has left: of requests, and of seconds of audio."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: dict[tuple[str, str], Bucket] = {}
+
+    def take(self, name: str, requests_per_minute: float | None, audio_seconds_per_minute: float | None) -> float:
+        """Take a request; or tell in how many seconds there will be one, and take nothing.
+
+        How much audio it holds is known later, so that one request may overdraw: the next ones wait for it.
+        """
+        wait = 0.0
+        if requests_per_minute:
+            lacking = 1.0 - self._level(name, "requests", requests_per_minute)
+            wait = max(wait, lacking * MINUTE_SECONDS / requests_per_minute)
+        if audio_seconds_per_minute:
+            lacking = -self._level(name, "audio_seconds", audio_seconds_per_minute)
+            wait = max(wait, lacking * MINUTE_SECONDS / audio_seconds_per_minute)
+        if wait <= 0 and requests_per_minute:
+            self._buckets[name, "requests"].level -= 1.0
+        return max(wait, 0.0)
+
+    def charge(self, name: str, audio_seconds_per_minute: float, audio_seconds: float) -> None:
+        self._level(name, "audio_seconds", audio_seconds_per_minute)
+        self._buckets[name, "audio_seconds"].level -= audio_seconds
+
+    def left(self, name: str, what: Literal["requests", "audio_seconds"], per_minute: float) -> float:
+        return self._level(name, what, per_minute)
+
+    def _level(self, name: str, what: str, per_minute: float) -> float:
+        now = self._clock()
+        bucket = self._buckets.setdefault((name, what), Bucket(per_minute, now))
+        return bucket.fill(per_minute, now)
+
+
+class Limits:
+    """The Buckets of the whole cluster: one actor, by its name, that Ray starts again where it dies."""
+
+    NAME = "sound-sentry-limits"
+
+    def __init__(self) -> None:
+        options: dict[str, Any] = {"name": self.NAME, "namespace": "serve", "get_if_exists": True, "num_cpus": 0}
+        self._actor: Any = ray.remote(Buckets).options(lifetime="detached", max_restarts=-1, **options).remote()
+
+    async def take(self, key: Key) -> float:
+        wait: float = await self._ask("take", key.name, key.requests_per_minute, key.audio_seconds_per_minute)
+        return wait
+
+    async def charge(self, key: Key, audio_seconds: float) -> None:
+        await self._ask("charge", key.name, key.audio_seconds_per_minute, audio_seconds)
+
+    async def left(self, keys: tuple[Key, ...]) -> dict[str, dict[str, float]]:
+        left: dict[str, dict[str, float]] = {}
+        for key in keys:
+            rates = {"requests": key.requests_per_minute, "audio_seconds": key.audio_seconds_per_minute}
+            left[key.name] = {
+                what: await self._ask("left", key.name, what, rate) for what, rate in rates.items() if rate is not None
+            }
+        return left
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._actor, method).remote(*arguments)
+        except RayError as error:
+            raise StageUnavailable("The service cannot count requests at present. Try again in a while.") from error
+
+
+def main() -> int:
+    """Make a key and say what to do with it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deployments.http.access", description="Make a key for the service; it is printed once."
+    )
+    parser.add_argument("name", help="who it is for, as logs and /usage show it: letters, digits, dots and dashes")
+    parser.add_argument("--may", nargs="+", choices=["predict", "admin"], default=["predict"], help="what it may do")
+    options = parser.parse_args()
+    secret = PREFIX + secrets.token_urlsafe(32)
+    try:
+        key = Key(name=options.name, sha256=hashlib.sha256(secret.encode()).hexdigest(), may=tuple(options.may))
+    except ValueError:
+        print("A name has 1 to 40 letters, digits, dots, dashes and underscores.", file=sys.stderr)
+        return 1
+    print("The key, for its user alone; it is shown only now:")
+    print(f"\n  {secret}\n")
+    print("For serve_config.yaml, under args.access.keys:")
+    print(f"\n  - {{name: {key.name}, sha256: {key.sha256}, may: [{', '.join(key.may)}]}}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""What stands around Ray Serve's own proxy, the process that takes every connection.
+
+Ray's proxy has answers of its own, in plain text: that of a request whose ingress replica died, that of a queue that is
+full, that of a path while nothing is deployed. It echoes any X-Request-ID, names its server, and waits for headers for
+ever. None of that can be mended behind it. So `Front` is wrapped around it, in its process.
+
+It gets there as part of the ingress's request router, which serve_config.yaml names: a class that Serve sends to every
+proxy by value, so that a proxy needs nothing of this repository. Ray has a hook for middlewares, too, but only by a
+variable in the environment of the cluster, which `serve run serve_config.yaml` alone would leave unset. This is the
+one module that knows the insides of Ray's proxy and of uvicorn, of the versions that pyproject.toml pins; it imports
+nothing of this repository.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from ray.serve._private.http_util import RequestIdMiddleware
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+REQUEST_ID = b"x-request-id"
+SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+SECURITY_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"frame-ancestors 'none'",
+}
+"""Of every answer that does not say otherwise."""
+
+RETRY_AFTER_SECONDS = 5
+
+HEADER_TIMEOUT_SECONDS = 20.0
+"""How long the headers of a request may take where serve_config.yaml does not say."""
+
+LARGE_BYTES = 1 << 20
+"""After a body of so many bytes the proxy gives its memory back."""
+
+TRIM_SECONDS = 1.0
+"""How long the proxy waits for other large bodies to end before it does."""
+
+OWN_ANSWERS = {
+    HTTPStatus.NOT_FOUND: (HTTPStatus.SERVICE_UNAVAILABLE, "The service is starting. Try again in a while."),
+    HTTPStatus.REQUEST_TIMEOUT: (
+        HTTPStatus.GATEWAY_TIMEOUT,
+        "The service did not answer in time. Send a shorter recording, or try again later.",
+    ),
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The service has too many requests in hand. Try again in a while.",
+    ),
+}
+"""What Ray's proxy answers by itself, and what it comes to here."""
+
+LOST = "The part of the service that had this request in hand was lost. Send it again."
+
+
+class FrontRouter(PowerOfTwoChoicesRequestRouter):
+    """Ray Serve's own way to choose a replica of the ingress; brings Front into the proxy that it runs in."""
+
+    def initialize_state(self, **settings: Any) -> None:
+        _install(settings.get("header_timeout_seconds", HEADER_TIMEOUT_SECONDS))
+
+
+class Front:
+    """An ASGI application around Ray's proxy. Every answer has a safe X-Request-ID and the security headers; every
+    failure is a problem document (RFC 9457); a GET whose replica was lost is asked once more."""
+
+    def __init__(self, proxy: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+        self._proxy = proxy
+        self._trim_is_due = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        identity = request_id(scope["headers"])
+        scope["headers"] = [(k, v) for k, v in scope["headers"] if k != REQUEST_ID] + [(REQUEST_ID, identity)]
+        if scope["type"] == "http":
+            await self._answer(scope, receive, _Answer(identity, scope["path"], send))
+        else:
+            await self._proxy(scope, receive, _with_id(identity, send))
+
+    async def _answer(self, scope: Message, receive: Receive, answer: _Answer) -> None:
+        received, is_gone = 0, False
+
+        async def watch() -> Message:
+            nonlocal received, is_gone
+            message = await receive()
+            received += len(message.get("body", b""))
+            is_gone = message["type"] == "http.disconnect"
+            return message
+
+        await self._proxy(scope, watch, answer.send)
+        if not answer.is_begun and not is_gone and scope["method"] in ("GET", "HEAD"):
+            await self._proxy(scope, _after_an_empty_body(receive), answer.send)
+        if not answer.is_begun:
+            await answer.refuse(HTTPStatus.SERVICE_UNAVAILABLE, LOST)
+        if received >= LARGE_BYTES and not self._trim_is_due:
+            self._trim_is_due = True
+            asyncio.get_running_loop().call_later(TRIM_SECONDS, self._trim)
+
+    def _trim(self) -> None:
+        self._trim_is_due = False
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class _Answer:
+    """The answer to one request, on its way to the client. `is_begun` is whether the client has got any of it."""
+
+    def __init__(self, identity: bytes, path: str, send: Send) -> None:
+        self.is_begun = False
+        self._identity = identity
+        self._path = path
+        self._send = send
+        self._refused = False
+
+    async def send(self, message: Message) -> None:
+        if self._refused:
+            return  # the rest of an answer that was replaced
+        if message["type"] == "http.response.start":
+            own = self._own_answer(message)
+            if own:
+                self._refused = True
+                await self.refuse(*own)
+                return
+            message = message | {"headers": self._headers(message.get("headers", []))}
+        self.is_begun = True
+        await self._send(message)
+
+    async def refuse(self, status: int, detail: str) -> None:
+        """Answer with a problem document."""
+        self.is_begun = True
+        headers = [(b"content-type", b"application/problem+json")]
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
+        body = problem(status, detail, self._identity)
+        headers.append((b"content-length", str(len(body)).encode()))
+        await self._send({"type": "http.response.start", "status": int(status), "headers": self._headers(headers)})
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _own_answer(self, message: Message) -> tuple[HTTPStatus, str] | None:
+        """What an answer of Ray's own comes to; None for one of the application, whose errors are no plain text."""
+        plain = any(k == b"content-type" and v.startswith(b"text/plain") for k, v in message.get("headers", []))
+        if message["status"] < HTTPStatus.BAD_REQUEST or not plain or self._path.startswith("/-/"):
+            return None
+        return OWN_ANSWERS.get(message["status"], (HTTPStatus(message["status"]), "The request was refused."))
+
+    def _headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        given = {name.lower() for name, _ in headers}
+        added = {k: v for k, v in SECURITY_HEADERS.items() if k not in given}
+        return [*((k, v) for k, v in headers if k.lower() != REQUEST_ID), *added.items(), (REQUEST_ID, self._identity)]
+
+
+def request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The X-Request-ID that a client sent, where it is one and short and safe to show; else a new one."""
+    sent = [value for name, value in headers if name == REQUEST_ID]
+    if len(sent) == 1 and SAFE_REQUEST_ID.fullmatch(sent[0].decode("latin-1")):
+        return sent[0]
+    return uuid.uuid4().hex.encode()
+
+
+def problem(status: int, detail: str, identity: bytes) -> bytes:
+    """A problem document of the front's own."""
+    phrase = HTTPStatus(status).phrase
+    document = {"type": "about:blank", "title": phrase, "status": int(status), "detail": detail}
+    return json.dumps(document | {"request_id": identity.decode()}).encode()
+
+
+def _with_id(identity: bytes, send: Send) -> Send:
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "websocket.accept":
+            message = message | {"headers": [*message.get("headers", []), (REQUEST_ID, identity)]}
+        await send(message)
+
+    return send_with_id
+
+
+def _after_an_empty_body(receive: Receive) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive_again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_again
+
+
+def _install(header_timeout_seconds: float) -> None:
+    """Put a Front around the proxy of this process, in place of one that is there."""
+    fronts: dict[int, Front] = {}
+
+    async def call(self: Any, scope: Message, receive: Receive, send: Send) -> None:
+        front = fronts.get(id(self)) or fronts.setdefault(id(self), Front(self._app))
+        await front(scope, receive, send)
+
+    RequestIdMiddleware.__call__ = call  # type: ignore[assignment, method-assign]
+    _watch_headers(AutoHTTPProtocol, header_timeout_seconds)
+
+
+def _watch_headers(protocol: Any, seconds: float) -> None:
+    """Have connections of uvicorn's `protocol` end where a request's headers take longer, and name no server."""
+    made, begun = (
+        getattr(method, "before_front", method) for method in (protocol.connection_made, protocol.on_message_begin)
+    )
+
+    def connection_made(self: Any, transport: asyncio.Transport) -> None:
+        for headers in (self.config.encoded_headers, self.server_state.default_headers):
+            headers[:] = [header for header in headers if header[0] != b"server"]
+        made(self, transport)
+        self.loop.call_later(seconds, end_without_request, self, self.cycle)
+
+    def on_message_begin(self: Any) -> None:
+        begun(self)
+        self.loop.call_later(seconds, end_without_request, self, self.cycle)
+
+    def end_without_request(self: Any, before: Any) -> None:
+        is_waiting = self.cycle is before and self.transport.get_protocol() is self
+        if is_waiting and not self.transport.is_closing():
+            body = problem(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW.format(seconds), uuid.uuid4().hex.encode())
+            self.transport.write(
+                b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
+                b"content-length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            self.transport.close()
+
+    connection_made.before_front, on_message_begin.before_front = made, begun  # type: ignore[attr-defined]
+    protocol.connection_made, protocol.on_message_begin = connection_made, on_message_begin
+
+
+TOO_SLOW = "No whole request came within {:g} seconds. Send it faster."

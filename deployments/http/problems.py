@@ -1,0 +1,78 @@
+"""Errors as problem documents (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection
+
+from deployments.http import answers
+from deployments.http.front import REQUEST_ID, RETRY_AFTER_SECONDS
+from pipeline.errors import InputError, KeyMissing, RateExceeded, SoundSentryError
+
+logger = logging.getLogger("ray.serve")
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def respond(request: HTTPConnection, error: SoundSentryError) -> JSONResponse:
+    """The answer that an error comes to. What a client did wrong is one line in the log."""
+    headers = {}
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, RateExceeded):
+        headers["Retry-After"] = str(math.ceil(error.wait_seconds))
+    if isinstance(error, KeyMissing):
+        headers["WWW-Authenticate"] = 'Bearer realm="sound-sentry"'
+    if error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.info("Refused with %s, %s.", error.status, error.code)
+    if error.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    document = answers.problem(error) | {"request_id": request_id(request)}
+    return JSONResponse(document, error.status, headers, MEDIA_TYPE)
+
+
+def refuse(request: HTTPConnection, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer to what has no error of its own: an unknown path, a method that a path lacks."""
+    document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    logger.info("Refused with %s.", status)
+    return JSONResponse(document | {"request_id": request_id(request)}, status, headers, MEDIA_TYPE)
+
+
+def request_id(request: HTTPConnection) -> str:
+    """What the front, or the client, calls this request."""
+    return request.headers.get(REQUEST_ID.decode(), "")
+
+
+async def answer_error(request: HTTPConnection, error: SoundSentryError) -> JSONResponse:
+    return respond(request, error)
+
+
+async def answer_http_error(request: HTTPConnection, error: HTTPException) -> JSONResponse:
+    """What Starlette refuses."""
+    detail = f"{HTTPStatus(error.status_code).phrase}: see /docs for what can be asked."
+    return refuse(request, error.status_code, detail, dict(error.headers or {}))
+
+
+async def answer_nobody(request: HTTPConnection, error: ClientDisconnect) -> JSONResponse:
+    """The sender of a form hung up: nobody reads this."""
+    return respond(request, InputError("The form ended early. Send it again."))
+
+
+async def answer_unforeseen(request: HTTPConnection, error: Exception) -> JSONResponse:
+    """A fault of ours; Serve logs its stack."""
+    return respond(request, SoundSentryError("The service failed on this request. Nothing can be said about it."))
+
+
+HANDLERS: dict[Any, Any] = {
+    SoundSentryError: answer_error,
+    HTTPException: answer_http_error,
+    ClientDisconnect: answer_nobody,
+    Exception: answer_unforeseen,
+}
+"""What FastAPI does with each error."""

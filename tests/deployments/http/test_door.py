@@ -1,0 +1,427 @@
+"""Who is let in, and how much: the real HTTP application in this process, with stages that find no speech."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import httpx
+import numpy as np
+import pytest
+
+from deployments.http import uploads
+from deployments.http.access import Access, AccessConfig, Buckets, Key, Limits, presented_key
+from deployments.http.admission import Admission, AdmissionConfig
+from deployments.http.answers import Problem, UsageAnswer
+from deployments.http.ingress import Ingress
+from pipeline.audio.decode import decode
+from pipeline.config import ROOT, DetectorConfig
+from pipeline.errors import Overloaded
+from pipeline.stages.classify import Classifier
+from pipeline.types import Speech
+from tests.audio import encode
+from tests.deployments.test_graph import Handle
+from tests.graph import Cluster
+from tests.test_structure import run_python
+
+CONFIG = DetectorConfig()
+CLIP = encode(np.zeros(16_000, np.float32))
+EXTENSION = "chrome-extension://abcdefghijklmnopabcdefghijklmnop"
+
+
+def key(secret: str, name: str = "k", **rest: Any) -> Key:
+    return Key(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), **rest)
+
+
+class Clock:
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class LocalLimits(Limits):
+    """The buckets in this process, instead of in the actor that all replicas share."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._buckets = Buckets(clock)
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._buckets, method)(*arguments)
+
+
+class Silence:
+    """Stages that find no speech, each recording of which takes until `go` is set."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.go.set()
+        self.at_once, self.most_at_once = 0, 0
+        classifier = Classifier(CONFIG)
+        self.handles = {
+            "Decoder": Handle(lambda data, track: decode(data, CONFIG.limits, track)),
+            "VoiceActivityDetector": Handle(lambda recording: Speech((), 1.0, "wav")),
+            "Diarizer": Handle(lambda recording: ()),
+            "TkanExtractor": Handle(lambda *_: None),
+            "Classifier": Handle(lambda speech, diarized: classifier.no_speech(speech, use_diarization=diarized)),
+        }
+
+
+@asynccontextmanager
+async def served(
+    keys: tuple[Key, ...] = (), clock: Clock | None = None, **admission: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+    plain = cast(Any, Ingress).func_or_class.__mro__[1]
+    ingress = plain.__new__(plain)
+    stages = Silence()
+    settings = AdmissionConfig(**admission)
+    plain.__init__(
+        ingress,
+        CONFIG,
+        (EXTENSION,),
+        AccessConfig(),
+        settings,
+        dict.fromkeys(stages.handles, 30.0),
+        60.0,
+        stages.handles,
+    )
+    ingress._access = Access(AccessConfig(keys=keys), LocalLimits(clock or Clock()))
+    transport = httpx.ASGITransport(plain.__serve_build_asgi_app__(ingress), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        yield client, ingress
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 120))
+
+
+def problem(response: httpx.Response, status: int) -> Problem:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    return Problem.model_validate_json(response.text)
+
+
+def post(client: httpx.AsyncClient, secret: str | None = None, **fields: str) -> Coroutine[Any, Any, httpx.Response]:
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    return client.post("/predict", files={"audio": CLIP}, data=fields, headers=headers)
+
+
+# ---- keys
+
+
+def test_without_keys_anybody_may_ask() -> None:
+    async def test() -> None:
+        async with served() as (client, _):
+            assert (await post(client)).json()["overall"] == "No Speech"
+
+    run(test)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "wrong"}, {"X-API-Key": ""}])
+def test_with_keys_everything_else_needs_one(headers: dict[str, str]) -> None:
+    async def test() -> None:
+        async with served((key("right"),)) as (client, _):
+            for path in ("/", "/info", "/docs", "/openapi.json", "/usage", "/predict", "/nothing", "/healthy"):
+                refused = await client.get(path, headers=headers)
+                assert problem(refused, 401).title == "Key missing or unknown"
+                assert refused.headers["www-authenticate"].startswith("Bearer")
+
+    run(test)
+
+
+def test_the_page_is_there_to_ask_for_the_key() -> None:
+    async def test() -> None:
+        async with served((key("right"),)) as (client, _):
+            assert "<html" in (await client.get("/", headers={"Accept": "text/html"})).text
+            assert (await client.get("/page/page.js")).status_code == 200
+            assert (await client.get("/page/../info")).status_code == 401
+            assert (await client.get("/page/%2e%2e/info")).status_code in (401, 404)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Authorization": "Bearer right"}, {"authorization": "bearer right"}, {"X-API-Key": "right"}]
+)
+def test_a_known_key_is_let_in(headers: dict[str, str]) -> None:
+    async def test() -> None:
+        async with served((key("other", "o"), key("right"))) as (client, _):
+            assert (await client.post("/predict", files={"audio": CLIP}, headers=headers)).status_code == 200
+            problem(await client.get("/usage", headers=headers), 403)
+            problem(await client.get("/nothing", headers=headers), 404)
+
+    run(test)
+
+
+def test_a_key_may_do_what_it_is_for() -> None:
+    async def test() -> None:
+        keys = (key("a", "a", may=("admin",)), key("b", "b", may=("predict", "admin"), requests_per_minute=60))
+        async with served(keys) as (client, _):
+            problem(await post(client, "a"), 403)
+            assert (await post(client, "b")).status_code == 200
+            usage = await client.get("/usage", headers={"X-API-Key": "a"})
+            assert UsageAnswer.model_validate_json(usage.text).keys == {"a": {}, "b": {"requests": 59.0}}
+
+    run(test)
+
+
+def test_a_key_comes_in_one_of_three_ways() -> None:
+    assert presented_key({"authorization": "Basic abc", "x-api-key": "k"}) == "k"
+    assert presented_key({"sec-websocket-protocol": "other, sound-sentry-key.k"}) == "k"
+    assert presented_key({}) == ""
+
+
+def test_a_websocket_without_a_key_is_refused_before_it_opens() -> None:
+    async def test() -> None:
+        async with served((key("right"),)) as (_, ingress):
+            app = type(ingress).__serve_build_asgi_app__(ingress)
+            sent: list[dict[str, Any]] = []
+
+            async def send(message: dict[str, Any]) -> None:
+                sent.append(message)
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "websocket.connect"}
+
+            extensions: dict[str, Any] = {"websocket.http.response": {}}
+            scope = {
+                "type": "websocket",
+                "path": "/stream",
+                "headers": [],
+                "query_string": b"",
+                "extensions": extensions,
+            }
+            await app(scope, receive, send)
+            assert [message["type"] for message in sent][:1] == ["websocket.http.response.start"]
+            assert sent[0]["status"] == 401
+
+    run(test)
+
+
+def test_two_keys_of_one_name_or_hash_are_refused() -> None:
+    for pair in ((key("a"), key("b")), (key("a", "a"), key("a", "b"))):
+        with pytest.raises(ValueError, match="two keys have the same"):
+            AccessConfig(keys=pair)
+
+
+def test_the_command_makes_a_key_that_its_configuration_lets_in() -> None:
+    command = [sys.executable, "-m", "deployments.http.access", "moderation", "--may", "predict", "admin"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (secret,) = (line.strip() for line in done.stdout.splitlines() if line.strip().startswith("ss_"))
+    (entry,) = (line.strip() for line in done.stdout.splitlines() if line.strip().startswith("- "))
+    import yaml
+
+    config = AccessConfig(keys=tuple(Key.model_validate(item) for item in yaml.safe_load(entry)))
+    admitted = asyncio.run(Access(config).admit("/predict", {"x-api-key": secret}))
+    assert admitted and admitted.name == "moderation"
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert secret not in again.stdout
+    bad = subprocess.run([*command[:3], "a b"], cwd=ROOT, capture_output=True, text=True)
+    assert bad.returncode == 1 and "Traceback" not in bad.stderr
+
+
+# ---- limits
+
+
+def test_requests_of_a_key_are_limited_and_others_are_not() -> None:
+    async def test() -> None:
+        clock = Clock()
+        keys = (key("a", "a", requests_per_minute=3), key("b", "b"))
+        async with served(keys, clock) as (client, _):
+            assert [(await post(client, "a")).status_code for _ in range(4)] == [200, 200, 200, 429]
+            refused = await post(client, "a")
+            assert problem(refused, 429).title == "Rate exceeded"
+            assert refused.headers["retry-after"] == "20"
+            assert (await post(client, "b")).status_code == 200
+            clock.seconds += 20
+            assert [(await post(client, "a")).status_code for _ in range(2)] == [200, 429]
+            clock.seconds += 3600
+            assert [(await post(client, "a")).status_code for _ in range(4)] == [200, 200, 200, 429]
+
+    run(test)
+
+
+def test_seconds_of_audio_are_counted_once_they_are_known() -> None:
+    async def test() -> None:
+        clock = Clock()
+        async with served((key("a", audio_seconds_per_minute=1.5),), clock) as (client, _):
+            assert [(await post(client, "a")).status_code for _ in range(3)] == [200, 200, 429]
+            assert (await post(client, "a")).headers["retry-after"] == "20", "0.5 s over, at 1.5 s a minute"
+            clock.seconds += 20
+            assert (await post(client, "a")).status_code == 200
+
+    run(test)
+
+
+# ---- how much at once
+
+
+def test_a_body_beyond_what_may_be_in_hand_is_refused_unread() -> None:
+    async def test() -> None:
+        size_mib = len(CLIP) * 2.5 / 2**20
+        async with served(max_mib_in_flight=size_mib) as (client, ingress):
+            read = 0
+
+            async def body() -> AsyncIterator[bytes]:
+                nonlocal read
+                read += 1
+                yield b"--b\r\n"
+
+            with ingress._admission.request(len(CLIP)):
+                assert (await post(client)).status_code == 200
+                refused = await client.post(
+                    "/predict", content=body(), headers={"Content-Type": "multipart/form-data; boundary=b"}
+                )
+                assert problem(refused, 503).title == "Overloaded"
+                assert int(refused.headers["retry-after"]) > 0
+                assert read == 0, "nothing declared counts as the most that is allowed"
+            assert (await post(client)).status_code == 200
+
+    run(test)
+
+
+def test_room_is_given_back_whatever_happens() -> None:
+    async def test() -> None:
+        admission = Admission(AdmissionConfig(max_mib_in_flight=1, max_recordings=1, max_slow=1, max_waiting=0))
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError), admission.request(2**20):
+                async with admission.recording(2**20, is_slow=True):
+                    with pytest.raises(Overloaded), admission.request(1):
+                        pass
+                    1 / 0  # noqa: B018
+
+    run(test)
+
+
+def test_a_body_larger_than_all_that_may_be_in_hand_is_taken_alone() -> None:
+    admission = Admission(AdmissionConfig(max_mib_in_flight=1))
+    with admission.request(3 * 2**20), pytest.raises(Overloaded), admission.request(1):
+        pass
+
+
+def test_recordings_take_turns_and_those_to_diarize_leave_room_for_the_others() -> None:
+    async def test() -> None:
+        admission = Admission(AdmissionConfig(max_recordings=2, max_slow=1, max_waiting=1))
+        begun: list[str] = []
+        end = {name: asyncio.Event() for name in ("d1", "d2", "p1", "p2")}
+
+        async def record(name: str) -> None:
+            async with admission.recording(1, is_slow=name.startswith("d")):
+                begun.append(name)
+                await end[name].wait()
+
+        async with asyncio.TaskGroup() as tasks:
+            for name in ("d1", "d2"):
+                tasks.create_task(record(name))
+                await asyncio.sleep(0)
+            with pytest.raises(Overloaded):
+                async with admission.recording(1, is_slow=True):
+                    pass
+            tasks.create_task(record("p1"))
+            await asyncio.sleep(0)
+            assert begun == ["d1", "p1"], "the second to diarize waits, and holds up nobody"
+            tasks.create_task(record("p2"))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded), admission.request(1):
+                pass
+            for event in end.values():
+                event.set()
+        assert begun[2:] == ["p2", "d2"] or begun[2:] == ["d2", "p2"]
+
+    run(test)
+
+
+# ---- forms
+
+
+def test_two_files_are_said_to_be_two() -> None:
+    async def test() -> None:
+        async with served() as (client, _):
+            for size in (100, int(0.6 * CONFIG.limits.max_upload_bytes)):
+                files = [("audio", ("a.wav", io.BytesIO(bytes(size)))) for _ in range(2)]
+                refused = problem(await client.post("/predict", files=files), 413)
+                assert refused.title == "Too many files"
+                assert "one file in the field audio" in refused.detail
+
+    run(test)
+
+
+@pytest.mark.parametrize(("pause", "size"), [(30.0, 10), (0.02, 1)], ids=["stops", "drops"])
+def test_a_body_that_comes_too_slowly_is_refused(pause: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "GRACE_SECONDS", 0.2)
+
+    async def test() -> None:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"--b\r\n"
+            while True:
+                await asyncio.sleep(pause)
+                yield b"x" * size
+
+        async with served(min_bytes_per_second=1_000_000) as (client, _):
+            refused = await client.post(
+                "/predict", content=body(), headers={"Content-Type": "multipart/form-data; boundary=b"}
+            )
+            assert problem(refused, 408).title == "Upload too slow"
+            assert refused.headers["connection"] == "close"
+
+    run(test)
+
+
+# ---- whatever is asked
+
+
+def test_unknown_paths_wrong_methods_and_refused_preflights_are_problems() -> None:
+    async def test() -> None:
+        async with served() as (client, _):
+            problem(await client.get("/nothing"), 404)
+            problem(await client.delete("/predict"), 405)
+            assert (await client.head("/")).status_code == 200
+            assert (await client.head("/docs")).status_code == 200
+            preflight = {"Access-Control-Request-Method": "POST"}
+            problem(await client.options("/predict", headers={"Origin": "https://a.example", **preflight}), 400)
+            allowed = await client.options("/predict", headers={"Origin": EXTENSION, **preflight})
+            assert allowed.status_code == 200
+            assert allowed.headers["access-control-allow-origin"] == EXTENSION
+
+    run(test)
+
+
+def test_a_problem_names_its_request() -> None:
+    async def test() -> None:
+        async with served() as (client, _):
+            refused = await client.post("/predict", headers={"X-Request-ID": "mine"})
+            assert problem(refused, 422).request_id == "mine"
+
+    run(test)
+
+
+LIMITED = """
+import asyncio, sys
+import ray
+from deployments.http.access import Key, Limits
+
+ray.init(sys.argv[1], namespace="serve", log_to_driver=False, logging_level="ERROR")
+key = Key(name="k", sha256="0" * 64, requests_per_minute=3, audio_seconds_per_minute=600)
+
+async def ask():
+    limits = Limits()
+    waits = [await limits.take(key) > 0 for _ in range(2)]
+    await limits.charge(key, 60)
+    left = await limits.left((key,))
+    return waits, round(left["k"]["audio_seconds"], -1)
+
+print(asyncio.run(ask()))
+"""
+
+
+def test_replicas_share_the_limits_of_a_key(cluster: Cluster) -> None:
+    """Two processes on a real Ray: the second takes the last of three requests."""
+    first, second = (run_python(LIMITED, cluster.environment, cluster.address) for _ in range(2))
+    assert first == "([False, False], 540.0)\n"
+    assert second == "([False, True], 480.0)\n"

@@ -1,0 +1,190 @@
+"""What stands around Ray's proxy, on a real server and real sockets, with a proxy that answers as Ray's does."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import httpx
+import pytest
+import uvicorn
+from ray import cloudpickle
+from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
+from ray.serve.config import RequestRouterConfig
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from deployments.http.front import FrontRouter
+from tests.graph import free_port, wait_until
+from tests.test_structure import run_python
+
+HEADER_SECONDS = 1.0
+
+lost_once: list[str] = []
+
+
+async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answers by the path: as the application does, as Ray's proxy does of its own, or not at all."""
+    path = scope["path"]
+    message = await receive()
+    while message.get("more_body"):
+        message = await receive()
+    if path == "/lost" or (path == "/lost-once" and not lost_once):
+        lost_once.append(path)
+        return
+    own = {"/full": 503, "/none": 404, "/late": 408, "/-/healthz": 503}
+    if path in own:
+        for message in convert_object_to_asgi_messages("Replica(id=secret) said no.", status_code=own[path]):
+            await send(message)
+        return
+    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+    body = json.dumps({"seen": headers.get("x-request-id")}).encode()
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200 if path != "/refused" else 422,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"x-request-id", b"another"),
+                (b"Referrer-Policy", b"origin"),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server with the front, as it comes into a proxy: by value, with nothing of this repository."""
+    for owner, name in (
+        (RequestIdMiddleware, "__call__"),
+        (AutoHTTPProtocol, "connection_made"),
+        (AutoHTTPProtocol, "on_message_begin"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    lost_once.clear()
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(RequestIdMiddleware(cast(Any, proxy)), port=port, log_level="critical", lifespan="off")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started, 30)
+    router = FrontRouter.__new__(FrontRouter)
+    for _ in range(2):  # as when the application is deployed anew
+        router.initialize_state(header_timeout_seconds=HEADER_SECONDS)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(30)
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert document["status"] == status
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert "secret" not in response.text
+    return document
+
+
+def test_every_answer_has_the_headers_and_names_no_server(url: str) -> None:
+    for path in ("/", "/refused", "/lost", "/full", "/-/healthz"):
+        response = httpx.get(url + path)
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+        assert response.headers.get_list("referrer-policy") == [
+            "origin" if path in ("/", "/refused") else "no-referrer"
+        ]
+        assert "server" not in response.headers
+
+
+@pytest.mark.parametrize("sent", ["a", "A-b_c.9", "x" * 64])
+def test_a_short_and_safe_request_id_is_kept(url: str, sent: str) -> None:
+    response = httpx.get(url, headers={"X-Request-ID": sent})
+    assert response.headers.get_list("x-request-id") == [sent]
+    assert response.json()["seen"] == sent
+
+
+@pytest.mark.parametrize("sent", ["", "x" * 65, "<script>", "a b", "\u00e4".encode(), "x" * 5000])
+def test_any_other_request_id_is_replaced(url: str, sent: str) -> None:
+    response = httpx.get(url, headers={"X-Request-ID": sent})
+    (identity,) = response.headers.get_list("x-request-id")
+    assert identity != sent and len(identity) == 32
+    assert response.json()["seen"] == identity
+
+
+def test_two_request_ids_are_none(url: str) -> None:
+    response = httpx.get(url, headers=[("X-Request-ID", "a"), ("X-Request-ID", "b")])
+    assert len(response.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize(("path", "status"), [("/lost", 503), ("/full", 503), ("/none", 503), ("/late", 504)])
+def test_what_ray_answers_in_plain_text_is_a_problem(url: str, path: str, status: int) -> None:
+    response = httpx.post(url + path, content=b"x" * 2**21)
+    problem(response, status)
+    assert ("retry-after" in response.headers) == (status == 503)
+
+
+def test_a_get_whose_replica_was_lost_is_asked_again_and_a_post_is_not(url: str) -> None:
+    assert httpx.get(url + "/lost-once").status_code == 200
+    lost_once.clear()
+    problem(httpx.post(url + "/lost-once"), 503)
+
+
+def test_what_the_application_refuses_is_left_as_it_is(url: str) -> None:
+    response = httpx.get(url + "/refused")
+    assert response.status_code == 422 and "seen" in response.json()
+
+
+def answer_to(url: str, *parts: bytes) -> bytes:
+    """All that comes back over a connection on which `parts` are sent, with a pause between them."""
+    port = int(url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.1)
+        received = b""
+        while chunk := connection.recv(4096):
+            received += chunk
+        return received
+
+
+@pytest.mark.parametrize(
+    "parts", [(), (b"GET",), (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-Drop: 1\r\n")], ids=["nothing", "a word", "drops"]
+)
+def test_headers_that_do_not_come_end_the_connection(url: str, parts: tuple[bytes, ...]) -> None:
+    head, _, body = answer_to(url, *parts).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(body)["status"] == 408
+
+
+def test_the_next_headers_on_a_connection_have_to_come_too(url: str) -> None:
+    whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    answers = answer_to(url, whole, whole, b"GET / HTTP/1.1\r\nX-Drop: ")
+    assert answers.count(b"HTTP/1.1 200") == 2
+    assert answers.count(b"HTTP/1.1 408") == 1
+
+
+def test_a_slow_answer_is_not_a_slow_request(url: str) -> None:
+    with httpx.Client() as client:
+        assert client.get(url).status_code == 200
+        time.sleep(1.5 * HEADER_SECONDS)
+        assert client.get(url).status_code == 200, "an idle connection is kept"
+
+
+def test_the_front_needs_nothing_of_this_repository() -> None:
+    config = RequestRouterConfig(request_router_class=FrontRouter)  # type: ignore[arg-type]
+    by_value = config.get_serialized_request_router_cls()
+    assert by_value and cloudpickle.loads(by_value).__name__ == "FrontRouter"
+    program = f"""
+import sys
+sys.path[:] = [path for path in sys.path if path]
+from ray import cloudpickle
+cloudpickle.loads({by_value!r})
+print([name for name in sys.modules if name.split(".")[0] in ("deployments", "pipeline", "tests")])
+"""
+    assert run_python(program) == "[]\n"
