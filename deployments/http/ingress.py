@@ -20,6 +20,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
+from deployments import metrics
 from deployments.graph import Graph
 from deployments.http import answers
 from deployments.http.uploads import Options, Upload, check_size, read_form
@@ -191,18 +192,22 @@ class Ingress:
 
     async def _judge(self, upload: Upload, options: Options) -> Verdict:
         check_size(upload, self._config.limits)
-        return await self._graph.predict(upload.data, **options.model_dump())
+        verdict = await self._graph.predict(upload.data, **options.model_dump())
+        metrics.count_verdict(verdict)
+        return verdict
 
     async def _judge_one_of_many(self, upload: Upload, options: Options) -> dict[str, Any]:
         try:
             verdict = await self._judge(upload, options)
         except SoundSentryError as error:
+            metrics.count_refusal(error)
             return {"filename": upload.name, "status": "failed", "error": answers.problem(error)}
         judged = answers.JudgedFile(**dict(verdict), filename=upload.name, status=verdict.outcome)
         return judged.model_dump(mode="json")
 
 
 async def _answer_error(_: Request, error: SoundSentryError) -> JSONResponse:
+    metrics.count_refusal(error)
     retry = {"Retry-After": str(RETRY_AFTER_SECONDS)} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
     return _problem_response(answers.problem(error), retry)
 
@@ -226,9 +231,9 @@ async def _answer_nobody(_: Request, error: ClientDisconnect) -> JSONResponse:
 
 async def _answer_unforeseen(_: Request, error: Exception) -> JSONResponse:
     """A fault of ours; Serve logs its stack."""
-    return _problem_response(
-        answers.problem(SoundSentryError("The service failed on this request. Nothing can be said about it."))
-    )
+    problem = SoundSentryError("The service failed on this request. Nothing can be said about it.")
+    metrics.count_refusal(problem)
+    return _problem_response(answers.problem(problem))
 
 
 def _problem_response(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
