@@ -10,8 +10,7 @@ from http import HTTPStatus
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -22,7 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from deployments import metrics
 from deployments.graph import Graph
-from deployments.http import answers
+from deployments.http import answers, documentation
 from deployments.http.uploads import Options, Upload, check_size, read_form
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
@@ -125,13 +124,7 @@ class Ingress:
         )
 
     async def docs(self) -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="Sound Sentry",
-            swagger_js_url="/page/vendor/swagger-ui-bundle.js",
-            swagger_css_url="/page/vendor/swagger-ui.css",
-            swagger_favicon_url="/page/icon.svg",
-        )
+        return HTMLResponse(documentation.page())
 
     async def health(self) -> JSONResponse:
         """Whether every stage has a replica that works; 503 with the same shape while one has none."""
