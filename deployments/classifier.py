@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from deployments import refusals
+from deployments import metrics, refusals
 from deployments.args import ClassifierSettings
 from deployments.probe import PROBE_SPEECH
 from pipeline.config import DetectorConfig
@@ -64,7 +64,12 @@ class Classifier:
         return loaded
 
     def classify(self, features: Features, operating_point: OperatingPoint, explain: bool, among: int) -> Verdict:
-        return self._serving.classify(features, operating_point, explain, among)
+        serving = self._serving  # another bundle may take its place meanwhile
+        verdict = serving.classify(features, operating_point, explain, among)
+        certainty = None if verdict.score is None else serving.bundle.certainty(verdict.score)
+        if certainty is not None:
+            metrics.observe_certainty(certainty, serving.bundle.sha256)
+        return verdict
 
     def no_speech(self, speech: Speech, use_diarization: bool) -> Verdict:
         return self._serving.no_speech(speech, use_diarization=use_diarization)

@@ -15,6 +15,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, WorkerCrash
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from deployments import metrics
 from deployments.decoder import ChannelReference
 from deployments.refusals import unwrap
 from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
@@ -236,10 +237,11 @@ class _Request:
     async def _wait(self, call: Call, answer: Awaitable[T], since: float | None = None) -> T:
         self.waits_for = call.stage
         seconds = self._stage_seconds[call.stage]
-        now = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        start = clock() if since is None else since
         try:
-            async with asyncio.timeout_at((now if since is None else since) + seconds) as patience:
-                return await answer
+            async with asyncio.timeout_at(start + seconds) as patience:
+                answered = await answer
         except Exception as error:
             if patience.expired():
                 logger.error("The %s did not answer within %g s.", call.stage, seconds)
@@ -250,6 +252,8 @@ class _Request:
             for source in call.sources:
                 await _raise_if_at_fault(source)
             raise _explain(call.stage, error) from error
+        metrics.observe_stage(call.stage, clock() - start)
+        return answered
 
 
 @dataclass

@@ -38,11 +38,14 @@ class SoundSentryError(Exception):
         super().__init__(detail)
         self.detail = detail
 
+    @classmethod
+    def kind(cls) -> str:
+        """The kind of problem as a short name for machines, such as `unsupported-format`."""
+        return "".join("-" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("-")
+
     @property
     def code(self) -> str:
-        """The kind of problem as a short name for machines, such as `unsupported-format`."""
-        name = type(self).__name__
-        return "".join("-" + c.lower() if c.isupper() else c for c in name).lstrip("-")
+        return self.kind()
 
 
 class InputError(SoundSentryError):

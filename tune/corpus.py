@@ -47,7 +47,9 @@ QUARTILES = (25, 50, 75)
 NAMES_SHOWN = 3
 """In the table; check.json has all."""
 FILES_SHOWN = 5
-SHUFFLES = 200
+SHUFFLES = 500
+FALSE_ALARMS = 0.05
+"""In how many corpora that leak nothing any trait may be said to leak."""
 LEAKS = ((0.8, "leaks badly"), (0.65, "leaks"), (0.0, "leaks a bit"))
 """What an AUC beyond chance is called, from which on."""
 
@@ -136,8 +138,8 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
 
 
 def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
-    """For each trait, how it is distributed in each class, the AUC of one who knows the label by this trait alone, the
-    AUC that chance reaches in one of twenty corpora like this, and what that means.
+    """For each trait, how it is distributed in each class, the AUC of this trait alone, the AUC that it would have by
+    chance, and what that means. Of corpora like this that leak nothing, one in twenty has a trait above chance.
 
     Of numbers the quartiles; of names the share of each, the commonest first.
     """
@@ -177,7 +179,8 @@ def _auc_of_names(names: NDArray[np.str_], labels: Labels) -> float:
 def _leak(labels: Labels, auc_of: Callable[[Labels], float]) -> dict[str, Any]:
     """The AUC, what it reaches by chance, and the verdict. Chance is what the same trait gives with labels shuffled."""
     rng = np.random.default_rng(0)
-    chance = float(np.quantile([auc_of(rng.permutation(labels)) for _ in range(SHUFFLES)], 0.95))
+    traits = len(NUMBERS) + len(NAMES)
+    chance = float(np.quantile([auc_of(rng.permutation(labels)) for _ in range(SHUFFLES)], 1 - FALSE_ALARMS / traits))
     found = auc_of(labels)
     verdict = "no leak" if found <= chance else next(name for least, name in LEAKS if found >= least)
     return {"auc": found, "chance": chance, "verdict": verdict}
@@ -269,11 +272,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 trait: [getattr(traits, trait) for _, traits in good] for trait in (*NUMBERS, *NAMES)
             }
             plot_corpus(labels, columns).savefig(arguments.out / "check.png", dpi=110)
-            finish(
-                f"check.json and check.png in {arguments.out}",
-                f"mend what is named above, then python -m tune.train --manifest {arguments.path} --out runs/mine",
-            )
-        if result["missing"] or result["unreadable"] or result["duplicated_in_both_classes"]:
+        broken = bool(result["missing"] or result["unreadable"] or result["duplicated_in_both_classes"])
+        finish(
+            f"check.json and check.png in {arguments.out}" if arguments.out else "nothing: --out DIR keeps the figures",
+            "mend the files named above, and check again"
+            if broken
+            else f"python -m tune.train --manifest {arguments.path} --out runs/mine",
+        )
+        if broken:
             sys.exit(1)
     elif arguments.kind:
         if arguments.path is None or arguments.out is None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.http.admission import AdmissionConfig
-from pipeline.audio.formats import SUPPORTED_FORMATS
+from pipeline.audio.formats import ACCEPTED, SUPPORTED_FORMATS
 from pipeline.config import Limits
 from pipeline.errors import (
     EmptyAudio,
@@ -171,7 +171,7 @@ AUDIO_ERRORS = (
     EmptyAudio("The file has no bytes. Send one that holds a recording."),
     UnreadableAudio("The audio is damaged. Export it again and send that."),
     RecordingTooLong("Send at most 600 seconds of audio."),
-    UnsupportedFormat("This is not audio in a supported format. Send WAV, MP3, WEBM, OGG, M4A, FLAC, OPUS or AAC."),
+    UnsupportedFormat(f"The file is in none of the accepted formats. Send {ACCEPTED}."),
 )
 
 

@@ -11,8 +11,7 @@ from http import HTTPStatus
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -21,8 +20,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 
+from deployments import metrics
 from deployments.graph import Graph
-from deployments.http import answers, problems
+from deployments.http import answers, documentation, problems
 from deployments.http.access import Access, AccessConfig, Limits
 from deployments.http.admission import Admission, AdmissionConfig
 from deployments.http.gate import Gate, asks_for_page
@@ -149,13 +149,7 @@ class Ingress:
         )
 
     async def docs(self) -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="Sound Sentry",
-            swagger_js_url="/page/vendor/swagger-ui-bundle.js",
-            swagger_css_url="/page/vendor/swagger-ui.css",
-            swagger_favicon_url="/page/icon.svg",
-        )
+        return HTMLResponse(documentation.page())
 
     async def health(self) -> JSONResponse:
         """Whether every stage has a replica that works; 503 with the same shape while one has none."""
@@ -231,12 +225,14 @@ class Ingress:
         async with self._admission.recording(len(upload.data), is_slow=is_slow):
             verdict = await self._graph.predict(upload.data, **options.model_dump())
         await self._access.charge(request.state.key, verdict.duration_seconds)
+        metrics.count_verdict(verdict)
         return verdict
 
     async def _judge_one_of_many(self, request: Request, upload: Upload, options: Options) -> dict[str, Any]:
         try:
             verdict = await self._judge(request, upload, options)
         except SoundSentryError as error:
+            metrics.count_refusal(error)
             document = answers.problem(error) | {"request_id": problems.request_id(request)}
             return {"filename": upload.name, "status": "failed", "error": document}
         judged = answers.JudgedFile(**dict(verdict), filename=upload.name, status=verdict.outcome)

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
+from deployments import metrics
 from deployments.http import answers
 from deployments.http.front import REQUEST_ID, RETRY_AFTER_SECONDS
 from pipeline.errors import InputError, KeyMissing, RateExceeded, SoundSentryError
@@ -33,6 +34,7 @@ def respond(request: HTTPConnection, error: SoundSentryError) -> JSONResponse:
         logger.info("Refused with %s, %s.", error.status, error.code)
     if error.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
         headers["Connection"] = "close"  # the rest of the body is not read
+    metrics.count_refusal(error)
     document = answers.problem(error) | {"request_id": request_id(request)}
     return JSONResponse(document, error.status, headers, MEDIA_TYPE)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
 from fastapi import Request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -34,11 +34,18 @@ MAX_NAME_LENGTH = 120
 class Options(BaseModel):
     """The fields of a form besides its files."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     use_diarization: bool = False
+    """Tell speakers apart, and judge each by itself."""
     operating_point: OperatingPoint = "balanced"
+    """Which errors to avoid: `recall` misses few fakes, `precision` accuses few humans."""
     explain: bool = False
+    """Say what each layer of the network adds to the score."""
     channels: Channels = "mix"
+    """`split` judges each channel by itself, as call recorders write one party to a channel."""
     track: int | None = Field(None, ge=0)
+    """The audio track to judge, from 0; needed only where a file holds several."""
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,8 @@ async function analyse() {
   form.append('audio', sent, sent.name)
   form.append('use_diarization', $('diarize').checked)
   form.append('operating_point', $('operating-point').value)
+  form.append('channels', $('split').checked ? 'split' : 'mix')
+  if ($('track').value) form.append('track', $('track').value) // else the service refuses a file that holds several
   const started = performance.now()
   $('status').textContent = `Analysing ${sent.name}`
   busy(true)
@@ -285,7 +287,7 @@ function showTracks(answer) {
   place(0)
 }
 
-function paint({ timeline, details, speakers, duration_seconds: duration }) {
+function paint({ timeline, details, speakers, channels, duration_seconds: duration }) {
   const colours = palette()
   const heat = $('heat')
   heat.width = Math.max(1, Math.round(duration / timeline.step_seconds))
@@ -297,7 +299,7 @@ function paint({ timeline, details, speakers, duration_seconds: duration }) {
 
   const lanes = speakers.length
     ? speakers.map((speaker) => ({
-        name: `${speaker.speaker}: ${speaker.result}, ${percent(speaker.probability)}, ${speaker.speech_seconds.toFixed(1)} s of speech`,
+        name: `${nameOf(speaker)}: ${speaker.result}, ${percent(speaker.probability)}, ${speaker.speech_seconds.toFixed(1)} s of speech`,
         turns: details.filter((detail) => detail.speaker === speaker.speaker),
       }))
     : [{ name: 'Speech', turns: details }]
@@ -315,7 +317,22 @@ function paint({ timeline, details, speakers, duration_seconds: duration }) {
       }
       return turns.length || speakers.length ? [element('p', { className: 'lane-name' }, name), lane] : []
     }),
+    ...channels.filter(hasNoLane).map((channel) => element('p', { className: 'lane-name' }, explain(channel))),
   )
+}
+
+function nameOf({ speaker, channel }) {
+  return channel && channel !== speaker ? `${speaker} on ${channel}` : speaker
+}
+
+// A channel that was not judged by itself, or on which nobody speaks.
+function hasNoLane({ note, result }) {
+  return note !== null || result === 'No Speech'
+}
+
+function explain({ channel, note, result }) {
+  if (note?.startsWith('same_as_')) return `${channel}: the same as ${note.slice('same_as_'.length)}`
+  return `${channel}: ${note ?? result}`
 }
 
 function stretch() {

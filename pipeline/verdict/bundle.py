@@ -130,6 +130,15 @@ class Bundle:
             return Scorer(of_narrow_head or wide, info.narrow.calibration, info.narrow.uncertainty, is_narrow=True)
         return Scorer(wide, info.calibration, info.uncertainty)
 
+    def certainty(self, score: float) -> float | None:
+        """The share of the tested clips whose scores lie nearer to zero than `score`; 1 beyond the half that the bundle
+        tells about, and None where it tells nothing."""
+        rows = self.info.metrics.get("coverage")
+        if not rows:
+            return None
+        distances, answered = zip(*((row["distance"], row["answered"]) for row in rows), strict=True)
+        return float(np.interp(abs(score), distances, 1 - np.array(answered), right=1))
+
     @classmethod
     def load(cls, folder: Path) -> Bundle:
         """Read and verify a bundle. Raises BundleError for one that is missing, damaged or of another format."""

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.audio.decode import decode
-from pipeline.config import Limits
+from pipeline.config import DetectorConfig, Limits
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio, UnreadableAudio, UnsupportedFormat
 from pipeline.verdict.answer import Verdict
@@ -118,6 +118,25 @@ def test_a_track_is_chosen(detector: Detector, sample_wav: bytes) -> None:
     with pytest.raises(UnreadableAudio, match="2 audio tracks"):
         detector.predict(data)
     assert [detector.predict(data, track=track).duration_seconds for track in (0, 1)] == [10, 20]
+
+
+@pytest.mark.parametrize("model", ["segmentation-3.0", "silero"])
+def test_a_long_recording_gives_its_memory_back(model: str, sample_wav: bytes) -> None:
+    """Five minutes, of which 19 MiB of samples; every stage works in blocks."""
+    config = DetectorConfig.load()
+    config = config.model_copy(update={"voice_activity": config.voice_activity.model_copy(update={"model": model})})
+    detector, status = Detector(config), Path("/proc/self/status")
+    data = encode(np.tile(decode(sample_wav, config.limits).waveform.samples, 10))
+
+    def mib(kind: str) -> float:
+        return int(status.read_text().split(f"{kind}:")[1].split()[0]) / 1024
+
+    detector.predict(data[: len(data) // 5])
+    before = mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (proc(5))
+    assert detector.predict(data).duration_seconds == 300
+    assert mib("VmHWM") < before + 150
+    assert mib("VmRSS") < before + 50
 
 
 def test_an_explanation_names_every_layer(detector: Detector, sample_wav: bytes) -> None:

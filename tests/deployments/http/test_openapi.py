@@ -9,6 +9,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -32,6 +33,7 @@ def ask_everything(service: httpx.Client, examples: int) -> None:
     """Send so many requests of each kind that the document allows, valid ones and others, and check the answers."""
     document = schemathesis.openapi.from_url(f"{service.base_url}/openapi.json")
     for found in document.get_all_operations():
+        assert isinstance(found, Ok)
 
         @settings(max_examples=examples, **SETTINGS)
         @given(case=found.ok().as_strategy())

@@ -25,10 +25,13 @@ from deployments.http.answers import (
     UsageAnswer,
 )
 from pipeline.audio.formats import SUPPORTED_FORMATS
+from pipeline.audio.pool import REFUSALS
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.verdict.reasons import AnswerWarning, Reason
 from tests.audio import CODECS, encode, remux
+from tests.graph import Cluster
+from tests.hostile import ROWS
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main
 
@@ -199,6 +202,30 @@ def test_a_recording_that_cannot_be_judged(
     service: httpx.Client, name: str, data: bytes, status: int, code: str
 ) -> None:
     assert problem(predict(service, data, name="audio.wav"), status)["type"] == f"/docs#{code}"
+
+
+def test_hostile_files_are_refused_or_judged(service: httpx.Client, cluster: Cluster) -> None:
+    """Each as it is named to deceive. The replicas that answered are there afterwards."""
+
+    def replicas() -> set[str]:
+        stages = cluster.application()["deployments"].values()
+        return {replica["replica_id"] for stage in stages for replica in stage["replicas"]}
+
+    before = replicas()
+    for number, (kind, row) in enumerate(ROWS.items()):
+        try:
+            data = row.make()
+        except pytest.skip.Exception:  # what makes it is not here
+            continue
+        answer = predict(service, data, name=("a.m3u8", "a.wav", "a.mpd", "-i.mp3", "file:a.webm")[number % 5])
+        if row.error is None:
+            assert verdict(answer)["duration_seconds"] == pytest.approx(row.seconds, abs=0.15), kind
+        else:
+            refused = problem(answer, REFUSALS[row.error].status)
+            assert refused["title"] == REFUSALS[row.error].title, kind
+            assert row.says in refused["detail"], kind
+    assert before <= replicas()
+    assert service.get("/health").status_code == 200
 
 
 def test_a_body_without_end_is_refused_while_reading(service: httpx.Client) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from pipeline.verdict.reasons import Reason
-from tests.audio import encode
+from tests.audio import encode, remux
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 POLICY = "default-src 'self'"
@@ -135,6 +135,30 @@ def test_each_speaker_has_a_lane(page: Page, service: httpx.Client, ten_seconds:
     for index, speaker in enumerate(answer["speakers"]):
         expect(names.nth(index)).to_contain_text(f"{speaker['speaker']}: {speaker['result']}")
         expect(page.locator("#rows")).to_contain_text(speaker["speaker"])
+
+
+def test_each_channel_has_a_lane_or_a_note(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    recording = encode(np.stack([ten_seconds, np.zeros_like(ten_seconds), np.roll(ten_seconds, 80_000), ten_seconds]))
+    page.check("#split")
+    choose(page, recording)
+    expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
+    answer = predict(service, recording, channels="split")
+    assert [speaker["channel"] for speaker in answer["speakers"]] == ["CHANNEL_1", "CHANNEL_3"]
+    expect(page.locator(".lane")).to_have_count(2)
+    first, third = (f"{speaker['channel']}: {speaker['result']}" for speaker in answer["speakers"])
+    expect(page.locator(".lane-name")).to_contain_text(
+        [first, third, "CHANNEL_2: silent", "CHANNEL_4: the same as CHANNEL_1"]
+    )
+
+
+def test_a_track_is_chosen(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    parts = [encode(part, muxer="mov", codec="pcm_s16le") for part in (ten_seconds, np.zeros(48_000, np.float32))]
+    recording = remux("mov", *parts)
+    choose(page, recording, "film.mov")
+    expect(page.locator("#problem-detail")).to_contain_text("2 audio tracks: 0, pcm_s16le")
+    page.fill("#track", "1")
+    page.click("#analyse")
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
 
 
 def test_the_operating_point_is_sent(page: Page, ten_seconds: NDArray[np.float32]) -> None:

@@ -56,3 +56,11 @@ def test_a_bundle_with_an_unknown_key_or_of_another_format_says_what_to_do(
 def test_a_missing_bundle_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"tune\.train"):
         Bundle.load(tmp_path / "none")
+
+
+def test_certainty_is_the_share_of_tested_clips_scored_less_certainly() -> None:
+    rows = [{"answered": 1.0, "distance": 0.0}, {"answered": 0.75, "distance": 1.0}, {"answered": 0.5, "distance": 3.0}]
+    told = Bundle(BUNDLE.info.model_copy(update={"metrics": {"coverage": rows}}), ARRAYS, BUNDLE.sha256)
+    assert [told.certainty(score) for score in (0.0, 0.5, -1.0, 2.0, -3.0, 3.1)] == [0.0, 0.125, 0.25, 0.375, 0.5, 1.0]
+    silent = Bundle(BUNDLE.info.model_copy(update={"metrics": {}}), ARRAYS, BUNDLE.sha256)
+    assert silent.certainty(1.0) is None

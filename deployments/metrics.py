@@ -1,0 +1,112 @@
+"""What the service tells Prometheus beside what Ray Serve tells: verdicts, scores, speech, stages, refusals.
+
+Every name gets the prefix `ray_` from Ray, and every counter the suffix `_total`. Each function may be called in any
+replica: the metric is made at the first call, when Serve knows the replica, and carries its tags.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from ray.serve.metrics import Counter, Histogram
+
+from pipeline.errors import SoundSentryError
+from pipeline.verdict.answer import Verdict
+
+TENTHS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+CERTAINTY_BUCKETS = [0.1, 0.2, 0.3, 0.4, 0.5]
+"""A bundle tells how near to zero the scores of its tested clips are, up to the nearer half of them."""
+
+STAGE_SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0]
+MODEL_LENGTH = 12
+"""Characters of a bundle's SHA-256 that name it in a tag."""
+
+
+def count_verdict(verdict: Verdict) -> None:
+    """Count an answer that a client gets, its reasons, and the audio it is about."""
+    _verdicts().inc(tags={"result": verdict.overall})
+    for reason in verdict.reasons:
+        _reasons().inc(tags={"reason": reason.value})
+    for counter, seconds in ((_audio(), verdict.duration_seconds), (_speech(), verdict.speech_seconds)):
+        if seconds > 0:
+            counter.inc(seconds)
+    if verdict.mean_probability is not None:
+        _probabilities().observe(verdict.mean_probability, tags={"model": verdict.model.sha256[:MODEL_LENGTH]})
+
+
+def observe_certainty(certainty: float, model_sha256: str) -> None:
+    """Note what share of the bundle's tested clips were scored less certainly than a recording: `Bundle.certainty`."""
+    _certainties().observe(certainty, tags={"model": model_sha256[:MODEL_LENGTH]})
+
+
+def observe_stage(stage: str, seconds: float) -> None:
+    """Note how long a stage took once its input was there, its queue included."""
+    _stages().observe(seconds, tags={"stage": stage})
+
+
+def count_refusal(error: SoundSentryError) -> None:
+    """Count a request, or a file of a batch, that is answered with an error."""
+    _refusals().inc(tags={"reason": error.code, "status": str(int(error.status))})
+
+
+@cache
+def _verdicts() -> Counter:
+    return Counter("sound_sentry_verdicts", description="Answers by result", tag_keys=("result",))
+
+
+@cache
+def _reasons() -> Counter:
+    return Counter(
+        "sound_sentry_reasons",
+        description="Reasons of Inconclusive answers; an answer may have several",
+        tag_keys=("reason",),
+    )
+
+
+@cache
+def _audio() -> Counter:
+    return Counter("sound_sentry_audio_seconds", description="Seconds of recordings answered")
+
+
+@cache
+def _speech() -> Counter:
+    return Counter("sound_sentry_speech_seconds", description="Seconds of speech in recordings answered")
+
+
+@cache
+def _probabilities() -> Histogram:
+    return Histogram(
+        "sound_sentry_probability",
+        description="Mean probability of a recording's speech being fake",
+        boundaries=TENTHS,
+        tag_keys=("model",),
+    )
+
+
+@cache
+def _certainties() -> Histogram:
+    return Histogram(
+        "sound_sentry_certainty",
+        description="Share of the bundle's tested clips that were scored less certainly",
+        boundaries=CERTAINTY_BUCKETS,
+        tag_keys=("model",),
+    )
+
+
+@cache
+def _stages() -> Histogram:
+    return Histogram(
+        "sound_sentry_stage_seconds",
+        description="Seconds a stage took once its input was there, its queue included",
+        boundaries=STAGE_SECONDS,
+        tag_keys=("stage",),
+    )
+
+
+@cache
+def _refusals() -> Counter:
+    return Counter(
+        "sound_sentry_refusals",
+        description="Requests and files of a batch answered with an error",
+        tag_keys=("reason", "status"),  # type: ignore[arg-type]  # Ray declares it as a tuple of one
+    )

@@ -1,0 +1,155 @@
+"""A real Prometheus, with the configuration of ops/, scrapes the served graph: every panel and rule finds its data."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.config import ROOT
+from tests.audio import encode
+from tests.graph import Cluster, free_port, running, wait_until
+
+OPS = ROOT / "ops"
+DASHBOARD = json.loads((OPS / "grafana" / "sound_sentry.json").read_text(encoding="utf-8"))
+DISCOVERY = "prom_metrics_service_discovery.json"
+VARIABLES = {"$SessionName": ".*", "$Application": ".*", "$__rate_interval": "2m"}
+SCRAPE_SECONDS = 240
+"""Ray's agents publish every 10 s what the replicas tell, and there is another machine's worth of patience on top."""
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus: on Debian, apt-get install it"),
+]
+
+Query = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def query(cluster: Cluster, service: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
+    """Asks a Prometheus that scrapes the graph's cluster: an expression in, its samples out."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load((OPS / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    config["scrape_configs"][0]["file_sd_configs"][0]["files"] = [str(cluster.folder / DISCOVERY)]
+    config["rule_files"] = [str(OPS / "prometheus" / "rules.yml")]
+    config["global"] = {"scrape_interval": "5s", "evaluation_interval": "5s"}  # a busy machine takes 2 s to answer
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    url = f"http://127.0.0.1:{free_port()}"
+    command: list[str | Path] = ["prometheus", f"--config.file={folder / 'prometheus.yml'}"]
+    command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={url.removeprefix('http://')}"]
+    with running(command, cluster.environment, folder / "log", signal.SIGTERM):
+
+        def ask(expression: str) -> list[dict[str, Any]]:
+            response = httpx.get(f"{url}/api/v1/query", params={"query": expression}, timeout=30)
+            assert response.status_code == 200, response.text
+            result: list[dict[str, Any]] = response.json()["data"]["result"]
+            return [sample for sample in result if sample["value"][1] != "NaN"]
+
+        def ready() -> bool:
+            try:
+                return bool(ask("up == 1"))
+            except httpx.TransportError:
+                return False
+
+        wait_until(ready, SCRAPE_SECONDS)
+        yield ask
+
+
+@pytest.fixture(scope="module")
+def traffic(service: httpx.Client, sample_wav: bytes, ten_seconds: NDArray[np.float32]) -> Callable[[], None]:
+    """Sends one request of each kind: answered, undecided, diarized, without speech, refused."""
+
+    def send() -> None:
+        short = encode(ten_seconds[:16_000])
+        silence = encode(np.zeros(32_000, np.float32))
+        for data, form, status in (
+            (sample_wav, {}, 200),
+            (short, {"use_diarization": "true"}, 200),
+            (silence, {}, 200),
+            (b"not a recording", {}, 415),
+        ):
+            assert service.post("/predict", files={"audio": data}, data=form).status_code == status
+
+    return send
+
+
+@pytest.mark.slow
+def test_answers_are_counted_once_each(query: Query, traffic: Callable[[], None]) -> None:
+    def counts() -> dict[str, float]:
+        samples = query("sum by (result) (ray_sound_sentry_verdicts_total)")
+        samples += query('sum by (reason) (ray_sound_sentry_refusals_total{reason="unsupported-format", status="415"})')
+        return {next(iter(sample["metric"].values())): float(sample["value"][1]) for sample in samples}
+
+    traffic()  # so that each of them is there
+    wait_until(lambda: {"No Speech", "Inconclusive", "unsupported-format"} <= counts().keys(), SCRAPE_SECONDS)
+    before = settled(counts)
+    traffic()
+    wait_until(lambda: sum(counts().values()) >= sum(before.values()) + 4, SCRAPE_SECONDS)
+    after = settled(counts)
+    assert sum(after.values()) == sum(before.values()) + 4
+    for name in ("No Speech", "unsupported-format"):
+        assert after[name] == before[name] + 1
+
+
+def test_every_panel_of_the_dashboard_has_data(query: Query, traffic: Callable[[], None]) -> None:
+    expressions = {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", [])
+    }
+    assert len(expressions) >= 16
+    for variable, value in VARIABLES.items():
+        expressions = {name: text.replace(variable, value) for name, text in expressions.items()}
+    assert not [text for text in expressions.values() if "$" in text], "a variable that the test does not know"
+    traffic()
+    without: list[str] = []
+
+    def all_have_data() -> bool:
+        traffic()  # a rate needs a counter that grows
+        without[:] = [name for name, expression in expressions.items() if not query(expression)]
+        return not without
+
+    try:
+        wait_until(all_have_data, SCRAPE_SECONDS)
+    except TimeoutError:
+        pytest.fail(f"panels without data: {without}")
+
+
+def test_rules_and_dashboard_speak_of_metrics_that_exist(query: Query, traffic: Callable[[], None]) -> None:
+    rules = yaml.safe_load((OPS / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
+    text = " ".join(rule["expr"] for group in rules["groups"] for rule in group["rules"])
+    text += " ".join(target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", []))
+    names = set(re.findall(r"ray_\w+", text))
+    assert len(names) >= 15
+    traffic()
+    wait_until(lambda: not [name for name in names if not query(f"{{__name__='{name}'}}")], SCRAPE_SECONDS)
+
+
+def test_no_alert_is_raised_by_a_graph_that_works(query: Query) -> None:
+    assert query("ALERTS{alertstate='firing'}") == []
+    assert query("sum by (deployment) (ray_serve_deployment_replica_healthy{application='sound-sentry'}) == 0") == []
+
+
+def settled(counts: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The counts once they have stayed the same for as long as Ray's agents may hold some back."""
+    last: dict[str, float] = {}
+    since = 0
+
+    def same() -> bool:
+        nonlocal last, since
+        now = counts()
+        last, since = now, since + 1 if now == last else 0
+        return since > 60  # of 0.2 s each
+
+    wait_until(same, SCRAPE_SECONDS)
+    return last
