@@ -46,7 +46,7 @@ def observe_stage(stage: str, seconds: float) -> None:
 
 def count_refusal(error: SoundSentryError) -> None:
     """Count a request, or a file of a batch, that is answered with an error."""
-    _refusals().inc(tags={"reason": error.code, "status": str(int(error.status))})
+    _refusals().inc(tags={"reason": error.kind(), "status": str(int(error.status))})
 
 
 @cache

@@ -28,6 +28,6 @@ def _shorten(record: logging.LogRecord) -> bool:
     error = unwrap(record.exc_info[1]) if record.exc_info else None
     if isinstance(error, SoundSentryError) and error.status < 500:
         record.levelno, record.levelname = logging.INFO, "INFO"
-        record.msg, record.args = "Refused with %s, %s.", (error.status, error.code)
+        record.msg, record.args = "Refused with %s, %s.", (error.status, error.kind())
         record.exc_info, record.exc_text = None, None
     return True

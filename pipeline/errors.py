@@ -43,10 +43,6 @@ class SoundSentryError(Exception):
         """The kind of problem as a short name for machines, such as `unsupported-format`."""
         return "".join("-" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("-")
 
-    @property
-    def code(self) -> str:
-        return self.kind()
-
 
 class InputError(SoundSentryError):
     status = 422

@@ -113,7 +113,7 @@ def json_writer() -> Write:
 
     def write(path: str, answer: Answer) -> None:
         if isinstance(answer, SoundSentryError):
-            problem = {"type": answer.code, "title": answer.title, "status": answer.status, "detail": answer.detail}
+            problem = {"type": answer.kind(), "title": answer.title, "status": answer.status, "detail": answer.detail}
             result = {"filename": path, "status": "failed", "error": problem}
         else:
             result = {"filename": path, **answer.model_dump(mode="json"), "status": answer.outcome}

@@ -95,10 +95,12 @@ def test_a_command_can_be_run(command: str, capsys: pytest.CaptureFixture[str]) 
 def understands(module: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """The module has a command line, and its help names every option among `arguments`."""
     if module == "deployments.check":
-        assert check_main(str(ROOT / arguments[0])) == 0
+        assert check_main([str(ROOT / argument) for argument in arguments]) == 0
         return
     options = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
     verbs = [argument for argument in arguments[:1] if re.fullmatch("[a-z]+", argument)] if options else []
+    if module == "deployments.http.access":
+        verbs = []  # it begins with a name
     if module.startswith("tests."):  # their main reads the arguments of the process
         command = [sys.executable, "-m", module, "--help"]
         text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

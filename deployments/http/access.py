@@ -14,7 +14,7 @@ import hmac
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -200,14 +200,14 @@ class Limits:
             raise StageUnavailable("The service cannot count requests at present. Try again in a while.") from error
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Make a key and say what to do with it."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments.http.access", description="Make a key for the service; it is printed once."
     )
     parser.add_argument("name", help="who it is for, as logs and /usage show it: letters, digits, dots and dashes")
     parser.add_argument("--may", nargs="+", choices=["predict", "admin"], default=["predict"], help="what it may do")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     secret = PREFIX + secrets.token_urlsafe(32)
     try:
         key = Key(name=options.name, sha256=hashlib.sha256(secret.encode()).hexdigest(), may=tuple(options.may))

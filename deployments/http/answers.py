@@ -135,7 +135,7 @@ def predict_examples() -> dict[str, dict[str, Any]]:
 def problem(error: SoundSentryError) -> dict[str, Any]:
     """The problem document of an error. Its type leads to the documentation of the service."""
     return {
-        "type": f"/docs#{error.code}",
+        "type": f"/docs#{error.kind()}",
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
@@ -188,7 +188,7 @@ def problems(*errors: SoundSentryError) -> dict[int | str, dict[str, Any]]:
         content = {"schema": Problem.model_json_schema(), "examples": {}}
         response = responses.setdefault(error.status, {"content": {"application/problem+json": content}})
         examples = response["content"]["application/problem+json"]["examples"]
-        examples[error.code] = {"summary": error.title, "value": problem(error)}
+        examples[error.kind()] = {"summary": error.title, "value": problem(error)}
         response["description"] = ", ".join(example["summary"] for example in examples.values())
     return responses
 

@@ -31,7 +31,7 @@ def respond(request: HTTPConnection, error: SoundSentryError) -> JSONResponse:
     if isinstance(error, KeyMissing):
         headers["WWW-Authenticate"] = 'Bearer realm="sound-sentry"'
     if error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.info("Refused with %s, %s.", error.status, error.code)
+        logger.info("Refused with %s, %s.", error.status, error.kind())
     if error.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
         headers["Connection"] = "close"  # the rest of the body is not read
     metrics.count_refusal(error)
