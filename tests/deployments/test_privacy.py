@@ -52,6 +52,7 @@ def test_nothing_of_a_request_is_left_behind(service: httpx.Client, cluster: Clu
 OPENED_TO_WRITE = re.compile(r'(?:open|openat|creat)\((?:AT_FDCWD, )?"(?P<path>[^"]+)".*(?:O_WRONLY|O_RDWR|O_CREAT)')
 
 
+@pytest.mark.slow  # diarization under strace takes minutes
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not here")
 def test_no_process_of_the_service_writes_to_another_file(
     service: httpx.Client, cluster: Cluster, sample_versions: dict[str, bytes], tmp_path: Path
