@@ -82,9 +82,13 @@ def serve(limits: Limits) -> None:
     with suppress(InputError):  # where the limits allow not even this
         decode(_silence(), limits)  # loads what is loaded late
     gc.freeze()  # so that forks need not copy it
-    control.send(b"ready")
+    with suppress(ConnectionError):  # who asks may be gone at any time
+        control.send(b"ready")
     while True:
-        message, files, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 2)
+        try:
+            message, files, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 2)
+        except ConnectionError:
+            return
         if not message:
             return
         order = Order(**json.loads(message))

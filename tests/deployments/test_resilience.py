@@ -255,7 +255,7 @@ def rss_kib(pid: int) -> int:
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon")), 0)
 
 
-@pytest.mark.slow  # it failed in its one run so far
+@pytest.mark.slow  # not yet seen to pass
 def test_an_exchange_under_load_costs_no_request(
     service: httpx.Client,
     cluster: Cluster,
@@ -267,8 +267,8 @@ def test_an_exchange_under_load_costs_no_request(
 ) -> None:
     """Of the bundle for an equal one, for a broken one, and of the code."""
     bundle = detector.classifier.bundle
-    save_bundle(tmp_path / "equal", bundle.info.model_copy(update={"name": "equal"}), bundle.arrays, "# equal")
-    save_bundle(tmp_path / "broken", bundle.info, bundle.arrays, "# broken")
+    save_bundle(tmp_path / "equal", bundle.info.model_copy(update={"name": "equal"}), bundle.arrays, "# equal", bundle.front)
+    save_bundle(tmp_path / "broken", bundle.info, bundle.arrays, "# broken", bundle.front)
     with (tmp_path / "broken" / "classifier.safetensors").open("ab") as file:
         file.write(b"x")
 
