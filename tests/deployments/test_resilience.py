@@ -267,7 +267,9 @@ def test_an_exchange_under_load_costs_no_request(
 ) -> None:
     """Of the bundle for an equal one, for a broken one, and of the code."""
     bundle = detector.classifier.bundle
-    save_bundle(tmp_path / "equal", bundle.info.model_copy(update={"name": "equal"}), bundle.arrays, "# equal", bundle.front)
+    save_bundle(
+        tmp_path / "equal", bundle.info.model_copy(update={"name": "equal"}), bundle.arrays, "# equal", bundle.front
+    )
     save_bundle(tmp_path / "broken", bundle.info, bundle.arrays, "# broken", bundle.front)
     with (tmp_path / "broken" / "classifier.safetensors").open("ab") as file:
         file.write(b"x")
