@@ -156,10 +156,10 @@ class _Request:
         try:
             # The recording is never fetched: it goes from the Decoder's replica straight to those that need it.
             recording = self.start("Decoder", "decode", data, track)
-            heard = self.start_hearing(recording, use_diarization)
-            heard.since = await self.answered(recording)
-            await self.hear(heard)
-            return await self.classify(heard, operating_point, explain, among=1)
+            segmented = self.start_segmenting(recording, use_diarization)
+            segmented.since = await self.answered(recording)
+            await self.segment(segmented)
+            return await self.classify(segmented, operating_point, explain, among=1)
         except BaseException:
             self.cancel()
             raise
@@ -170,41 +170,43 @@ class _Request:
         """The stages run once a channel, side by side; the channels stay where the Decoder put them."""
         try:
             found: list[ChannelReference] = await self.result(self.start("Decoder", "decode_channels", data, track))
-            heard = {c.name: self.start_hearing(c.recording, use_diarization) for c in found if c.recording}
-            await asyncio.gather(*(self.hear(channel) for channel in heard.values()))
-            among = sum(bool(channel.speech.segments) for channel in heard.values())
+            by_channel = {c.name: self.start_segmenting(c.recording, use_diarization) for c in found if c.recording}
+            await asyncio.gather(*(self.segment(channel) for channel in by_channel.values()))
+            among = sum(bool(channel.speech.segments) for channel in by_channel.values())
             verdicts = await asyncio.gather(
-                *(self.classify(channel, operating_point, explain, among) for channel in heard.values())
+                *(self.classify(channel, operating_point, explain, among) for channel in by_channel.values())
             )
             judged = [
                 JudgedChannel(name, channel.speech, verdict)
-                for (name, channel), verdict in zip(heard.items(), verdicts, strict=True)
+                for (name, channel), verdict in zip(by_channel.items(), verdicts, strict=True)
             ]
             return merge_channels({channel.name: channel.note for channel in found}, judged)
         except BaseException:
             self.cancel()
             raise
 
-    def start_hearing(self, recording: Call | ObjectRef[Recording], use_diarization: bool) -> _Heard:
+    def start_segmenting(self, recording: Call | ObjectRef[Recording], use_diarization: bool) -> _Segmented:
         speech_call = self.start("VoiceActivityDetector", "detect", recording)
         turns_call = self.start("Diarizer", "diarize", recording) if use_diarization else None
-        return _Heard(recording, speech_call, turns_call)
+        return _Segmented(recording, speech_call, turns_call)
 
-    async def hear(self, heard: _Heard) -> None:
-        heard.speech = await self.result(heard.speech_call, heard.since)
-        if heard.turns_call and heard.speech.segments:
-            heard.turns = await self.result(heard.turns_call, heard.since)
-        elif heard.turns_call:
-            _cancel(heard.turns_call)
+    async def segment(self, segmented: _Segmented) -> None:
+        segmented.speech = await self.result(segmented.speech_call, segmented.since)
+        if segmented.turns_call and segmented.speech.segments:
+            segmented.turns = await self.result(segmented.turns_call, segmented.since)
+        elif segmented.turns_call:
+            _cancel(segmented.turns_call)
 
-    async def classify(self, heard: _Heard, operating_point: OperatingPoint, explain: bool, among: int) -> Verdict:
+    async def classify(
+        self, segmented: _Segmented, operating_point: OperatingPoint, explain: bool, among: int
+    ) -> Verdict:
         verdict: Verdict
-        if not heard.speech.segments:
+        if not segmented.speech.segments:
             verdict = await self.result(
-                self.start("Classifier", "no_speech", heard.speech, heard.turns_call is not None)
+                self.start("Classifier", "no_speech", segmented.speech, segmented.turns_call is not None)
             )
             return verdict
-        features = self.start("TkanExtractor", "extract", heard.recording, heard.speech, heard.turns)
+        features = self.start("TkanExtractor", "extract", segmented.recording, segmented.speech, segmented.turns)
         classified = self.start("Classifier", "classify", features, operating_point, explain, among)
         verdict = await self.result(classified, await self.answered(features))
         return verdict
@@ -257,8 +259,11 @@ class _Request:
 
 
 @dataclass
-class _Heard:
-    """A recording that is listened to: the calls that do, and what came of them. `since` is when they could begin."""
+class _Segmented:
+    """A recording on its way to speech and turns: the calls that find them, and what came of these.
+
+    `since` is when the calls could begin.
+    """
 
     recording: Call | ObjectRef[Recording]
     speech_call: Call

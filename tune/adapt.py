@@ -1,4 +1,4 @@
-"""Adapt a bundle to a channel of one's own, by 20 to 200 labelled clips of it.
+"""Adapt a bundle to a channel of your own, by 20 to 200 labelled clips of it.
 
     python -m tune.adapt --bundle pipeline/bundles/default --manifest mine.csv --out bundles/mine
 
@@ -405,7 +405,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "spoof": int(scored.labels.sum()),
         "unit": scored.unit,
         "what": ("its head for narrow bands " if narrow else "its head ")
-        + ("calibrated anew, not moved" if adaptation.direction is None else "calibrated anew and moved"),
+        + ("calibrated again, not moved" if adaptation.direction is None else "calibrated again and moved"),
         **{side: {name: interval._asdict() for name, interval in of.items()} for side, of in found.items()},
     }
     info = info.model_copy(

@@ -45,9 +45,8 @@ from tune.training.table import FeatureKind, Table
 DEFAULT_CACHE = Path(".cache") / "features"
 ALONE = (
     "warning: this corpus names no speaker, so each clip counts as a speaker of its own. A voice that is in several "
-    "clips then trains and tests, and the errors that come out are lower than they will be on new voices: on the demo "
-    "pages such a split said 5 % where pages left out said 16 %. Name the speakers in the manifest, or lay the "
-    "recordings of each into a folder."
+    "clips then trains and tests, and the errors that come out are lower than they will be on new voices. Name the "
+    "speakers in the manifest, or lay the recordings of each into a folder."
 )
 FEATURES_VERSION = 2
 """To be raised when the pipeline computes other features from the same recording and recipe; a test tells when."""

@@ -39,7 +39,7 @@ from tune.training.tuned import (
     TuningConfig,
     assemble,
     calibrate,
-    hear_textures,
+    extract_textures,
     hold_out,
     read_samples,
 )
@@ -105,43 +105,51 @@ def train_tuned_bundle(
     arguments = (detector, packages if config.vocoded else None, clips)
     read: list[list[list[Sample]]] = map_with_tasks(read_samples, arguments, parts)
     samples = [own for part in read for own in part]
-    held = hold_out(clips, tuning)
-    judged = [(clip, own[0]) for clip, own, out in zip(clips, samples, held, strict=True) if out and own]
-    everyone = [(sample, out) for own, out in zip(samples, held, strict=True) for sample in own]
-    everything = [sample for sample, _ in everyone]
-    kept = [sample for sample, out in everyone if not out]
-    parts_of = [everything[start : start + 64] for start in range(0, len(everything), 64)]
-    heard_parts: list[list[list[Textured]]] = map_with_tasks(hear_textures, (detector,), parts_of)
-    textures = [own for part in heard_parts for own in part]
-    kept_textures = [heard for own, (_, out) in zip(textures, everyone, strict=True) if not out for heard in own]
+    everything = [sample for own in samples for sample in own]
+    chunks = [everything[start : start + 64] for start in range(0, len(everything), 64)]
+    extracted: list[list[list[Textured]]] = map_with_tasks(extract_textures, (detector,), chunks)
+    textures = [own for chunk in extracted for own in chunk]
+
+    out_of_clip = hold_out(clips, tuning)
+    judged = [(clip, own[0]) for clip, own, out in zip(clips, samples, out_of_clip, strict=True) if out and own]
+    out_of_sample = [out for own, out in zip(samples, out_of_clip, strict=True) for _ in own]
+    kept = [sample for sample, out in zip(everything, out_of_sample, strict=True) if not out]
+    kept_textures = [one for own, out in zip(textures, out_of_sample, strict=True) if not out for one in own]
 
     first = tune_front(kept, tuning.first, watch=tell("without the sites held out", tuning.first))
     arrays, fronts = assemble(first, kept_textures, tuning.textures)
     evidence = calibrate(arrays, fronts, [sample for _, sample in judged], detector, config.operating_points)
-    labels = np.array([clip.is_spoof for clip, _ in judged])
-    lines = measure_lines(labels, evidence.telephone_scores)
-    if lines["eer"] > tuning.narrow_eer_limit:
+    tuned_on = [clip for clip, out in zip(clips, out_of_clip, strict=True) if not out]
+    metrics, tested = measure_held_out([clip for clip, _ in judged], evidence, tuned_on)
+    if tested["telephone"]["eer"] > tuning.narrow_eer_limit:
         evidence = replace(evidence, narrow=None)
-    metrics = bootstrap(SUMMARY, labels, evidence.scores, [clip.voice for clip, _ in judged])
-    tuned_on = [clip for clip, out in zip(clips, held, strict=True) if not out]
+    beside = folder.with_name(f"{folder.name}-held-out")
+    save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", beside)
+    # What was held out is new to the front: each of its clips counts for three.
+    drawn = [sample for sample, out in zip(everything, out_of_sample, strict=True) for _ in range(3 if out else 1)]
+    further = tune_front(drawn, tuning.further, start=first, watch=tell("with all sites", tuning.further))
+    arrays, fronts = assemble(further, [one for own in textures for one in own], tuning.textures)
+    return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder)
+
+
+def measure_held_out(
+    judged: Sequence[Clip], evidence: Evidence, tuned_on: Sequence[Clip]
+) -> tuple[Intervals, dict[str, Any]]:
+    """Metrics of the scores of the clips held out, and all that the bundle tells of them. `tuned_on` are the clips that
+    the detector was tuned on."""
+    labels = np.array([clip.is_spoof for clip in judged])
+    metrics = bootstrap(SUMMARY, labels, evidence.scores, [clip.voice for clip in judged])
     names = {plain_name(clip.generator) for clip in tuned_on if clip.is_spoof}
-    met = np.array([clip.is_spoof and plain_name(clip.generator) in names for clip, _ in judged])
-    tested = {
-        "of": f"clips of {len({clip.site for clip, _ in judged})} sites left out of training",
+    met = np.array([clip.is_spoof and plain_name(clip.generator) in names for clip in judged])
+    return metrics, {
+        "of": f"clips of {len({clip.site for clip in judged})} sites left out of training",
         "folds": 1,
         "interval": "95 % over speakers",
         **{key: interval._asdict() for key, interval in metrics.items()},
         "coverage": coverage_errors(labels, evidence.scores),
-        "breakdown": break_down([clip for clip, _ in judged], evidence.scores, met=met),
-        "telephone": lines,
+        "breakdown": break_down(judged, evidence.scores, met=met),
+        "telephone": measure_lines(labels, evidence.telephone_scores),
     }
-    beside = folder.with_name(f"{folder.name}-held-out")
-    save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", beside)
-    # What was held out is new to the front: each of its clips counts for three.
-    drawn = [sample for sample, out in everyone for _ in range(3 if out else 1)]
-    further = tune_front(drawn, tuning.further, start=first, watch=tell("with all sites", tuning.further))
-    arrays, fronts = assemble(further, [heard for own in textures for heard in own], tuning.textures)
-    return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder)
 
 
 def tell(what: str, config: FrontConfig) -> Callable[[int, float, Tuned], None]:

@@ -34,6 +34,10 @@ OPEN_PATHS = {"/health"}
 ADMIN_PATHS = {"/usage"}
 
 PREFIX = "ss_"
+NO_KEY = "Send a valid key in the header Authorization, as `Bearer KEY`, or X-API-Key."
+NOT_ALLOWED = "This key may not do that. Ask whoever runs the service for one that may."
+USED_UP = "This key has used up what it may for now. Try again later."
+
 SUBPROTOCOL = "sound-sentry-key."
 """Begins the WebSocket subprotocol in which a browser, that can set no header there, sends its key."""
 
@@ -81,11 +85,11 @@ class Access:
             return None
         key = self._find(presented_key(headers))
         if ("admin" if path in ADMIN_PATHS else "predict") not in key.may:
-            raise NotAllowed("This key may not do that. Ask whoever runs the service for one that may.")
+            raise NotAllowed(NOT_ALLOWED)
         if self._limits and (key.requests_per_minute or key.audio_seconds_per_minute):
             wait_seconds = await self._limits.take(key)
             if wait_seconds > 0:
-                raise RateExceeded("This key has used up what it may for now. Try again later.", wait_seconds)
+                raise RateExceeded(USED_UP, wait_seconds)
         return key
 
     async def charge(self, key: Key | None, audio_seconds: float) -> None:
@@ -102,7 +106,7 @@ class Access:
         # Every key is compared in full: how long this takes says nothing about any of them.
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
         if not presented or not found:
-            raise KeyMissing("Send a valid key in the header Authorization, as `Bearer KEY`, or X-API-Key.")
+            raise KeyMissing(NO_KEY)
         return found[0]
 
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.http.admission import AdmissionConfig
+from deployments.http.access import NO_KEY, NOT_ALLOWED, USED_UP
+from deployments.http.admission import BUSY, AdmissionConfig
 from pipeline.audio.formats import ACCEPTED, SUPPORTED_FORMATS
 from pipeline.config import Limits
 from pipeline.errors import (
@@ -153,13 +154,13 @@ STAGE_ERRORS = (
 )
 
 ACCESS_ERRORS = (
-    KeyMissing("Send a valid key in the header Authorization, as `Bearer KEY`, or X-API-Key."),
-    NotAllowed("This key may not do that. Ask whoever runs the service for one that may."),
-    RateExceeded("This key has used up what it may for now. Try again later.", wait_seconds=12),
+    KeyMissing(NO_KEY),
+    NotAllowed(NOT_ALLOWED),
+    RateExceeded(USED_UP, wait_seconds=12),
 )
 
 FORM_ERRORS = (
-    Overloaded("The service has as much in hand as it can take. Try again in a while."),
+    Overloaded(BUSY),
     UploadTooSlow("The upload is too slow: send at least 4096 bytes a second, and all of it within 600 seconds."),
     MissingInput("Send the recording as a file in the field audio."),
     InputError("use_diarization: Input should be a valid boolean, unable to interpret input"),

@@ -75,7 +75,7 @@ def load_sliding_segmentation(device: str) -> Callable[[Samples, Checkpoint], Fr
 
 
 def window_starts(frames: int) -> list[int]:
-    """The first frame of each window over a recording of `total` frames."""
+    """The first frame of each window over a recording of so many `frames`."""
     count = -(-frames // WINDOW_FRAMES)
     return [round(start) for start in np.linspace(0, max(0, frames - WINDOW_FRAMES), count)]
 

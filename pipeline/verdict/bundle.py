@@ -1,6 +1,6 @@
 """The model bundle: what training hands to serving, as a folder without a pickle in it.
 
-`classifier.safetensors` holds the arrays of the head, `front.safetensors` the tuned parameters of the backbone where it
+`classifier.safetensors` holds the arrays of the head, `front.safetensors` the parameters of the fronts where it
 has any, `bundle.json` everything else that decides a verdict, `model_card.md` what a person should know. The SHA-256 of
 `bundle.json`, which itself names those of the arrays and of the backbone's weights, stands for the whole.
 """

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from pipeline.types import Label, Seconds, Segment, Speech
+from pipeline.types import Label, Speech
 from pipeline.verdict.answer import ChannelVerdict, DecidedBy, Detail, SpeakerVerdict, Timeline, Verdict
+from pipeline.verdict.windows import merge, total_seconds
 
 Names = dict[tuple[str, str | None], str]
 """What each speaker of each channel is called in the whole."""
@@ -49,7 +50,7 @@ def merge_channels(notes: Mapping[str, str | None], judged: Sequence[JudgedChann
             "details": tuple(sorted(_details(judged, names), key=lambda detail: detail.start)),
             "speakers": tuple(_speakers(judged, names)),
             "timeline": _timeline([channel.verdict.timeline for channel in judged]),
-            "speech_seconds": _covered_seconds([s for channel in judged for s in channel.speech.segments]),
+            "speech_seconds": total_seconds(merge(s for channel in judged for s in channel.speech.segments)),
             "channels": tuple(_channel(name, note, by_name) for name, note in notes.items()),
             "decided_by": _decided_by(gravest, names, is_alone=len(speaking) < 2),
             "warnings": tuple(dict.fromkeys(w for channel in judged for w in channel.verdict.warnings)),
@@ -94,15 +95,6 @@ def _timeline(timelines: Sequence[Timeline]) -> Timeline:
     steps = zip_longest(*(timeline.probability for timeline in timelines))
     probability = tuple(max((p for p in step if p is not None), default=None) for step in steps)
     return timelines[0].model_copy(update={"probability": probability})
-
-
-def _covered_seconds(segments: Sequence[Segment]) -> Seconds:
-    """How long at least one of the segments lasts."""
-    seconds, end = 0.0, 0.0
-    for segment in sorted(segments, key=lambda segment: segment.start):
-        seconds += max(0.0, segment.end - max(segment.start, end))
-        end = max(end, segment.end)
-    return seconds
 
 
 def _channel(name: str, note: str | None, judged: Mapping[str, Verdict]) -> ChannelVerdict:

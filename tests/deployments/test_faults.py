@@ -93,7 +93,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
 ) -> None:
     clip = encode(ten_seconds[: 3 * 16_000])
     old = detector.classifier.bundle
-    # As `tune.adapt` makes one of the clips of a channel: calibrated anew, with its head moved.
+    # As `tune.adapt` makes one of the clips of a channel: calibrated again, with its head moved.
     inputs = np.random.default_rng(0).normal(size=(16, len(old.arrays["mean"]))).astype(np.float32)
     labels = np.arange(16) % 2 == 0
     own = ScoredClips(labels, inputs[:, 0].astype(np.float64), inputs, np.ones(16), np.arange(16))

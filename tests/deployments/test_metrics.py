@@ -57,7 +57,7 @@ def query(cluster: Cluster, service: httpx.Client, tmp_path_factory: pytest.Temp
 
         def ready() -> bool:
             try:
-                return bool(ask("up == 1"))
+                return httpx.get(f"{url}/-/ready", timeout=30).is_success and bool(ask("up == 1"))
             except httpx.TransportError:
                 return False
 

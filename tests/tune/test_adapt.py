@@ -197,7 +197,7 @@ def test_a_bundle_off_its_scale_is_brought_back_and_serves(
     out = tmp_path / "adapted"
     main([f"--bundle={tmp_path / 'shifted'}", f"--manifest={some_of_a_page}", f"--out={out}"])
     printed = capsys.readouterr()
-    assert "| EER % |" in printed.out and "its head calibrated anew" in printed.out and str(out) in printed.err
+    assert "| EER % |" in printed.out and "its head calibrated again" in printed.out and str(out) in printed.err
     adapted = Bundle.load(out)
     record = adapted.info.metrics["adapted"]
     assert record["after"]["cllr"]["value"] < record["before"]["cllr"]["value"]

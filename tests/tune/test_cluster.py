@@ -183,7 +183,6 @@ def test_a_second_run_computes_nothing(extracted: Table, corpus: Path, cache: Pa
     assert table.digest == extracted.digest
 
 
-@pytest.mark.slow  # its stand-in is an onnxruntime of its own, and the real one, now a dependency, comes first
 def test_recordings_are_vocoded_once_and_spoofs_not_at_all(
     extracted: Table, corpus: Path, cache: Path, tmp_path: Path
 ) -> None:

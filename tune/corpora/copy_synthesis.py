@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
@@ -53,8 +54,8 @@ def copy_pair(waveform: Waveform, vocoder: Vocoder, rng: np.random.Generator) ->
 
 
 def load_vocoders(hifigan: Path) -> dict[str, Vocoder]:
-    """The vocoders by name. `hifigan` is the ONNX file of a HiFi-GAN V1 at 22.05 kHz; the packages onnxruntime and
-    pyworld are imported when the vocoders that need them run, and may lie anywhere on the path."""
+    """The vocoders by name. `hifigan` is the ONNX file of a HiFi-GAN V1 at 22.05 kHz; the package pyworld is
+    imported when WORLD runs, and may lie anywhere on the path."""
     either = (16_000, MEL_RATE)
     return {
         "hifigan": Vocoder(lambda waveform, rng: through_hifigan(waveform, rng, hifigan), (MEL_RATE,)),
@@ -77,10 +78,9 @@ def through_hifigan(waveform: Waveform, rng: np.random.Generator, path: Path) ->
 
 @cache
 def _onnx_session(path: Path) -> Any:
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def through_world(waveform: Waveform, rng: np.random.Generator) -> Samples:

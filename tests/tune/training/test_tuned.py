@@ -17,7 +17,7 @@ from tune.errors import CorpusError
 from tune.training.calibrate import OperatingPoints
 from tune.training.front import FrontConfig, Sample, Tuned, tune_front
 from tune.training.textures import TexturesConfig
-from tune.training.tuned import Evidence, TuningConfig, assemble, calibrate, hear_textures, hold_out, read_samples
+from tune.training.tuned import Evidence, TuningConfig, assemble, calibrate, extract_textures, hold_out, read_samples
 
 SPEECH = Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
 CONFIG = DetectorConfig(device="cpu")
@@ -57,9 +57,9 @@ def tuned(samples: list[Sample]) -> Tuned:
 
 @pytest.fixture(scope="module")
 def evidence(samples: list[Sample], tuned: Tuned) -> Evidence:
-    heard = [textured for own in hear_textures(CONFIG, samples) for textured in own]
-    assert sum(textured.is_copy for textured in heard) == len(samples)
-    arrays, fronts = assemble(tuned, heard, TexturesConfig())
+    textures = [textured for own in extract_textures(CONFIG, samples) for textured in own]
+    assert sum(textured.is_copy for textured in textures) == len(samples)
+    arrays, fronts = assemble(tuned, textures, TexturesConfig())
     return calibrate(arrays, fronts, samples, CONFIG, OperatingPoints())
 
 
