@@ -9,7 +9,9 @@ SoundSentryError
 │   ├── RecordingTooLong      413  decodes to more seconds than allowed
 │   ├── TooManyFiles          413  more files than a request may hold
 │   ├── UploadTooSlow         408  a body that comes by drops
-│   └── UnreadableAudio       422  broken, out of limits, or ambiguous audio
+│   ├── UnreadableAudio       422  broken, out of limits, or ambiguous audio
+│   ├── StreamStopped         408  a live stream sends nothing any more
+│   └── StreamTooFast         429  a live stream sends more sound than can have been made
 ├── AccessError                    who asks may not
 │   ├── KeyMissing            401  no key, or one that is not known
 │   ├── NotAllowed            403  a key that may not do this
@@ -84,6 +86,16 @@ class UploadTooSlow(InputError):
 
 class UnreadableAudio(InputError):
     title = "Unreadable audio"
+
+
+class StreamStopped(InputError):
+    status = 408
+    title = "Stream stopped"
+
+
+class StreamTooFast(InputError):
+    status = 429
+    title = "Stream too fast"
 
 
 class AccessError(SoundSentryError):

@@ -1,0 +1,281 @@
+"""A live stream: how much of it may come, which stretch is judged next, and what its last seconds say together.
+
+Every half second the last four seconds become one window, decoded, searched for speech and turned into features like a
+recording of their own. What is said of the stream at that moment is what the classifier makes of the windows of the
+last ten seconds, a hop apart. So an update costs one window, however long the stream is, and what somebody said a
+minute ago does not colour it. The verdict on the whole is another matter: it is that on a recording of all that came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pipeline.audio.tape import PcmTape, Tape, WebmTape
+from pipeline.config import Limits, Strict, Windows, describe_misfits
+from pipeline.errors import InputError, StreamTooFast, UnreadableAudio
+from pipeline.types import Features, Label, OperatingPoint, Quality, Seconds, Segment, Speech, Window
+from pipeline.verdict.answer import Interval, Number, Part, Probability, Verdict
+from pipeline.verdict.reasons import Reason
+from pipeline.verdict.windows import merge
+
+STEP_SECONDS = 0.5
+"""Sound from one update to the next."""
+
+_WORST_FIRST = ("Fake", "Inconclusive", "Real", "No Speech")
+
+_SLACK_SECONDS = 0.5
+"""How much longer than its stretch a file may decode to: a block at each end, and the silence that a codec adds."""
+
+
+class LiveSettings(Strict):
+    """`span_seconds`: how far back an update looks. `max_speed`: how many seconds of sound may come a second, once
+    `burst_seconds` have come at once. `idle_seconds`: how long a stream may send nothing.
+    `close_after_silence_seconds`: how long nobody may speak; null for as long as they like. `max_streams`: how many
+    streams a replica of the ingress serves at a time.
+    """
+
+    span_seconds: float = Field(10.0, gt=0)
+    max_speed: float = Field(2.0, ge=1)
+    burst_seconds: float = Field(10.0, ge=1)
+    idle_seconds: float = Field(30.0, gt=0)
+    close_after_silence_seconds: float | None = Field(None, gt=0)
+    max_streams: int = Field(8, ge=0)
+
+
+class _Options(Strict):
+    operating_point: OperatingPoint = "balanced"
+    use_diarization: bool = False
+    """For the verdict on the whole."""
+
+
+class PcmOptions(_Options):
+    """`channels` counts them; with `per_channel` each is judged by itself in every update."""
+
+    format: Literal["pcm_s16le"]
+    sample_rate: int
+    channels: int = 1
+    per_channel: bool = False
+
+    def tape(self, limits: Limits, _: Seconds) -> PcmTape:
+        if not limits.min_sample_rate <= self.sample_rate <= limits.max_sample_rate:
+            raise InputError(
+                f"sample_rate: {limits.min_sample_rate} to {limits.max_sample_rate} samples a second are accepted."
+            )
+        if not 1 <= self.channels <= limits.max_channels:
+            raise InputError(f"channels: 1 to {limits.max_channels} are accepted.")
+        return PcmTape(self.sample_rate, self.channels)
+
+
+class WebmOptions(_Options):
+    format: Literal["webm"]
+
+    def tape(self, _: Limits, kept_seconds: Seconds) -> WebmTape:
+        return WebmTape(kept_seconds)
+
+
+StreamOptions = PcmOptions | WebmOptions
+_OPTIONS: TypeAdapter[StreamOptions] = TypeAdapter(Annotated[StreamOptions, Field(discriminator="format")])
+
+
+def parse_options(message: str) -> StreamOptions:
+    """What the first message of a stream asks for. Raises InputError that shows what it may be."""
+    try:
+        return _OPTIONS.validate_json(message)
+    except ValidationError as error:
+        raise InputError(
+            f'{describe_misfits(error)}. Begin with {{"format": "pcm_s16le", "sample_rate": 16000, "channels": 1}} or '
+            '{"format": "webm"}.'
+        ) from error
+
+
+class StreamMoment(Part):
+    """What is said of the last seconds of a stream."""
+
+    overall: Label
+    """The answer for these seconds."""
+    mean_probability: Probability | None
+    """Probability that the speech of these seconds, or of the part of them that decided, is machine-made, 0 to 1; null
+    where nobody speaks."""
+    interval: Interval | None
+    """90 % interval of `mean_probability`, lower end first; `overall` follows from it."""
+    reasons: tuple[Reason, ...]
+    """Why the answer is Inconclusive; empty where it is not."""
+
+
+class StreamChannel(StreamMoment):
+    """What is said of one channel of a stream."""
+
+    channel: str
+    """Name of the channel within this stream: CHANNEL_1 is the first."""
+
+
+class StreamUpdate(StreamMoment):
+    """The message of every half second. Of several channels the one that is most like a machine stands for all."""
+
+    final: Literal[False] = False
+    """Always false: more follows."""
+    start: Number
+    """Where these seconds begin, in seconds from the start of the stream."""
+    end: Number
+    """Where they end."""
+    channels: tuple[StreamChannel, ...] = ()
+    """One entry a channel; empty unless channels were to be judged one by one."""
+
+
+class StreamVerdict(Verdict):
+    """The last message: the verdict on all of the stream."""
+
+    final: Literal[True] = True
+    """Always true: nothing follows."""
+    start: Number = 0.0
+    """Where the stream begins."""
+    end: Number
+    """Where it ends, in seconds."""
+
+
+Heard = Features | Speech
+"""What the stages make of a stretch: its features, or, where nobody speaks, that alone."""
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A judged stretch, from `start` to `end` in seconds of the stream, and what was heard in it."""
+
+    start: Seconds
+    end: Seconds
+    heard: Heard
+
+
+class LiveStream:
+    """What has arrived of one stream, and what was heard in it lately. Memory is bounded by that of an upload."""
+
+    def __init__(self, options: StreamOptions, windows: Windows, limits: Limits, settings: LiveSettings) -> None:
+        self._windows = windows
+        self._limits = limits
+        self._settings = settings
+        kept_seconds = windows.seconds + settings.burst_seconds + 2 * STEP_SECONDS
+        self.tape: Tape = options.tape(limits, kept_seconds)
+        self._channels = options.channels if isinstance(options, PcmOptions) and options.per_channel else None
+        self._recent: list[list[_Stretch]] = [[] for _ in range(self._channels or 1)]
+        self._start: Seconds = 0.0
+        self._end: Seconds = 0.0
+        self._last_speech: Seconds = 0.0
+
+    def add(self, data: bytes, elapsed_seconds: Seconds) -> None:
+        """Append what has arrived so long after the stream began.
+
+        Raises UnreadableAudio where it is no such stream, StreamTooFast where more came than can be judged in time.
+        """
+        self.tape.add(data)
+        settings = self._settings
+        if self.tape.seconds > settings.burst_seconds + settings.max_speed * elapsed_seconds:
+            raise StreamTooFast(
+                f"The stream comes faster than {settings.max_speed:g} times real time. Send sound as it is recorded, "
+                "or send a recording to /predict or /jobs."
+            )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much has arrived as one recording may hold."""
+        limits = self._limits
+        return self.tape.seconds >= limits.max_duration_seconds or self.tape.size >= limits.max_upload_bytes
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody has spoken for so long that the stream is to be closed."""
+        patience = self._settings.close_after_silence_seconds
+        return patience is not None and self._end - self._last_speech >= patience
+
+    def next_stretch(self) -> Segment | None:
+        """The stretch to judge next; None until more has arrived.
+
+        It ends half a second after the last one, or, where judging has fallen behind by more than a burst, where the
+        stream is now.
+        """
+        end, arrived = self._end + STEP_SECONDS, self.tape.seconds
+        if arrived < end:
+            return None
+        if arrived - end > self._settings.burst_seconds:
+            end = arrived // STEP_SECONDS * STEP_SECONDS
+        return Segment(max(0.0, end - self._windows.seconds), end)
+
+    def files(self, stretch: Segment) -> list[bytes]:
+        """The stretch as a file, or as one a channel where each is judged."""
+        if self._channels is None:
+            return [self.tape.stretch(stretch.start, stretch.end)]
+        assert isinstance(self.tape, PcmTape)
+        return [self.tape.channel_stretch(channel, stretch.start, stretch.end) for channel in range(self._channels)]
+
+    def remember(self, stretch: Segment, heard: Sequence[Heard]) -> list[Heard]:
+        """Take in what was heard in each file of the stretch; returns what the classifier is to judge for each.
+
+        Raises UnreadableAudio where a file held more sound than the stretch is long.
+        """
+        self._end = stretch.end
+        for recent, one in zip(self._recent, heard, strict=True):
+            speech = one if isinstance(one, Speech) else one.speech
+            if speech.duration_seconds > stretch.duration_seconds + _SLACK_SECONDS:
+                raise UnreadableAudio("The times in the stream do not fit its sound. Send it as it is recorded.")
+            if speech.segments:
+                self._last_speech = max(self._last_speech, stretch.start + speech.segments[-1].end)
+            recent.append(_Stretch(stretch.start, stretch.end, one))
+            del recent[: -round(self._settings.span_seconds / STEP_SECONDS)]
+        return [self._gather(recent) for recent in self._recent]
+
+    def update(self, verdicts: Sequence[Verdict]) -> StreamUpdate:
+        """The message on the stretch that was remembered last, from the verdict on each of its files."""
+        moments = [_moment(verdict) for verdict in verdicts]
+        worst = min(
+            moments, key=lambda moment: (_WORST_FIRST.index(moment["overall"]), -(moment["mean_probability"] or 0))
+        )
+        channels = [StreamChannel(channel=f"CHANNEL_{i}", **moment) for i, moment in enumerate(moments, start=1)]
+        return StreamUpdate(**worst, start=self._start, end=self._end, channels=channels if self._channels else ())
+
+    def _gather(self, recent: Sequence[_Stretch]) -> Heard:
+        """The windows of the span as if they were those of one recording, which begins where the oldest does."""
+        chosen = [recent[-1]]
+        for stretch in reversed(recent):
+            # Both, for the first stretches of a stream all begin at 0 and hold each other.
+            further = min(chosen[-1].start - stretch.start, chosen[-1].end - stretch.end)
+            if further >= self._windows.hop_seconds and self._end - stretch.start <= self._settings.span_seconds:
+                chosen.append(stretch)
+        self._start = chosen[-1].start
+        spoken = [(stretch, stretch.heard) for stretch in reversed(chosen) if isinstance(stretch.heard, Features)]
+        newest = recent[-1].heard
+        speech = newest if isinstance(newest, Speech) else newest.speech
+        duration_seconds = self._end - self._start
+        if not spoken:
+            return replace(speech, segments=(), duration_seconds=duration_seconds)
+        # A file may decode to a little more than a window, and then yields two that are all but the same.
+        windows = tuple(_shift(features.windows[-1], stretch.start - self._start) for stretch, features in spoken)
+        segments = merge(part for window in windows for part in window.parts)
+        weights = [window.speech_seconds for window in windows]
+        return replace(
+            spoken[-1][1],
+            windows=windows,
+            vectors=np.concatenate([features.vectors[-1:] for _, features in spoken]),
+            quality=Quality(
+                snr_db=float(np.average([features.quality.snr_db for _, features in spoken], weights=weights)),
+                bandwidth_hz=max(features.quality.bandwidth_hz for _, features in spoken),
+            ),
+            speech=replace(speech, segments=segments, duration_seconds=max(duration_seconds, segments[-1].end)),
+        )
+
+
+def _shift(window: Window, seconds: Seconds) -> Window:
+    return replace(window, parts=tuple(Segment(part.start + seconds, part.end + seconds) for part in window.parts))
+
+
+def _moment(verdict: Verdict) -> dict[str, Any]:
+    probability, interval = verdict.headline or (None, None)
+    return {
+        "overall": verdict.overall,
+        "mean_probability": probability,
+        "interval": interval,
+        "reasons": verdict.reasons,
+    }
