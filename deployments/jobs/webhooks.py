@@ -1,0 +1,144 @@
+"""Telling whoever sent a job that it is done: one signed POST, tried again with longer and longer pauses.
+
+The address is whatever a client of the service says, and the service may stand where private networks can be reached.
+So what counts is the address that a connection is really made to, after the name was resolved, and no redirect is
+followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import logging
+import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from pipeline.errors import ConfigurationError, WebhookRefused
+
+logger = logging.getLogger("ray.serve")
+
+SIGNATURE_HEADER = "X-Sound-Sentry-Signature"
+JOB_HEADER = "X-Sound-Sentry-Job"
+
+TIMEOUT_SECONDS = 10.0
+"""How long a receiver may take to answer, its name's resolution and the connection included."""
+
+MAX_URL_LENGTH = 2_000
+MIN_SECRET_BYTES = 16
+SUCCESS = range(200, 300)
+
+CARRIES_IPV4 = tuple(IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+"""Networks whose addresses hold an IPv4 address that a gateway unpacks (RFC 6052, 8215, 3056, 4380)."""
+
+NO_ADDRESS = "webhook: send an http or https address without a user name."
+
+Network = IPv4Network | IPv6Network
+
+
+class ForbiddenAddressError(OSError):
+    """A connection to an address that a webhook may not have."""
+
+
+class Webhooks:
+    """Sends webhooks, signed with `secret`. `allowed` are the networks besides the public ones that they may reach."""
+
+    def __init__(self, secret: bytes, allowed: Sequence[Network]) -> None:
+        self._secret = secret
+        self._allowed = allowed
+
+    async def check(self, url: str) -> None:
+        """Raises WebhookRefused where a webhook to `url` could never be sent."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise WebhookRefused(NO_ADDRESS) from error
+        is_web = parts.scheme in ("http", "https") and parts.hostname and parts.username is None and port != 0
+        if not is_web or len(url) > MAX_URL_LENGTH:
+            raise WebhookRefused(NO_ADDRESS)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                found = await loop.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError, TimeoutError) as error:
+            raise WebhookRefused(f"webhook: the name {parts.hostname} cannot be resolved. Check it.") from error
+        if not any(self._may_reach(str(address[0])) for *_, address in found):
+            raise WebhookRefused("webhook: its address is in a private network, where this service sends nothing.")
+
+    async def send(self, url: str, job_id: str, body: bytes) -> str | None:
+        """POST `body` once. Returns None where the receiver answered with success, else what went wrong."""
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "Sound-Sentry",
+            JOB_HEADER: job_id,
+            SIGNATURE_HEADER: signature(self._secret, body),
+        }
+        # A connection of its own each time: one that is kept might be to an address that the name has no more.
+        connector = aiohttp.TCPConnector(socket_factory=self._open_socket, use_dns_cache=False, force_close=True)
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        cookies = aiohttp.DummyCookieJar()
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=cookies) as session,
+                session.post(url, data=body, headers=headers, allow_redirects=False) as response,
+            ):
+                return None if response.status in SUCCESS else f"it answered {response.status}"
+        except TimeoutError:
+            return f"it did not answer within {TIMEOUT_SECONDS:g} seconds"
+        except aiohttp.ClientConnectorError as error:
+            forbidden = isinstance(error.os_error, ForbiddenAddressError)
+            return "its address is in a private network" if forbidden else "it cannot be reached"
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return f"the connection failed ({type(error).__name__})"
+
+    def _open_socket(self, address: Any) -> socket.socket:
+        """A socket for one address that a name was resolved to. Raises ForbiddenAddressError before it is used."""
+        family, kind, protocol, _, where = address
+        if not self._may_reach(where[0]):
+            raise ForbiddenAddressError("a webhook may not reach this address")
+        return socket.socket(family, kind, protocol)
+
+    def _may_reach(self, address: str) -> bool:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
+            ip = ip.ipv4_mapped
+        return is_public(ip) or any(ip in network for network in self._allowed)
+
+
+def read_secret(path: Path) -> bytes:
+    """The secret in a file, without white space around it. Raises ConfigurationError."""
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError(f"jobs.webhook_secret_file: {path.name} cannot be read") from error
+    if len(secret) < MIN_SECRET_BYTES:
+        raise ConfigurationError(
+            f"jobs.webhook_secret_file: {path.name} holds less than {MIN_SECRET_BYTES} bytes; make a secret by "
+            "`openssl rand -hex 32`"
+        )
+    return secret
+
+
+def is_public(ip: IPv4Address | IPv6Address) -> bool:
+    """Whether an address is one of the Internet: not private, loopback, link-local, multicast or reserved."""
+    if isinstance(ip, IPv6Address) and any(ip in network for network in CARRIES_IPV4):
+        return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def signature(secret: bytes, body: bytes) -> str:
+    """The value of X-Sound-Sentry-Signature: `sha256=` and the HMAC of the body in hexadecimal digits."""
+    return "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
+
+
+def pause_seconds(attempts: int, first_seconds: float) -> float:
+    """How long to wait after so many attempts: four times longer after each."""
+    return first_seconds * 4.0 ** (attempts - 1)

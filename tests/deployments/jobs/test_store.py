@@ -1,0 +1,302 @@
+"""The state of jobs, in SQLite and in a real PostgreSQL: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+
+from deployments.jobs.store import Claim, Job, JobStore, NewFile
+from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, StoreUnavailable
+
+LEASE_SECONDS = 30.0
+
+
+def add(store: JobStore, job_id: str, *, owner: str = "", files: int = 1, **options: Any) -> Job:
+    names = [NewFile(f"{i}.wav", 1_000 * (i + 1)) for i in range(files)]
+    given: dict[str, Any] = {"fingerprint": job_id, "max_waiting": 100} | options
+    return store.add(owner, names, {"explain": True}, job_id=job_id, **given)[0]
+
+
+def claim(store: JobStore, lease_seconds: float = LEASE_SECONDS) -> Claim:
+    claimed = store.claim(lease_seconds)
+    assert claimed is not None
+    return claimed
+
+
+def test_a_job_from_its_first_to_its_last_file(store: JobStore) -> None:
+    job = add(store, "a", files=2)
+    assert job.state == "queued" and job.started_at is None
+    assert [file.state for file in job.files] == ["queued", "queued"]
+    assert [file.name for file in job.files] == ["0.wav", "1.wav"]
+
+    first = claim(store)
+    assert (first.job_id, first.position, first.attempts, first.options) == ("a", 0, 1, {"explain": True})
+    assert store.renew(first, LEASE_SECONDS, "Diarizer", 0.5)
+    running = store.get("", "a")
+    assert running.state == "running" and running.started_at is not None
+    assert (running.files[0].state, running.files[0].stage, running.files[0].progress) == ("running", "Diarizer", 0.5)
+
+    assert store.finish(first, {"overall": "Real"})
+    assert store.get("", "a").state == "running"
+    second = claim(store)
+    assert second.position == 1
+    assert store.claim(LEASE_SECONDS) is None
+    assert store.finish(second, {"overall": "Fake"})
+    done = store.get("", "a")
+    assert done.state == "done" and done.finished_at is not None
+    assert [file.result for file in done.files] == [{"overall": "Real"}, {"overall": "Fake"}]
+    assert [file.progress for file in done.files] == [1.0, 1.0]
+    assert store.claim(LEASE_SECONDS) is None
+
+
+def test_the_oldest_file_is_next(store: JobStore) -> None:
+    for name in ("b", "a", "c"):
+        add(store, name, files=2)
+    order = [claim(store) for _ in range(6)]
+    assert [(one.job_id, one.position) for one in order] == [(name, i) for name in "bac" for i in (0, 1)]
+
+
+def test_a_runner_that_is_gone_loses_its_file_and_can_write_nothing_more(store: JobStore) -> None:
+    add(store, "a")
+    dead = claim(store, lease_seconds=2)
+    assert store.claim(LEASE_SECONDS) is None, "it may live yet"
+    time.sleep(2.1)
+    other = claim(store)
+    assert (other.job_id, other.position, other.attempts) == ("a", 0, 2)
+    assert not store.renew(dead, LEASE_SECONDS, None, 0.9)
+    assert not store.finish(dead, {"by": "dead"})
+    store.release(dead, 0.0)
+    assert store.get("", "a").files[0].state == "running"
+    assert store.finish(other, {"by": "other"})
+    assert not store.finish(other, {"by": "other, again"})
+    assert store.get("", "a").files[0].result == {"by": "other"}
+
+
+def test_a_lease_that_is_renewed_lasts(store: JobStore) -> None:
+    add(store, "a")
+    held = claim(store, lease_seconds=2)
+    for _ in range(4):
+        time.sleep(0.7)
+        assert store.renew(held, 2, "Decoder", 0.1)
+        assert store.claim(LEASE_SECONDS) is None
+
+
+def test_a_file_given_back_is_tried_again_after_a_while(store: JobStore) -> None:
+    add(store, "a")
+    store.release(claim(store), 2)
+    assert store.claim(LEASE_SECONDS) is None
+    time.sleep(2.1)
+    assert claim(store).attempts == 2
+
+
+def test_a_cancelled_job_takes_nothing_more(store: JobStore) -> None:
+    add(store, "a", files=3)
+    first, second = claim(store), claim(store)
+    assert store.finish(first, {"overall": "Real"})
+    job = store.cancel("", "a")
+    assert job.state == "cancelled" and job.finished_at is not None
+    assert [file.state for file in job.files] == ["done", "cancelled", "cancelled"]
+    assert not store.renew(second, LEASE_SECONDS, None, 0.1)
+    assert not store.finish(second, {"overall": "Fake"})
+    assert store.claim(LEASE_SECONDS) is None
+    assert store.cancel("", "a").finished_at == job.finished_at, "cancelled once"
+    assert store.claim_webhook(LEASE_SECONDS) is None
+
+
+def test_cancelling_a_job_that_is_done_changes_nothing(store: JobStore) -> None:
+    add(store, "a")
+    store.finish(claim(store), {"overall": "Real"})
+    assert store.cancel("", "a") == store.get("", "a")
+    assert store.get("", "a").state == "done"
+
+
+def test_jobs_belong_to_the_key_that_sent_them(store: JobStore) -> None:
+    add(store, "a", owner="ann")
+    add(store, "b", owner="bob")
+    assert store.get("ann", "a").id == "a"
+    for action in (store.get, store.cancel, store.delete):
+        for owner, job_id in (("bob", "a"), ("", "a"), ("ann", "nothing")):
+            with pytest.raises(JobNotFound):
+                action(owner, job_id)
+    assert [job.id for job in store.latest("bob", 10)] == ["b"]
+
+
+def test_the_same_idempotency_key_is_the_same_job(store: JobStore) -> None:
+    first = add(store, "a", idempotency_key="k", fingerprint="f")
+    again, is_new = store.add(
+        "", [NewFile("x", 1)], {}, job_id="b", fingerprint="f", idempotency_key="k", max_waiting=100
+    )
+    assert not is_new and again == first
+    with pytest.raises(IdempotencyConflict):
+        add(store, "c", idempotency_key="k", fingerprint="other")
+    assert add(store, "d", owner="ann", idempotency_key="k", fingerprint="other").id == "d"
+    assert add(store, "e").id != add(store, "f").id
+    assert [job.id for job in store.latest("", 10)] == ["f", "e", "a"]
+
+
+def test_the_same_request_twice_at_once_is_one_job(store: JobStore) -> None:
+    def send(i: int) -> str:
+        return add(store, f"job{i}", idempotency_key="k", fingerprint="f").id
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = set(threads.map(send, range(16)))
+    assert len(answers) == 1
+    assert [job.id for job in store.latest("", 100)] == list(answers)
+
+
+def test_no_more_files_wait_than_may(store: JobStore) -> None:
+    add(store, "a", files=2, max_waiting=3)
+    with pytest.raises(Overloaded):
+        add(store, "b", files=2, max_waiting=3)
+    store.finish(claim(store), {})
+    add(store, "c", files=2, max_waiting=3)
+
+
+def test_jobs_page_by_page(store: JobStore) -> None:
+    for i in range(5):
+        add(store, f"job{i}", files=2)
+    page = store.latest("", 2)
+    assert [job.id for job in page] == ["job4", "job3"]
+    assert [file.name for file in page[0].files] == ["0.wav", "1.wav"]
+    assert [job.id for job in store.latest("", 2, before="job3")] == ["job2", "job1"]
+    assert [job.id for job in store.latest("", 2, before="job0")] == []
+    with pytest.raises(JobNotFound):
+        store.latest("", 2, before="none")
+
+
+def test_results_are_kept_so_long_and_no_longer(store: JobStore) -> None:
+    add(store, "old")
+    store.finish(claim(store), {"overall": "Real"})
+    add(store, "cancelled")
+    store.cancel("", "cancelled")
+    between = time.time()
+    add(store, "new")
+    store.finish(claim(store), {"overall": "Real"})
+    add(store, "waiting")
+    assert store.delete_finished(before=between) == 2
+    assert {job.id for job in store.latest("", 10)} == {"new", "waiting"}
+    assert store.delete_finished(before=time.time() + 1) == 1
+    assert {job.id for job in store.latest("", 10)} == {"waiting"}
+
+
+def test_a_deleted_job_leaves_nothing(store: JobStore) -> None:
+    add(store, "a", files=2)
+    held = claim(store)
+    store.delete("", "a")
+    assert not store.finish(held, {})
+    with pytest.raises(JobNotFound):
+        store.get("", "a")
+    assert store.known(["a"]) == set()
+    assert add(store, "a", files=1).files[0].result is None
+
+
+def test_whose_sound_is_still_needed(store: JobStore) -> None:
+    add(store, "a", files=2)
+    add(store, "b")
+    store.finish(claim(store), {})
+    everything = [("a", 0), ("a", 1), ("b", 0), ("c", 0)]
+    assert store.unfinished(everything) == {("a", 1), ("b", 0)}
+    assert store.known(["a", "b", "c"]) == {"a", "b"}
+
+
+def test_a_webhook_is_due_when_its_job_is_done_and_again_until_it_is_settled(store: JobStore) -> None:
+    add(store, "a", files=2, webhook="https://example.org/hook")
+    add(store, "silent")
+    store.finish(claim(store), {})
+    assert store.claim_webhook(LEASE_SECONDS) is None
+    store.finish(claim(store), {})
+    store.finish(claim(store), {})
+    due = store.claim_webhook(2)
+    assert due is not None
+    assert (due.id, due.webhook, due.webhook_attempts) == ("a", "https://example.org/hook", 1)
+    assert store.claim_webhook(LEASE_SECONDS) is None, "it is in hand"
+    time.sleep(2.1)
+    again = store.claim_webhook(LEASE_SECONDS)
+    assert again is not None and again.webhook_attempts == 2, "whoever had it in hand is gone"
+    store.settle_webhook("a", "pending", 2)
+    assert store.claim_webhook(LEASE_SECONDS) is None
+    time.sleep(2.1)
+    assert store.claim_webhook(LEASE_SECONDS) is not None
+    store.settle_webhook("a", "delivered")
+    time.sleep(0.1)
+    assert store.claim_webhook(LEASE_SECONDS) is None
+    assert (store.get("", "a").webhook_state, store.get("", "a").webhook_attempts) == ("delivered", 3)
+
+
+def work(url: str, name: str, seconds: float) -> list[tuple[str, int]]:
+    """Claim and finish whatever there is; returns what was written."""
+    written = []
+    until = time.monotonic() + seconds
+    with closing(JobStore(url)) as store:
+        while time.monotonic() < until:
+            claimed = store.claim(LEASE_SECONDS)
+            if claimed and store.finish(claimed, {"by": name}):
+                written.append((claimed.job_id, claimed.position))
+            elif not claimed and all(job.state == "done" for job in store.latest("", 100)):
+                break
+    return written
+
+
+def test_processes_that_race_do_each_file_once(store: JobStore, url: str) -> None:
+    for i in range(6):
+        add(store, f"job{i}", files=5)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        written = pool.starmap(work, [(url, f"worker{i}", 120.0) for i in range(3)])
+    counts = Counter(file for one in written for file in one)
+    assert len(counts) == 30 and set(counts.values()) == {1}
+    jobs = store.latest("", 100)
+    assert {job.state for job in jobs} == {"done"}
+    assert all(job.finished_at for job in jobs)
+    assert {file.attempts for job in jobs for file in job.files} == {1}
+
+
+def test_files_finished_at_the_same_moment_end_their_job(store: JobStore) -> None:
+    """Each of two transactions sees the other's file unfinished, unless one waits for the other."""
+    for i in range(10):
+        add(store, f"job{i}", files=2, webhook="https://example.org/hook")
+        pair = [claim(store), claim(store)]
+        with ThreadPoolExecutor(2) as threads:
+            assert all(threads.map(lambda one: store.finish(one, {}), pair))
+        assert store.get("", f"job{i}").state == "done"
+    assert store.claim(LEASE_SECONDS) is None
+
+
+def test_claims_cancellations_and_ends_do_not_wait_for_each_other_for_ever(store: JobStore) -> None:
+    for i in range(20):
+        add(store, f"job{i}", files=3)
+
+    def finish_some(_: int) -> None:
+        while claimed := store.claim(LEASE_SECONDS):
+            store.renew(claimed, LEASE_SECONDS, "Decoder", 0.2)
+            store.finish(claimed, {})
+
+    with ThreadPoolExecutor(6) as threads:
+        ends = [threads.submit(store.cancel, "", f"job{i}") for i in range(0, 20, 2)]
+        list(threads.map(finish_some, range(4)))
+        for end in ends:
+            end.result()
+    finish_some(0)
+    jobs = store.latest("", 100)
+    assert {job.state for job in jobs} <= {"done", "cancelled"}
+    for job in jobs:
+        assert {file.state for file in job.files} <= ({"done"} if job.state == "done" else {"done", "cancelled"})
+
+
+def test_tables_that_are_made_twice_at_once(url: str) -> None:
+    with ExitStack() as stack, ThreadPoolExecutor(4) as threads:
+        stores = [stack.enter_context(closing(JobStore(url))) for _ in range(4)]
+        list(threads.map(JobStore.create_tables, stores))
+        add(stores[0], "a")
+        assert stores[1].get("", "a").id == "a"
+
+
+def test_a_database_that_is_not_there_is_a_sentence() -> None:
+    for url in ("sqlite:////nowhere/at/all.sqlite3", "postgresql+psycopg://jobs@127.0.0.1:1/none"):
+        with pytest.raises(StoreUnavailable, match=r"Try again in a while\.$"):
+            JobStore(url).get("", "a")
