@@ -12,6 +12,8 @@ from deployments.classifier import Classifier
 from deployments.decoder import Decoder
 from deployments.diarizer import Diarizer
 from deployments.http.ingress import Ingress
+from deployments.jobs.runner import JobRunner
+from deployments.jobs.webhooks import read_secret
 from deployments.tkan_extractor import TkanExtractor
 from deployments.voice_activity import VoiceActivityDetector
 from pipeline.config import ROOT, DetectorConfig
@@ -24,6 +26,8 @@ def build(args: BuildArgs) -> Application:
         if args.serve_config is not None:
             check_serve_config(ROOT / args.serve_config)
         config = DetectorConfig.load(ROOT / args.config)
+        if args.jobs and args.jobs.webhook_secret_file:
+            read_secret(args.jobs.webhook_secret_file)
     except ConfigurationError as error:
         # Serve shows its message and no stack, and does not try again.
         raise RayServeException(error.detail) from error
@@ -36,23 +40,32 @@ def build(args: BuildArgs) -> Application:
         options = {"num_cpus": stage.cpu_share, "num_gpus": gpu_fraction}
         return deployment.options(ray_actor_options=options).bind(config if gpu_fraction else on_cpu)
 
+    settings = args.stages
     classifier = _deployment(Classifier).options(user_config={"bundle": str(config.bundle)})
-
-    stages = args.stages
+    stages = {
+        "Decoder": _deployment(Decoder).bind(config),
+        "VoiceActivityDetector": place(_deployment(VoiceActivityDetector), settings.VoiceActivityDetector),
+        "Diarizer": place(_deployment(Diarizer), settings.Diarizer),
+        "TkanExtractor": place(_deployment(TkanExtractor), settings.TkanExtractor),
+        "Classifier": place(classifier, settings.Classifier),
+    }
+    runner = None
+    if args.jobs:
+        # A decoder of their own, for they may be larger, and take longer, than what /predict waits for.
+        larger = config.model_copy(update={"limits": args.jobs.limits, "decoders": args.jobs.parallel_files})
+        decoder = _deployment(Decoder).options(name="JobDecoder").bind(larger)
+        runner = _deployment(JobRunner).bind(args.jobs, args.access, {**stages, "Decoder": decoder})
     return _deployment(Ingress).bind(
         config,
         args.cors_origins,
         args.access,
         args.admission,
-        stage_seconds={name: stage.timeout_seconds for name, stage in stages},
+        stage_seconds={name: stage.timeout_seconds for name, stage in settings},
         request_seconds=args.request_timeout_seconds,
-        stages={
-            "Decoder": _deployment(Decoder).bind(config),
-            "VoiceActivityDetector": place(_deployment(VoiceActivityDetector), stages.VoiceActivityDetector),
-            "Diarizer": place(_deployment(Diarizer), stages.Diarizer),
-            "TkanExtractor": place(_deployment(TkanExtractor), stages.TkanExtractor),
-            "Classifier": place(classifier, stages.Classifier),
-        },
+        live=args.live,
+        jobs=args.jobs,
+        runner=runner,
+        stages=stages,
     )
 
 

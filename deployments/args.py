@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 from ray.serve.exceptions import RayServeException
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from deployments.http.access import AccessConfig
 from deployments.http.admission import AdmissionConfig
-from pipeline.config import Strict, describe_misfits
+from pipeline.config import ROOT, Limits, Strict, describe_misfits
+from pipeline.stream import LiveSettings
 
 
 class Stage(Strict):
@@ -36,12 +40,78 @@ class Stages(Strict):
     Classifier: AcceleratedStage = AcceleratedStage(timeout_seconds=30, cpu_share=0.1, gpu_fraction=0)
 
 
+class JobLimits(Limits):
+    """What a file of a job may be: as of an upload to /predict, with more room."""
+
+    max_upload_mib: float = Field(200, gt=0)
+    max_duration_seconds: float = Field(7_200, gt=0)
+    max_files: int = Field(20, ge=1)
+    max_decode_seconds: float = Field(600, gt=0)
+
+
+class JobSettings(Strict):
+    """All of `jobs`.
+
+    `folder` holds the sound of jobs until they are done, and the database, unless `database` names another by its URL:
+    `sqlite:///PATH` or `postgresql://USER@HOST/NAME`. Where the graph has several nodes, all of them have to see the
+    folder, and the database has to be PostgreSQL.
+
+    `parallel_files` are judged at a time by each replica of the JobRunner, and `max_waiting_files` may wait. A file may
+    take `file_seconds`; one whose stage or runner is lost is tried `max_attempts` times. A runner that is not heard of
+    for `lease_seconds` counts as lost. Jobs and results are kept for `keep_results_hours` once they are finished.
+    `max_followers` may listen to /jobs/{job_id}/events of each replica of the ingress at a time.
+
+    Webhooks are signed with what `webhook_secret_file` holds; with no such file there are none. They reach public
+    addresses and `webhook_networks`, and are tried `webhook_attempts` times, with pauses that begin with
+    `webhook_first_pause_seconds` and grow fourfold.
+    """
+
+    folder: Path = Path("var/jobs")
+    database: str | None = None
+    limits: JobLimits = JobLimits()
+    parallel_files: int = Field(1, ge=1)
+    max_waiting_files: int = Field(200, ge=1)
+    file_seconds: float = Field(7_200, gt=0)
+    max_attempts: int = Field(3, ge=1)
+    lease_seconds: float = Field(30, ge=5)
+    keep_results_hours: float = Field(24, gt=0)
+    max_followers: int = Field(16, ge=0)
+    webhook_secret_file: Path | None = None
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    webhook_attempts: int = Field(6, ge=1)
+    webhook_first_pause_seconds: float = Field(10, gt=0)
+
+    @field_validator("database")
+    @classmethod
+    def _is_known(cls, database: str | None) -> str | None:
+        try:
+            is_known = database is None or make_url(database).get_backend_name() in ("sqlite", "postgresql")
+        except ArgumentError:
+            is_known = False
+        if not is_known:
+            raise ValueError("a URL that begins with sqlite:/// or postgresql:// is needed")
+        return database
+
+    @property
+    def sound_path(self) -> Path:
+        return ROOT / self.folder / "sound"
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{ROOT / self.folder / 'jobs.sqlite3'}"
+
+    @property
+    def keep_seconds(self) -> float:
+        return self.keep_results_hours * 3_600
+
+
 class BuildArgs(Strict):
     """All of `args`. Relative paths are relative to the repository root.
 
     `serve_config` names the file that holds these very arguments, so that the keys Serve itself would overlook are
     checked at start; leave it out where there is no such file. `accelerator: auto` takes GPUs where the cluster has
-    any when the application is built. `request_timeout_seconds` is how long all stages together may take.
+    any when the application is built. `request_timeout_seconds` is how long all stages together may take. `live` bounds
+    the streams of /stream; `jobs` is about /jobs, and null for a service without.
     """
 
     serve_config: Path | None = None
@@ -51,6 +121,8 @@ class BuildArgs(Strict):
     access: AccessConfig = AccessConfig()
     admission: AdmissionConfig = AdmissionConfig()
     request_timeout_seconds: float = Field(1200, gt=0)
+    live: LiveSettings = LiveSettings()
+    jobs: JobSettings | None = JobSettings()
     stages: Stages = Stages()
 
     @model_validator(mode="wrap")

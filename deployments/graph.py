@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -19,7 +19,7 @@ from deployments import metrics
 from deployments.decoder import ChannelReference
 from deployments.refusals import unwrap
 from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
-from pipeline.types import Channels, OperatingPoint, Recording, Speech, Turn
+from pipeline.types import Channels, Features, OperatingPoint, Recording, Speech, Turn
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.channels import JudgedChannel, merge_channels
 
@@ -57,6 +57,15 @@ class Call:
     sources: tuple[Call, ...]
 
 
+@dataclass
+class Progress:
+    """How far a request is: the stages it has waited for, each with the time of the event loop at which it began to,
+    and the length of the recording in seconds once that is known."""
+
+    stages: list[tuple[str, float]] = field(default_factory=list)
+    audio_seconds: float | None = None
+
+
 class Graph:
     """`stages` holds a handle a stage, `stage_seconds` how long each may take once its input is there, its queue
     included, and `request_seconds` is how long all of them together may take."""
@@ -80,38 +89,68 @@ class Graph:
         explain: bool = False,
         channels: Channels = "mix",
         track: int | None = None,
+        progress: Progress | None = None,
     ) -> Verdict:
-        """The verdict on one recording, given as the bytes of a file.
+        """The verdict on one recording, given as the bytes of a file. Where it is, `progress` tells meanwhile.
 
         A stage only computes, so that a request whose replica died is sent through the graph once more; not again, for
         it may be what kills them. Raises SoundSentryError: an InputError, the StageError of the stage at fault, or
         RequestTimeout.
         """
-
-        def judged(request: _Request) -> Coroutine[Any, Any, Verdict]:
+        async with self._request(progress) as request:
             judge = request.judge_channels if channels == "split" else request.judge
-            return judge(data, track, use_diarization, operating_point, explain)
+            try:
+                return await judge(data, track, use_diarization, operating_point, explain)
+            except StageUnavailable as error:
+                if not isinstance(unwrap(error.__cause__), LOST):
+                    raise
+            request.cancel()
+            return await judge(data, track, use_diarization, operating_point, explain)
 
-        request = _Request(self._stages, self._stage_seconds)
-        try:
-            async with asyncio.timeout(self._request_seconds):
-                try:
-                    return await judged(request)
-                except StageUnavailable as error:
-                    if not isinstance(unwrap(error.__cause__), LOST):
-                        raise
-                request = _Request(self._stages, self._stage_seconds)
-                return await judged(request)
-        except TimeoutError as error:  # any other is explained where it is raised
-            raise RequestTimeout(
-                f"The request was not answered within {self._request_seconds:g} seconds: it was waiting for the "
-                f"{request.waits_for}. Send a shorter recording, or try again later."
-            ) from error
+    async def extract(self, data: bytes) -> Features | Speech:
+        """The features of the speech in a recording, or, where nobody speaks, that alone. Raises as `predict` does."""
+        async with self._request() as request:
+            recording = request.start("Decoder", "decode", data, None)
+            heard = request.start_hearing(recording, False)
+            heard.since = await request.answered(recording)
+            await request.hear(heard)
+            if not heard.speech.segments:
+                return heard.speech
+            features: Features = await request.result(
+                request.start("TkanExtractor", "extract", recording, heard.speech, None)
+            )
+            return features
+
+    async def classify(self, content: Features | Speech, operating_point: OperatingPoint) -> Verdict:
+        """The verdict on what `extract` found. Raises as `predict` does."""
+        async with self._request() as request:
+            if isinstance(content, Speech):
+                call = request.start("Classifier", "no_speech", content, False)
+            else:
+                call = request.start("Classifier", "classify", content, operating_point, False, 1)
+            verdict: Verdict = await request.result(call)
+            return verdict
 
     async def describe_model(self) -> dict[str, Any]:
-        request = _Request(self._stages, self._stage_seconds)
-        description: dict[str, Any] = await request.result(request.start("Classifier", "describe"))
-        return description
+        async with self._request() as request:
+            description: dict[str, Any] = await request.result(request.start("Classifier", "describe"))
+            return description
+
+    @asynccontextmanager
+    async def _request(self, progress: Progress | None = None) -> AsyncIterator[_Request]:
+        """A request, with so long for all it asks of the stages. Whatever ends it early cancels what is under way."""
+        request = _Request(self._stages, self._stage_seconds, progress or Progress())
+        try:
+            async with asyncio.timeout(self._request_seconds) as patience:
+                yield request
+        except BaseException as error:
+            request.cancel()
+            if patience.expired():
+                raise RequestTimeout(
+                    f"The request was not answered within {self._request_seconds:g} seconds: it was waiting for the "
+                    f"{request.progress.stages[-1][0]}. Send a shorter recording, or try again later."
+                ) from error
+            raise
 
     async def states(self) -> dict[str, StageState]:
         """Which stages have a replica that serves, as far as the controller knows.
@@ -142,10 +181,12 @@ class Graph:
 
 
 class _Request:
-    """One request on its way through the graph. `waits_for` is the stage whose answer it needs next."""
+    """One request on its way through the graph."""
 
-    def __init__(self, stages: dict[str, DeploymentHandle[Any]], stage_seconds: dict[str, float]) -> None:
-        self.waits_for = ""
+    def __init__(
+        self, stages: dict[str, DeploymentHandle[Any]], stage_seconds: dict[str, float], progress: Progress
+    ) -> None:
+        self.progress = progress
         self._stages = stages
         self._stage_seconds = stage_seconds
         self._calls: list[Call] = []
@@ -153,37 +194,29 @@ class _Request:
     async def judge(
         self, data: bytes, track: int | None, use_diarization: bool, operating_point: OperatingPoint, explain: bool
     ) -> Verdict:
-        try:
-            # The recording is never fetched: it goes from the Decoder's replica straight to those that need it.
-            recording = self.start("Decoder", "decode", data, track)
-            segmented = self.start_segmenting(recording, use_diarization)
-            segmented.since = await self.answered(recording)
-            await self.segment(segmented)
-            return await self.classify(segmented, operating_point, explain, among=1)
-        except BaseException:
-            self.cancel()
-            raise
+        # The recording is never fetched: it goes from the Decoder's replica straight to those that need it.
+        recording = self.start("Decoder", "decode", data, track)
+        segmented = self.start_segmenting(recording, use_diarization)
+        segmented.since = await self.answered(recording)
+        await self.segment(segmented)
+        return await self.classify(segmented, operating_point, explain, among=1)
 
     async def judge_channels(
         self, data: bytes, track: int | None, use_diarization: bool, operating_point: OperatingPoint, explain: bool
     ) -> Verdict:
         """The stages run once a channel, side by side; the channels stay where the Decoder put them."""
-        try:
-            found: list[ChannelReference] = await self.result(self.start("Decoder", "decode_channels", data, track))
-            by_channel = {c.name: self.start_segmenting(c.recording, use_diarization) for c in found if c.recording}
-            await asyncio.gather(*(self.segment(channel) for channel in by_channel.values()))
-            among = sum(bool(channel.speech.segments) for channel in by_channel.values())
-            verdicts = await asyncio.gather(
-                *(self.classify(channel, operating_point, explain, among) for channel in by_channel.values())
-            )
-            judged = [
-                JudgedChannel(name, channel.speech, verdict)
-                for (name, channel), verdict in zip(by_channel.items(), verdicts, strict=True)
-            ]
-            return merge_channels({channel.name: channel.note for channel in found}, judged)
-        except BaseException:
-            self.cancel()
-            raise
+        found: list[ChannelReference] = await self.result(self.start("Decoder", "decode_channels", data, track))
+        by_channel = {c.name: self.start_segmenting(c.recording, use_diarization) for c in found if c.recording}
+        await asyncio.gather(*(self.segment(channel) for channel in by_channel.values()))
+        among = sum(bool(channel.speech.segments) for channel in by_channel.values())
+        verdicts = await asyncio.gather(
+            *(self.classify(channel, operating_point, explain, among) for channel in by_channel.values())
+        )
+        judged = [
+            JudgedChannel(name, channel.speech, verdict)
+            for (name, channel), verdict in zip(by_channel.items(), verdicts, strict=True)
+        ]
+        return merge_channels({channel.name: channel.note for channel in found}, judged)
 
     def start_segmenting(self, recording: Call | ObjectRef[Recording], use_diarization: bool) -> _Segmented:
         speech_call = self.start("VoiceActivityDetector", "detect", recording)
@@ -192,6 +225,7 @@ class _Request:
 
     async def segment(self, segmented: _Segmented) -> None:
         segmented.speech = await self.result(segmented.speech_call, segmented.since)
+        self.progress.audio_seconds = segmented.speech.duration_seconds
         if segmented.turns_call and segmented.speech.segments:
             segmented.turns = await self.result(segmented.turns_call, segmented.since)
         elif segmented.turns_call:
@@ -237,10 +271,11 @@ class _Request:
         return asyncio.get_running_loop().time()
 
     async def _wait(self, call: Call, answer: Awaitable[T], since: float | None = None) -> T:
-        self.waits_for = call.stage
         seconds = self._stage_seconds[call.stage]
         clock = asyncio.get_running_loop().time
         start = clock() if since is None else since
+        if not self.progress.stages or self.progress.stages[-1][0] != call.stage:
+            self.progress.stages.append((call.stage, clock()))
         try:
             async with asyncio.timeout_at(start + seconds) as patience:
                 answered = await answer

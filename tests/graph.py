@@ -58,7 +58,15 @@ class Cluster:
 
     def deploy(self, config: dict[str, Any]) -> None:
         """What `serve deploy` does."""
+        self.keep_jobs_apart(config)
         self.dashboard("PUT", "/api/serve/applications/", json=config)
+
+    def keep_jobs_apart(self, config: dict[str, Any]) -> None:
+        """Have jobs kept in the cluster's folder, unless `config` says where, and not in the repository."""
+        for application in config["applications"]:
+            jobs = application.get("args", {}).get("jobs")
+            if jobs and not Path(jobs["folder"]).is_absolute():
+                jobs["folder"] = str(self.folder / "jobs")
 
     def wait_for(self, status: str, *, seconds: float = DEPLOY_SECONDS) -> dict[str, Any]:
         """Wait until the application has that status. Raises with Serve's message where it fails instead."""
@@ -119,6 +127,7 @@ def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
 @contextmanager
 def served_graph(cluster: Cluster, config: dict[str, Any]) -> Iterator[str]:
     """The graph that `config`, the content of a Serve config file, describes; its address."""
+    cluster.keep_jobs_apart(config)
     file = cluster.folder / "serve_config.yaml"
     file.write_text(yaml.safe_dump(config))
     command: list[str | Path] = [BIN / "serve", "run", f"--address={cluster.address}", file]

@@ -123,6 +123,11 @@ def presented_key(headers: Mapping[str, str]) -> str:
     return ""
 
 
+def subprotocol(offered: Sequence[str]) -> str | None:
+    """Which of the subprotocols that a client offers a WebSocket is to speak: one has to be named where any is."""
+    return next((one for one in offered if not one.startswith(SUBPROTOCOL)), next(iter(offered), None))
+
+
 @dataclass
 class Bucket:
     """What is left of an amount a minute, which fills up evenly. Below nothing is a debt."""

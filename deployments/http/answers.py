@@ -28,6 +28,7 @@ from pipeline.errors import (
     UploadTooLarge,
     UploadTooSlow,
 )
+from pipeline.stream import LiveSettings
 from pipeline.types import Label
 from pipeline.verdict.answer import EXAMPLES, Verdict
 from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
@@ -106,6 +107,8 @@ class InfoAnswer(Answer):
     reasons: dict[str, str] = Field(description="What may stand in `reasons` of an answer, each with its sentence.")
     warnings: dict[str, str] = Field(description="What may stand in `warnings` of an answer, each with its sentence.")
     limits: dict[str, float]
+    live: dict[str, float | None] = Field(description="What a stream of WS /stream may do.")
+    jobs: dict[str, Any] | None = Field(description="What a job of /jobs may be; null for a service without.")
     timeouts_seconds: dict[str, float] = Field(
         description="How long the whole request may take, and each stage once its input is there, its queue included."
     )
@@ -176,10 +179,10 @@ AUDIO_ERRORS = (
 )
 
 
-def ok(model: type[BaseModel], **examples: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+def ok(model: type[BaseModel], status: int = 200, **examples: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     """The successful response of an endpoint in OpenAPI, with its examples by name."""
     named = {name: {"summary": name.replace("_", " "), "value": value} for name, value in examples.items()}
-    return {200: {"model": model, "content": {"application/json": {"examples": named}}}}
+    return {status: {"model": model, "content": {"application/json": {"examples": named}}}}
 
 
 def problems(*errors: SoundSentryError) -> dict[int | str, dict[str, Any]]:
@@ -254,6 +257,12 @@ INFO = {
             "reasons": sentences(Reason),
             "warnings": sentences(AnswerWarning),
             "limits": Limits().model_dump(),
+            "live": LiveSettings().model_dump(),
+            "jobs": {
+                "limits": Limits(max_upload_mib=200, max_duration_seconds=7200, max_files=20).model_dump(),
+                "keep_results_hours": 24.0,
+                "webhooks": True,
+            },
             "timeouts_seconds": {
                 "request": 1200.0,
                 "Decoder": 90.0,

@@ -21,16 +21,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 
 from deployments import metrics
+from deployments.args import JobSettings
 from deployments.graph import Graph
 from deployments.http import answers, documentation, problems
 from deployments.http.access import Access, AccessConfig, Limits
 from deployments.http.admission import Admission, AdmissionConfig
 from deployments.http.gate import Gate, asks_for_page
-from deployments.http.uploads import Options, Upload, body_bytes, check_size, read_form
+from deployments.http.jobs import EXAMPLES as JOB_EXAMPLES
+from deployments.http.jobs import Jobs
+from deployments.http.stream import Streams
+from deployments.http.uploads import FILE, FILES, Options, Upload, body_bytes, check_size, describe_form, read_form
 from deployments.memory import Memory
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import SoundSentryError
+from pipeline.stream import LiveSettings
 from pipeline.types import Label
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
@@ -55,13 +60,17 @@ EXAMPLES = {
     "/usage": answers.USAGE,
     "/predict": answers.PREDICT,
     "/batch-predict": answers.BATCH,
+    **JOB_EXAMPLES,
 }
 
 
 @serve.deployment
 @serve.ingress()
 class Ingress:
-    """Answers HTTP by sending each recording through the graph."""
+    """Answers HTTP by sending each recording through the graph.
+
+    It never calls the `runner` of jobs, which takes what there is from the database; Serve deploys what is bound.
+    """
 
     def __init__(
         self,
@@ -71,6 +80,9 @@ class Ingress:
         admission: AdmissionConfig,
         stage_seconds: dict[str, float],
         request_seconds: float,
+        live: LiveSettings,
+        jobs: JobSettings | None,
+        runner: DeploymentHandle[Any] | None,
         stages: dict[str, DeploymentHandle[Any]],
     ) -> None:
         self._config = config
@@ -80,6 +92,9 @@ class Ingress:
         self._admission = Admission(admission)
         self._timeouts_seconds = {"request": request_seconds, **stage_seconds}
         self._graph = Graph(stages, stage_seconds, request_seconds)
+        self._live = live
+        self._streams = Streams(self._graph, self._access, config, live)
+        self._jobs = Jobs(jobs, admission) if jobs else None
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         self._version: str = project["version"]
         self._memory = Memory()
@@ -122,6 +137,9 @@ class Ingress:
             responses=answers.BATCH,
             openapi_extra=BATCH_FORM,
         )
+        app.add_api_websocket_route("/stream", self._streams.serve)
+        if self._jobs:
+            self._jobs.add_routes(app)
         app.mount("/page", StaticFiles(directory=PAGE))
         # The document that FastAPI makes, and keeps, lacks every null: in an example null says something.
         for path, operations in app.openapi()["paths"].items():
@@ -179,6 +197,8 @@ class Ingress:
                 "reasons": sentences(Reason),
                 "warnings": sentences(AnswerWarning),
                 "limits": config.limits.model_dump(),
+                "live": self._live.model_dump(),
+                "jobs": self._jobs.describe() if self._jobs else None,
                 "timeouts_seconds": self._timeouts_seconds,
                 "admission": self._pace.model_dump(),
                 "supported_formats": list(SUPPORTED_FORMATS),
@@ -255,13 +275,5 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _form(field: str, files: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI request body of an endpoint that reads its form by itself."""
-    properties = {field: files, **Options.model_json_schema()["properties"]}
-    schema = {"type": "object", "required": [field], "properties": properties}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
-
-
-FILE = {"type": "string", "format": "binary"}
-PREDICT_FORM = _form("audio", FILE)
-BATCH_FORM = _form("files", {"type": "array", "items": FILE})
+PREDICT_FORM = describe_form("audio", FILE, Options)
+BATCH_FORM = describe_form("files", FILES, Options)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
+from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,6 +50,13 @@ class Options(BaseModel):
     """The audio track to judge, from 0; needed only where a file holds several."""
 
 
+FILE = {"type": "string", "format": "binary"}
+FILES = {"type": "array", "items": FILE}
+"""What a field with a file, or several, is in OpenAPI."""
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
 @dataclass(frozen=True)
 class Upload:
     """One file of a form. `name` is for display alone."""
@@ -75,6 +84,25 @@ async def read_form(
 ) -> tuple[list[Upload], Options]:
     """The files in `field` and the options of a multipart form, read into memory and never onto a disk.
 
+    Raises as `receive_form` does.
+    """
+    async with receive_form(request, field, limits, pace, max_files, Options) as (files, options):
+        return [Upload(display_name(file.filename), await file.read()) for file in files], options
+
+
+@asynccontextmanager
+async def receive_form(
+    request: Request,
+    field: str,
+    limits: Limits,
+    pace: AdmissionConfig,
+    max_files: int,
+    fields: type[Fields],
+    open_file: Callable[[], BinaryIO] | None = None,
+) -> AsyncIterator[tuple[list[UploadFile], Fields]]:
+    """The files in `field` and the other fields of a multipart form; the files are closed afterwards.
+
+    A file is kept in memory, or in what `open_file` opens for it; at its end that is to be read from its beginning.
     Raises MissingInput, TooManyFiles, UploadTooLarge (as soon as the form is too large, however it is sent),
     UploadTooSlow, or InputError for a form that is broken or has a bad value.
     """
@@ -87,14 +115,18 @@ async def read_form(
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
-    uploads = []
-    values = {}
+    if open_file:
+        parser.keep_files(field, open_file)
     try:
+        files, values = [], {}
         for name, value in (await parser.parse()).multi_items():
             if not isinstance(value, UploadFile):
                 values[name] = value
             elif name == field:
-                uploads.append(Upload(display_name(value.filename), await value.read()))
+                files.append(value)
+        if not files:
+            raise MissingInput(f"Send the recording as a file in the field {field}.")
+        yield files, fields.model_validate(values)
     except MultiPartException as error:
         if parser.files_begun > max_files:
             raise TooManyFiles(
@@ -105,15 +137,17 @@ async def read_form(
         raise InputError(
             "The form is not valid multipart/form-data, or its fields are too many or too long."
         ) from error
+    except ValidationError as error:
+        raise InputError(describe_misfits(error)) from error
     finally:
         parser.close()
 
-    if not uploads:
-        raise MissingInput(f"Send the recording as a file in the field {field}.")
-    try:
-        return uploads, Options.model_validate(values)
-    except ValidationError as error:
-        raise InputError(describe_misfits(error)) from error
+
+def describe_form(field: str, files: dict[str, Any], fields: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI request body of an endpoint that reads its form by itself."""
+    properties = {field: files, **fields.model_json_schema()["properties"]}
+    schema = {"type": "object", "required": [field], "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 def check_size(upload: Upload, limits: Limits) -> None:
@@ -133,6 +167,20 @@ def display_name(name: str | None) -> str | None:
 
 class _Parser(MultiPartParser):
     spool_max_size = 0  # never onto a disk: nothing of a recording is left behind
+
+    _kept_field: str | None = None
+
+    def keep_files(self, field: str, open_file: Callable[[], BinaryIO]) -> None:
+        """Write the files in `field` to what `open_file` opens, one after another."""
+        self._kept_field = field
+        self._open_file = open_file
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        part = self._current_part
+        if part.file is not None and part.field_name == self._kept_field:
+            part.file.file = self._open_file()
+            self._files_to_close_on_error.append(part.file.file)  # type: ignore[arg-type]
 
     @property
     def files_begun(self) -> int:

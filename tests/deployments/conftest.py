@@ -26,7 +26,11 @@ def cluster() -> Iterator[Cluster]:
 def config() -> dict[str, Any]:
     """The content of the Serve config file that `service` was started with."""
     config = serve_config()
-    config["applications"][0]["args"]["cors_origins"] = ["chrome-extension://abcdefghijklmnopabcdefghijklmnop"]
+    arguments = config["applications"][0]["args"]
+    arguments["cors_origins"] = ["chrome-extension://abcdefghijklmnopabcdefghijklmnop"]
+    # So that tests need not wait, nor open many.
+    arguments["live"] |= {"idle_seconds": 5.0, "close_after_silence_seconds": 8.0, "max_streams": 3}
+    arguments["jobs"] |= {"lease_seconds": 5}
     return config
 
 

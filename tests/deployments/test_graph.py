@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
@@ -41,7 +42,8 @@ class Answer:
     async def _work(self, arguments: tuple[Any, ...], work: Callable[..., Any], seconds: float) -> Any:
         resolved = [await item.task if isinstance(item, Answer) else item for item in arguments]
         await asyncio.sleep(seconds)
-        return work(*resolved)
+        answer = work(*resolved)
+        return await answer if inspect.isawaitable(answer) else answer
 
     def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.shield(self.task).__await__()

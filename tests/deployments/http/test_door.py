@@ -24,6 +24,7 @@ from pipeline.audio.decode import decode
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import Overloaded
 from pipeline.stages.classify import Classifier
+from pipeline.stream import LiveSettings
 from pipeline.types import Speech
 from tests.audio import encode
 from tests.deployments.test_graph import Handle
@@ -89,6 +90,9 @@ async def served(
         settings,
         dict.fromkeys(stages.handles, 30.0),
         60.0,
+        LiveSettings(),
+        None,
+        None,
         stages.handles,
     )
     ingress._access = Access(AccessConfig(keys=keys), LocalLimits(clock or Clock()))

@@ -1,0 +1,319 @@
+"""The endpoints of /jobs: recordings that are judged while nobody waits."""
+
+# FastAPI reads the annotations of the endpoints: no `from __future__ import annotations` here.
+
+import asyncio
+import hashlib
+import itertools
+import json
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Any, BinaryIO
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import Field, ValidationError
+
+from deployments.args import JobSettings
+from deployments.http import answers
+from deployments.http.admission import AdmissionConfig
+from deployments.http.uploads import FILES, Options, describe_form, display_name, receive_form
+from deployments.jobs import answer
+from deployments.jobs.sound import NO_ROOM, SoundFolder
+from deployments.jobs.store import UNFINISHED, Job, JobStore, NewFile
+from deployments.jobs.webhooks import Webhooks, read_secret
+from pipeline.config import Limits, Strict, describe_misfits
+from pipeline.errors import (
+    IdempotencyConflict,
+    InputError,
+    JobNotFound,
+    Overloaded,
+    StoreUnavailable,
+    UploadTooLarge,
+    WebhookRefused,
+)
+
+POLL_SECONDS = 0.5
+"""How often a job that somebody follows is looked at."""
+
+KEEP_ALIVE_SECONDS = 15.0
+"""How often something is sent to who follows a job, so that no proxy between takes the connection for dead."""
+
+MAX_KEY_LENGTH = 200
+CHUNK_BYTES = 1 << 20
+
+
+class JobFields(Options):
+    """The fields of a form besides its files."""
+
+    webhook: str | None = Field(None, description="The http or https address to tell when the job is done.")
+
+
+class Page(Strict):
+    """The query of GET /jobs."""
+
+    limit: int = Field(20, ge=1, le=100, description="How many jobs at most.")
+    before: str | None = Field(None, description="Only jobs older than this one, by its id.")
+
+
+class Jobs:
+    """Takes jobs and tells of them. The JobRunner does the work; between them are the database and the folder."""
+
+    def __init__(self, settings: JobSettings, pace: AdmissionConfig) -> None:
+        self._settings = settings
+        self._pace = pace
+        self._limits: Limits = settings.limits
+        self._store = JobStore(settings.database_url)
+        self._sound = SoundFolder(settings.sound_path)
+        self._sound.create()
+        self._store.create_tables()
+        secret = settings.webhook_secret_file
+        self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
+        self._followers = 0
+
+    def add_routes(self, app: FastAPI) -> None:
+        """Let `app` answer for these paths."""
+        form = describe_form("files", FILES, JobFields)
+        app.add_api_route("/jobs", self.create, methods=["POST"], status_code=202, responses=CREATE, openapi_extra=form)
+        app.add_api_route("/jobs", self.latest, responses=LATEST, openapi_extra=QUERY)
+        app.add_api_route("/jobs/{job_id}", self.get, responses=ONE)
+        app.add_api_route("/jobs/{job_id}", self.cancel, methods=["DELETE"], responses=ONE)
+        app.add_api_route("/jobs/{job_id}/events", self.events, responses=EVENTS, response_class=StreamingResponse)
+
+    def describe(self) -> dict[str, Any]:
+        """What /info tells about jobs."""
+        return {
+            "limits": self._limits.model_dump(),
+            "keep_results_hours": self._settings.keep_results_hours,
+            "webhooks": self._webhooks is not None,
+        }
+
+    async def create(self, request: Request) -> JSONResponse:
+        """Take recordings to be judged one after another. With the same Idempotency-Key it is the same job."""
+        key = request.headers.get("idempotency-key")
+        if key is not None and not (0 < len(key) <= MAX_KEY_LENGTH and key.isprintable()):
+            raise InputError(f"Idempotency-Key: send 1 to {MAX_KEY_LENGTH} printable characters.")
+        job_id = secrets.token_hex(16)
+        try:
+            files, fields, fingerprint = await self._receive(request, job_id)
+        except BaseException:
+            self._sound.delete(job_id, range(self._limits.max_files))
+            raise
+        adding = asyncio.to_thread(
+            self._store.add,
+            owner(request),
+            files,
+            fields.model_dump(exclude={"webhook"}),
+            job_id=job_id,
+            fingerprint=fingerprint,
+            idempotency_key=key,
+            webhook=fields.webhook,
+            max_waiting=self._settings.max_waiting_files,
+        )
+        # Whatever else ends this leaves the sound: the job may be there by now. If it is not, the sound is swept away.
+        try:
+            job, is_new = await adding
+        except (IdempotencyConflict, Overloaded):
+            self._sound.delete(job_id, range(len(files)))
+            raise
+        if not is_new:
+            self._sound.delete(job_id, range(len(files)))
+        return JSONResponse(self._document(job), HTTPStatus.ACCEPTED, {"Location": f"/jobs/{job.id}"})
+
+    async def latest(self, request: Request) -> JSONResponse:
+        """The latest jobs of the key that asks, without their results."""
+        try:
+            page = Page.model_validate(dict(request.query_params))
+        except ValidationError as error:
+            raise InputError(describe_misfits(error)) from error
+        jobs = await asyncio.to_thread(self._store.latest, owner(request), page.limit, page.before)
+        summaries = [answer.summary(job, self._settings.keep_seconds) for job in jobs]
+        return JSONResponse({"jobs": summaries, "next": jobs[-1].id if len(jobs) == page.limit else None})
+
+    async def get(self, request: Request, job_id: str) -> JSONResponse:
+        """How far a job is, and the results of its files."""
+        return JSONResponse(self._document(await asyncio.to_thread(self._store.get, owner(request), job_id)))
+
+    async def cancel(self, request: Request, job_id: str) -> JSONResponse:
+        """Stop a job, and delete its recordings; forget one that is finished, with its results. Answers what it was."""
+        job = await asyncio.to_thread(self._store.get, owner(request), job_id)
+        if job.state in UNFINISHED:
+            job = await asyncio.to_thread(self._store.cancel, owner(request), job_id)
+            self._sound.delete(job_id, range(len(job.files)))
+        else:
+            await asyncio.to_thread(self._store.delete, owner(request), job_id)
+        return JSONResponse(self._document(job))
+
+    async def events(self, request: Request, job_id: str) -> StreamingResponse:
+        """The job whenever it changes, as server-sent events, until it is finished; results come with the last."""
+        if self._followers >= self._settings.max_followers:
+            raise Overloaded("As many follow jobs as may at a time. Ask for /jobs/{job_id} now and then instead.")
+        job = await asyncio.to_thread(self._store.get, owner(request), job_id)
+        return StreamingResponse(
+            self._follow(job), headers={"Cache-Control": "no-store"}, media_type="text/event-stream"
+        )
+
+    async def _follow(self, job: Job) -> AsyncIterator[str]:
+        self._followers += 1
+        try:
+            told, told_at = "", 0.0
+            while True:
+                is_finished = job.state not in UNFINISHED
+                state = self._document(job) if is_finished else answer.summary(job, self._settings.keep_seconds)
+                what = json.dumps(state | {"seconds_left": None})
+                if what != told:
+                    yield f"event: state\ndata: {json.dumps(state)}\n\n"
+                    told, told_at = what, time.monotonic()
+                elif time.monotonic() - told_at > KEEP_ALIVE_SECONDS:
+                    yield ": the job goes on\n\n"
+                    told_at = time.monotonic()
+                if is_finished:
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+                try:
+                    job = await asyncio.to_thread(self._store.get, job.owner, job.id)
+                except JobNotFound:
+                    return
+        finally:
+            self._followers -= 1
+
+    async def _receive(self, request: Request, job_id: str) -> tuple[list[NewFile], JobFields, str]:
+        """Write the files of a form to the folder; returns them, the fields, and a fingerprint of both."""
+        limits, positions = self._limits, itertools.count()
+
+        def open_file() -> BinaryIO:
+            return self._sound.write(job_id, next(positions))
+
+        form = receive_form(request, "files", limits, self._pace, limits.max_files, JobFields, open_file)
+        try:
+            async with form as (parts, fields):
+                files = [NewFile(display_name(part.filename), part.size or 0) for part in parts]
+                if any(file.size > limits.max_upload_bytes for file in files):
+                    raise UploadTooLarge(f"Send at most {limits.max_upload_mib:g} MiB a file.")
+                digests = [await asyncio.to_thread(_settle, part.file) for part in parts]
+        except OSError as error:
+            raise StoreUnavailable(NO_ROOM) from error
+        if fields.webhook is not None:
+            if self._webhooks is None:
+                raise WebhookRefused("webhook: this service sends none. Ask for /jobs/{job_id} instead.")
+            await self._webhooks.check(fields.webhook)
+        told = [f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True)]
+        fingerprint = hashlib.sha256("\n".join([fields.model_dump_json(), *told]).encode()).hexdigest()
+        return files, fields, fingerprint
+
+    def _document(self, job: Job) -> dict[str, Any]:
+        return answer.document(job, self._settings.keep_seconds)
+
+
+def owner(request: Request) -> str:
+    """Whose jobs a request is about: the name of its key; empty where the service has none."""
+    key = getattr(request.state, "key", None)
+    return key.name if key else ""
+
+
+def _settle(file: BinaryIO) -> str:
+    """The SHA-256 of a file that is written, once it is on the disk for good."""
+    os.fsync(file.fileno())
+    file.seek(0)
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+_JOB: dict[str, Any] = {
+    "job_id": "2f1c0e8a6b5d4c3f9e7a1b2c3d4e5f60",
+    "status": "running",
+    "stage": "TkanExtractor",
+    "progress": 0.74,
+    "seconds_left": 21.5,
+    "created_at": answers.TIMESTAMP,
+    "started_at": answers.TIMESTAMP,
+    "finished_at": None,
+    "kept_until": None,
+    "total_files": 2,
+    "files": [
+        {"filename": "notes.txt", "status": "done", "stage": None, "progress": 1.0, "attempts": 1},
+        {"filename": "call.webm", "status": "running", "stage": "TkanExtractor", "progress": 0.74, "attempts": 1},
+    ],
+    "webhook": {"status": "waiting", "attempts": 0},
+}
+_RESULTS = answers.BATCH[200]["content"]["application/json"]["examples"]["one_broken_file"]["value"]["results"][::-1]
+_RUNNING = _JOB | {"successful": 0, "failed": 1, "results": _RESULTS[:1]}
+_DONE = _RUNNING | {
+    "status": "done",
+    "stage": None,
+    "progress": 1.0,
+    "seconds_left": None,
+    "finished_at": "2026-01-01T00:01:20Z",
+    "kept_until": "2026-01-02T00:01:20Z",
+    "files": [file | {"status": "done", "stage": None, "progress": 1.0} for file in _JOB["files"]],
+    "webhook": {"status": "delivered", "attempts": 1},
+    "successful": 1,
+    "results": _RESULTS,
+}
+_QUEUED = _RUNNING | {
+    "status": "queued",
+    "stage": None,
+    "progress": 0.0,
+    "seconds_left": None,
+    "started_at": None,
+    "files": [file | {"status": "queued", "stage": None, "progress": 0.0, "attempts": 0} for file in _JOB["files"]],
+    "failed": 0,
+    "results": [],
+}
+
+JOB_ERRORS = (
+    JobNotFound("There is no such job, or its results were kept for as long as they are and are gone."),
+    StoreUnavailable("The jobs cannot be reached at present. Try again in a while."),
+)
+
+CREATE = {
+    **answers.ok(answer.JobAnswer, 202, queued=_QUEUED),
+    **answers.problems(
+        *answers.ACCESS_ERRORS,
+        *answers.FORM_ERRORS,
+        WebhookRefused("webhook: its address is in a private network, where this service sends nothing."),
+        IdempotencyConflict("This Idempotency-Key came with another request before. Use a new key for each job."),
+        JOB_ERRORS[1],
+    ),
+}
+CREATE[202]["headers"] = {"Location": {"description": "Where to ask for the job.", "schema": {"type": "string"}}}
+
+LATEST = {
+    **answers.ok(answer.JobsAnswer, one_running={"jobs": [_JOB], "next": None}),
+    **answers.problems(
+        *answers.ACCESS_ERRORS,
+        InputError("limit: Input should be less than or equal to 100"),
+        *JOB_ERRORS,
+    ),
+}
+
+ONE = {
+    **answers.ok(answer.JobAnswer, running=_RUNNING, done=_DONE),
+    **answers.problems(*answers.ACCESS_ERRORS, *JOB_ERRORS),
+}
+
+EVENTS = {
+    200: {
+        "description": "Events of the type `state`, whose data is the job, in one line.",
+        "content": {"text/event-stream": {"example": f"event: state\ndata: {json.dumps(_JOB)}\n\n"}},
+    },
+    **answers.problems(*answers.ACCESS_ERRORS, *JOB_ERRORS),
+}
+
+EXAMPLES = {
+    "/jobs": {**LATEST, **CREATE},
+    "/jobs/{job_id}": ONE,
+    "/jobs/{job_id}/events": EVENTS,
+}
+
+QUERY = {
+    "parameters": [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in Page.model_json_schema()["properties"].items()
+    ]
+}

@@ -1,0 +1,181 @@
+"""WS /stream: a verdict every half second on sound while it is made, and at the end one on the whole."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from fastapi import WebSocket, WebSocketDisconnect, status
+
+from deployments.graph import Graph
+from deployments.http import answers, problems
+from deployments.http.access import Access, subprotocol
+from pipeline.config import DetectorConfig
+from pipeline.errors import (
+    InputError,
+    Overloaded,
+    SoundSentryError,
+    StageUnavailable,
+    StreamStopped,
+    UnreadableAudio,
+)
+from pipeline.stream import LiveSettings, LiveStream, StreamOptions, StreamUpdate, StreamVerdict, parse_options
+from pipeline.types import Segment
+
+logger = logging.getLogger("ray.serve")
+
+T = TypeVar("T")
+
+CLOSE_CODES: tuple[tuple[type[SoundSentryError], int], ...] = (
+    (UnreadableAudio, status.WS_1007_INVALID_FRAME_PAYLOAD_DATA),
+    (InputError, status.WS_1008_POLICY_VIOLATION),
+    (Overloaded, status.WS_1013_TRY_AGAIN_LATER),
+    (StageUnavailable, status.WS_1013_TRY_AGAIN_LATER),
+    (SoundSentryError, status.WS_1011_INTERNAL_ERROR),
+)
+"""The first that fits an error says how a stream is closed because of it (RFC 6455 section 7.4)."""
+
+ENDED = "The verdict on the whole is in the last message."
+FULL = "The stream is as long as one recording may be. Begin a new one."
+SILENT = "Nobody has spoken for a while. Begin a new stream when somebody does."
+"""Why a stream is closed that had no fault, within the 123 bytes that a reason may have."""
+
+
+class Streams:
+    """Serves the live streams of one replica, so many at a time."""
+
+    def __init__(self, graph: Graph, access: Access, config: DetectorConfig, settings: LiveSettings) -> None:
+        self._graph = graph
+        self._access = access
+        self._config = config
+        self._settings = settings
+        self._open = 0
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """Answer one stream until it ends, by whoever's will."""
+        await websocket.accept(subprotocol(websocket.scope["subprotocols"]))
+        self._open += 1
+        try:
+            if self._open > self._settings.max_streams:
+                raise Overloaded("As many streams are open as are served at a time. Try again in a while.")
+            await self._answer(websocket)
+        except WebSocketDisconnect:
+            pass
+        except SoundSentryError as error:
+            await _refuse(websocket, error)
+        except Exception:
+            logger.exception("A stream failed.")
+            await _refuse(websocket, SoundSentryError("The service failed on this stream. Begin a new one."))
+        finally:
+            self._open -= 1
+
+    async def _answer(self, websocket: WebSocket) -> None:
+        message = await self._receive(websocket)
+        if "text" not in message:
+            raise InputError("The first message of a stream is JSON: send its format, then its sound.")
+        options = parse_options(message["text"])
+        live = LiveStream(options, self._config.windows, self._config.limits, self._settings)
+        arrived = asyncio.Event()
+        receiver = asyncio.create_task(self._record(websocket, live, arrived))
+        try:
+            while not (receiver.done() or live.is_silent):
+                await arrived.wait()
+                arrived.clear()
+                while not live.is_silent and (stretch := live.next_stretch()):
+                    await _send(websocket, await self._update(live, stretch, options))
+                    if receiver.done():
+                        receiver.result()  # raises where the stream is broken, or nobody listens any more
+            reason = receiver.result() if receiver.done() else SILENT
+        finally:
+            receiver.cancel()
+            await asyncio.gather(receiver, return_exceptions=True)
+            await self._access.charge(websocket.state.key, live.tape.seconds)
+        verdict = await _unless_gone(websocket, self._judge(live, options))
+        await _send(websocket, verdict)
+        await websocket.close(status.WS_1000_NORMAL_CLOSURE, reason)
+
+    async def _receive(self, websocket: WebSocket) -> dict[str, Any]:
+        """The next message. Raises WebSocketDisconnect, or StreamStopped where none comes for long."""
+        try:
+            async with asyncio.timeout(self._settings.idle_seconds):
+                message = await websocket.receive()
+        except TimeoutError as error:
+            raise StreamStopped(
+                f"Nothing has come for {self._settings.idle_seconds:g} seconds. Begin a new stream when there is sound."
+            ) from error
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        return {kind: message[kind] for kind in ("text", "bytes") if message.get(kind) is not None}
+
+    async def _record(self, websocket: WebSocket, live: LiveStream, arrived: asyncio.Event) -> str:
+        """Take in sound until the stream ends, or is full; returns why. `arrived` is set whenever something came."""
+        began = time.monotonic()
+        try:
+            while not live.is_full:
+                message = await self._receive(websocket)
+                if "bytes" in message:
+                    live.add(message["bytes"], time.monotonic() - began)
+                elif _is_end(message["text"]):
+                    return ENDED
+                else:
+                    raise InputError('Send sound as binary messages, and {"end": true} at its end.')
+                arrived.set()
+            return FULL
+        finally:
+            arrived.set()
+
+    async def _update(self, live: LiveStream, stretch: Segment, options: StreamOptions) -> StreamUpdate:
+        heard = await asyncio.gather(*(self._graph.extract(file) for file in live.files(stretch)))
+        gathered = live.remember(stretch, heard)
+        verdicts = await asyncio.gather(*(self._graph.classify(one, options.operating_point) for one in gathered))
+        return live.update(verdicts)
+
+    async def _judge(self, live: LiveStream, options: StreamOptions) -> StreamVerdict:
+        verdict = await self._graph.predict(
+            live.tape.whole(), use_diarization=options.use_diarization, operating_point=options.operating_point
+        )
+        values = dict(verdict)
+        if options.format != "webm":
+            values["file_sha256"] = None  # samples are no file; that of the WAV around them would tell nobody anything
+        return StreamVerdict(**values, end=verdict.duration_seconds)
+
+
+def _is_end(text: str) -> bool:
+    with suppress(ValueError, RecursionError):
+        return bool(json.loads(text) == {"end": True})
+    return False
+
+
+async def _unless_gone(websocket: WebSocket, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. Cancels it and raises WebSocketDisconnect as soon as nobody waits for it any more."""
+
+    async def listen() -> None:
+        while (message := await websocket.receive())["type"] != "websocket.disconnect":
+            pass
+        raise WebSocketDisconnect(message["code"])
+
+    working, listening = asyncio.create_task(work), asyncio.create_task(listen())
+    try:
+        await asyncio.wait((working, listening), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            listening.result()
+        return await working
+    finally:
+        working.cancel()
+        listening.cancel()
+        await asyncio.gather(working, listening, return_exceptions=True)
+
+
+async def _send(websocket: WebSocket, message: StreamUpdate | StreamVerdict) -> None:
+    await websocket.send_text(message.model_dump_json())
+
+
+async def _refuse(websocket: WebSocket, error: SoundSentryError) -> None:
+    """Tell what is wrong, if anybody still listens, and close."""
+    code = next(code for kind, code in CLOSE_CODES if isinstance(error, kind))
+    with suppress(WebSocketDisconnect, RuntimeError):
+        await websocket.send_json(answers.problem(error) | {"request_id": problems.request_id(websocket)})
+        await websocket.close(code, error.title)

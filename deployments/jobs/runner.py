@@ -1,0 +1,187 @@
+"""The JobRunner: takes files of jobs from the database and sends them through the graph, so many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.args import JobSettings
+from deployments.graph import Graph, Progress
+from deployments.http.access import Access, AccessConfig, Limits
+from deployments.http.answers import JudgedFile, problem
+from deployments.jobs import answer
+from deployments.jobs.progress import Pace
+from deployments.jobs.sound import UNKNOWN_SECONDS, SoundFolder
+from deployments.jobs.store import Claim, JobStore
+from deployments.jobs.webhooks import Webhooks, pause_seconds, read_secret
+from pipeline.errors import Overloaded, SoundSentryError, StageUnavailable, StoreUnavailable
+
+logger = logging.getLogger("ray.serve")
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.5
+"""How often the database is asked for work, and, while there is some, whether it was cancelled."""
+
+OUTAGE_SECONDS = 2.0
+"""How long to wait where the database does not answer."""
+
+SWEEP_SECONDS = 60.0
+
+WEBHOOK_LEASE_SECONDS = 60.0
+"""After so long a webhook that was begun is taken to be lost with its runner."""
+
+RETRY_SECONDS = 5.0
+"""How long a file rests after a stage was down, times the attempts so far."""
+
+
+@serve.deployment
+class JobRunner:
+    """Judges the files of jobs, sends webhooks, and clears away what is over. It takes no requests.
+
+    It works for as long as it lives; where it dies, whatever it had in hand is taken up by another, or by itself when
+    it is started again.
+    """
+
+    def __init__(self, settings: JobSettings, access: AccessConfig, stages: dict[str, DeploymentHandle[Any]]) -> None:
+        self._settings = settings
+        self._access = Access(access, Limits() if access.keys else None)
+        self._keys = {key.name: key for key in access.keys}
+        self._store = JobStore(settings.database_url)
+        self._store.create_tables()
+        self._sound = SoundFolder(settings.sound_path)
+        self._sound.create()
+        self._graph = Graph(stages, dict.fromkeys(stages, settings.file_seconds), settings.file_seconds)
+        self._pace = Pace()
+        secret = settings.webhook_secret_file
+        self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
+        turns = [self._judge_next] * settings.parallel_files + [self._tell_next]
+        self._loops = [asyncio.create_task(_repeat(turn)) for turn in turns]
+        self._loops.append(asyncio.create_task(_repeat(self._sweep)))
+
+    async def check_health(self) -> None:
+        """Raises where a part of the runner has ended, so that Serve starts another."""
+        for loop in self._loops:
+            if loop.done():
+                loop.result()
+
+    async def _judge_next(self) -> float:
+        """Judge the file that has waited longest. Returns how long to rest then."""
+        claim = await asyncio.to_thread(self._store.claim, self._settings.lease_seconds)
+        if claim is None:
+            return POLL_SECONDS
+        audio_seconds = 0.0
+        try:
+            if claim.attempts > self._settings.max_attempts:
+                raise SoundSentryError("What judges this file was lost each time. Nothing can be said about it.")
+            result, audio_seconds = await self._judge(claim)
+        except (StageUnavailable, Overloaded) as error:
+            if claim.attempts < self._settings.max_attempts:
+                await _insist(self._store.release, claim, RETRY_SECONDS * claim.attempts)
+                return 0.0
+            result = _failure(claim, error)
+        except SoundSentryError as error:
+            result = _failure(claim, error)
+        except Exception:
+            logger.exception("A file of a job failed.")
+            result = _failure(claim, SoundSentryError("The service failed on this file. Nothing can be said about it."))
+        if result is not None and await _insist(self._store.finish, claim, result):
+            await asyncio.to_thread(self._sound.delete, claim.job_id, [claim.position])
+            await self._charge(claim, audio_seconds)
+        return 0.0
+
+    async def _judge(self, claim: Claim) -> tuple[dict[str, Any] | None, float]:
+        """The result of a file, and its length in seconds; None where its job was cancelled, or the claim was lost."""
+        sound = await asyncio.to_thread(self._sound.read, claim.job_id, claim.position)
+        progress = Progress()
+        work = asyncio.create_task(self._graph.predict(sound, **claim.options, progress=progress))
+        loop = asyncio.get_running_loop()
+        try:
+            while not (await asyncio.wait((work,), timeout=POLL_SECONDS))[0]:
+                share = self._pace.share_done(progress, loop.time(), claim.options["use_diarization"])
+                stage = progress.stages[-1][0] if progress.stages else None
+                lease_seconds = self._settings.lease_seconds
+                with suppress(StoreUnavailable):  # the work goes on; whether it counts is told when it is finished
+                    if not await asyncio.to_thread(self._store.renew, claim, lease_seconds, stage, share):
+                        return None, 0.0
+            verdict = work.result()
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        self._pace.learn(progress, loop.time())
+        judged = JudgedFile(**dict(verdict), filename=claim.name, status=verdict.outcome)
+        return judged.model_dump(mode="json"), verdict.duration_seconds
+
+    async def _charge(self, claim: Claim, audio_seconds: float) -> None:
+        """Count what a file held against the key that sent it."""
+        try:
+            await self._access.charge(self._keys.get(claim.owner), audio_seconds)
+        except StageUnavailable:
+            logger.warning("%g s of audio of job %s were not counted.", audio_seconds, claim.job_id)
+
+    async def _tell_next(self) -> float:
+        """Send the webhook that is due."""
+        job = await asyncio.to_thread(self._store.claim_webhook, WEBHOOK_LEASE_SECONDS)
+        if job is None:
+            return POLL_SECONDS
+        settings = self._settings
+        body = json.dumps(answer.document(job, settings.keep_seconds), allow_nan=False).encode()
+        reason: str | None = "webhooks are not configured any more"
+        if self._webhooks and job.webhook:
+            reason = await self._webhooks.send(job.webhook, job.id, body)
+        if reason is None:
+            await _insist(self._store.settle_webhook, job.id, "delivered")
+            return 0.0
+        logger.info("The webhook of job %s failed: %s.", job.id, reason)
+        if job.webhook_attempts >= settings.webhook_attempts:
+            await _insist(self._store.settle_webhook, job.id, "failed")
+        else:
+            pause = pause_seconds(job.webhook_attempts, settings.webhook_first_pause_seconds)
+            await _insist(self._store.settle_webhook, job.id, "pending", pause)
+        return 0.0
+
+    async def _sweep(self) -> float:
+        """Forget jobs whose time is over, and delete sound that no job needs any more."""
+        await asyncio.to_thread(self._store.delete_finished, time.time() - self._settings.keep_seconds)
+        await asyncio.to_thread(self._sweep_sound)
+        return SWEEP_SECONDS
+
+    def _sweep_sound(self) -> None:
+        ages = self._sound.files()
+        needed = self._store.unfinished(list(ages))
+        known = self._store.known([job_id for job_id, _ in ages])
+        for (job_id, position), age in ages.items():
+            is_over = job_id in known or age > UNKNOWN_SECONDS
+            if is_over and (job_id, position) not in needed:
+                self._sound.delete(job_id, [position])
+
+
+async def _repeat(turn: Callable[[], Awaitable[float]]) -> None:
+    """Take one turn after another, each followed by the rest that it asks for."""
+    while True:
+        try:
+            rest = await turn()
+        except StoreUnavailable:  # which the store has logged
+            rest = OUTAGE_SECONDS
+        await asyncio.sleep(rest)
+
+
+async def _insist(write: Callable[..., T], *arguments: Any) -> T:
+    """Write to the database, however long it is away."""
+    while True:
+        try:
+            return await asyncio.to_thread(write, *arguments)
+        except StoreUnavailable:
+            await asyncio.sleep(OUTAGE_SECONDS)
+
+
+def _failure(claim: Claim, error: SoundSentryError) -> dict[str, Any]:
+    return {"filename": claim.name, "status": "failed", "error": problem(error)}

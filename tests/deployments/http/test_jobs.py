@@ -1,0 +1,594 @@
+"""The endpoints of /jobs and the runner behind them, in this process, with stages that find no speech."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from deployments.args import JobLimits, JobSettings
+from deployments.http import jobs as endpoints
+from deployments.http.access import Access, AccessConfig, Key
+from deployments.http.admission import AdmissionConfig
+from deployments.http.answers import Problem
+from deployments.http.ingress import Ingress
+from deployments.jobs import runner as running
+from deployments.jobs.answer import JobAnswer, JobsAnswer
+from deployments.jobs.runner import JobRunner
+from pipeline.audio.decode import decode
+from pipeline.config import DetectorConfig
+from pipeline.errors import StageUnavailable
+from pipeline.stages.classify import Classifier
+from pipeline.stream import LiveSettings
+from pipeline.types import Recording, Speech
+from tests.audio import encode
+from tests.deployments.http.test_door import Clock, LocalLimits, key
+from tests.deployments.jobs.test_webhooks import Receiver, receiver
+from tests.deployments.test_graph import Handle
+
+__all__ = ["receiver"]
+
+CONFIG = DetectorConfig()
+CLIP = encode(np.zeros(16_000, np.float32))
+LONGER = encode(np.zeros(32_000, np.float32))
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
+SECRET = b"0123456789abcdef0123456789abcdef"
+
+
+class Stages:
+    """Stages that find no speech. Voice activity detection fails with each of `errors` first, then waits for `go`."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.go.set()
+        self.errors: list[Exception] = []
+        self.at_work = 0
+        self.heard = 0
+        classifier = Classifier(CONFIG)
+        self.handles: dict[str, Any] = {
+            "Decoder": Handle(lambda data: decode(data, CONFIG.limits)),
+            "VoiceActivityDetector": Handle(self.detect),
+            "Diarizer": Handle(lambda recording: ()),
+            "TkanExtractor": Handle(lambda *_: None),
+            "Classifier": Handle(lambda speech, diarized: classifier.no_speech(speech, use_diarization=diarized)),
+        }
+
+    async def detect(self, recording: Recording) -> Speech:
+        self.heard += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self.at_work += 1
+        try:
+            await self.go.wait()
+        finally:
+            self.at_work -= 1
+        return Speech((), recording.waveform.duration_seconds, recording.original_format)
+
+
+@dataclass
+class Service:
+    """The ingress and a runner on one folder; `runner` is None until it is started."""
+
+    client: httpx.AsyncClient
+    stages: Stages
+    settings: JobSettings
+    access: AccessConfig
+    limits: LocalLimits
+    runners: list[Any] = field(default_factory=list)
+
+    def start_runner(self) -> Any:
+        runner = JobRunner.func_or_class(self.settings, self.access, self.stages.handles)
+        runner._access = Access(self.access, self.limits)
+        self.runners.append(runner)
+        return runner
+
+    async def kill_runner(self) -> None:
+        """End a runner without a word, as SIGKILL would."""
+        runner = self.runners.pop()
+        for loop in runner._loops:
+            loop.cancel()
+        await asyncio.gather(*runner._loops, return_exceptions=True)
+
+    def sounds(self) -> set[str]:
+        return {path.name for path in self.settings.sound_path.iterdir()}
+
+    async def until_silent(self) -> None:
+        """Wait until no sound is on the disk any more."""
+        while self.sounds():
+            await asyncio.sleep(0.05)
+
+    async def post(self, *files: Any, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
+        form = [("files", file if isinstance(file, tuple) else ("a.wav", file)) for file in files]
+        return await self.client.post("/jobs", files=form, data=fields, headers=headers)
+
+    async def create(self, *files: Any, headers: dict[str, str] | None = None, **fields: str) -> dict[str, Any]:
+        return job(await self.post(*files, headers=headers, **fields), 202)
+
+    async def get(self, job_id: str, **options: Any) -> dict[str, Any]:
+        return job(await self.client.get(f"/jobs/{job_id}", **options))
+
+    async def until(self, job_id: str, status: str) -> dict[str, Any]:
+        while (state := await self.get(job_id))["status"] != status:
+            await asyncio.sleep(0.05)
+        return state
+
+
+def job(response: httpx.Response, status: int = 200) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    JobAnswer.model_validate_json(response.text)
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def problem(response: httpx.Response, status: int) -> Problem:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    return Problem.model_validate_json(response.text)
+
+
+@asynccontextmanager
+async def served(
+    folder: Path, *, keys: tuple[Key, ...] = (), runs: bool = True, **settings: Any
+) -> AsyncIterator[Service]:
+    stages = Stages()
+    job_settings = JobSettings(folder=folder, **settings)
+    access, limits = AccessConfig(keys=keys), LocalLimits(Clock())
+    plain = Ingress.func_or_class.__mro__[1]
+    ingress = plain.__new__(plain)
+    seconds = dict.fromkeys(stages.handles, 30.0)
+    plain.__init__(
+        ingress,
+        CONFIG,
+        (),
+        AccessConfig(),
+        AdmissionConfig(),
+        seconds,
+        60.0,
+        LiveSettings(),
+        job_settings,
+        None,
+        stages.handles,
+    )
+    ingress._access = Access(access, limits)
+    transport = httpx.ASGITransport(plain.__serve_build_asgi_app__(ingress), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        service = Service(client, stages, job_settings, access, limits)
+        if runs:
+            service.start_runner()
+        try:
+            yield service
+        finally:
+            while service.runners:
+                await service.kill_runner()
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 240))
+
+
+def test_files_are_judged_one_by_one_and_a_broken_one_is_no_reason_to_refuse_the_others(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path) as service:
+            response = await service.post(("one.wav", CLIP), ("notes.txt", b"no audio"), ("two.wav", LONGER))
+            created = job(response, 202)
+            assert response.headers["location"] == f"/jobs/{created['job_id']}"
+            assert (created["status"], created["progress"], created["results"]) == ("queued", 0.0, [])
+            done = await service.until(created["job_id"], "done")
+            assert [file["filename"] for file in done["files"]] == ["one.wav", "notes.txt", "two.wav"]
+            one, notes, two = done["results"]
+            assert (one["filename"], one["status"], one["duration_seconds"]) == ("one.wav", "no_speech", 1.0)
+            assert (two["filename"], two["status"], two["duration_seconds"]) == ("two.wav", "no_speech", 2.0)
+            assert notes["status"] == "failed" and notes["error"]["type"] == "/docs#unsupported-format"
+            assert (done["successful"], done["failed"], done["total_files"]) == (2, 1, 3)
+            assert (done["progress"], done["stage"], done["seconds_left"]) == (1.0, None, None)
+            assert done["kept_until"] > done["finished_at"] >= done["started_at"] >= done["created_at"]
+            await service.until_silent()
+
+    run(test)
+
+
+def test_sound_lies_in_a_private_folder_until_its_file_is_judged(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            await service.create(CLIP, LONGER)
+            folder = service.settings.sound_path
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            files = sorted(folder.iterdir())
+            assert [file.read_bytes() for file in files] == [CLIP, LONGER]
+            assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
+            service.stages.go.clear()
+            service.start_runner()
+            while not service.stages.at_work:
+                await asyncio.sleep(0.05)
+            assert len(service.sounds()) == 2
+            service.stages.go.set()
+            await service.until_silent()
+
+    run(test)
+
+
+def test_a_running_job_tells_its_stage_and_is_cancelled_at_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path) as service:
+            service.stages.go.clear()
+            job_id = (await service.create(CLIP, LONGER))["job_id"]
+            while (state := await service.get(job_id))["stage"] is None:
+                await asyncio.sleep(0.05)
+            assert state["stage"] == "VoiceActivityDetector"
+            assert [file["status"] for file in state["files"]] == ["running", "queued"]
+            cancelled = job(await service.client.delete(f"/jobs/{job_id}"))
+            assert cancelled["status"] == "cancelled" and not service.sounds()
+            while service.stages.at_work:  # until the graph is told to stop
+                await asyncio.sleep(0.02)
+            service.stages.go.set()
+            other = await service.create(CLIP)
+            await service.until(other["job_id"], "done")
+            assert (await service.get(job_id))["results"] == []
+
+    run(test)
+
+
+def test_a_finished_job_is_forgotten_when_it_is_deleted(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path) as service:
+            job_id = (await service.create(CLIP))["job_id"]
+            done = await service.until(job_id, "done")
+            assert job(await service.client.delete(f"/jobs/{job_id}")) == done
+            for response in (
+                await service.client.get(f"/jobs/{job_id}"),
+                await service.client.delete(f"/jobs/{job_id}"),
+                await service.client.get(f"/jobs/{job_id}/events"),
+            ):
+                assert problem(response, 404).title == "No such job"
+
+    run(test)
+
+
+def test_the_same_idempotency_key_is_the_same_job(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            again = {"Idempotency-Key": "k1"}
+            first = await service.create(CLIP, headers=again)
+            second = await service.create(CLIP, headers=again)
+            assert second == first
+            assert len(service.sounds()) == 1
+            for changed in (
+                service.post(LONGER, headers=again),
+                service.post(("b.wav", CLIP), headers=again),
+                service.post(CLIP, headers=again, use_diarization="true"),
+            ):
+                assert "Use a new key" in problem(await changed, 409).detail
+            assert len(service.sounds()) == 1
+            for bad in ("x" * 201, ""):
+                problem(await service.post(CLIP, headers={"Idempotency-Key": bad}), 422)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "status", "said"),
+    [
+        ([], {"explain": "true"}, 422, "field files"),
+        ([CLIP] * 4, {}, 413, "at most 3 files"),
+        ([bytes(1_100_000)], {}, 413, "at most 1 MiB"),
+        ([bytes(4_000_000)], {}, 413, "at most 1 MiB"),
+        ([CLIP], {"use_diarization": "perhaps"}, 422, "use_diarization"),
+        ([CLIP], {"webhook": "https://example.org/"}, 422, "sends none"),
+    ],
+    ids=["no file", "too many", "too large", "far too large", "a bad value", "a webhook where there are none"],
+)
+def test_what_is_refused_leaves_nothing(
+    tmp_path: Path, files: list[bytes], fields: dict[str, str], status: int, said: str
+) -> None:
+    async def test() -> None:
+        async with served(tmp_path, limits=JobLimits(max_files=3, max_upload_mib=1), runs=False) as service:
+            form: Any = [("files", ("a.wav", file)) for file in files] or [("other", ("a.wav", CLIP))]
+            response = await service.client.post("/jobs", files=form, data=fields)
+            assert said in problem(response, status).detail
+            assert not service.sounds()
+            assert (await service.client.get("/jobs")).json() == {"jobs": [], "next": None}
+
+    run(test)
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            request = service.client.build_request("POST", "/jobs", files=[("files", ("a.wav", CLIP))])
+            whole = await request.aread()
+
+            async def part() -> AsyncIterator[bytes]:
+                yield whole[:-200]
+
+            headers = {"Content-Type": request.headers["content-type"]}
+            problem(await service.client.post("/jobs", content=part(), headers=headers), 422)
+            assert not service.sounds()
+
+    run(test)
+
+
+def test_no_more_files_wait_than_may(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, max_waiting_files=2, runs=False) as service:
+            await service.create(CLIP)
+            response = await service.post(CLIP, LONGER)
+            assert "Try again" in problem(response, 503).detail and int(response.headers["retry-after"]) > 0
+            await service.create(CLIP)
+
+    run(test)
+
+
+def test_jobs_page_by_page(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            ids = [(await service.create(CLIP))["job_id"] for _ in range(3)]
+            first = JobsAnswer.model_validate_json((await service.client.get("/jobs?limit=2")).text)
+            assert [one.job_id for one in first.jobs] == ids[:0:-1] and first.next == ids[1]
+            second = JobsAnswer.model_validate_json((await service.client.get(f"/jobs?before={first.next}")).text)
+            assert [one.job_id for one in second.jobs] == ids[:1] and second.next is None
+            for query in ("limit=0", "limit=101", "limit=x", "beffore=1"):
+                assert query.split("=")[0] in problem(await service.client.get(f"/jobs?{query}"), 422).detail
+            problem(await service.client.get("/jobs?before=none"), 404)
+
+    run(test)
+
+
+def test_jobs_are_seen_by_the_key_that_sent_them_and_their_sound_counts_against_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        keys = (key("ann's", "ann", audio_seconds_per_minute=60), key("bob's", "bob"))
+        async with served(tmp_path, keys=keys) as service:
+            ann, bob = ({"Authorization": f"Bearer {secret}"} for secret in ("ann's", "bob's"))
+            job_id = (await service.create(LONGER, headers=ann))["job_id"]
+            problem(await service.client.get(f"/jobs/{job_id}"), 401)
+            for method in ("GET", "DELETE"):
+                problem(await service.client.request(method, f"/jobs/{job_id}", headers=bob), 404)
+            assert (await service.client.get("/jobs", headers=bob)).json()["jobs"] == []
+            while (await service.get(job_id, headers=ann))["status"] != "done":
+                await asyncio.sleep(0.05)
+            while await service.limits.left(keys) != {"ann": {"audio_seconds": 58.0}, "bob": {}}:
+                await asyncio.sleep(0.05)
+
+    run(test)
+
+
+def states(text: str) -> list[dict[str, Any]]:
+    """The jobs in server-sent events."""
+    events = [event.split("\n") for event in text.strip().split("\n\n") if not event.startswith(":")]
+    assert all(event[0] == "event: state" and len(event) == 2 for event in events)
+    return [json.loads(event[1].removeprefix("data: ")) for event in events]
+
+
+def test_a_job_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "KEEP_ALIVE_SECONDS", 1.0)
+
+    async def test() -> None:
+        async with served(tmp_path, max_followers=1) as service:
+            service.stages.go.clear()
+            job_id = (await service.create(CLIP))["job_id"]
+            following = asyncio.create_task(service.client.get(f"/jobs/{job_id}/events"))
+            while not service.stages.at_work:
+                await asyncio.sleep(0.05)
+            assert "follow jobs" in problem(await service.client.get(f"/jobs/{job_id}/events"), 503).detail
+            await asyncio.sleep(3)
+            service.stages.go.set()
+            response = await following
+            assert response.headers["content-type"].startswith("text/event-stream")
+            told = states(response.text)
+            assert told[0]["status"] == "queued"
+            assert {one["stage"] for one in told if one["status"] == "running"} >= {"VoiceActivityDetector"}
+            assert told[-1] == await service.get(job_id) and told[-1]["status"] == "done"
+            assert ": the job goes on\n\n" in response.text
+            assert states((await service.client.get(f"/jobs/{job_id}/events")).text) == [told[-1]]
+
+    run(test)
+
+
+def secret_file(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_bytes(SECRET + b"\n")
+    return path
+
+
+def test_a_webhook_is_told_of_the_results_and_tried_again_until_it_answers(tmp_path: Path, receiver: Receiver) -> None:
+    async def test() -> None:
+        secret = secret_file(tmp_path)
+        options = {"webhook_secret_file": secret, "webhook_networks": LOOPBACK, "webhook_first_pause_seconds": 0.1}
+        async with served(tmp_path / "jobs", **options) as service:
+            receiver.status = 500
+            created = await service.create(CLIP, webhook=receiver.url)
+            assert created["webhook"] == {"status": "waiting", "attempts": 0}
+            job_id = created["job_id"]
+            while (await service.get(job_id))["webhook"]["attempts"] < 2:
+                await asyncio.sleep(0.05)
+            receiver.status = 200
+            while (state := await service.get(job_id))["webhook"]["status"] != "delivered":
+                await asyncio.sleep(0.05)
+            assert state["webhook"]["attempts"] == len(receiver.received) >= 3
+            for _, headers, body in receiver.received:
+                expected = "sha256=" + hmac.new(SECRET, body, "sha256").hexdigest()
+                assert headers["X-Sound-Sentry-Signature"] == expected
+                told = JobAnswer.model_validate_json(body)
+                assert (told.job_id, told.status, told.results[0].status) == (job_id, "done", "no_speech")
+            await asyncio.sleep(1)
+            assert len(receiver.received) == state["webhook"]["attempts"], "told once it has answered"
+
+    run(test)
+
+
+def test_a_webhook_that_never_answers_is_given_up(tmp_path: Path, receiver: Receiver) -> None:
+    async def test() -> None:
+        options = {"webhook_secret_file": secret_file(tmp_path), "webhook_networks": LOOPBACK}
+        options |= {"webhook_first_pause_seconds": 0.01, "webhook_attempts": 3}
+        async with served(tmp_path / "jobs", **options) as service:
+            receiver.status = 503
+            job_id = (await service.create(CLIP, webhook=receiver.url))["job_id"]
+            while (state := await service.get(job_id))["webhook"]["status"] != "failed":
+                await asyncio.sleep(0.05)
+            assert state["status"] == "done" and state["webhook"]["attempts"] == len(receiver.received) == 3
+
+    run(test)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254"])
+def test_a_webhook_to_a_private_address_is_refused(tmp_path: Path, receiver: Receiver, host: str) -> None:
+    async def test() -> None:
+        async with served(tmp_path / "jobs", webhook_secret_file=secret_file(tmp_path)) as service:
+            response = await service.post(CLIP, webhook=f"http://{host}:{receiver.port}/")
+            assert "private network" in problem(response, 422).detail
+            assert not service.sounds()
+        assert not receiver.received
+
+    run(test)
+
+
+def test_results_are_kept_for_so_long_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "SWEEP_SECONDS", 0.2)
+
+    async def test() -> None:
+        async with served(tmp_path, keep_results_hours=2 / 3_600) as service:
+            job_id = (await service.create(CLIP))["job_id"]
+            await service.until(job_id, "done")
+            while (response := await service.client.get(f"/jobs/{job_id}")).status_code == 200:
+                await asyncio.sleep(0.1)
+            problem(response, 404)
+
+    run(test)
+
+
+def test_sound_that_nobody_needs_is_swept_away_at_start(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            service.stages.go.clear()
+            folder = service.settings.sound_path
+            waiting = (await service.create(CLIP))["job_id"]
+            cancelled = (await service.create(CLIP))["job_id"]
+            await service.client.delete(f"/jobs/{cancelled}")
+            (folder / f"{cancelled}.0").write_bytes(CLIP)  # as a crash between the two would leave it
+            (folder / "unknown.0").write_bytes(CLIP)
+            os.utime(folder / "unknown.0", (0, 0))
+            (folder / "arriving.0").write_bytes(CLIP)
+            (folder / "README").write_text("not ours")
+            service.start_runner()
+            while {f"{cancelled}.0", "unknown.0"} & service.sounds():
+                await asyncio.sleep(0.05)
+            assert service.sounds() == {f"{waiting}.0", "arriving.0", "README"}
+
+    run(test)
+
+
+def test_a_runner_that_dies_leaves_its_file_to_the_next(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, lease_seconds=5) as service:
+            service.stages.go.clear()
+            job_id = (await service.create(CLIP, LONGER))["job_id"]
+            while not service.stages.at_work:
+                await asyncio.sleep(0.05)
+            await service.kill_runner()
+            service.stages.go.set()
+            service.start_runner()
+            done = await service.until(job_id, "done")
+            assert [file["attempts"] for file in done["files"]] == [2, 1]
+            assert [result["duration_seconds"] for result in done["results"]] == [1.0, 2.0]
+
+    run(test)
+
+
+def test_a_file_whose_stage_is_down_is_tried_again_and_given_up_after_so_many_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "RETRY_SECONDS", 0.1)
+
+    async def test() -> None:
+        async with served(tmp_path, max_attempts=3) as service:
+            service.stages.errors = [StageUnavailable("down")] * 2
+            job_id = (await service.create(CLIP))["job_id"]
+            done = await service.until(job_id, "done")
+            assert done["results"][0]["status"] == "no_speech" and done["files"][0]["attempts"] == 3
+            service.stages.errors = [StageUnavailable("The stage is down.")] * 3
+            lost = await service.until((await service.create(CLIP))["job_id"], "done")
+            assert lost["results"][0]["error"]["detail"] == "The stage is down."
+            await service.until_silent()
+
+    run(test)
+
+
+def test_a_file_that_kills_whatever_judges_it_is_given_up(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, max_attempts=1, lease_seconds=5) as service:
+            service.stages.go.clear()
+            job_id = (await service.create(CLIP))["job_id"]
+            while not service.stages.at_work:
+                await asyncio.sleep(0.05)
+            await service.kill_runner()
+            service.start_runner()
+            done = await service.until(job_id, "done")
+            assert done["results"][0]["error"]["detail"].startswith("What judges this file was lost each time.")
+            assert service.stages.heard == 1
+
+    run(test)
+
+
+def test_our_own_mistake_is_told_as_such_and_the_runner_goes_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path) as service:
+            service.stages.errors = [ZeroDivisionError("secret detail")]
+            failed = await service.until((await service.create(CLIP))["job_id"], "done")
+            error = failed["results"][0]["error"]
+            assert error["status"] == 500 and "secret" not in json.dumps(failed)
+            await service.until((await service.create(CLIP))["job_id"], "done")
+            await service.runners[0].check_health()
+
+    run(test)
+
+
+def test_sound_that_is_lost_is_a_sentence(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            job_id = (await service.create(CLIP, LONGER))["job_id"]
+            (service.settings.sound_path / f"{job_id}.0").unlink()
+            service.start_runner()
+            done = await service.until(job_id, "done")
+            assert done["results"][0]["error"]["detail"] == "The sound of this file is lost. Send it again."
+            assert done["results"][1]["status"] == "no_speech"
+
+    run(test)
+
+
+def test_a_runner_whose_part_has_ended_is_not_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with served(tmp_path) as service:
+            runner = service.runners[0]
+            await runner.check_health()
+            monkeypatch.setattr(runner._store, "claim", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                while True:
+                    await asyncio.sleep(0.05)
+                    await runner.check_health()
+            runner._loops = [loop for loop in runner._loops if not loop.done()]
+
+    run(test)
+
+
+def test_a_service_without_jobs(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            assert (await service.client.get("/openapi.json")).json()["paths"].keys() >= {"/jobs", "/jobs/{job_id}"}
+        from tests.deployments.http.test_door import served as without
+
+        async with without() as (client, _):
+            problem(await client.get("/jobs"), 404)
+            assert "/jobs" not in (await client.get("/openapi.json")).json()["paths"]
+
+    run(test)

@@ -1,0 +1,192 @@
+"""WS /stream, on the real graph and by a real client."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from deployments.http.answers import Problem
+from pipeline.detector import Detector
+from pipeline.stream import StreamUpdate, StreamVerdict
+from tests.audio import encode
+
+pytestmark = pytest.mark.timeout(900)
+
+RATE = 16_000
+PCM = {"format": "pcm_s16le", "sample_rate": RATE}
+PATIENCE_SECONDS = 120
+
+
+@contextmanager
+def stream(service: httpx.Client, first: dict[str, Any] | str | bytes) -> Iterator[ClientConnection]:
+    """An open stream that has sent its first message."""
+    url = str(service.base_url).replace("http", "ws", 1).rstrip("/") + "/stream"
+    with connect(url, max_size=None) as connection:
+        connection.send(json.dumps(first) if isinstance(first, dict) else first)
+        yield connection
+
+
+def told(connection: ClientConnection) -> list[dict[str, Any]]:
+    """All messages until the service closes the stream."""
+    messages = []
+    try:
+        while True:
+            messages.append(json.loads(connection.recv(PATIENCE_SECONDS)))
+    except ConnectionClosed:
+        return messages
+
+
+def end(connection: ClientConnection) -> list[dict[str, Any]]:
+    connection.send('{"end": true}')
+    return told(connection)
+
+
+def pcm(samples: NDArray[np.float32]) -> bytes:
+    return (samples * 2**15).astype("<i2").tobytes()
+
+
+def refusal(connection: ClientConnection, code: int) -> dict[str, Any]:
+    """The problem document with which the service closes the stream, by that code."""
+    *_, last = told(connection)
+    assert connection.close_code == code
+    document = Problem.model_validate(last)
+    assert document.title == connection.close_reason
+    return document.model_dump()
+
+
+def test_updates_and_a_verdict_on_the_whole_of_pcm(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]
+) -> None:
+    said = ten_seconds[: 6 * RATE]
+    with stream(service, PCM) as connection:
+        for offset in range(0, len(said), RATE // 10):
+            connection.send(pcm(said[offset : offset + RATE // 10]))
+            time.sleep(0.05)
+        *updates, verdict = end(connection)
+    assert [update["end"] for update in updates] == [0.5 * i for i in range(1, 13)]
+    for update in updates:
+        StreamUpdate.model_validate_json(json.dumps(update))
+    StreamVerdict.model_validate_json(json.dumps(verdict))
+    expected = detector.predict(encode(said)).model_dump(mode="json") | {"file_sha256": None}
+    assert {key: verdict[key] for key in expected} == expected
+    assert (verdict["start"], verdict["end"], verdict["final"]) == (0.0, 6.0, True)
+    assert connection.close_code == 1000
+    assert "verdict on the whole" in connection.close_reason
+
+
+def test_webm_as_a_browser_sends_it(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]
+) -> None:
+    webm = encode(ten_seconds[: 5 * RATE], "webm", live=True)
+    with stream(service, {"format": "webm", "operating_point": "recall"}) as connection:
+        for offset in range(0, len(webm), 4_000):
+            connection.send(webm[offset : offset + 4_000])
+        *updates, verdict = end(connection)
+    assert len(updates) in (9, 10)
+    expected = detector.predict(webm, operating_point="recall").model_dump(mode="json")
+    assert {key: verdict[key] for key in expected} == expected
+
+
+def test_channels_one_by_one(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    said = ten_seconds[3 * RATE : 5 * RATE]
+    both = np.stack([said, np.zeros_like(said)], axis=1)
+    with stream(service, PCM | {"channels": 2, "per_channel": True}) as connection:
+        connection.send(pcm(both))
+        *updates, _ = end(connection)
+    assert len(updates) == 4
+    first, second = updates[-1]["channels"]
+    assert (first["channel"], second["channel"]) == ("CHANNEL_1", "CHANNEL_2")
+    assert second["overall"] == "No Speech"
+    assert updates[-1]["overall"] == first["overall"] != "No Speech"
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["nonsense", {"format": "flac"}, {"format": "pcm_s16le"}, PCM | {"sample_rate": 1}, b"RIFF"],
+    ids=["no JSON", "no such format", "no sample rate", "too low a rate", "sound"],
+)
+def test_a_wrong_first_message(service: httpx.Client, first: dict[str, Any] | str | bytes) -> None:
+    with stream(service, first) as connection:
+        assert refusal(connection, 1008)["status"] == 422
+
+
+def test_garbage_in_place_of_webm(service: httpx.Client) -> None:
+    with stream(service, {"format": "webm"}) as connection:
+        connection.send(b"not webm" * 100)
+        assert "Begin a new stream" in refusal(connection, 1007)["detail"]
+
+
+def test_no_sound_at_all(service: httpx.Client) -> None:
+    for first in (PCM, {"format": "webm"}):
+        with stream(service, first) as connection:
+            connection.send('{"end": true}')
+            assert refusal(connection, 1008)["type"].endswith("#empty-audio")
+
+
+def test_a_message_that_is_neither_sound_nor_an_end(service: httpx.Client) -> None:
+    with stream(service, PCM) as connection:
+        connection.send('{"stop": 1}')
+        assert '{"end": true}' in refusal(connection, 1008)["detail"]
+
+
+def test_a_flood_is_refused(service: httpx.Client) -> None:
+    with stream(service, PCM) as connection:
+        connection.send(bytes(2 * RATE * 12))
+        assert "faster than 2 times real time" in refusal(connection, 1008)["detail"]
+
+
+def test_a_stream_that_sends_nothing_any_more_is_closed(service: httpx.Client, config: dict[str, Any]) -> None:
+    assert config["applications"][0]["args"]["live"]["idle_seconds"] < 10
+    with stream(service, PCM) as connection:
+        connection.send(bytes(2 * RATE))
+        assert refusal(connection, 1008)["status"] == 408
+
+
+def test_a_stream_in_which_nobody_speaks_ends_with_a_verdict(service: httpx.Client, config: dict[str, Any]) -> None:
+    seconds = config["applications"][0]["args"]["live"]["close_after_silence_seconds"]
+    with stream(service, PCM) as connection:
+        connection.send(bytes(int(2 * RATE * (seconds + 1))))
+        *updates, verdict = told(connection)
+    assert [update["end"] for update in updates] == [0.5 * i for i in range(1, int(2 * seconds) + 1)]
+    assert {message["overall"] for message in (*updates, verdict)} == {"No Speech"} and verdict["final"]
+    assert connection.close_code == 1000 and connection.close_reason.startswith("Nobody has spoken")
+
+
+def test_streams_that_are_left_make_room_for_others(service: httpx.Client, config: dict[str, Any]) -> None:
+    most = config["applications"][0]["args"]["live"]["max_streams"]
+    for _ in range(2):
+        opened = [connect(str(service.base_url).replace("http", "ws", 1).rstrip("/") + "/stream") for _ in range(most)]
+        for connection in opened:
+            connection.send(json.dumps(PCM))
+            connection.send(bytes(2 * RATE // 2))
+            json.loads(connection.recv(PATIENCE_SECONDS))
+        with stream(service, PCM) as one_more:
+            assert refusal(one_more, 1013)["status"] == 503
+        for connection in opened:
+            connection.socket.close()  # without a word
+            connection.close()
+        time.sleep(1)
+
+
+def test_a_stream_beside_it_and_predict_do_not_disturb_each_other(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]
+) -> None:
+    clip = encode(ten_seconds[: 3 * RATE])
+    with stream(service, PCM) as one, stream(service, PCM) as other:
+        for connection, part in ((one, ten_seconds[:RATE]), (other, ten_seconds[RATE : 3 * RATE])):
+            connection.send(pcm(part))
+        answer = service.post("/predict", files={"audio": clip}).json()
+        expected = detector.predict(clip).model_dump(mode="json")
+        assert {key: answer[key] for key in expected} == expected
+        assert [len(end(connection)) for connection in (one, other)] == [3, 5]
+    assert service.get("/health").status_code == 200
