@@ -120,7 +120,7 @@ def asks_for_what_there_is(arguments: list[str]) -> None:
     fields = {word.partition("=")[0] for flag, word in pairwise(arguments) if flag == "-F"}
     if fields:
         assert fields <= {"audio", "files", *Options.model_fields}
-        assert re.search(r":\d+/(batch-)?predict$", arguments[-1])
+        assert re.search(r":\d+/(predict|batch-predict|jobs)$", arguments[-1])
 
 
 def test_what_runs_elsewhere_is_there() -> None:
