@@ -18,6 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 from deployments.http.answers import Problem
 from pipeline.detector import Detector
 from pipeline.stream import StreamUpdate, StreamVerdict
+from tests import bench_streams
 from tests.audio import encode
 
 pytestmark = pytest.mark.timeout(900)
@@ -190,3 +191,11 @@ def test_a_stream_beside_it_and_predict_do_not_disturb_each_other(
         assert {key: answer[key] for key in expected} == expected
         assert [len(end(connection)) for connection in (one, other)] == [3, 5]
     assert service.get("/health").status_code == 200
+
+
+@pytest.mark.slow
+def test_two_streams_keep_up_with_their_sound(service: httpx.Client) -> None:
+    for log in bench_streams.stream(str(service.base_url).rstrip("/"), 2, 30.0):
+        assert log.ends == [0.5 * i for i in range(1, 61)], "no update is skipped"
+        assert log.lags[-1] < max(log.lags[:20]) + 2.0, "no lag builds up"
+        assert log.overall
