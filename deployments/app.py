@@ -5,8 +5,9 @@
 import ray
 from ray.serve import Application, Deployment
 from ray.serve.exceptions import RayServeException
+from sqlalchemy.engine import make_url
 
-from deployments.args import AcceleratedStage, BuildArgs
+from deployments.args import AcceleratedStage, BuildArgs, JobSettings
 from deployments.check import check_serve_config
 from deployments.classifier import Classifier
 from deployments.decoder import Decoder
@@ -20,14 +21,26 @@ from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import ConfigurationError
 
 
+def check_jobs(jobs: JobSettings) -> None:
+    """Raises ConfigurationError where jobs would be lost between nodes, or webhooks could not be signed."""
+    if jobs.webhook_secret_file:
+        read_secret(jobs.webhook_secret_file)
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and make_url(jobs.database_url).get_backend_name() == "sqlite":
+        raise ConfigurationError(
+            f"jobs.database: the cluster has {nodes} nodes, which cannot share SQLite. Name a PostgreSQL database, and "
+            "as jobs.folder a folder that all nodes see; or set jobs to null, and remove JobDecoder and JobRunner."
+        )
+
+
 def build(args: BuildArgs) -> Application:
     """The graph, for the cluster this runs on. Raises RayServeException that names the key to correct."""
     try:
         if args.serve_config is not None:
             check_serve_config(ROOT / args.serve_config)
         config = DetectorConfig.load(ROOT / args.config)
-        if args.jobs and args.jobs.webhook_secret_file:
-            read_secret(args.jobs.webhook_secret_file)
+        if args.jobs:
+            check_jobs(args.jobs)
     except ConfigurationError as error:
         # Serve shows its message and no stack, and does not try again.
         raise RayServeException(error.detail) from error

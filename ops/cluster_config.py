@@ -6,6 +6,7 @@
 It listens on every address, because what stands in front of it is another container. Each stage gets its share of a
 GPU, or none, whatever nodes are up when the application is built. Nothing in it points to a file that it did not come
 with.
+It is without jobs, which need a disk that all nodes share.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ def cluster_config(accelerator: str) -> dict[str, Any]:
     """The content of the Serve config file, `accelerator` being `cpu` or `gpu`."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf-8"))
     config["http_options"]["host"] = "0.0.0.0"
-    arguments = config["applications"][0]["args"]
+    (application,) = config["applications"]
+    arguments = application["args"]
     arguments["accelerator"] = accelerator
+    arguments["jobs"] = None
+    application["deployments"] = [
+        deployment for deployment in application["deployments"] if deployment["name"] not in ("JobDecoder", "JobRunner")
+    ]
     del arguments["serve_config"]
     return config
 
