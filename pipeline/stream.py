@@ -138,21 +138,21 @@ class StreamVerdict(Verdict):
     """Where it ends, in seconds."""
 
 
-Heard = Features | Speech
+Content = Features | Speech
 """What the stages make of a stretch: its features, or, where nobody speaks, that alone."""
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A judged stretch, from `start` to `end` in seconds of the stream, and what was heard in it."""
+    """A judged stretch, from `start` to `end` in seconds of the stream, and its content."""
 
     start: Seconds
     end: Seconds
-    heard: Heard
+    content: Content
 
 
 class LiveStream:
-    """What has arrived of one stream, and what was heard in it lately. Memory is bounded by that of an upload."""
+    """What has arrived of one stream, and the content of its last seconds. Memory is bounded by that of an upload."""
 
     def __init__(self, options: StreamOptions, windows: Windows, limits: Limits, settings: LiveSettings) -> None:
         self._windows = windows
@@ -211,13 +211,13 @@ class LiveStream:
         assert isinstance(self.tape, PcmTape)
         return [self.tape.channel_stretch(channel, stretch.start, stretch.end) for channel in range(self._channels)]
 
-    def remember(self, stretch: Segment, heard: Sequence[Heard]) -> list[Heard]:
-        """Take in what was heard in each file of the stretch; returns what the classifier is to judge for each.
+    def remember(self, stretch: Segment, contents: Sequence[Content]) -> list[Content]:
+        """Take in the content of each file of the stretch; returns what the classifier is to judge for each.
 
         Raises UnreadableAudio where a file held more sound than the stretch is long.
         """
         self._end = stretch.end
-        for recent, one in zip(self._recent, heard, strict=True):
+        for recent, one in zip(self._recent, contents, strict=True):
             speech = one if isinstance(one, Speech) else one.speech
             if speech.duration_seconds > stretch.duration_seconds + _SLACK_SECONDS:
                 raise UnreadableAudio("The times in the stream do not fit its sound. Send it as it is recorded.")
@@ -236,7 +236,7 @@ class LiveStream:
         channels = [StreamChannel(channel=f"CHANNEL_{i}", **moment) for i, moment in enumerate(moments, start=1)]
         return StreamUpdate(**worst, start=self._start, end=self._end, channels=channels if self._channels else ())
 
-    def _gather(self, recent: Sequence[_Stretch]) -> Heard:
+    def _gather(self, recent: Sequence[_Stretch]) -> Content:
         """The windows of the span as if they were those of one recording, which begins where the oldest does."""
         chosen = [recent[-1]]
         for stretch in reversed(recent):
@@ -245,8 +245,8 @@ class LiveStream:
             if further >= self._windows.hop_seconds and self._end - stretch.start <= self._settings.span_seconds:
                 chosen.append(stretch)
         self._start = chosen[-1].start
-        spoken = [(stretch, stretch.heard) for stretch in reversed(chosen) if isinstance(stretch.heard, Features)]
-        newest = recent[-1].heard
+        spoken = [(stretch, stretch.content) for stretch in reversed(chosen) if isinstance(stretch.content, Features)]
+        newest = recent[-1].content
         speech = newest if isinstance(newest, Speech) else newest.speech
         duration_seconds = self._end - self._start
         if not spoken:

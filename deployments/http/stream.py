@@ -128,8 +128,8 @@ class Streams:
             arrived.set()
 
     async def _update(self, live: LiveStream, stretch: Segment, options: StreamOptions) -> StreamUpdate:
-        heard = await asyncio.gather(*(self._graph.extract(file) for file in live.files(stretch)))
-        gathered = live.remember(stretch, heard)
+        contents = await asyncio.gather(*(self._graph.extract(file) for file in live.files(stretch)))
+        gathered = live.remember(stretch, contents)
         verdicts = await asyncio.gather(*(self._graph.classify(one, options.operating_point) for one in gathered))
         return live.update(verdicts)
 

@@ -16,7 +16,7 @@ from pipeline.audio.decode import decode
 from pipeline.config import Limits, Windows
 from pipeline.detector import Detector
 from pipeline.errors import InputError, StreamTooFast, UnreadableAudio
-from pipeline.stream import STEP_SECONDS, Heard, LiveSettings, LiveStream, StreamUpdate, parse_options
+from pipeline.stream import STEP_SECONDS, Content, LiveSettings, LiveStream, StreamUpdate, parse_options
 from pipeline.types import Speech
 from pipeline.verdict.answer import Verdict
 from tests.audio import encode
@@ -42,16 +42,16 @@ def stream(first: dict[str, Any], **settings: Any) -> LiveStream:
     return LiveStream(parse_options(json.dumps(first)), Windows(), LIMITS, LiveSettings(**settings))
 
 
-def hear(detector: Detector, file: bytes) -> Heard:
+def extract(detector: Detector, file: bytes) -> Content:
     recording = decode(file, LIMITS)
     speech = detector.voice_activity.detect(recording)
     return detector.extractor.extract(recording, speech, None) if speech.segments else speech
 
 
-def judge(detector: Detector, heard: Heard) -> Verdict:
-    if isinstance(heard, Speech):
-        return detector.classifier.no_speech(heard, use_diarization=False)
-    return detector.classifier.classify(heard)
+def judge(detector: Detector, content: Content) -> Verdict:
+    if isinstance(content, Speech):
+        return detector.classifier.no_speech(content, use_diarization=False)
+    return detector.classifier.classify(content)
 
 
 def updates(detector: Detector, live: LiveStream, data: bytes, seconds_a_byte: float) -> Iterator[StreamUpdate]:
@@ -60,7 +60,7 @@ def updates(detector: Detector, live: LiveStream, data: bytes, seconds_a_byte: f
     for offset in range(0, len(data), size):
         live.add(data[offset : offset + size], offset * seconds_a_byte)
         while stretch := live.next_stretch():
-            gathered = live.remember(stretch, [hear(detector, file) for file in live.files(stretch)])
+            gathered = live.remember(stretch, [extract(detector, file) for file in live.files(stretch)])
             yield live.update([judge(detector, one) for one in gathered])
 
 
@@ -78,7 +78,7 @@ def test_an_update_every_half_second_on_what_was_said_lately(detector: Detector,
     # It is about what an upload of these seconds would be told.
     last = encode(said[-10 * RATE :] / np.float32(2**15))
     assert told[-1].mean_probability == pytest.approx(detector.predict(last).mean_probability, abs=0.1)
-    # And what was heard before makes no difference any more.
+    # And what was said before makes no difference any more.
     alone = list(updates(detector, stream(PCM), said[-10 * RATE :].tobytes(), 0.5 / RATE))
     assert alone[-1] == told[-1].model_copy(update={"start": 0.0, "end": 10.0})
 
