@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.signal import correlate
 
 from pipeline.audio.decode import decode
 from pipeline.audio.tape import PcmTape, WebmTape
@@ -97,11 +98,8 @@ def test_a_stretch_of_webm_sounds_as_it_does_in_the_whole(webm: bytes) -> None:
         settled = stretch[RATE // 10 : -RATE // 10]
         first = round(start * RATE)
         near = whole[max(0, first - RATE // 10) : first + len(stretch) + RATE // 10]
-        alike = [
-            np.corrcoef(settled, near[shift : shift + len(settled)])[0, 1]
-            for shift in range(0, len(near) - len(settled))
-        ]
-        assert max(alike) > 0.999
+        shift = int(np.argmax(correlate(near, settled, mode="valid")))
+        assert np.corrcoef(settled, near[shift : shift + len(settled)])[0, 1] > 0.999
 
 
 @pytest.mark.parametrize("seed", range(3))
