@@ -89,8 +89,9 @@ class Service:
     runners: list[Any] = field(default_factory=list)
 
     def start_runner(self) -> Any:
-        runner = JobRunner.func_or_class(self.settings, self.access, self.stages.handles)
-        runner._access = Access(self.access, self.limits)
+        runner = JobRunner.func_or_class(self.settings, AccessConfig(), self.stages.handles)
+        runner._access = Access(self.access, self.limits)  # whose limits are not in an actor of a Ray
+        runner._keys = {key.name: key for key in self.access.keys}
         self.runners.append(runner)
         return runner
 
