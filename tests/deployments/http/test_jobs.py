@@ -58,7 +58,7 @@ class Stages:
         self.heard = 0
         classifier = Classifier(CONFIG)
         self.handles: dict[str, Any] = {
-            "Decoder": Handle(lambda data: decode(data, CONFIG.limits)),
+            "Decoder": Handle(lambda data, track: decode(data, CONFIG.limits, track)),
             "VoiceActivityDetector": Handle(self.detect),
             "Diarizer": Handle(lambda recording: ()),
             "TkanExtractor": Handle(lambda *_: None),
