@@ -179,10 +179,10 @@ AUDIO_ERRORS = (
 )
 
 
-def ok(model: type[BaseModel], status: int = 200, **examples: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+def ok(model: type[BaseModel], **examples: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     """The successful response of an endpoint in OpenAPI, with its examples by name."""
     named = {name: {"summary": name.replace("_", " "), "value": value} for name, value in examples.items()}
-    return {status: {"model": model, "content": {"application/json": {"examples": named}}}}
+    return {200: {"model": model, "content": {"application/json": {"examples": named}}}}
 
 
 def problems(*errors: SoundSentryError) -> dict[int | str, dict[str, Any]]:

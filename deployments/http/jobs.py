@@ -272,7 +272,7 @@ JOB_ERRORS = (
 )
 
 CREATE = {
-    **answers.ok(answer.JobAnswer, 202, queued=_QUEUED),
+    202: answers.ok(answer.JobAnswer, queued=_QUEUED)[200],
     **answers.problems(
         *answers.ACCESS_ERRORS,
         *answers.FORM_ERRORS,
