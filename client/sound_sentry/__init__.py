@@ -20,7 +20,18 @@ from sound_sentry.errors import (
     TooManyRequests,
     UnexpectedAnswer,
 )
-from sound_sentry.models import Batch, Health, Info, Job, JobList, Prediction, StreamUpdate, StreamVerdict, Verdict
+from sound_sentry.models import (
+    Batch,
+    Health,
+    Info,
+    Job,
+    JobList,
+    JobSummary,
+    Prediction,
+    StreamUpdate,
+    StreamVerdict,
+    Verdict,
+)
 from sound_sentry.stream import StreamOptions
 
 __all__ = [
@@ -33,6 +44,7 @@ __all__ = [
     "Job",
     "JobList",
     "JobNotFinished",
+    "JobSummary",
     "NoAnswer",
     "NotFound",
     "Options",

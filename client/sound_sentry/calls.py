@@ -27,7 +27,7 @@ from sound_sentry.errors import (
     no_answer,
     service_error,
 )
-from sound_sentry.models import Answer, Batch, Health, Info, Job, JobList, Prediction
+from sound_sentry.models import Answer, Batch, Health, Info, Job, JobList, JobSummary, Prediction
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=Answer)
@@ -108,15 +108,18 @@ class JobEvents:
         self._data: list[str] = []
         self._patience = Patience(inf, OUTAGE_SECONDS)
 
-    def take(self, line: str) -> Job | None:
-        """The state that a line completes. Raises UnexpectedAnswer."""
+    def take(self, line: str) -> JobSummary | None:
+        """The state that a line completes, with the results where they come with it. Raises UnexpectedAnswer."""
         name, _, value = line.partition(":")
         if name == "data":
             self._data.append(value.removeprefix(" "))
         if line or not self._data:
             return None
-        state = parse(Job, "\n".join(self._data), self.request)
+        text = "\n".join(self._data)
         self._data.clear()
+        state = parse(JobSummary, text, self.request)
+        if "results" in (state.model_extra or {}):
+            state = parse(Job, text, self.request)
         self._patience = Patience(inf, OUTAGE_SECONDS)
         return state
 
@@ -166,16 +169,18 @@ class Calls:
             request = self._http.build_request("POST", "/jobs", data=fields, files=form, headers=headers)
             return (yield from self._exchange(request, Job))
 
-    def job(self, job: Job | str) -> Call[Job]:
+    def job(self, job: JobSummary | str) -> Call[Job]:
         return self._exchange(self._http.build_request("GET", _job_path(job)), Job)
 
-    def jobs(self) -> Call[JobList]:
-        return self._exchange(self._http.build_request("GET", "/jobs"), JobList)
+    def jobs(self, limit: int | None, before: JobSummary | str | None) -> Call[JobList]:
+        query = {"limit": limit, "before": before.job_id if isinstance(before, JobSummary) else before}
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._exchange(self._http.build_request("GET", "/jobs", params=given), JobList)
 
-    def cancel(self, job: Job | str) -> Call[Job]:
+    def cancel(self, job: JobSummary | str) -> Call[Job]:
         return self._exchange(self._http.build_request("DELETE", _job_path(job)), Job)
 
-    def wait(self, job: Job | str, timeout_seconds: float) -> Call[Job]:
+    def wait(self, job: JobSummary | str, timeout_seconds: float) -> Call[Job]:
         request = self._http.build_request("GET", _job_path(job))
         deadline = time.monotonic() + timeout_seconds
         pause = FIRST_POLL_SECONDS
@@ -189,7 +194,7 @@ class Calls:
             pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
         return state
 
-    def events(self, job: Job | str) -> JobEvents:
+    def events(self, job: JobSummary | str) -> JobEvents:
         headers = {"Accept": "text/event-stream"}
         return JobEvents(self._http.build_request("GET", f"{_job_path(job)}/events", headers=headers))
 
@@ -231,8 +236,8 @@ def parse(answer: type[Model], text: str | bytes, request: httpx.Request) -> Mod
         ) from error
 
 
-def _job_path(job: Job | str) -> str:
-    return "/jobs/" + quote(job.job_id if isinstance(job, Job) else job, safe="")
+def _job_path(job: JobSummary | str) -> str:
+    return "/jobs/" + quote(job.job_id if isinstance(job, JobSummary) else job, safe="")
 
 
 def _fields(options: Options) -> dict[str, str]:

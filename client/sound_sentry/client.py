@@ -21,7 +21,7 @@ from websockets.sync.client import connect
 from sound_sentry.audio import Audio
 from sound_sentry.calls import Call, Calls, Options, Received
 from sound_sentry.errors import ServiceError, service_error
-from sound_sentry.models import Batch, Health, Info, Job, JobList, Prediction, StreamUpdate, StreamVerdict
+from sound_sentry.models import Batch, Health, Info, Job, JobList, JobSummary, Prediction, StreamUpdate, StreamVerdict
 from sound_sentry.stream import (
     END,
     MAX_MESSAGE_BYTES,
@@ -86,24 +86,27 @@ class SoundSentry:
         """
         return self._run(self._calls.submit(audio, sample_rate, webhook, idempotency_key, options))
 
-    def job(self, job: Job | str) -> Job:
+    def job(self, job: JobSummary | str) -> Job:
         """The state of a job, and its results once it is done. Raises NotFound once these are gone."""
         return self._run(self._calls.job(job))
 
-    def jobs(self) -> JobList:
-        """The latest jobs, without their results."""
-        return self._run(self._calls.jobs())
+    def jobs(self, limit: int | None = None, before: JobSummary | str | None = None) -> JobList:
+        """The latest jobs, without their results: `limit` at most, and only those older than the job `before`."""
+        return self._run(self._calls.jobs(limit, before))
 
-    def cancel(self, job: Job | str) -> Job:
-        """Stop a job; one that is finished stays as it is."""
+    def cancel(self, job: JobSummary | str) -> Job:
+        """Stop a job. One that is finished is forgotten, with its results. Returns it as it was last."""
         return self._run(self._calls.cancel(job))
 
-    def wait(self, job: Job | str, timeout_seconds: float = inf) -> Job:
+    def wait(self, job: JobSummary | str, timeout_seconds: float = inf) -> Job:
         """Wait until a job is finished. Sits out a service that is away for minutes. Raises JobNotFinished."""
         return self._run(self._calls.wait(job, timeout_seconds))
 
-    def events(self, job: Job | str) -> Iterator[Job]:
-        """The state of a job whenever it changes, until it is finished. Sits out a service that is away for minutes."""
+    def events(self, job: JobSummary | str) -> Iterator[JobSummary]:
+        """The state of a job whenever it changes, until it is finished: the last one is a Job, with the results.
+
+        Sits out a service that is away for minutes.
+        """
         events = self._calls.events(job)
         while True:
             error: httpx.RequestError | ServiceError | None = None
@@ -245,24 +248,27 @@ class AsyncSoundSentry:
         """
         return await self._run(self._calls.submit(audio, sample_rate, webhook, idempotency_key, options))
 
-    async def job(self, job: Job | str) -> Job:
+    async def job(self, job: JobSummary | str) -> Job:
         """The state of a job, and its results once it is done. Raises NotFound once these are gone."""
         return await self._run(self._calls.job(job))
 
-    async def jobs(self) -> JobList:
-        """The latest jobs, without their results."""
-        return await self._run(self._calls.jobs())
+    async def jobs(self, limit: int | None = None, before: JobSummary | str | None = None) -> JobList:
+        """The latest jobs, without their results: `limit` at most, and only those older than the job `before`."""
+        return await self._run(self._calls.jobs(limit, before))
 
-    async def cancel(self, job: Job | str) -> Job:
-        """Stop a job; one that is finished stays as it is."""
+    async def cancel(self, job: JobSummary | str) -> Job:
+        """Stop a job. One that is finished is forgotten, with its results. Returns it as it was last."""
         return await self._run(self._calls.cancel(job))
 
-    async def wait(self, job: Job | str, timeout_seconds: float = inf) -> Job:
+    async def wait(self, job: JobSummary | str, timeout_seconds: float = inf) -> Job:
         """Wait until a job is finished. Sits out a service that is away for minutes. Raises JobNotFinished."""
         return await self._run(self._calls.wait(job, timeout_seconds))
 
-    async def events(self, job: Job | str) -> AsyncIterator[Job]:
-        """The state of a job whenever it changes, until it is finished. Sits out a service that is away for minutes."""
+    async def events(self, job: JobSummary | str) -> AsyncIterator[JobSummary]:
+        """The state of a job whenever it changes, until it is finished: the last one is a Job, with the results.
+
+        Sits out a service that is away for minutes.
+        """
         events = self._calls.events(job)
         while True:
             error: httpx.RequestError | ServiceError | None = None

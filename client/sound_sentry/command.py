@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, help, run in (
         ("wait", "wait for a job, and show its results", jobs.wait),
         ("show", "show the results of a job, or how far it is", jobs.show),
-        ("cancel", "stop a job", jobs.cancel),
+        ("cancel", "stop a job, or forget one that is finished", jobs.cancel),
     ):
         _command(of_jobs, name, help, run).add_argument("job", metavar="JOB", help="the name of the job")
 

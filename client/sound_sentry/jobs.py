@@ -12,8 +12,8 @@ from rich.table import Table
 
 from sound_sentry.client import SoundSentry
 from sound_sentry.files import find, judging_options
-from sound_sentry.models import Job
-from sound_sentry.output import Output
+from sound_sentry.models import Job, JobSummary
+from sound_sentry.output import Output, print_to_output
 
 
 def submit(arguments: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def latest(arguments: argparse.Namespace) -> int:
 
 
 def cancel(arguments: argparse.Namespace) -> int:
-    """Stop a job."""
+    """Stop a job, or forget one that is finished."""
     with _service(arguments) as sentry:
         _print_states([sentry.cancel(arguments.job)], arguments)
     return 0
@@ -73,8 +73,8 @@ def _wait(sentry: SoundSentry, job_id: str, arguments: argparse.Namespace) -> in
     return _results(sentry, state, arguments)
 
 
-def _results(sentry: SoundSentry, state: Job, arguments: argparse.Namespace) -> int:
-    if state.status != "done":
+def _results(sentry: SoundSentry, state: JobSummary, arguments: argparse.Namespace) -> int:
+    if not isinstance(state, Job) or state.status != "done":
         _print_states([state], arguments)
         return 2
     output = Output(arguments, sentry.info())
@@ -83,14 +83,16 @@ def _results(sentry: SoundSentry, state: Job, arguments: argparse.Namespace) -> 
     return output.finish()
 
 
-def _print_states(states: Iterable[Job], arguments: argparse.Namespace) -> None:
+def _print_states(states: Iterable[JobSummary], arguments: argparse.Namespace) -> None:
     """A row a job, or one JSON object a line."""
     if arguments.output == "json":
         for state in states:
             print(state.model_dump_json(exclude_unset=True))
         return
-    table = Table("JOB", "STATUS", "STAGE", "DONE", "SECONDS LEFT", box=None, pad_edge=False)
+    table = Table("JOB", "STATUS", "FILES", "SUBMITTED", "DONE", "SECONDS LEFT", "STAGE", box=None, pad_edge=False)
     for state in states:
         left = "" if state.seconds_left is None else f"{state.seconds_left:.0f}"
-        table.add_row(state.job_id, state.status, state.stage or "", f"{100 * state.progress:.0f} %", left)
-    Console(highlight=False).print(table)
+        submitted = f"{state.created_at:%Y-%m-%dT%H:%M:%SZ}"
+        done = f"{100 * state.progress:.0f} %"
+        table.add_row(state.job_id, state.status, str(state.total_files), submitted, done, left, state.stage or "")
+    print_to_output(table)

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 Label = Literal["Real", "Fake", "Inconclusive", "No Speech"]
 Interval = tuple[float, float]
+JobStatus = Literal["queued", "running", "done", "cancelled"]
 
 
 class Answer(BaseModel):
@@ -255,21 +256,57 @@ class Batch(Answer):
     """One entry a file, in the order sent."""
 
 
-class Job(Answer):
-    """Recordings that are judged while nobody waits."""
+class JobFile(Answer):
+    """How far one file of a job is."""
+
+    filename: str | None
+    """Name of the file as it was sent."""
+    status: JobStatus
+    """What becomes of it."""
+    stage: str | None
+    """The stage that is at work on it; None where none is."""
+    progress: float
+    """How much is done, 0 to 1: an estimate."""
+    attempts: int
+    """How often it was begun: again where what judged it was lost."""
+
+
+class Webhook(Answer):
+    """How telling a webhook went."""
+
+    status: Literal["waiting", "pending", "delivered", "failed"]
+    """`waiting` until the job is done."""
+    attempts: int
+    """How often it was tried."""
+
+
+class JobSummary(Answer):
+    """Recordings that are judged while nobody waits: how far they are, without their results."""
 
     job_id: str
     """What the job is asked for by."""
-    status: Literal["queued", "running", "done", "cancelled"]
+    status: JobStatus
     """`done` once every file has its result, be it a verdict or an error."""
-    stage: str | None = None
-    """What is being done."""
+    stage: str | None
+    """The stage that is at work; None where none is."""
     progress: float
-    """How much is done, 0 to 1."""
-    seconds_left: float | None = None
+    """How much is done, 0 to 1: an estimate."""
+    seconds_left: float | None
     """About how long it will take; None while nobody can tell."""
-    results: tuple[FileResult, ...] = ()
-    """One entry a file, in the order sent; empty until the job is done."""
+    created_at: AwareDatetime
+    """When it was submitted."""
+    started_at: AwareDatetime | None
+    """When its first file was begun."""
+    finished_at: AwareDatetime | None
+    """When it was done or cancelled."""
+    kept_until: AwareDatetime | None
+    """When job and results will be gone; None until it is finished."""
+    total_files: int
+    """Files that were sent."""
+    files: tuple[JobFile, ...]
+    """One entry a file, in the order sent."""
+    webhook: Webhook | None
+    """None where none was asked for."""
 
     @property
     def finished(self) -> bool:
@@ -277,11 +314,24 @@ class Job(Answer):
         return self.status in ("done", "cancelled")
 
 
+class Job(JobSummary):
+    """Recordings that are judged while nobody waits, with the results so far."""
+
+    successful: int
+    """Files that were answered, those without speech included."""
+    failed: int
+    """Files that were not."""
+    results: tuple[FileResult, ...]
+    """One entry a file that is done, in the order sent."""
+
+
 class JobList(Answer):
     """The answer to `jobs`."""
 
-    jobs: tuple[Job, ...]
-    """Newest first, without their results."""
+    jobs: tuple[JobSummary, ...]
+    """Newest first."""
+    next: str | None
+    """What `before` has to be for the next page; None where there is none."""
 
 
 class Stage(Answer):
@@ -313,8 +363,6 @@ class Info(Answer):
     """Name and SHA-256 of the model bundle."""
     operating_points: dict[str, dict[str, float]]
     """The threshold of each operating point, as a score."""
-    inconclusive_margin: float | None = None
-    """How near the threshold a score must be to decide nothing."""
     uncertainty: dict[str, float] = {}
     """What makes an answer uncertain, and how much."""
     features: dict[str, Any]
@@ -335,8 +383,14 @@ class Info(Answer):
     """What may stand in `warnings` of an answer, each with its sentence."""
     limits: dict[str, float]
     """What a recording may have at most."""
+    live: dict[str, float | None] = {}
+    """What a stream may do."""
+    jobs: dict[str, Any] | None = None
+    """What a job may be; None for a service without."""
     timeouts_seconds: dict[str, float]
     """How long the whole request and each stage may take."""
+    admission: dict[str, float] = {}
+    """How much the service takes in hand at once."""
     supported_formats: tuple[str, ...]
     """The formats that are read."""
     timestamp: AwareDatetime

@@ -163,6 +163,11 @@ def print_table(results: Iterable[FileResult], sentences: Mapping[str, str]) -> 
         for speaker in result.speakers:
             numbers = _numbers(speaker.probability, speaker.interval, speaker.speech_seconds)
             table.add_row(f"  {speaker.speaker}", _label(speaker.result), *numbers, Text(speaker.channel or ""))
+    print_to_output(table)
+
+
+def print_to_output(table: Table) -> None:
+    """Print a table, wide enough where no terminal shows it."""
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, emoji=False).print(table)
 
 

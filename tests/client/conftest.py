@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from sound_sentry import AsyncSoundSentry, SoundSentry
 from tests.client.stand_in import StandIn, stand_in
 
 Ask = Callable[..., Any]
+Listen = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +35,25 @@ def ask(request: pytest.FixtureRequest) -> Ask:
         return asyncio.run(ask_async())
 
     return ask
+
+
+@pytest.fixture(params=["SoundSentry", "AsyncSoundSentry"])
+def listen(request: pytest.FixtureRequest) -> Listen:
+    """All that a stream of either client yields."""
+
+    def listen(url: str, sound: Iterable[bytes], api_key: str | None = None, **options: Any) -> list[Any]:
+        if request.param == "SoundSentry":
+            with SoundSentry(url, api_key) as sentry:
+                return list(sentry.stream(sound, **options))
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in sound:
+                yield chunk
+
+        async def listen_async() -> list[Any]:
+            async with AsyncSoundSentry(url, api_key) as sentry:
+                return [answer async for answer in sentry.stream(chunks(), **options)]
+
+        return asyncio.run(listen_async())
+
+    return listen

@@ -18,22 +18,31 @@ from starlette.responses import Response
 from tests.client.conftest import Ask
 from tests.client.stand_in import FAKE, INFO_ANSWER, StandIn, problem
 
-QUEUED: dict[str, Any] = {
+FILE = {"filename": "a.wav", "status": "queued", "stage": None, "progress": 0.0, "attempts": 0}
+SUMMARY: dict[str, Any] = {
     "job_id": "j/1",
     "status": "queued",
     "stage": None,
     "progress": 0.0,
     "seconds_left": None,
-    "results": [],
+    "created_at": "2026-01-01T00:00:00Z",
+    "started_at": None,
+    "finished_at": None,
+    "kept_until": None,
+    "total_files": 2,
+    "files": [FILE, FILE],
+    "webhook": {"status": "waiting", "attempts": 0},
 }
-RUNNING = QUEUED | {"status": "running", "stage": "TkanExtractor", "progress": 0.5, "seconds_left": 12.0}
+AT_WORK = SUMMARY | {"status": "running", "stage": "TkanExtractor", "progress": 0.5, "seconds_left": 12.0}
+QUEUED = SUMMARY | {"successful": 0, "failed": 0, "results": []}
 FAILED = {
     "filename": "notes.md",
     "status": "failed",
     "error": {"type": "/docs#unsupported-format", "title": "Unsupported format", "status": 415, "detail": "Send WAV."},
 }
 JUDGED = {name: value for name, value in FAKE.items() if name != "timestamp"} | {"status": "success"}
-DONE = RUNNING | {"status": "done", "progress": 1.0, "results": [JUDGED, FAILED]}
+RUNNING = AT_WORK | {"successful": 0, "failed": 1, "results": [FAILED]}
+DONE = RUNNING | {"status": "done", "progress": 1.0, "successful": 1, "results": [JUDGED, FAILED]}
 CANCELLED = RUNNING | {"status": "cancelled"}
 
 
@@ -79,11 +88,13 @@ def test_a_job_is_submitted_once_however_often_it_is_sent(ask: Ask, server: Stan
 
 
 def test_state_list_and_cancel(ask: Ask, server: StandIn) -> None:
-    server.put_up(DONE, {"jobs": [RUNNING]}, CANCELLED, problem(404))
+    server.put_up(DONE, {"jobs": [AT_WORK], "next": "j/1"}, CANCELLED, problem(404))
     job = ask(server.url, "job", "j/1")
     judged, failed = job.results
     assert (judged.overall, failed.error.detail, job.finished) == ("Fake", "Send WAV.", True)
-    assert [job.status for job in ask(server.url, "jobs").jobs] == ["running"]
+    latest = ask(server.url, "jobs", 1, before=job)
+    assert ([job.status for job in latest.jobs], latest.next) == (["running"], "j/1")
+    assert server.requests[1].url.query == "limit=1&before=j%2F1"
     assert ask(server.url, "cancel", job).status == "cancelled"
     with pytest.raises(NotFound):
         ask(server.url, "job", "j/1")
@@ -119,10 +130,10 @@ def test_a_wait_sits_out_a_service_that_is_away() -> None:
 
 def test_events_are_followed_to_the_end(follow: Callable[[str, str], list[Any]], server: StandIn) -> None:
     server.put_up(
-        events(QUEUED),
-        events(QUEUED, RUNNING, broken=True),
+        events(SUMMARY),
+        events(SUMMARY, AT_WORK, broken=True),
         problem(503, retry_after="0"),
-        events(RUNNING, DONE, CANCELLED),
+        events(AT_WORK, DONE, CANCELLED),
     )
     states = follow(server.url, "j1")
     assert [state.status for state in states] == ["queued", "queued", "running", "running", "done"]
@@ -143,7 +154,7 @@ def test_the_command_submits_and_waits(server: StandIn, tmp_path: Path, capsys: 
     assert run(server, "submit", str(tmp_path), "--diarize", "--idempotency-key=mine") == 0
     assert capsys.readouterr().out == "j/1\n"
     assert server.fields[1] == {"use_diarization": "true", "explain": "false"}
-    server.put_up(INFO_ANSWER, QUEUED, events(RUNNING, DONE), INFO_ANSWER)
+    server.put_up(INFO_ANSWER, QUEUED, events(AT_WORK, DONE), INFO_ANSWER)
     assert run(server, "submit", str(tmp_path), "--wait", "--json") == 1
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [JUDGED, FAILED]
     server.put_up(events(DONE), INFO_ANSWER)
@@ -155,13 +166,22 @@ def test_the_command_submits_and_waits(server: StandIn, tmp_path: Path, capsys: 
 def test_the_command_shows_lists_and_cancels(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     server.put_up(RUNNING)
     assert run(server, "show", "j/1") == 2, "no verdict yet"
-    assert capsys.readouterr().out.splitlines()[1].split() == ["j/1", "running", "TkanExtractor", "50", "%", "12"]
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        "j/1",
+        "running",
+        "2",
+        "2026-01-01T00:00:00Z",
+        "50",
+        "%",
+        "12",
+        "TkanExtractor",
+    ]
     server.put_up(DONE | {"results": [JUDGED | {"overall": "Real"}]}, INFO_ANSWER)
     assert run(server, "show", "j/1", "--csv") == 0
     assert ",Real," in capsys.readouterr().out
-    server.put_up({"jobs": [RUNNING, QUEUED]})
+    server.put_up({"jobs": [AT_WORK, SUMMARY], "next": None})
     assert run(server, "list", "--json") == 0
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [RUNNING, QUEUED]
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [AT_WORK, SUMMARY]
     server.put_up(CANCELLED)
     assert run(server, "cancel", "j/1") == 0
     assert "cancelled" in capsys.readouterr().out

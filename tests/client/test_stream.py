@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-from sound_sentry import AccessRefused, AsyncSoundSentry, NoAnswer, RequestRefused, SoundSentry, UnexpectedAnswer
+from sound_sentry import AccessRefused, NoAnswer, RequestRefused, SoundSentry, UnexpectedAnswer
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
+from tests.client.conftest import Listen
 from tests.client.stand_in import FAKE, StandIn, problem
 from tests.graph import free_port
 
@@ -27,30 +26,6 @@ UPDATE = {
 }
 VERDICT = {name: value for name, value in FAKE.items() if name not in ("filename", "timestamp")}
 VERDICT |= {"start": 0.0, "end": 1.0, "final": True}
-
-Listen = Callable[..., list[Any]]
-
-
-@pytest.fixture(params=["SoundSentry", "AsyncSoundSentry"])
-def listen(request: pytest.FixtureRequest) -> Listen:
-    """All that a stream of either client yields."""
-
-    def listen(url: str, sound: Iterable[bytes], api_key: str | None = None, **options: Any) -> list[Any]:
-        if request.param == "SoundSentry":
-            with SoundSentry(url, api_key) as sentry:
-                return list(sentry.stream(sound, **options))
-
-        async def chunks() -> AsyncIterator[bytes]:
-            for chunk in sound:
-                yield chunk
-
-        async def listen_async() -> list[Any]:
-            async with AsyncSoundSentry(url, api_key) as sentry:
-                return [answer async for answer in sentry.stream(chunks(), **options)]
-
-        return asyncio.run(listen_async())
-
-    return listen
 
 
 async def say_as_the_service_does(socket: WebSocket, heard: list[str | bytes]) -> None:
