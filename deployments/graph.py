@@ -111,13 +111,13 @@ class Graph:
         """The features of the speech in a recording, or, where nobody speaks, that alone. Raises as `predict` does."""
         async with self._request() as request:
             recording = request.start("Decoder", "decode", data, None)
-            heard = request.start_hearing(recording, False)
-            heard.since = await request.answered(recording)
-            await request.hear(heard)
-            if not heard.speech.segments:
-                return heard.speech
+            segmented = request.start_segmenting(recording, False)
+            segmented.since = await request.answered(recording)
+            await request.segment(segmented)
+            if not segmented.speech.segments:
+                return segmented.speech
             features: Features = await request.result(
-                request.start("TkanExtractor", "extract", recording, heard.speech, None)
+                request.start("TkanExtractor", "extract", recording, segmented.speech, None)
             )
             return features
 

@@ -59,7 +59,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clean") / "environment"
     uv = Path(sys.executable).with_name("uv")
     subprocess.run([uv, "venv", "--quiet", f"--python={sys.executable}", folder], check=True)
-    install = [uv, "pip", "install", "--quiet", f"--python={folder}", CLIENT]
+    install: list[str | Path] = [uv, "pip", "install", "--quiet", f"--python={folder}", CLIENT]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         assert re.search("network|connect|dns|resolve host|fetch", done.stderr, re.IGNORECASE), done.stderr

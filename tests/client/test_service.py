@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from sound_sentry import NotFound, RequestRefused, SoundSentry
 from sound_sentry.command import main
 from sound_sentry.models import Answer, Batch, Health, Info, Job, JobList, Prediction, Problem
@@ -22,7 +23,7 @@ from tests.client.conftest import Ask, Listen
 
 pytestmark = pytest.mark.timeout(900)
 
-ANSWERS = {
+ANSWERS: dict[tuple[str, str, str], type[BaseModel]] = {
     ("/predict", "post", "200"): Prediction,
     ("/predict", "post", "422"): Problem,
     ("/batch-predict", "post", "200"): Batch,

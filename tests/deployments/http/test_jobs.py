@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -89,7 +89,7 @@ class Service:
     runners: list[Any] = field(default_factory=list)
 
     def start_runner(self) -> Any:
-        runner = JobRunner.func_or_class(self.settings, AccessConfig(), self.stages.handles)
+        runner = cast(Any, JobRunner).func_or_class(self.settings, AccessConfig(), self.stages.handles)
         runner._access = Access(self.access, self.limits)  # whose limits are not in an actor of a Ray
         runner._keys = {key.name: key for key in self.access.keys}
         self.runners.append(runner)
@@ -146,7 +146,7 @@ async def served(
     stages = Stages()
     job_settings = JobSettings(folder=folder, **settings)
     access, limits = AccessConfig(keys=keys), LocalLimits(Clock())
-    plain = Ingress.func_or_class.__mro__[1]
+    plain = cast(Any, Ingress).func_or_class.__mro__[1]
     ingress = plain.__new__(plain)
     seconds = dict.fromkeys(stages.handles, 30.0)
     plain.__init__(
@@ -404,7 +404,11 @@ def secret_file(tmp_path: Path) -> Path:
 def test_a_webhook_is_told_of_the_results_and_tried_again_until_it_answers(tmp_path: Path, receiver: Receiver) -> None:
     async def test() -> None:
         secret = secret_file(tmp_path)
-        options = {"webhook_secret_file": secret, "webhook_networks": LOOPBACK, "webhook_first_pause_seconds": 0.1}
+        options: dict[str, Any] = {
+            "webhook_secret_file": secret,
+            "webhook_networks": LOOPBACK,
+            "webhook_first_pause_seconds": 0.1,
+        }
         async with served(tmp_path / "jobs", **options) as service:
             receiver.status = 500
             created = await service.create(CLIP, webhook=receiver.url)
@@ -429,7 +433,7 @@ def test_a_webhook_is_told_of_the_results_and_tried_again_until_it_answers(tmp_p
 
 def test_a_webhook_that_never_answers_is_given_up(tmp_path: Path, receiver: Receiver) -> None:
     async def test() -> None:
-        options = {"webhook_secret_file": secret_file(tmp_path), "webhook_networks": LOOPBACK}
+        options: dict[str, Any] = {"webhook_secret_file": secret_file(tmp_path), "webhook_networks": LOOPBACK}
         options |= {"webhook_first_pause_seconds": 0.01, "webhook_attempts": 3}
         async with served(tmp_path / "jobs", **options) as service:
             receiver.status = 503

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -37,14 +38,14 @@ def postgresql() -> Iterator[str]:
         os.chmod(name, 0o777)
         port = free_port()
         data = f"{name}/data"
-        made = [programs / "initdb", "-D", data, "--auth=trust", "--username=jobs", "--no-sync"]
+        made: list[Any] = [programs / "initdb", "-D", data, "--auth=trust", "--username=jobs", "--no-sync"]
         subprocess.run(made, check=True, capture_output=True, cwd=name, user=user)
-        server = [programs / "postgres", "-D", data, "-p", str(port), "-k", name, "-c", "fsync=off"]
+        server: list[Any] = [programs / "postgres", "-D", data, "-p", str(port), "-k", name, "-c", "fsync=off"]
         with (Path(name) / "log").open("wb") as log:
             server += ["-c", "listen_addresses=127.0.0.1"]
             process = subprocess.Popen(server, stdout=log, stderr=log, cwd=name, user=user)
         try:
-            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+            ready: list[Any] = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
             wait_until(lambda: subprocess.run(ready).returncode == 0, 60)
             yield f"postgresql://jobs@127.0.0.1:{port}/postgres"
         finally:

@@ -12,6 +12,7 @@ import time
 import wave
 from collections import Counter
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def get(client: httpx.Client, job_id: str) -> dict[str, Any]:
     JobAnswer.model_validate_json(response.text)
     job: dict[str, Any] = response.json()
     return job
+
+
+def is_delivered(client: httpx.Client, job_id: str) -> bool:
+    return bool(get(client, job_id)["webhook"]["status"] == "delivered")
 
 
 def wait_for(client: httpx.Client, job_id: str, *statuses: str) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def test_a_cluster_that_is_killed_and_started_again_loses_nothing_and_does_nothi
     ):
         assert post(client, short, key="k", webhook=receiver.url)["job_id"] == waiting
         for job_id in (half, waiting):
-            wait_until(lambda job_id=job_id: get(client, job_id)["webhook"]["status"] == "delivered", PATIENCE_SECONDS)
+            wait_until(partial(is_delivered, client, job_id), PATIENCE_SECONDS)
         assert get(client, over) == before[over]
         done = get(client, half)
         assert [file["attempts"] for file in done["files"]] == [1, 2, 1]

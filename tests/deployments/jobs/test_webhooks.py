@@ -44,10 +44,10 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            receiver.received.append((self.path, dict(self.headers), body))
-            receiver.delay.wait(20)
-            self.send_response(receiver.status)
-            for name, value in receiver.headers.items():
+            mine.received.append((self.path, dict(self.headers), body))
+            mine.delay.wait(20)
+            self.send_response(mine.status)
+            for name, value in mine.headers.items():
                 self.send_header(name, value)
             self.end_headers()
 
@@ -57,12 +57,12 @@ def receiver() -> Iterator[Receiver]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        receiver = Receiver(server.server_port)
-        receiver.delay.set()
+        mine = Receiver(server.server_port)
+        mine.delay.set()
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield receiver
-        receiver.delay.set()
+        yield mine
+        mine.delay.set()
         server.shutdown()
         thread.join()
 

@@ -30,7 +30,7 @@ def samples(sample_wav: bytes) -> NDArray[np.float32]:
     """20 s of two people, (time,) at 16 kHz."""
     with wave.open(io.BytesIO(sample_wav)) as file:
         file.setpos(7 * RATE)
-        return np.frombuffer(file.readframes(20 * RATE), dtype="<i2") / np.float32(2**15)
+        return np.frombuffer(file.readframes(20 * RATE), dtype="<i2").astype(np.float32) / np.float32(2**15)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_blocks_in_groups_are_read_as_well(samples: NDArray[np.float32]) -> None
     """libav writes the last block of Opus as a group, for it says how much of it is padding."""
     odd = encode(samples[: RATE + 100], "webm", live=True)
     assert b"\xa0" in odd
-    with av.open(io.BytesIO(odd)) as file:
+    with av.open(io.BytesIO(odd), "r") as file:
         last = [float(packet.pts * packet.time_base) for packet in file.demux() if packet.pts is not None][-1]
     first = 0.0
     assert filled(WebmTape(30), odd).seconds == pytest.approx(last - first, abs=0.01)
