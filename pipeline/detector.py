@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,13 @@ from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Channels, OperatingPoint, Recording, Speech, Turn
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.channels import JudgedChannel, merge_channels
+
+Announce = Callable[[str], None]
+"""Told what is done next, in words for a person who waits."""
+
+
+def say_nothing(_: str) -> None:
+    """The Announce of work that nobody watches."""
 
 
 class Detector:
@@ -61,28 +69,35 @@ class Detector:
         explain: bool = False,
         channels: Channels = "mix",
         track: int | None = None,
+        announce: Announce = say_nothing,
     ) -> Verdict:
         """The verdict on one recording, given as the bytes of a file in any supported format.
 
         With `channels="split"` each channel is judged by itself. `track` is which of several audio tracks to judge,
-        counted from 0. Raises InputError for a recording that cannot be scored.
+        counted from 0. `announce` is told of each step. Raises InputError for a recording that cannot be scored.
         """
+        announce("decoding")
         if channels == "mix":
-            whole = self._segment(self.decoder.decode(data, track), use_diarization)
+            whole = self._segment(self.decoder.decode(data, track), use_diarization, announce)
+            announce("listening to voices")
             return self._judge(whole, use_diarization, operating_point, explain, among=1)
         found = self.decoder.decode_channels(data, track)
-        segmented = {c.name: self._segment(c.recording, use_diarization) for c in found if c.recording}
+        segmented = {c.name: self._segment(c.recording, use_diarization, announce) for c in found if c.recording}
         among = sum(bool(channel.speech.segments) for channel in segmented.values())
+        announce("listening to voices")
         judged = [
             JudgedChannel(name, channel.speech, self._judge(channel, use_diarization, operating_point, explain, among))
             for name, channel in segmented.items()
         ]
         return merge_channels({channel.name: channel.note for channel in found}, judged)
 
-    def _segment(self, recording: Recording, use_diarization: bool) -> _Segmented:
+    def _segment(self, recording: Recording, use_diarization: bool, announce: Announce) -> _Segmented:
+        announce("finding speech")
         speech = self.voice_activity.detect(recording)
-        wanted = use_diarization and speech.segments
-        return _Segmented(recording, speech, self.diarizer.diarize(recording) if wanted else None)
+        if not (use_diarization and speech.segments):
+            return _Segmented(recording, speech, None)
+        announce("telling speakers apart")
+        return _Segmented(recording, speech, self.diarizer.diarize(recording))
 
     def _judge(
         self, segmented: _Segmented, use_diarization: bool, operating_point: OperatingPoint, explain: bool, among: int

@@ -9,58 +9,42 @@ What takes seconds to import is imported where it is used, so that `--help` and 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
+import glob
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, get_args
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, get_args
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from pipeline.config import Limits
+from pipeline.audio.formats import ENDINGS
+from pipeline.config import DetectorConfig, Limits
 from pipeline.errors import MissingInput, SoundSentryError, StageFailed, UploadTooLarge
 from pipeline.types import Channels, OperatingPoint
-from pipeline.verdict.answer import Interval, Verdict
+from pipeline.writers import Answer, Write, csv_writer, json_writer, shown, table_writer
 
 if TYPE_CHECKING:
-    from pipeline.detector import Detector
-
-Answer = Verdict | SoundSentryError
-Write = Callable[[str, Answer], None]
+    from pipeline.detector import Announce, Detector
 
 EXIT_CODES = """\
+a folder stands for all recordings in it, told by the endings of their names; - stands for standard input
+
 exit code:
   0  every file is Real
-  1  at least one is Fake
-  2  at least one could not be answered, or nothing could
+  1  at least one is Fake, whatever became of the others
+  2  none is Fake, and at least one could not be answered, or nothing could
   3  none is Fake, but not every one is Real: the others are Inconclusive or No Speech
 """
 
-STYLES = {"Real": "green", "Fake": "bold red", "Inconclusive": "yellow", "No Speech": "dim", "error": "bold magenta"}
+STDIN = "-"
 
-CSV_COLUMNS = (
-    "path",
-    "result",
-    "probability",
-    "interval_low",
-    "interval_high",
-    "score",
-    "duration_seconds",
-    "speech_seconds",
-    "decided_by",
-    "decided_start",
-    "decided_end",
-    "decided_probability",
-    "reasons",
-    "warnings",
-    "error",
-)
+LOCAL_MIB, LOCAL_SECONDS, LOCAL_DECODE_SECONDS = 4096, 24 * 3600, 3600
+"""The largest and longest file of one's own, and how long decoding it may take: more would not fit in memory."""
+
+CHUNK_BYTES = 2**20
 
 
 class Settings(TypedDict):
@@ -72,11 +56,38 @@ class Settings(TypedDict):
     track: int | None
 
 
-def predict(detector: Detector, path: str, settings: Settings) -> Answer:
+def find_files(arguments: Sequence[str]) -> list[str]:
+    """The files that are named: those of a folder in the order of their names, those that a pattern fits.
+
+    What stands for no file is left as it is: its error is told in its row.
+    """
+    files: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if argument == STDIN or path.is_file():
+            files.append(argument)
+        elif path.is_dir():
+            files += _recordings(path) or [argument]
+        else:
+            files += sorted(name for name in glob.glob(argument, recursive=True) if Path(name).is_file()) or [argument]
+    return files
+
+
+def _recordings(folder: Path) -> list[str]:
+    """The recordings in a folder and in the folders in it, without what is hidden."""
+    return [
+        str(path)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in ENDINGS
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def predict(detector: Detector, path: str, settings: Settings, announce: Announce) -> Answer:
     """The verdict on the file at `path`, or the error that stands in its place."""
     try:
-        data = read(Path(path), detector.config.limits)
-        return detector.predict(data, **settings)
+        return detector.predict(read(path, detector.config.limits), **settings, announce=announce)
     except SoundSentryError as error:
         return error
     except Exception:
@@ -84,140 +95,58 @@ def predict(detector: Detector, path: str, settings: Settings) -> Answer:
         return StageFailed("Scoring failed for a reason of its own, shown above: please report it.")
 
 
-def read(path: Path, limits: Limits) -> bytes:
-    """The bytes of a file. Raises MissingInput or UploadTooLarge, the latter without reading more than is allowed."""
+def read(path: str, limits: Limits) -> bytes:
+    """The bytes of a file, or of standard input. Raises MissingInput or UploadTooLarge, the latter without reading more
+    than is allowed."""
+    if path == STDIN:
+        return _take(sys.stdin.buffer, limits)
     try:
-        with path.open("rb") as file:
-            data = file.read(limits.max_upload_bytes + 1)
+        if Path(path).is_dir():
+            raise MissingInput("There is no recording in this folder. Name files, or a folder that holds some.")
+        if Path(path).is_char_device():
+            raise MissingInput("This is a device and no file. Record from it into a file first.")
+        with open(path, "rb") as file:
+            return _take(file, limits)
     except OSError as error:
         raise MissingInput(f"The file cannot be read: {error.strerror}. Name audio files.") from error
-    if len(data) > limits.max_upload_bytes:
-        raise UploadTooLarge(
-            f"The file has more than {limits.max_upload_mib:g} MiB. Shorten it, or raise limits.max_upload_mib."
-        )
-    return data
+
+
+def _take(file: BinaryIO, limits: Limits) -> bytes:
+    chunks: list[bytes] = []
+    left = limits.max_upload_bytes
+    while chunk := file.read(CHUNK_BYTES):
+        chunks.append(chunk)
+        left -= len(chunk)
+        if left < 0:
+            raise UploadTooLarge(f"The file has more than {limits.max_upload_mib:g} MiB. Cut it into parts.")
+    return b"".join(chunks)
+
+
+def local_limits(limits: Limits) -> Limits:
+    """The limits for files of one's own: size and length bind a service, which takes files from strangers."""
+    return limits.model_copy(
+        update={
+            "max_upload_mib": max(limits.max_upload_mib, LOCAL_MIB),
+            "max_duration_seconds": max(limits.max_duration_seconds, LOCAL_SECONDS),
+            "max_decode_seconds": max(limits.max_decode_seconds, LOCAL_DECODE_SECONDS),
+        }
+    )
 
 
 def exit_code(answers: Iterable[Answer]) -> int:
-    """The exit code of EXIT_CODES; an error outweighs a Fake, and a Fake what is not Real."""
+    """The exit code of EXIT_CODES; a Fake outweighs an error, and an error what is not Real."""
     labels = {"error" if isinstance(answer, SoundSentryError) else answer.overall for answer in answers}
-    if "error" in labels:
-        return 2
     if "Fake" in labels:
         return 1
+    if "error" in labels:
+        return 2
     return 0 if labels == {"Real"} else 3
-
-
-def json_writer() -> Write:
-    """Writes one JSON object a line: what `/batch-predict` answers for one file."""
-
-    def write(path: str, answer: Answer) -> None:
-        if isinstance(answer, SoundSentryError):
-            problem = {"type": answer.kind(), "title": answer.title, "status": answer.status, "detail": answer.detail}
-            result = {"filename": path, "status": "failed", "error": problem}
-        else:
-            result = {"filename": path, **answer.model_dump(mode="json"), "status": answer.outcome}
-        print(json.dumps(result, allow_nan=False), flush=True)
-
-    return write
-
-
-def csv_writer() -> Write:
-    """Writes the header, then one row a file."""
-    rows = csv.DictWriter(sys.stdout, CSV_COLUMNS, lineterminator="\n")
-    rows.writeheader()
-
-    def write(path: str, answer: Answer) -> None:
-        if isinstance(answer, SoundSentryError):
-            rows.writerow({"path": path, "error": answer.detail})
-        else:
-            body = answer.model_dump(mode="json")
-            low, high = body["interval"] or (None, None)
-            decided_by = body["decided_by"] or {}
-            rows.writerow(
-                {
-                    "path": path,
-                    "result": body["overall"],
-                    "probability": body["mean_probability"],
-                    "interval_low": low,
-                    "interval_high": high,
-                    "score": body["score"],
-                    "duration_seconds": body["duration_seconds"],
-                    "speech_seconds": body["speech_seconds"],
-                    "decided_by": answer.decided_by.name if answer.decided_by else None,
-                    "decided_start": decided_by.get("start"),
-                    "decided_end": decided_by.get("end"),
-                    "decided_probability": decided_by.get("probability"),
-                    "reasons": ";".join(body["reasons"]),
-                    "warnings": ";".join(body["warnings"]),
-                }
-            )
-        sys.stdout.flush()
-
-    return write
-
-
-def table_writer(paths: Sequence[str]) -> Write:
-    """Writes the header, then a row a file and, where they were judged by themselves, a row a speaker or channel."""
-    console = Console(soft_wrap=True, highlight=False, emoji=False)
-    width = min(max(cell_len(name) for name in ("  SPEAKER_00", *map(shown, paths))), 60)
-
-    def row(name: str, result: str, probability: str, interval: str, speech: str, notes: str) -> Text:
-        padding = " " * max(0, width - cell_len(name))
-        text = Text(f"{name}{padding}  ")
-        text.append(f"{result:<13}", STYLES.get(result, "bold"))
-        return text.append(f"{probability:>7}  {interval:<13}{speech:>9}  {notes}".rstrip())
-
-    console.print(row("FILE", "RESULT", "P(FAKE)", "90 % INTERVAL", "SPEECH", "NOTES"))
-
-    def write(path: str, answer: Answer) -> None:
-        if isinstance(answer, SoundSentryError):
-            console.print(row(shown(path), "error", "", "", "", answer.detail))
-            return
-        console.print(
-            row(shown(path), answer.overall, *numbers(answer.headline), f"{answer.speech_seconds:.1f} s", notes(answer))
-        )
-        for speaker in answer.speakers:
-            name, speech = f"  {speaker.speaker}", f"{speaker.speech_seconds:.1f} s"
-            where = speaker.channel if speaker.channel != speaker.speaker else None
-            told = numbers((speaker.probability, speaker.interval))
-            console.print(row(name, speaker.result, *told, speech, f"On {where}." if where else ""))
-        for channel in answer.channels:
-            if channel.note:
-                note = (
-                    "Silent." if channel.note == "silent" else f"The same as {channel.note.removeprefix('same_as_')}."
-                )
-                console.print(row(f"  {channel.channel}", channel.result, "", "", "", note))
-
-    return write
-
-
-def numbers(headline: tuple[float, Interval] | None) -> tuple[str, str]:
-    """A probability and its interval as the table shows them."""
-    if headline is None:
-        return "", ""
-    probability, (low, high) = headline
-    return f"{probability:.2f}", f"{low:.2f}–{high:.2f}"
-
-
-def notes(verdict: Verdict) -> str:
-    """What the table says about an answer besides its numbers."""
-    sentences = [word.sentence for word in (*verdict.reasons, *verdict.warnings)]
-    if verdict.decided_by:
-        part = verdict.decided_by
-        sentences.insert(0, f"Decided by {part.name}, {part.start:.1f}–{part.end:.1f} s.")
-    return " ".join(sentences)
-
-
-def shown(path: str) -> str:
-    """A file name that can be printed: bytes that are no text, and characters that steer a terminal, escaped."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def answer_all(paths: Sequence[str], detector: Detector, settings: Settings) -> Iterator[tuple[str, Answer]]:
     """Each path with its answer, in order; meanwhile a progress bar on standard error, where that is a terminal."""
     bar = Progress(
+        SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
@@ -230,9 +159,14 @@ def answer_all(paths: Sequence[str], detector: Detector, settings: Settings) -> 
     )
     task = bar.add_task("", total=len(paths))
     for path in paths:
-        bar.update(task, description=shown(Path(path).name))
+        name = shown(Path(path).name)
+
+        def announce(step: str, name: str = name) -> None:
+            bar.update(task, description=f"{name}: {step}")
+
+        announce("reading")
         with bar:  # gone from the terminal before the answer is written to it
-            answer = predict(detector, path, settings)
+            answer = predict(detector, path, settings, announce)
             bar.advance(task)
         yield path, answer
 
@@ -241,11 +175,15 @@ def run(options: argparse.Namespace) -> int:
     """Answer all files as the options say, and return the exit code. Raises SoundSentryError before the first file."""
     from pipeline.detector import Detector
 
-    detector = Detector.from_config(options.config)
+    config = DetectorConfig.load(options.config)
+    if not options.limits:
+        config = config.model_copy(update={"limits": local_limits(config.limits)})
+    detector = Detector(config)
+    files = find_files(options.files)
     writers: dict[str, Callable[[], Write]] = {
         "json": json_writer,
         "csv": csv_writer,
-        "table": lambda: table_writer(options.files),
+        "table": lambda: table_writer(files),
     }
     write = writers[options.output]()
     settings = Settings(
@@ -255,9 +193,11 @@ def run(options: argparse.Namespace) -> int:
         track=options.track,
     )
     answers = []
-    for path, answer in answer_all(options.files, detector, settings):
+    for path, answer in answer_all(files, detector, settings):
         write(path, answer)
         answers.append(answer)
+    if failed := sum(isinstance(answer, SoundSentryError) for answer in answers):
+        print(f"{failed} of {len(answers)} files could not be answered: see their errors.", file=sys.stderr)
     return exit_code(answers)
 
 
@@ -269,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a recording")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a recording, a folder, a pattern, or -")
     parser.add_argument("--diarize", action="store_true", help="tell speakers apart and judge each")
     parser.add_argument("--operating-point", choices=get_args(OperatingPoint), default="balanced")
     parser.add_argument(
@@ -279,10 +219,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="split: judge each channel by itself, as call recorders write a party a channel",
     )
     parser.add_argument("--track", type=int, metavar="N", help="which audio track of a file with several, from 0")
-    parser.add_argument("--config", metavar="FILE", help="configuration, instead of configs/detector.yaml")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration, instead of configs/detector.yaml")
+    parser.add_argument(
+        "--limits",
+        action="store_true",
+        help="keep to the configuration's limits of size and length, as the service does; "
+        f"without: {LOCAL_MIB // 1024} GiB and {LOCAL_SECONDS // 3600} hours",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object a line")
-    output.add_argument("--csv", dest="output", action="store_const", const="csv", help="CSV with a header")
+    output.add_argument(
+        "--csv", dest="output", action="store_const", const="csv", help="a row a file, and one a speaker or channel"
+    )
     parser.set_defaults(output="table")
     options = parser.parse_args(arguments)
     try:

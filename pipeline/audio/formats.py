@@ -188,6 +188,11 @@ FORMATS = {format.name: format for format in _TABLE}
 SUPPORTED_FORMATS = tuple(label.lower() for format in _TABLE for label in format.labels)
 """Every kind of file that is taken, by the names that people know."""
 
+OTHER_ENDINGS = ("wave", "rf64", "oga", "spx", "mka", "m4b", "m4v", "aif", "aifc", "asf")
+
+ENDINGS = frozenset(f".{ending}" for ending in (*SUPPORTED_FORMATS, *OTHER_ENDINGS))
+"""How the names of such files end, in lower case: what is looked for in a folder."""
+
 ACCEPTED = f"{', '.join(SUPPORTED_FORMATS[:-1]).upper()} or {SUPPORTED_FORMATS[-1].upper()}"
 """The same as words of a sentence."""
 

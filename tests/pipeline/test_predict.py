@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import ROOT, DetectorConfig
+from pipeline.config import ROOT, DetectorConfig, Limits
 from pipeline.detector import Detector
-from pipeline.errors import EmptyAudio
-from pipeline.predict import csv_writer, exit_code, main, shown, table_writer
-from pipeline.verdict.answer import EXAMPLES, Verdict
+from pipeline.errors import EmptyAudio, MissingInput, UploadTooLarge
+from pipeline.predict import exit_code, find_files, local_limits, main, read
+from pipeline.verdict.answer import EXAMPLES, ChannelVerdict, Verdict
 from pipeline.verdict.reasons import AnswerWarning, Reason
+from pipeline.writers import csv_writer, shown, table_writer
 from tests.audio import encode
 
 COMMAND = [sys.executable, "-m", "pipeline.predict"]
@@ -75,7 +76,9 @@ def configuration(
     [
         (["Real", "Real"], 0),
         (["Real", "Fake", "Inconclusive"], 1),
-        (["Fake", "error"], 2),
+        (["Fake", "error"], 1),
+        (["error", "Real", "Fake"], 1),
+        (["Inconclusive", "error"], 2),
         (["Real", "error"], 2),
         (["Inconclusive", "No Speech"], 3),
         (["Real", "Inconclusive"], 3),
@@ -102,7 +105,9 @@ def test_each_file_is_answered_by_itself(
 ) -> None:
     text = tmp_path / "notes.wav"
     text.write_text("no audio")
-    files = [str(tmp_path / "missing.wav"), str(clip), str(tmp_path), str(text), str(silence)]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    files = [str(tmp_path / "missing.wav"), str(clip), str(empty), str(text), str(silence)]
     assert main(["--json", *files]) == 2
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["filename"] for answer in answers] == files
@@ -126,7 +131,7 @@ def test_csv_says_what_json_says(
     assert float(good["probability"]) == body["mean_probability"]
     assert [float(good["interval_low"]), float(good["interval_high"])] == body["interval"]
     assert good["reasons"] == ";".join(verdict.reasons)
-    assert not good["error"]
+    assert not good["error"] and not good["speaker"]
     assert bad["path"] == str(tmp_path)
     assert bad["error"]
     assert not bad["result"]
@@ -169,7 +174,7 @@ def test_the_table_shows_the_number_of_the_part_that_decided(capsys: pytest.Capt
 
 def test_csv_says_what_decided(capsys: pytest.CaptureFixture[str]) -> None:
     csv_writer()("call.wav", EXAMPLES["fake_speaker_among_others"])
-    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    row, *_ = csv.DictReader(capsys.readouterr().out.splitlines())
     assert [row[f"decided_{what}"] for what in ("by", "start", "end", "probability")] == [
         "SPEAKER_01",
         "4.2",
@@ -197,14 +202,99 @@ def test_speakers_are_told_apart(sample_wav: bytes, tmp_path: Path, capsys: pyte
     assert [row.split()[0] for row in rows] == ["SPEAKER_00", "SPEAKER_01"]
 
 
-def test_a_file_over_the_limit_is_not_read_whole(
-    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_csv_has_a_row_for_each_speaker(capsys: pytest.CaptureFixture[str]) -> None:
+    csv_writer()("call.wav", EXAMPLES["fake_speaker_among_others"])
+    whole, *speakers = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert (whole["speaker"], whole["result"]) == ("", "Fake")
+    assert [
+        (row["path"], row["speaker"], row["result"], row["probability"], row["interval_low"]) for row in speakers
+    ] == [
+        ("call.wav", "SPEAKER_00", "Real", "0.06", "0.02"),
+        ("call.wav", "SPEAKER_01", "Fake", "0.93", "0.82"),
+    ]
+
+
+def test_csv_has_a_row_for_each_channel(capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = EXAMPLES["fake_speaker_among_others"]
+    speakers = tuple(speaker.model_copy(update={"channel": "CHANNEL_1"}) for speaker in verdict.speakers)
+    channels = tuple(
+        ChannelVerdict(channel=name, result=result, probability=None, speech_seconds=0, note=note)
+        for name, result, note in (("CHANNEL_1", "Fake", None), ("CHANNEL_2", "No Speech", "silent"))
+    )  # fmt: skip
+    csv_writer()("call.wav", verdict.model_copy(update={"speakers": speakers, "channels": channels}))
+    _, *rows = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert [(row["speaker"], row["channel"], row["result"], row["note"]) for row in rows] == [
+        ("SPEAKER_00", "CHANNEL_1", "Real", ""),
+        ("SPEAKER_01", "CHANNEL_1", "Fake", ""),
+        ("", "CHANNEL_2", "No Speech", "silent"),
+    ]
+
+
+def test_a_folder_stands_for_the_recordings_in_it(tmp_path: Path) -> None:
+    for name in ("b.wav", "a.FLAC", "notes.txt", "deeper/c.opus", ".hidden/d.wav", ".e.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    folder = str(tmp_path)
+    assert [Path(f).relative_to(tmp_path).as_posix() for f in find_files([folder])] == [
+        "a.FLAC",
+        "b.wav",
+        "deeper/c.opus",
+    ]
+    assert find_files([f"{folder}/*.wav", f"{folder}/notes.txt"]) == [f"{folder}/b.wav", f"{folder}/notes.txt"]
+    assert find_files(["-", f"{folder}/x*", "missing.wav"]) == ["-", f"{folder}/x*", "missing.wav"]
+    (tmp_path / "[odd].wav").touch()
+    assert find_files([f"{folder}/[odd].wav"]) == [f"{folder}/[odd].wav"]
+
+
+def test_a_folder_with_no_recording_is_an_error(tmp_path: Path) -> None:
+    assert find_files([str(tmp_path)]) == [str(tmp_path)]
+    with pytest.raises(MissingInput, match="no recording in this folder"):
+        read(str(tmp_path), Limits())
+
+
+def test_standard_input_is_a_file(clip: Path, verdict: Verdict) -> None:
+    with clip.open("rb") as file:
+        done = subprocess.run([*COMMAND, "--json", "-"], cwd=ROOT, stdin=file, capture_output=True, text=True)
+    answer = json.loads(done.stdout)
+    assert (answer["filename"], answer["file_sha256"]) == ("-", verdict.file_sha256)
+    assert done.returncode == exit_code([verdict])
+
+
+def test_an_error_does_not_hide_a_fake(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thresholds = dict.fromkeys(("recall", "balanced", "precision"), -1e3)
+    config = configuration(tmp_path / "bundle", thresholds=thresholds)
+    assert main(["--config", config, "--json", "missing.wav", str(clip)]) == 1
+    out, err = capsys.readouterr()
+    failed, judged = map(json.loads, out.splitlines())
+    assert "No such file" in failed["error"]["detail"]
+    assert judged["overall"] == "Fake"
+    assert err == "1 of 2 files could not be answered: see their errors.\n"
+
+
+def test_the_services_limits_bind_where_they_are_asked_for(
+    clip: Path, verdict: Verdict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = configuration(tmp_path / "bundle", limits={"max_upload_mib": 0.001})
-    assert main(["--config", config, "--json", str(clip)]) == 2
+    config = configuration(tmp_path / "bundle", limits={"max_upload_mib": 0.001, "max_duration_seconds": 1})
+    assert main(["--config", config, "--limits", "--json", str(clip)]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["status"] == 413
-    endless = main(["--config", config, "--json", "/dev/zero"])
-    assert endless == 2
+    main(["--config", config, "--json", str(clip)])
+    assert json.loads(capsys.readouterr().out)["file_sha256"] == verdict.file_sha256
+
+
+def test_limits_of_ones_own_are_never_tighter() -> None:
+    wide = Limits(max_upload_mib=1e6, max_duration_seconds=1e6)
+    assert local_limits(wide).max_upload_mib == local_limits(wide).max_duration_seconds == 1e6
+    assert local_limits(Limits()).max_channels == Limits().max_channels
+
+
+def test_a_file_over_the_limit_is_not_read_whole(tmp_path: Path) -> None:
+    endless = tmp_path / "pipe"
+    os.mkfifo(endless)
+    writer = subprocess.Popen(["sh", "-c", 'cat /dev/zero > "$0"', endless], stderr=subprocess.DEVNULL)
+    with writer, pytest.raises(UploadTooLarge):
+        read(str(endless), Limits(max_upload_mib=3))
+    with pytest.raises(MissingInput, match="device"):
+        read("/dev/zero", Limits())
 
 
 def test_a_misspelt_key_is_named(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,8 +325,25 @@ def test_progress_is_shown_on_a_terminal_and_kept_out_of_the_answers(clip: Path)
         assert json.loads(process.stdout.read())["filename"] == str(clip)
         progress = os.read(terminal, 100_000).decode()
     os.close(terminal)
-    assert clip.name in progress
+    assert f"{clip.name}: " in progress
     assert "0/1" in progress
+
+
+def test_notes_are_wrapped_in_their_column_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", terminal)
+        patch.setenv("COLUMNS", "100")
+        patch.setenv("TERM", "dumb")
+        table_writer(["call.wav"])("call.wav", EXAMPLES["fake_speaker_among_others"])
+    lines = os.read(ours, 100_000).decode().splitlines()
+    os.close(ours)
+    assert all(len(line) <= 100 for line in lines)
+    column = lines[0].index("NOTES")
+    told = [
+        line[column:].strip() for line in lines[1:] if line[column - 2 : column].isspace() and line[column:].strip()
+    ]
+    assert " ".join(told).endswith(AnswerWarning.SYNTHETIC_SPEAKER.sentence)
 
 
 def test_a_reader_that_leaves_is_no_verdict(clip: Path) -> None:

@@ -1,0 +1,202 @@
+"""How the command line writes answers: a table for people, JSON and CSV for programs. Each answer is written as it
+comes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.errors import SoundSentryError
+from pipeline.verdict.answer import ChannelVerdict, Interval, SpeakerVerdict, Verdict
+
+Answer = Verdict | SoundSentryError
+"""The verdict on a file, or the error that stands in its place."""
+
+Write = Callable[[str, Answer], None]
+"""Writes the answer for the file of that name."""
+
+STYLES = {"Real": "green", "Fake": "bold red", "Inconclusive": "yellow", "No Speech": "dim", "error": "bold magenta"}
+
+CSV_COLUMNS = (
+    "path",
+    "speaker",
+    "channel",
+    "result",
+    "probability",
+    "interval_low",
+    "interval_high",
+    "score",
+    "duration_seconds",
+    "speech_seconds",
+    "decided_by",
+    "decided_start",
+    "decided_end",
+    "decided_probability",
+    "reasons",
+    "warnings",
+    "note",
+    "error",
+)
+
+ENDLESS_WIDTH = 10_000
+"""The width, in characters, of what is no terminal: nothing is wrapped there."""
+
+LONGEST_NAME = 30
+"""The longest name that is not wrapped on a terminal, in characters."""
+
+
+def json_writer() -> Write:
+    """Writes one JSON object a line: what `/batch-predict` answers for one file."""
+
+    def write(path: str, answer: Answer) -> None:
+        if isinstance(answer, SoundSentryError):
+            problem = {"type": answer.kind(), "title": answer.title, "status": answer.status, "detail": answer.detail}
+            result = {"filename": path, "status": "failed", "error": problem}
+        else:
+            result = {"filename": path, **answer.model_dump(mode="json"), "status": answer.outcome}
+        print(json.dumps(result, allow_nan=False), flush=True)
+
+    return write
+
+
+def csv_writer() -> Write:
+    """Writes the header; then of each file a row whose `speaker` and `channel` are empty, followed by one for each
+    speaker and each channel that was judged by itself."""
+    rows = csv.DictWriter(sys.stdout, CSV_COLUMNS, lineterminator="\n")
+    rows.writeheader()
+
+    def write(path: str, answer: Answer) -> None:
+        if isinstance(answer, SoundSentryError):
+            rows.writerow({"path": path, "error": answer.detail})
+        else:
+            rows.writerows({"path": path} | row for row in _csv_rows(answer))
+        sys.stdout.flush()
+
+    return write
+
+
+def _csv_rows(verdict: Verdict) -> Iterator[dict[str, Any]]:
+    body = verdict.model_dump(mode="json")
+    decided_by = body["decided_by"] or {}
+    yield {
+        "result": body["overall"],
+        "probability": body["mean_probability"],
+        **_bounds(body["interval"]),
+        "score": body["score"],
+        "duration_seconds": body["duration_seconds"],
+        "speech_seconds": body["speech_seconds"],
+        "decided_by": verdict.decided_by.name if verdict.decided_by else None,
+        "decided_start": decided_by.get("start"),
+        "decided_end": decided_by.get("end"),
+        "decided_probability": decided_by.get("probability"),
+        "reasons": ";".join(body["reasons"]),
+        "warnings": ";".join(body["warnings"]),
+    }
+    for speaker in body["speakers"]:
+        row = {name: speaker.get(name) for name in ("speaker", "channel", "result", "probability", "speech_seconds")}
+        yield row | _bounds(speaker["interval"])
+    for channel in without_speakers(verdict):
+        yield channel.model_dump(mode="json")
+
+
+def _bounds(interval: Sequence[float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {"interval_low": low, "interval_high": high}
+
+
+def without_speakers(verdict: Verdict) -> tuple[ChannelVerdict, ...]:
+    """The channels of which no speaker tells: silent ones, and copies of others."""
+    told = {speaker.channel for speaker in verdict.speakers}
+    return tuple(channel for channel in verdict.channels if channel.channel not in told)
+
+
+def table_writer(paths: Sequence[str]) -> Write:
+    """Writes the header, then a row a file and, where they were judged by themselves, a row a speaker or channel.
+
+    On a terminal long notes are wrapped within their column.
+    """
+    console = Console(highlight=False, emoji=False, markup=False)
+    if not console.is_terminal:
+        console.width = ENDLESS_WIDTH
+    names = ("  SPEAKER_00", *map(shown, paths))
+    name_width = min(max(map(cell_len, names)), LONGEST_NAME if console.is_terminal else ENDLESS_WIDTH)
+
+    def table() -> Table:
+        """A part of the table: every part has the same columns, so that rows can be written as they come."""
+        made = Table.grid(padding=(0, 2, 0, 0))
+        made.add_column(min_width=name_width, max_width=name_width, overflow="fold")
+        made.add_column(min_width=12, no_wrap=True)
+        made.add_column(min_width=7, no_wrap=True, justify="right")
+        made.add_column(min_width=13, no_wrap=True)
+        made.add_column(min_width=8, no_wrap=True, justify="right")
+        made.add_column(overflow="fold")
+        return made
+
+    header = table()
+    header.add_row("FILE", "RESULT", "P(FAKE)", "90 % INTERVAL", "SPEECH", "NOTES")
+    console.print(header)
+
+    def write(path: str, answer: Answer) -> None:
+        part = table()
+        for name, result, *told, note in _table_rows(path, answer):
+            part.add_row(Text(name), Text(result, STYLES.get(result, "bold")), *told, Text(note))
+        console.print(part)
+
+    return write
+
+
+def _table_rows(path: str, answer: Answer) -> Iterator[tuple[str, str, str, str, str, str]]:
+    """Name, result, probability, interval, speech and notes of a file and of each of its parts."""
+    if isinstance(answer, SoundSentryError):
+        yield shown(path), "error", "", "", "", answer.detail
+        return
+    yield shown(path), answer.overall, *_numbers(answer.headline), f"{answer.speech_seconds:.1f} s", notes(answer)
+    for speaker in answer.speakers:
+        told = _numbers((speaker.probability, speaker.interval))
+        yield f"  {speaker.speaker}", speaker.result, *told, f"{speaker.speech_seconds:.1f} s", place(speaker)
+    for channel in without_speakers(answer):
+        yield f"  {channel.channel}", channel.result, "", "", "", channel_note(channel)
+
+
+def _numbers(headline: tuple[float, Interval] | None) -> tuple[str, str]:
+    """A probability and its interval as the table shows them."""
+    if headline is None:
+        return "", ""
+    probability, (low, high) = headline
+    return f"{probability:.2f}", f"{low:.2f}–{high:.2f}"
+
+
+def place(speaker: SpeakerVerdict) -> str:
+    """Where a speaker was, in words, where channels were judged one by one."""
+    return f"On {speaker.channel}." if speaker.channel and speaker.channel != speaker.speaker else ""
+
+
+def channel_note(channel: ChannelVerdict) -> str:
+    """Why a channel was not judged, in words."""
+    if channel.note is None:
+        return ""
+    return "Silent." if channel.note == "silent" else f"The same as {channel.note.removeprefix('same_as_')}."
+
+
+def notes(verdict: Verdict) -> str:
+    """What is to be said of an answer besides its numbers."""
+    sentences = [word.sentence for word in (*verdict.reasons, *verdict.warnings)]
+    if verdict.decided_by:
+        part = verdict.decided_by
+        sentences.insert(0, f"Decided by {part.name}, {part.start:.1f}–{part.end:.1f} s.")
+    return " ".join(sentences)
+
+
+def shown(path: str) -> str:
+    """A file name that can be printed: bytes that are no text, and characters that steer a terminal, escaped."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
