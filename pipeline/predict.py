@@ -14,8 +14,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypedDict, get_args
+from typing import TYPE_CHECKING, Protocol, TypedDict, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -45,6 +46,12 @@ LOCAL_MIB, LOCAL_SECONDS, LOCAL_DECODE_SECONDS = 4096, 24 * 3600, 3600
 """The largest and longest file of one's own, and how long decoding it may take: more would not fit in memory."""
 
 CHUNK_BYTES = 2**20
+
+
+class SupportsRead(Protocol):
+    """An open file, on this machine or in an object store."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class Settings(TypedDict):
@@ -84,10 +91,10 @@ def _recordings(folder: Path) -> list[str]:
     ]
 
 
-def predict(detector: Detector, path: str, settings: Settings, announce: Announce) -> Answer:
-    """The verdict on the file at `path`, or the error that stands in its place."""
+def predict(detector: Detector, recording: Callable[[], bytes], settings: Settings, announce: Announce) -> Answer:
+    """The verdict on what `recording` reads, or the error that stands in its place."""
     try:
-        return detector.predict(read(path, detector.config.limits), **settings, announce=announce)
+        return detector.predict(recording(), **settings, announce=announce)
     except SoundSentryError as error:
         return error
     except Exception:
@@ -99,19 +106,20 @@ def read(path: str, limits: Limits) -> bytes:
     """The bytes of a file, or of standard input. Raises MissingInput or UploadTooLarge, the latter without reading more
     than is allowed."""
     if path == STDIN:
-        return _take(sys.stdin.buffer, limits)
+        return take(sys.stdin.buffer, limits)
     try:
         if Path(path).is_dir():
             raise MissingInput("There is no recording in this folder. Name files, or a folder that holds some.")
         if Path(path).is_char_device():
             raise MissingInput("This is a device and no file. Record from it into a file first.")
         with open(path, "rb") as file:
-            return _take(file, limits)
+            return take(file, limits)
     except OSError as error:
         raise MissingInput(f"The file cannot be read: {error.strerror}. Name audio files.") from error
 
 
-def _take(file: BinaryIO, limits: Limits) -> bytes:
+def take(file: SupportsRead, limits: Limits) -> bytes:
+    """The bytes of an open file. Raises UploadTooLarge."""
     chunks: list[bytes] = []
     left = limits.max_upload_bytes
     while chunk := file.read(CHUNK_BYTES):
@@ -166,7 +174,7 @@ def answer_all(paths: Sequence[str], detector: Detector, settings: Settings) -> 
 
         announce("reading")
         with bar:  # gone from the terminal before the answer is written to it
-            answer = predict(detector, path, settings, announce)
+            answer = predict(detector, partial(read, path, detector.config.limits), settings, announce)
             bar.advance(task)
         yield path, answer
 
@@ -186,19 +194,36 @@ def run(options: argparse.Namespace) -> int:
         "table": lambda: table_writer(files),
     }
     write = writers[options.output]()
-    settings = Settings(
-        use_diarization=options.diarize,
-        operating_point=options.operating_point,
-        channels=options.channels,
-        track=options.track,
-    )
     answers = []
-    for path, answer in answer_all(files, detector, settings):
+    for path, answer in answer_all(files, detector, settings_of(options)):
         write(path, answer)
         answers.append(answer)
     if failed := sum(isinstance(answer, SoundSentryError) for answer in answers):
         print(f"{failed} of {len(answers)} files could not be answered: see their errors.", file=sys.stderr)
     return exit_code(answers)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The options that `settings_of` reads."""
+    parser.add_argument("--diarize", action="store_true", help="tell speakers apart and judge each")
+    parser.add_argument("--operating-point", choices=get_args(OperatingPoint), default="balanced")
+    parser.add_argument(
+        "--channels",
+        choices=get_args(Channels),
+        default="mix",
+        help="split: judge each channel by itself, as call recorders write a party a channel",
+    )
+    parser.add_argument("--track", type=int, metavar="N", help="which audio track of a file with several, from 0")
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """What the command line asks of every file."""
+    return Settings(
+        use_diarization=options.diarize,
+        operating_point=options.operating_point,
+        channels=options.channels,
+        track=options.track,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -210,15 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a recording, a folder, a pattern, or -")
-    parser.add_argument("--diarize", action="store_true", help="tell speakers apart and judge each")
-    parser.add_argument("--operating-point", choices=get_args(OperatingPoint), default="balanced")
-    parser.add_argument(
-        "--channels",
-        choices=get_args(Channels),
-        default="mix",
-        help="split: judge each channel by itself, as call recorders write a party a channel",
-    )
-    parser.add_argument("--track", type=int, metavar="N", help="which audio track of a file with several, from 0")
+    add_settings(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration, instead of configs/detector.yaml")
     parser.add_argument(
         "--limits",

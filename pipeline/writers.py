@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import SoundSentryError
-from pipeline.verdict.answer import ChannelVerdict, Interval, SpeakerVerdict, Verdict
+from pipeline.verdict.answer import ChannelVerdict, DecidedBy, Interval, SpeakerVerdict, Verdict
 
 Answer = Verdict | SoundSentryError
 """The verdict on a file, or the error that stands in its place."""
@@ -54,16 +54,39 @@ LONGEST_NAME = 30
 """The longest name that is not wrapped on a terminal, in characters."""
 
 
+def as_json(path: str, answer: Answer) -> dict[str, Any]:
+    """What `/batch-predict` answers for one file."""
+    if isinstance(answer, SoundSentryError):
+        problem = {"type": answer.kind(), "title": answer.title, "status": answer.status, "detail": answer.detail}
+        return {"filename": path, "status": "failed", "error": problem}
+    return {"filename": path, **answer.model_dump(mode="json"), "status": answer.outcome}
+
+
+def as_row(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns CSV_COLUMNS of what `as_json` gives, but for those that have no value."""
+    if body["status"] == "failed":
+        return {"path": body["filename"], "error": body["error"]["detail"]}
+    part = body["decided_by"]
+    decided = {f"decided_{key}": part[key] for key in ("start", "end", "probability")} if part else {}
+    return decided | {
+        "path": body["filename"],
+        "result": body["overall"],
+        "probability": body["mean_probability"],
+        **_bounds(body["interval"]),
+        "score": body["score"],
+        "duration_seconds": body["duration_seconds"],
+        "speech_seconds": body["speech_seconds"],
+        "decided_by": DecidedBy.model_validate(part).name if part else None,
+        "reasons": ";".join(body["reasons"]),
+        "warnings": ";".join(body["warnings"]),
+    }
+
+
 def json_writer() -> Write:
-    """Writes one JSON object a line: what `/batch-predict` answers for one file."""
+    """Writes one JSON object a line."""
 
     def write(path: str, answer: Answer) -> None:
-        if isinstance(answer, SoundSentryError):
-            problem = {"type": answer.kind(), "title": answer.title, "status": answer.status, "detail": answer.detail}
-            result = {"filename": path, "status": "failed", "error": problem}
-        else:
-            result = {"filename": path, **answer.model_dump(mode="json"), "status": answer.outcome}
-        print(json.dumps(result, allow_nan=False), flush=True)
+        print(json.dumps(as_json(path, answer), allow_nan=False), flush=True)
 
     return write
 
@@ -75,32 +98,16 @@ def csv_writer() -> Write:
     rows.writeheader()
 
     def write(path: str, answer: Answer) -> None:
-        if isinstance(answer, SoundSentryError):
-            rows.writerow({"path": path, "error": answer.detail})
-        else:
-            rows.writerows({"path": path} | row for row in _csv_rows(answer))
+        body = as_json(path, answer)
+        rows.writerow(as_row(body))
+        if not isinstance(answer, SoundSentryError):
+            rows.writerows({"path": path} | row for row in _rows_of_parts(answer, body))
         sys.stdout.flush()
 
     return write
 
 
-def _csv_rows(verdict: Verdict) -> Iterator[dict[str, Any]]:
-    body = verdict.model_dump(mode="json")
-    decided_by = body["decided_by"] or {}
-    yield {
-        "result": body["overall"],
-        "probability": body["mean_probability"],
-        **_bounds(body["interval"]),
-        "score": body["score"],
-        "duration_seconds": body["duration_seconds"],
-        "speech_seconds": body["speech_seconds"],
-        "decided_by": verdict.decided_by.name if verdict.decided_by else None,
-        "decided_start": decided_by.get("start"),
-        "decided_end": decided_by.get("end"),
-        "decided_probability": decided_by.get("probability"),
-        "reasons": ";".join(body["reasons"]),
-        "warnings": ";".join(body["warnings"]),
-    }
+def _rows_of_parts(verdict: Verdict, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for speaker in body["speakers"]:
         row = {name: speaker.get(name) for name in ("speaker", "channel", "result", "probability", "speech_seconds")}
         yield row | _bounds(speaker["interval"])

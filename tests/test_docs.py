@@ -45,6 +45,9 @@ NOT_RUN = {
     "pip": "installs from a package registry; tests/client/test_distribution.py does it for the client",
 }
 
+COMMANDS = {"sound_sentry": "sound_sentry.command", "deployments.bulk": "deployments.bulk.__main__"}
+"""Of packages that are commands, where these begin."""
+
 
 def commands(page: Path) -> list[str]:
     """The commands of a page: the lines of its shell blocks, and what stands after a prompt in its consoles."""
@@ -105,9 +108,7 @@ def understands(module: str, arguments: list[str], capsys: pytest.CaptureFixture
         command = [sys.executable, "-m", module, "--help"]
         text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     else:
-        main: Callable[[list[str]], object] = importlib.import_module(
-            f"{module}.command" if module == "sound_sentry" else module
-        ).main
+        main: Callable[[list[str]], object] = importlib.import_module(COMMANDS.get(module, module)).main
         with pytest.raises(SystemExit) as ended:
             main([*verbs, "--help"])
         assert ended.value.code == 0

@@ -25,12 +25,12 @@ from scipy.special import expit
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.errors import InputError
+from pipeline.progress import with_progress
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.verdict.bundle import NARROW, Arrays, Bundle, BundleInfo, Calibration, Thresholds, save_bundle
 from pipeline.verdict.head import raw_scores, standardize
 from pipeline.verdict.parts import window_seconds
-from tune.cluster import with_progress
 from tune.command import finish, run
 from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split, require_usable, with_contents
 from tune.corpora.readers import read_corpus

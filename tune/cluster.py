@@ -6,16 +6,12 @@ import atexit
 import logging
 import os
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray._private import ray_constants
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def connect(address: str | None) -> None:
@@ -82,28 +78,3 @@ def default_actors() -> int:
     """One actor a CPU of the cluster."""
     resources: dict[str, float] = ray.cluster_resources()
     return max(1, int(resources.get("CPU", 1)))
-
-
-def with_progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-    """Yield `items`, showing on the standard error how many are done, at what rate and how much time is left."""
-    console = Console(stderr=True)
-    started = shown = time.monotonic()
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f}/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total, rate=0.0)
-        for done, item in enumerate(items, start=1):
-            yield item
-            now = time.monotonic()
-            rate = done / max(now - started, 1e-9)
-            progress.update(task, completed=done, rate=rate)
-            # A log file gets a line now and then in place of the bar.
-            if not console.is_terminal and (now - shown > 30 or done == total):
-                shown = now
-                left = (total - done) / rate
-                print(f"{what}: {done} of {total}, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr, flush=True)

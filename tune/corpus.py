@@ -31,8 +31,8 @@ from pipeline.audio.decode import decode
 from pipeline.audio.quality import measure_quality
 from pipeline.config import Limits
 from pipeline.errors import InputError
+from pipeline.progress import with_progress
 from pipeline.types import Segment
-from tune.cluster import with_progress
 from tune.command import finish, run
 from tune.corpora.build import add_build_arguments, build
 from tune.corpora.manifest import Clip, add_split_argument, of_split, write_manifest

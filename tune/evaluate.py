@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DetectorConfig
-from tune.cluster import with_progress
+from pipeline.progress import with_progress
 from tune.command import finish, run
 from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split

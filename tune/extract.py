@@ -29,9 +29,10 @@ from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.errors import InputError
 from pipeline.networks.tkan import TkanSpec, load_spec
+from pipeline.progress import with_progress
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.stages.vad import VoiceActivityDetector
-from tune.cluster import connect, default_actors, map_with_actors, with_progress
+from tune.cluster import connect, default_actors, map_with_actors
 from tune.command import finish, run
 from tune.corpora.augment import AUGMENT_VERSION, LAW, augment
 from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES

@@ -32,8 +32,8 @@ from pydantic import Field
 from pipeline.audio.decode import decode
 from pipeline.config import ROOT, Limits, Strict, parse
 from pipeline.errors import SoundSentryError
+from pipeline.progress import with_progress
 from pipeline.types import Seconds, Segment, Waveform
-from tune.cluster import with_progress
 from tune.command import finish
 from tune.corpora.augment import AUGMENT_VERSION
 from tune.corpora.copy_synthesis import COPIES_VERSION, copy_pair, load_vocoders

@@ -1,0 +1,132 @@
+"""Which files there are to score: a folder, a bucket, a manifest or a Parquet table.
+
+A place is a path on this machine or the URI of an object store, such as s3://bucket/calls; pyarrow.fs knows s3, gs,
+hdfs and, as fsspec+NAME, whatever fsspec has installed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from pipeline.errors import MissingInput
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to score: its `name` in the results, the place it is at, and its bytes where they are known."""
+
+    name: str
+    place: str
+    size: int = 0
+
+
+def locate(place: str) -> tuple[FileSystem, str]:
+    """The file system that holds `place`, and the path within it. Raises MissingInput where there is no such one."""
+    if "://" not in place:
+        return LocalFileSystem(), Path(place).absolute().as_posix()
+    try:
+        filesystem, path = FileSystem.from_uri(place)
+    except (OSError, ValueError, ImportError) as error:
+        raise MissingInput(
+            f"{shown(place)} cannot be reached: check address, network and credentials. ({first_line(error)})"
+        ) from error
+    return filesystem, path
+
+
+def find_files(place: str) -> list[File]:
+    """The files at `place`, the largest first, so that none is left over when all others are done.
+
+    A folder or bucket is searched to its end, hidden files apart; the names are relative to it. A `.csv` with a column
+    `path` or a Parquet table with one lists files, relative to itself, under the names it gives them; one listed twice
+    is one file. Raises MissingInput where there is nothing to score.
+    """
+    filesystem, path = locate(place)
+    try:
+        kind = filesystem.get_file_info(path).type
+        if kind is FileType.NotFound:
+            raise MissingInput(f"There is nothing at {shown(place)}: name a folder, a bucket or a list of files.")
+        if path.endswith(".csv"):
+            files = list(_listed(place, _paths_of_csv(filesystem, path)))
+        elif path.endswith(".parquet"):
+            files = list(_listed(place, _paths_of_parquet(filesystem, path)))
+        elif kind is FileType.Directory:
+            files = list(_below(place, filesystem, path))
+        else:
+            raise MissingInput(f"{shown(place)} is one file: name a folder, a .csv or a .parquet that lists files.")
+    except OSError as error:
+        raise MissingInput(
+            f"{shown(place)} cannot be read: check address, network and credentials. ({first_line(error)})"
+        ) from error
+    if not files:
+        raise MissingInput(f"There is no file at {shown(place)}.")
+    return sorted({file.name: file for file in files}.values(), key=lambda file: (-file.size, file.name))
+
+
+def _below(place: str, filesystem: FileSystem, folder: str) -> Iterator[File]:
+    for found in filesystem.get_file_info(FileSelector(folder, recursive=True)):
+        name = found.path.removeprefix(folder.rstrip("/") + "/")
+        if found.type is FileType.File and not any(part.startswith(".") for part in name.split("/")):
+            yield File(name, found.path, found.size)
+
+
+def _paths_of_csv(filesystem: FileSystem, path: str) -> list[str]:
+    with filesystem.open_input_stream(path) as file:
+        rows = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig")))
+        if "path" not in (rows.fieldnames or ()):
+            raise MissingInput(f"The manifest {Path(path).name} has no column `path`.")
+        return [row["path"] for row in rows if row["path"]]
+
+
+def _paths_of_parquet(filesystem: FileSystem, path: str) -> list[str]:
+    try:
+        table = pq.read_table(path, columns=["path"], filesystem=filesystem)
+        return [name for name in table["path"].to_pylist() if name]
+    except (KeyError, pa.ArrowInvalid) as error:
+        raise MissingInput(f"{Path(path).name} is no Parquet table with a column `path`.") from error
+
+
+def _listed(place: str, names: Iterable[str]) -> Iterator[File]:
+    """Files that a list at `place` names: with their own URI or absolute path, or relative to the list."""
+    _, path = locate(place)
+    folder = path.rpartition("/")[0]
+    for name in names:
+        yield File(name, name if "://" in name or name.startswith("/") else f"{folder}/{name}")
+
+
+class Opener:
+    """Opens files by their places; those without a scheme are on the file system of `root`."""
+
+    def __init__(self, root: str) -> None:
+        self._root, _ = locate(root)
+        self._folders: dict[str, tuple[FileSystem, str]] = {}
+
+    def open(self, place: str) -> Any:
+        """An open file to read bytes from. Raises OSError or MissingInput."""
+        if "://" not in place:
+            return self._root.open_input_stream(place)
+        folder, _, name = place.rpartition("/")
+        if folder not in self._folders:
+            self._folders[folder] = locate(folder)
+        filesystem, path = self._folders[folder]
+        return filesystem.open_input_stream(f"{path}/{name}")
+
+
+def shown(place: str) -> str:
+    """A place as it may be printed: a URI without the key, secret and settings that it may hold."""
+    parts = urlsplit(place)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else place
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says went wrong, without its trace."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

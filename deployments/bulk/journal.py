@@ -1,0 +1,146 @@
+"""Every answer, kept while the work goes on, so that a run that is killed goes on where it was.
+
+Answers are added as small Parquet files next to the results, each written whole or not at all; the results are made of
+them at the end. What a kill can cost is the answers since the last such file, which are scored again and written once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, FileType
+
+from deployments.bulk.inputs import first_line, locate, shown
+from pipeline.errors import ConfigurationError
+from pipeline.writers import CSV_COLUMNS, as_row
+
+ANSWER_COLUMNS = pa.schema([("path", pa.string()), ("failed", pa.bool_()), ("answer", pa.string())])
+TEXTS = ("path", "result", "decided_by", "reasons", "warnings", "error")
+RESULT_COLUMNS = pa.schema(
+    [(name, pa.string() if name in TEXTS else pa.float64()) for name in CSV_COLUMNS] + [("answer", pa.string())]
+)
+"""Of Parquet results: the columns of CSV results, and the whole answer as JSON."""
+
+SETTINGS = b"sound-sentry"
+
+Answer = dict[str, Any]
+"""What `pipeline.predict.as_json` makes of an answer."""
+
+
+class Journal:
+    """The answers for the results at the place `out`. `settings` are all that decides them besides the files.
+
+    Raises ConfigurationError for a format of results that there is not, and where the journal that is there already was
+    made with other settings.
+    """
+
+    def __init__(self, out: str, settings: dict[str, Any]) -> None:
+        ending = PurePosixPath(out).suffix
+        if ending not in WRITERS:
+            raise ConfigurationError(f"Results are written as {', '.join(WRITERS)}: end the name of --out with one.")
+        self._write = WRITERS[ending]
+        self._filesystem, self.out = locate(out)
+        self.folder = f"{self.out}.journal"
+        self._schema = ANSWER_COLUMNS.with_metadata({SETTINGS: json.dumps(settings, sort_keys=True).encode()})
+        try:
+            self._filesystem.create_dir(self.folder, recursive=True)
+            self._parts = self._find_parts()
+            for part in self._parts[:1]:
+                with self._filesystem.open_input_file(part) as file:
+                    self._require_settings(pq.read_schema(file), out)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{shown(out)} cannot be written: check the address and the rights. ({first_line(error)})"
+            ) from error
+
+    def done(self, *, again_failed: bool = False) -> set[str]:
+        """The names of the files that have an answer; `again_failed` leaves out those whose answer is an error."""
+        names: dict[str, bool] = {}
+        for table in self._read(["path", "failed"]):
+            names.update(zip(table["path"].to_pylist(), table["failed"].to_pylist(), strict=True))
+        return {name for name, failed in names.items() if not (again_failed and failed)}
+
+    def add(self, answers: Sequence[Answer]) -> None:
+        """Keep `answers`: after this they outlive the process."""
+        rows = [
+            {"path": a["filename"], "failed": a["status"] == "failed", "answer": json.dumps(a, allow_nan=False)}
+            for a in answers
+        ]
+        last = int(self._parts[-1].rpartition("-")[2].removesuffix(".parquet")) if self._parts else 0
+        part = f"{self.folder}/answers-{last + 1:08d}.parquet"
+        with self._filesystem.open_output_stream(f"{part}.partial") as file:
+            pq.write_table(pa.Table.from_pylist(rows, schema=self._schema), file, compression="zstd")
+        self._filesystem.move(f"{part}.partial", part)
+        self._parts.append(part)
+
+    def write_results(self) -> dict[str, int]:
+        """Write the results whole, a row a file, and return how many of them there are of each result."""
+        newest = {}
+        for number, table in enumerate(self._read(["path"])):
+            newest.update(dict.fromkeys(table["path"].to_pylist(), number))
+        counts: dict[str, int] = {}
+
+        def answers() -> Iterator[list[Answer]]:
+            for number, table in enumerate(self._read(["answer"])):
+                found = [json.loads(text) for text in table["answer"].to_pylist()]
+                # An answer that a later one replaced is left out.
+                chosen = [answer for answer in found if newest.get(answer["filename"]) == number]
+                for answer in chosen:
+                    result = answer.get("overall", "error")
+                    counts[result] = counts.get(result, 0) + 1
+                yield chosen
+
+        with self._filesystem.open_output_stream(f"{self.out}.partial") as file:
+            self._write(file, answers())
+        self._filesystem.move(f"{self.out}.partial", self.out)
+        return counts
+
+    def _find_parts(self) -> list[str]:
+        found = self._filesystem.get_file_info(FileSelector(self.folder))
+        return sorted(i.path for i in found if i.type is FileType.File and i.path.endswith(".parquet"))
+
+    def _read(self, columns: list[str]) -> Iterator[pa.Table]:
+        for part in self._parts:
+            with self._filesystem.open_input_file(part) as file:
+                yield pq.read_table(file, columns=columns)
+
+    def _require_settings(self, schema: pa.Schema, out: str) -> None:
+        there = (schema.metadata or {}).get(SETTINGS)
+        if there != self._schema.metadata[SETTINGS]:
+            raise ConfigurationError(
+                f"{shown(out)} was begun with other settings or another model: name another --out, or delete "
+                f"{self.folder.rpartition('/')[2]} beside it to begin again."
+            )
+
+
+def _write_csv(file: Any, answers: Iterator[list[Answer]]) -> None:
+    for number, some in enumerate(answers):
+        text = io.StringIO()
+        rows = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+        if number == 0:
+            rows.writeheader()
+        rows.writerows(map(as_row, some))
+        file.write(text.getvalue().encode())
+
+
+def _write_jsonl(file: Any, answers: Iterator[list[Answer]]) -> None:
+    for some in answers:
+        file.write("".join(json.dumps(answer, allow_nan=False) + "\n" for answer in some).encode())
+
+
+def _write_parquet(file: Any, answers: Iterator[list[Answer]]) -> None:
+    with pq.ParquetWriter(file, RESULT_COLUMNS, compression="zstd") as writer:
+        for some in answers:
+            rows = [as_row(answer) | {"answer": json.dumps(answer, allow_nan=False)} for answer in some]
+            writer.write_table(pa.Table.from_pylist(rows, schema=RESULT_COLUMNS))
+
+
+WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+"""The formats of results."""

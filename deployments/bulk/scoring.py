@@ -1,0 +1,122 @@
+"""Files through Detectors, as many at once as a Ray cluster has room for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.util.annotations import RayDeprecationWarning
+
+from deployments.bulk.inputs import File, Opener
+from pipeline.config import DetectorConfig
+from pipeline.detector import Detector, say_nothing
+from pipeline.errors import MissingInput, StageFailed
+from pipeline.predict import Settings, predict, take
+from pipeline.writers import as_json
+
+BLOCK_FILES, BLOCK_BYTES = 16, 2**22
+"""What a process is handed at a time: few enough for progress to be seen and for all to be busy until the end."""
+READERS = 4
+"""Files that a process reads ahead of the one it scores."""
+RETRIES = 2
+"""How often files are tried anew whose process died, with its machine or by itself."""
+
+
+class Scorer:
+    """An actor: names and places of files in, an answer for each out, whatever is wrong with it."""
+
+    def __init__(self, config: DetectorConfig, root: str, settings: Settings) -> None:
+        self._detector = Detector(config)
+        self._opener = Opener(root)
+        self._settings = settings
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Columns `name` and `place` -> column `answer`, what `as_json` says as JSON."""
+        with ThreadPoolExecutor(READERS) as readers:
+            # The next files are read while one is scored.
+            contents = [readers.submit(self._read, place) for place in batch["place"]]
+            answers = [predict(self._detector, content.result, self._settings, say_nothing) for content in contents]
+        rows = zip(batch["name"], answers, strict=True)
+        return {"answer": [json.dumps(as_json(name, answer), allow_nan=False) for name, answer in rows]}
+
+    def _read(self, place: str) -> bytes:
+        try:
+            with self._opener.open(place) as file:
+                return take(file, self._detector.config.limits)
+        except OSError as error:
+            reason = error.strerror or "the storage refuses it"
+            raise MissingInput(f"The file cannot be read: {reason}. Name audio files.") from error
+
+
+def score(
+    files: Sequence[File], actor: type, arguments: Sequence[Any], *, actors: int, num_gpus: float
+) -> Iterator[dict[str, Any]]:
+    """An answer for each of `files`, as they come, by up to `actors` processes `actor(*arguments)`.
+
+    Files that were with a process when it died are tried again, at last one by one; one on which it always dies is
+    answered with an error.
+    """
+    left = {file.name: file for file in files}
+    for blocks in (cut(files), None):
+        blocks = [[file] for file in left.values()] if blocks is None else blocks
+        for answer in _pass(blocks, actor, arguments, actors=actors, num_gpus=num_gpus) if blocks else ():
+            if left.pop(answer["filename"], None):
+                yield answer
+    for name in left:
+        yield as_json(name, StageFailed("The process that scored the file died of it. Nothing can be said about it."))
+
+
+def _pass(
+    blocks: Sequence[Sequence[File]], actor: type, arguments: Sequence[Any], *, actors: int, num_gpus: float
+) -> Iterator[dict[str, Any]]:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # a block whose process died is left to the next pass
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    tables = [pa.table({"name": [f.name for f in block], "place": [f.place for f in block]}) for block in blocks]
+    with warnings.catch_warnings():
+        # Ray 2.60 deprecates the way to say how often a task is retried, and has no other yet.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        answered = ray.data.from_arrow(tables).map_batches(
+            actor,
+            fn_constructor_args=tuple(arguments),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=min(actors, len(blocks))),
+            num_cpus=1,
+            num_gpus=num_gpus or None,
+            max_task_retries=RETRIES,
+        )
+    for row in answered.iter_rows():
+        yield json.loads(row["answer"])
+
+
+def cut(files: Sequence[File]) -> list[list[File]]:
+    """The files in blocks of no more than BLOCK_FILES and, where there are several in one, BLOCK_BYTES."""
+    blocks: list[list[File]] = []
+    room = 0
+    for file in files:
+        if not blocks or len(blocks[-1]) == BLOCK_FILES or file.size > room:
+            blocks.append([])
+            room = BLOCK_BYTES
+        blocks[-1].append(file)
+        room -= file.size
+    return blocks
+
+
+def places(num_gpus: float) -> int:
+    """How many processes the cluster has room for now: one a CPU, or as many as its GPUs hold."""
+    resources: dict[str, float] = ray.cluster_resources()
+    if num_gpus:
+        return max(1, int(resources.get("GPU", 0) / num_gpus))
+    return max(1, int(resources.get("CPU", 1)))
+
+
+def default_gpu_share() -> float:
+    """A quarter of a GPU a process where the cluster has GPUs."""
+    return 0.25 if ray.cluster_resources().get("GPU", 0) else 0.0

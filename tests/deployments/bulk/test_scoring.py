@@ -1,0 +1,180 @@
+"""Many files on Ray Data, on one real cluster of two nodes with a CPU each."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from pyarrow.fs import FileSystem
+from ray.cluster_utils import Cluster
+
+from deployments.bulk.__main__ import main
+from deployments.bulk.inputs import File
+from deployments.bulk.scoring import score
+from pipeline.config import ROOT
+from pipeline.detector import Detector
+from tests.graph import free_port, running, wait_until
+
+# Ray warns of its own settings.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore::DeprecationWarning:ray\..*", r"ignore::FutureWarning:ray\..*", "ignore::ResourceWarning"
+)
+
+CLIPS = 60
+
+START_SECONDS = 500
+"""How long a machine with other work to do may take until the first files are scored; a tenth of it is usual."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[Cluster]:
+    """Two nodes, to which this process is connected."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would have a busy machine starve them
+        yield from two_nodes()
+
+
+def two_nodes() -> Iterator[Cluster]:
+    ray.shutdown()
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**28}
+    )
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=2**28)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def clip(sample_wav: bytes) -> bytes:
+    """Six seconds of speech."""
+    cut = io.BytesIO()
+    with wave.open(io.BytesIO(sample_wav)) as whole, wave.open(cut, "wb") as part:
+        part.setparams(whole.getparams())
+        whole.setpos(8 * whole.getframerate())
+        part.writeframes(whole.readframes(6 * whole.getframerate()))
+    return cut.getvalue()
+
+
+def rows_of(out: Path) -> dict[str, dict[str, Any]]:
+    """The rows of JSON results by file, each of which has one."""
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    by_name = {row["filename"]: row for row in rows}
+    assert len(by_name) == len(rows)
+    return by_name
+
+
+@pytest.mark.timeout(2 * START_SECONDS)
+def test_a_folder_with_broken_files_is_killed_and_resumed_and_every_file_has_one_row(
+    clip: bytes, cluster: Cluster, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "calls", tmp_path / "verdicts.jsonl"
+    folder.mkdir()
+    for number in range(CLIPS):
+        (folder / f"{number}.wav").write_bytes(clip if number % 10 else b"no sound at all")
+    (folder / "cut.wav").write_bytes(clip[: len(clip) // 3])
+    journal = tmp_path / "verdicts.jsonl.journal"
+    command = [sys.executable, "-m", "deployments.bulk", str(folder), "--out", str(out), "--address", cluster.address]
+    killed = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: any(journal.glob("*.parquet")) or killed.poll() is not None, START_SECONDS)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    kept = {path: path.read_bytes() for path in journal.glob("*.parquet")}
+    assert kept and not out.exists(), "the run was to be killed after its first answers and before its last"
+
+    assert main([str(folder), "--out", str(out)]) == 0
+    rows = rows_of(out)
+    assert set(rows) == {path.name for path in folder.iterdir()}
+    assert {path: path.read_bytes() for path in kept} == kept
+    expected = Detector.from_config().predict(clip)
+    for number in range(CLIPS):
+        row = rows[f"{number}.wav"]
+        if number % 10:
+            assert row["overall"] == expected.overall
+            assert row["mean_probability"] == pytest.approx(expected.mean_probability, abs=1e-3)
+        else:
+            assert row["error"]["status"] == 415 and row["status"] == "failed"
+
+    before = out.read_bytes()
+    assert main([str(folder), "--out", str(out)]) == 0
+    assert out.read_bytes() == before, "where all is done nothing is done again"
+
+
+def test_a_bucket_is_read_and_written(clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    port = free_port()
+    command = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, dict(os.environ), tmp_path / "moto.log", signal.SIGTERM):
+
+        def place(path: str) -> str:
+            query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+            return f"s3://key:secret@{path}?{query}"
+
+        wait_until(lambda: b"Running on" in (tmp_path / "moto.log").read_bytes(), 60)
+        bucket, _ = FileSystem.from_uri(place("calls"))
+        bucket.create_dir("calls")
+        for name, content in (("monday/a.wav", clip), ("b.txt", b"no sound at all")):
+            with bucket.open_output_stream(f"calls/in/{name}") as file:
+                file.write(content)
+        assert main([place("calls/in"), "--out", place("calls/verdicts.jsonl")]) == 0
+        with bucket.open_input_stream("calls/verdicts.jsonl") as file:
+            rows = {row["filename"]: row for row in map(json.loads, file.read().splitlines())}
+        assert main([place("calls/in"), "--out", place("calls/verdicts.jsonl")]) == 0
+    assert rows["monday/a.wav"]["status"] == "success" and rows["b.txt"]["status"] == "failed"
+    assert len(rows) == 2
+    assert "0 of 2 scored in this run" in capsys.readouterr().err
+
+
+class Stand:
+    """An actor in place of the Detector: takes a moment a file, and dies of one."""
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        time.sleep(0.05 * len(batch["name"]))
+        if "deadly" in batch["name"]:
+            os._exit(1)
+        return {"answer": [json.dumps({"filename": name, "status": "success"}) for name in batch["name"]]}
+
+
+def test_a_file_that_kills_its_process_costs_its_own_answer() -> None:
+    files = [File(name, name) for name in ("deadly", *(f"{n}.wav" for n in range(40)))]
+    answers = {answer["filename"]: answer for answer in score(files, Stand, (), actors=2, num_gpus=0)}
+    assert set(answers) == {file.name for file in files}
+    assert {name for name, answer in answers.items() if answer["status"] == "failed"} == {"deadly"}
+    assert "died of it" in answers["deadly"]["error"]["detail"]
+
+
+def test_a_machine_lost_half_way_costs_nothing(cluster: Cluster) -> None:
+    lost = cluster.add_node(num_cpus=1, object_store_memory=2**28)
+    files = [File(f"{n}.wav", "") for n in range(400)]
+    answers = []
+    for answer in score(files, Stand, (), actors=3, num_gpus=0):
+        answers.append(answer["filename"])
+        if len(answers) == 100:
+            cluster.remove_node(lost, allow_graceful=False)
+    assert sorted(answers) == sorted(file.name for file in files)
+
+
+def test_a_cluster_that_is_not_there_is_told_in_a_sentence(clip: bytes, tmp_path: Path) -> None:
+    (tmp_path / "calls").mkdir()
+    (tmp_path / "calls" / "a.wav").write_bytes(clip)
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "deployments.bulk", "calls", "--out", "v.csv", "--address", address]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TIMEOUT_MS": "1000"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "There is no Ray cluster at" in ended.stderr and "Traceback" not in ended.stderr
