@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="a recording of 30 minutes, too")
     options = parser.parse_args()
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     detector = Detector.from_config()
     console.print(stage_table(detector, options.rounds))
     if options.long:

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
-from tune.cluster import with_progress
+from pipeline.progress import with_progress
 from tune.command import run
 from tune.corpora.manifest import Clip, add_split_argument, of_split
 from tune.corpora.readers import read_corpus

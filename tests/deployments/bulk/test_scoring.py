@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -52,7 +53,7 @@ def two_nodes() -> Iterator[Cluster]:
     )
     try:
         cluster.add_node(num_cpus=1, object_store_memory=2**28)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield cluster
     finally:
         ray.shutdown()
@@ -118,7 +119,7 @@ def test_a_folder_with_broken_files_is_killed_and_resumed_and_every_file_has_one
 
 def test_a_bucket_is_read_and_written(clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     port = free_port()
-    command = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    command: list[str | Path] = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
     with running(command, dict(os.environ), tmp_path / "moto.log", signal.SIGTERM):
 
         def place(path: str) -> str:
