@@ -42,11 +42,11 @@ class Journal:
     """
 
     def __init__(self, out: str, settings: dict[str, Any]) -> None:
-        ending = PurePosixPath(out).suffix
+        self._filesystem, self.out = locate(out)
+        ending = PurePosixPath(self.out).suffix
         if ending not in WRITERS:
             raise ConfigurationError(f"Results are written as {', '.join(WRITERS)}: end the name of --out with one.")
         self._write = WRITERS[ending]
-        self._filesystem, self.out = locate(out)
         self.folder = f"{self.out}.journal"
         self._schema = ANSWER_COLUMNS.with_metadata({SETTINGS: json.dumps(settings, sort_keys=True).encode()})
         try:
