@@ -14,7 +14,9 @@ import argparse
 import atexit
 import logging
 import os
+import re
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 DECIDING = {"limits", "voice_activity", "diarization", "windows", "decision"}
 """The sections of the configuration that answers depend on."""
+CONNECT_SECONDS = 10.0
 JOURNAL_SECONDS, JOURNAL_ROWS = 2.0, 1_000
 """Answers are kept at the latest when they are this old or this many."""
 
@@ -52,12 +55,14 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     atexit.register(ray.shutdown)  # the last registered is first: Ray stops before its folder goes
+    place = address or os.environ.get("RAY_ADDRESS", "")
     try:
+        # Ray would knock for minutes at a door that nobody opens.
+        if found := re.fullmatch(r"([^:/]+):(\d+)", place):
+            socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
         ray.init(**options)
-    except ConnectionError as error:
-        raise ConfigurationError(
-            f"There is no Ray cluster at {address or os.environ['RAY_ADDRESS']}: start one, or name another."
-        ) from error
+    except OSError as error:
+        raise ConfigurationError(f"There is no Ray cluster at {place}: start one, or name another.") from error
 
 
 def keep(answers: Iterable[dict[str, Any]], journal: Journal) -> Generator[dict[str, Any]]:
