@@ -55,20 +55,30 @@ def build(args: BuildArgs) -> Application:
 
     settings = args.stages
     classifier = _deployment(Classifier).options(user_config={"bundle": str(config.bundle)})
-    stages = {
-        "Decoder": _deployment(Decoder).bind(config),
-        "VoiceActivityDetector": place(_deployment(VoiceActivityDetector), settings.VoiceActivityDetector),
-        "Diarizer": place(_deployment(Diarizer), settings.Diarizer),
-        "TkanExtractor": place(_deployment(TkanExtractor), settings.TkanExtractor),
-        "Classifier": place(classifier, settings.Classifier),
-    }
-    runner = None
+    ingress, runner = _deployment(Ingress), _deployment(JobRunner)
+    # A decoder of their own, for jobs may be larger, and take longer, than what /predict waits for.
+    larger = config
     if args.jobs:
-        # A decoder of their own, for they may be larger, and take longer, than what /predict waits for.
         larger = config.model_copy(update={"limits": args.jobs.limits, "decoders": args.jobs.parallel_files})
-        decoder = _deployment(Decoder).options(name="JobDecoder").bind(larger)
-        runner = _deployment(JobRunner).bind(args.jobs, args.access, {**stages, "Decoder": decoder})
-    return _deployment(Ingress).bind(
+    stages = stages_of_jobs = None
+    if args.embedded:
+        accelerated = [stage for _, stage in settings if isinstance(stage, AcceleratedStage)]
+        options = {
+            "num_cpus": sum(stage.cpu_share for stage in accelerated),
+            "num_gpus": sum(stage.gpu_fraction for stage in accelerated) if gpus else 0,
+        }
+        ingress, runner = (one.options(ray_actor_options=options) for one in (ingress, runner))
+        config, larger = (one.model_copy(update={"device": one.device if gpus else "cpu"}) for one in (config, larger))
+    else:
+        stages = {
+            "Decoder": _deployment(Decoder).bind(config),
+            "VoiceActivityDetector": place(_deployment(VoiceActivityDetector), settings.VoiceActivityDetector),
+            "Diarizer": place(_deployment(Diarizer), settings.Diarizer),
+            "TkanExtractor": place(_deployment(TkanExtractor), settings.TkanExtractor),
+            "Classifier": place(classifier, settings.Classifier),
+        }
+        stages_of_jobs = stages | {"Decoder": _deployment(Decoder).options(name="JobDecoder").bind(larger)}
+    return ingress.bind(
         config,
         args.cors_origins,
         args.access,
@@ -77,7 +87,7 @@ def build(args: BuildArgs) -> Application:
         request_seconds=args.request_timeout_seconds,
         live=args.live,
         jobs=args.jobs,
-        runner=runner,
+        runner=runner.bind(larger, args.jobs, args.access, stages_of_jobs) if args.jobs else None,
         stages=stages,
     )
 

@@ -110,13 +110,15 @@ class BuildArgs(Strict):
 
     `serve_config` names the file that holds these very arguments, so that the keys Serve itself would overlook are
     checked at start; leave it out where there is no such file. `accelerator: auto` takes GPUs where the cluster has
-    any when the application is built. `request_timeout_seconds` is how long all stages together may take. `live` bounds
-    the streams of /stream; `jobs` is about /jobs, and null for a service without.
+    any when the application is built. `embedded` has every replica of the Ingress, and of the JobRunner, hold all
+    stages itself, in place of deployments of their own. `request_timeout_seconds` is how long all stages together may
+    take. `live` bounds the streams of /stream; `jobs` is about /jobs, and null for a service without.
     """
 
     serve_config: Path | None = None
     config: Path = Path("configs/detector.yaml")
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    embedded: bool = False
     cors_origins: tuple[str, ...] = ()
     access: AccessConfig = AccessConfig()
     admission: AdmissionConfig = AdmissionConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar
@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments import metrics
 from deployments.decoder import ChannelReference
+from deployments.embedded import EmbeddedStage
 from deployments.refusals import unwrap
 from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
 from pipeline.types import Channels, Features, OperatingPoint, Recording, Speech, Turn
@@ -26,6 +27,12 @@ from pipeline.verdict.channels import JudgedChannel, merge_channels
 logger = logging.getLogger("ray.serve")
 
 T = TypeVar("T")
+
+Stages = Mapping[str, DeploymentHandle[Any] | EmbeddedStage]
+"""The stages by their names, wherever they are."""
+
+Response = DeploymentResponse[Any] | asyncio.Task[Any]
+"""What a stage will answer."""
 
 UNAVAILABLE = (RayError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError)
 """What Ray raises where a replica is gone, or where too many requests wait for one."""
@@ -53,7 +60,7 @@ class Call:
     """One stage at work on a request. `sources` are the calls whose answers it waits for."""
 
     stage: str
-    response: DeploymentResponse[Any]
+    response: Response
     sources: tuple[Call, ...]
 
 
@@ -67,12 +74,10 @@ class Progress:
 
 
 class Graph:
-    """`stages` holds a handle a stage, `stage_seconds` how long each may take once its input is there, its queue
-    included, and `request_seconds` is how long all of them together may take."""
+    """`stages` holds a handle a stage, or the stages themselves; `stage_seconds` says how long each may take once its
+    input is there, its queue included; `request_seconds` is how long all of them together may take."""
 
-    def __init__(
-        self, stages: dict[str, DeploymentHandle[Any]], stage_seconds: dict[str, float], request_seconds: float
-    ) -> None:
+    def __init__(self, stages: Stages, stage_seconds: dict[str, float], request_seconds: float) -> None:
         self._stages = stages
         self._stage_seconds = stage_seconds
         self._request_seconds = request_seconds
@@ -152,6 +157,12 @@ class Graph:
                 ) from error
             raise
 
+    async def check_embedded(self) -> None:
+        """Raises where a stage in this process does not work."""
+        for stage in self._stages.values():
+            if isinstance(stage, EmbeddedStage):
+                await stage.check_health.remote()
+
     async def states(self) -> dict[str, StageState]:
         """Which stages have a replica that serves, as far as the controller knows.
 
@@ -173,9 +184,10 @@ class Graph:
             logger.exception("The Serve controller did not tell the state of the stages.")
             return {stage: {"status": "unknown", "replicas": 0} for stage in self._stages}
         states: dict[str, StageState] = {}
-        for stage in self._stages:
+        for stage, handle in self._stages.items():
+            deployment = "Ingress" if isinstance(handle, EmbeddedStage) else stage
             # Declared as an enumeration, its keys are strings.
-            replicas = deployments[stage].replica_states.get("RUNNING", 0)  # type: ignore[call-overload]
+            replicas = deployments[deployment].replica_states.get("RUNNING", 0)  # type: ignore[call-overload]
             states[stage] = {"status": "healthy" if replicas else "down", "replicas": replicas}
         return states
 
@@ -183,9 +195,7 @@ class Graph:
 class _Request:
     """One request on its way through the graph."""
 
-    def __init__(
-        self, stages: dict[str, DeploymentHandle[Any]], stage_seconds: dict[str, float], progress: Progress
-    ) -> None:
+    def __init__(self, stages: Stages, stage_seconds: dict[str, float], progress: Progress) -> None:
         self.progress = progress
         self._stages = stages
         self._stage_seconds = stage_seconds
@@ -308,8 +318,11 @@ class _Segmented:
     turns: tuple[Turn, ...] | None = None
 
 
-async def _is_there(response: DeploymentResponse[Any]) -> None:
+async def _is_there(response: Response) -> None:
     """Wait for a response without fetching it, which for a long recording would be a copy to this node."""
+    if isinstance(response, asyncio.Task):
+        await asyncio.wait((response,))
+        return
     reference = await response._to_object_ref()
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()

@@ -1,4 +1,5 @@
-"""Writes what the manifests of ops/kuberay repeat of other files, since kustomize reads nothing outside of its folders.
+"""Writes the files that repeat others: in ops/kuberay, since kustomize reads nothing outside of its folders, and
+configs/serve_embedded.yaml, which is serve_config.yaml but for what its stages run in.
 
 make manifests
 """
@@ -11,13 +12,15 @@ from typing import Any
 import yaml
 
 from ops.cluster_config import cluster_config
+from ops.embedded_config import EMBEDDED, embedded_config
 from pipeline.config import ROOT
 
 OPS = ROOT / "ops"
+KUBERAY = Path("ops/kuberay")
 
 
 def manifests() -> dict[Path, str]:
-    """The content of each file, by its path in ops/kuberay."""
+    """The content of each file, by its path in the repository."""
     rules = yaml.safe_load((OPS / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
@@ -26,10 +29,11 @@ def manifests() -> dict[Path, str]:
         "spec": rules,
     }
     return {
-        Path("base/serve_config.yaml"): _dump(cluster_config("cpu"), "serve_config.yaml"),
-        Path("components/gpu/serve_config.yaml"): _dump(cluster_config("gpu"), "serve_config.yaml"),
-        Path("components/monitoring/prometheus-rule.yaml"): _dump(rule, "ops/prometheus/rules.yml"),
-        Path("components/monitoring/sound_sentry.json"): (OPS / "grafana" / "sound_sentry.json").read_text("utf-8"),
+        EMBEDDED: _dump(embedded_config(), "serve_config.yaml"),
+        KUBERAY / "base/serve_config.yaml": _dump(cluster_config("cpu"), "serve_config.yaml"),
+        KUBERAY / "components/gpu/serve_config.yaml": _dump(cluster_config("gpu"), "serve_config.yaml"),
+        KUBERAY / "components/monitoring/prometheus-rule.yaml": _dump(rule, "ops/prometheus/rules.yml"),
+        KUBERAY / "components/monitoring/sound_sentry.json": (OPS / "grafana" / "sound_sentry.json").read_text("utf-8"),
     }
 
 
@@ -40,7 +44,7 @@ def _dump(document: dict[str, Any], source: str) -> str:
 
 def main() -> None:
     for path, text in manifests().items():
-        (OPS / "kuberay" / path).write_text(text, encoding="utf-8")
+        (ROOT / path).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

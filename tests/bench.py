@@ -3,9 +3,10 @@
     python -m tests.bench [--rounds N] [--without-graph] [--long]
 
 On cuts of pyannote's sample: the networks alone, each stage and the Detector in this process, in CPU time for each
-second of sound; then the served graph and, as its peer, a plain FastAPI app around the same Detector with one worker a
-core, under the same clients. What is compared takes turns, so that whatever else the machine does falls on all alike;
-take the ratios, and of them the spread. `--long` adds a recording of 30 minutes, plain and diarized.
+second of sound; then the served graph, its embedded profile and, as their peer, a plain FastAPI app around the same
+Detector with one worker a core, under the same clients. What is compared takes turns, so that whatever else the machine
+does falls on all alike; take the ratios, and of them the spread. `--long` adds a recording of 30 minutes, plain and
+diarized.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
+from typing import Any
 
 import httpx
 import torch
@@ -31,7 +33,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ops.embedded_config import EMBEDDED
 from pipeline.audio.decode import decode
+from pipeline.config import ROOT
 from pipeline.detector import Detector
 from pipeline.types import Recording, go_on
 from tests.graph import free_port, ray_cluster, running, serve_config, served_graph, wait_until
@@ -73,7 +77,8 @@ def main() -> None:
         console.print("Starting the services ...")
         services = [stack.enter_context(peer())]
         if not options.without_graph:
-            services.append(stack.enter_context(graph()))
+            services.append(stack.enter_context(graph("graph", serve_config())))
+            services.append(stack.enter_context(graph("embedded", serve_config(ROOT / EMBEDDED))))
         for table in load_tables(services, options.load_rounds, options.load_seconds):
             console.print(table)
 
@@ -172,11 +177,14 @@ def peer() -> Iterator[Service]:
 
 
 @contextmanager
-def graph() -> Iterator[Service]:
-    """The graph of serve_config.yaml, on a Ray of its own."""
+def graph(name: str, config: dict[str, Any]) -> Iterator[Service]:
+    """The graph of a Serve config file, without jobs, on a Ray of its own."""
+    (application,) = config["applications"]
+    application["args"]["jobs"] = None
+    application["deployments"] = [one for one in application["deployments"] if not one["name"].startswith("Job")]
     before = set(family(os.getpid()))
-    with ray_cluster() as cluster, served_graph(cluster, serve_config()) as url:
-        yield Service("graph", url, sorted(set(family(os.getpid())) - before))
+    with ray_cluster() as cluster, served_graph(cluster, config) as url:
+        yield Service(name, url, sorted(set(family(os.getpid())) - before))
 
 
 def _answers(url: str) -> bool:

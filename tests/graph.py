@@ -136,9 +136,9 @@ def served_graph(cluster: Cluster, config: dict[str, Any]) -> Iterator[str]:
         yield f"http://127.0.0.1:{config['http_options']['port']}"
 
 
-def serve_config() -> dict[str, Any]:
-    """serve_config.yaml, with a port of its own."""
-    config: dict[str, Any] = yaml.safe_load(SERVE_CONFIG.read_text(encoding="utf-8"))
+def serve_config(path: Path = SERVE_CONFIG) -> dict[str, Any]:
+    """serve_config.yaml, or another such file, with a port of its own."""
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     config["http_options"]["port"] = free_port()
     return deepcopy(config)
 

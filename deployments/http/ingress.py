@@ -22,6 +22,7 @@ from starlette.requests import HTTPConnection
 
 from deployments import metrics
 from deployments.args import JobSettings
+from deployments.embedded import embedded_stages
 from deployments.graph import Graph
 from deployments.http import answers, documentation, problems
 from deployments.http.access import Access, AccessConfig, Limits
@@ -69,7 +70,8 @@ EXAMPLES = {
 class Ingress:
     """Answers HTTP by sending each recording through the graph.
 
-    It never calls the `runner` of jobs, which takes what there is from the database; Serve deploys what is bound.
+    Without `stages` it holds them itself. It never calls the `runner` of jobs, which takes what there is from the
+    database; Serve deploys what is bound.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Ingress:
         live: LiveSettings,
         jobs: JobSettings | None,
         runner: DeploymentHandle[Any] | None,
-        stages: dict[str, DeploymentHandle[Any]],
+        stages: dict[str, DeploymentHandle[Any]] | None,
     ) -> None:
         self._config = config
         self._cors_origins = cors_origins
@@ -91,7 +93,7 @@ class Ingress:
         self._pace = admission
         self._admission = Admission(admission)
         self._timeouts_seconds = {"request": request_seconds, **stage_seconds}
-        self._graph = Graph(stages, stage_seconds, request_seconds)
+        self._graph = Graph(stages or embedded_stages(config), stage_seconds, request_seconds)
         self._live = live
         self._streams = Streams(self._graph, self._access, config, live)
         self._jobs = Jobs(jobs, admission) if jobs else None
@@ -150,6 +152,7 @@ class Ingress:
         return app
 
     async def check_health(self) -> None:
+        await self._graph.check_embedded()
         self._memory.give_back()
 
     async def home(self, request: Request) -> Response:

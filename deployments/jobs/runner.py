@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.args import JobSettings
+from deployments.embedded import embedded_stages
 from deployments.graph import Graph, Progress
 from deployments.http.access import Access, AccessConfig, Limits
 from deployments.http.answers import JudgedFile, problem
@@ -22,6 +23,7 @@ from deployments.jobs.progress import Pace
 from deployments.jobs.sound import UNKNOWN_SECONDS, SoundFolder
 from deployments.jobs.store import Claim, JobStore
 from deployments.jobs.webhooks import Webhooks, pause_seconds, read_secret
+from pipeline.config import DetectorConfig
 from pipeline.errors import Overloaded, SoundSentryError, StageUnavailable, StoreUnavailable
 
 logger = logging.getLogger("ray.serve")
@@ -48,10 +50,16 @@ class JobRunner:
     """Judges the files of jobs, sends webhooks, and clears away what is over. It takes no requests.
 
     It works for as long as it lives; where it dies, whatever it had in hand is taken up by another, or by itself when
-    it is started again.
+    it is started again. Without `stages` it holds them itself.
     """
 
-    def __init__(self, settings: JobSettings, access: AccessConfig, stages: dict[str, DeploymentHandle[Any]]) -> None:
+    def __init__(
+        self,
+        config: DetectorConfig,
+        settings: JobSettings,
+        access: AccessConfig,
+        stages: dict[str, DeploymentHandle[Any]] | None,
+    ) -> None:
         self._settings = settings
         self._access = Access(access, Limits() if access.keys else None)
         self._keys = {key.name: key for key in access.keys}
@@ -59,7 +67,8 @@ class JobRunner:
         self._store.create_tables()
         self._sound = SoundFolder(settings.sound_path)
         self._sound.create()
-        self._graph = Graph(stages, dict.fromkeys(stages, settings.file_seconds), settings.file_seconds)
+        found = stages or embedded_stages(config)
+        self._graph = Graph(found, dict.fromkeys(found, settings.file_seconds), settings.file_seconds)
         self._pace = Pace()
         secret = settings.webhook_secret_file
         self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
@@ -72,6 +81,7 @@ class JobRunner:
         for loop in self._loops:
             if loop.done():
                 loop.result()
+        await self._graph.check_embedded()
 
     async def _judge_next(self) -> float:
         """Judge the file that has waited longest. Returns how long to rest then."""

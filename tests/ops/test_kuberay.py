@@ -151,7 +151,7 @@ def as_pod_template(group: Group) -> dict[str, Any]:
 
 def test_files_that_repeat_others_are_up_to_date() -> None:
     for path, text in manifests().items():
-        assert (KUBERAY / path).read_text(encoding="utf-8") == text, f"{path} is not up to date: run `make manifests`"
+        assert (ROOT / path).read_text(encoding="utf-8") == text, f"{path} is not up to date: run `make manifests`"
 
 
 @pytest.mark.parametrize("path", ["base/serve_config.yaml", "components/gpu/serve_config.yaml"])

@@ -89,7 +89,9 @@ class Service:
     runners: list[Any] = field(default_factory=list)
 
     def start_runner(self) -> Any:
-        runner = cast(Any, JobRunner).func_or_class(self.settings, AccessConfig(), self.stages.handles)
+        runner = cast(Any, JobRunner).func_or_class(
+            DetectorConfig(), self.settings, AccessConfig(), self.stages.handles
+        )
         runner._access = Access(self.access, self.limits)  # whose limits are not in an actor of a Ray
         runner._keys = {key.name: key for key in self.access.keys}
         self.runners.append(runner)

@@ -1,0 +1,26 @@
+"""serve_config.yaml for one machine whose stages share a process, from the one in the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import ROOT
+
+EMBEDDED = Path("configs/serve_embedded.yaml")
+
+HOLDERS = ("Ingress", "JobRunner")
+"""The deployments whose replicas hold all stages."""
+
+
+def embedded_config() -> dict[str, Any]:
+    """The content of the Serve config file. What each replica reserves is told by the shares of the stages."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf-8"))
+    (application,) = config["applications"]
+    application["args"] |= {"serve_config": str(EMBEDDED), "embedded": True}
+    application["deployments"] = [one for one in application["deployments"] if one["name"] in HOLDERS]
+    for deployment in application["deployments"]:
+        del deployment["ray_actor_options"]
+    return config
