@@ -375,6 +375,8 @@ class Info(Answer):
     """How speakers are told apart."""
     windows: dict[str, float]
     """How the recording is cut, in seconds."""
+    decision: dict[str, float] = {}
+    """What evidence a verdict needs, and the share of fakes expected."""
     possible_results: tuple[str, ...]
     """What `overall` may be."""
     reasons: dict[str, str] = {}

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.http.access import NO_KEY, NOT_ALLOWED, USED_UP
 from deployments.http.admission import BUSY, AdmissionConfig
 from pipeline.audio.formats import ACCEPTED, SUPPORTED_FORMATS
-from pipeline.config import Limits
+from pipeline.config import Decision, Limits
 from pipeline.errors import (
     EmptyAudio,
     InputError,
@@ -103,6 +103,7 @@ class InfoAnswer(Answer):
     voice_activity: dict[str, Any]
     diarization: dict[str, Any]
     windows: dict[str, float]
+    decision: dict[str, float] = Field(description="What evidence a verdict needs, and the share of fakes expected.")
     possible_results: list[str]
     reasons: dict[str, str] = Field(description="What may stand in `reasons` of an answer, each with its sentence.")
     warnings: dict[str, str] = Field(description="What may stand in `warnings` of an answer, each with its sentence.")
@@ -253,6 +254,7 @@ INFO = {
             "voice_activity": {"model": "segmentation-3.0", "onset": 0.5, "offset": 0.5},
             "diarization": {"pipeline": "embedded", "clustering_threshold": 0.7},
             "windows": {"seconds": 4.0, "hop_seconds": 2.0, "step_seconds": 0.5},
+            "decision": Decision().model_dump(),
             "possible_results": list(get_args(Label)),
             "reasons": sentences(Reason),
             "warnings": sentences(AnswerWarning),

@@ -196,6 +196,7 @@ class Ingress:
                 "voice_activity": config.voice_activity.model_dump(),
                 "diarization": config.diarization.model_dump(),
                 "windows": config.windows.model_dump(),
+                "decision": config.decision.model_dump(),
                 "possible_results": list(get_args(Label)),
                 "reasons": sentences(Reason),
                 "warnings": sentences(AnswerWarning),

@@ -1,7 +1,9 @@
 // The page of Sound Sentry: sends a recording to /predict and shows the answer.
 // Whatever came over the network or from a file enters the page as text, never as markup.
 
+import { explainGauge, fillGauge, scaleOf } from './gauge.js'
 import WaveSurfer from './vendor/wavesurfer.esm.js'
+import { $, clock, element, headline, odds, percent } from './words.js'
 
 const MEANINGS = {
   Real: 'This sounds like a human speaking.',
@@ -12,8 +14,10 @@ const MEANINGS = {
 
 const WAVEFORM_RATE = 16000
 const WAVEFORM_HEIGHT = 96
-
-const $ = (id) => document.getElementById(id)
+const STRIP_HEIGHT = 32
+const COLUMNS_A_STEP = 10 // of the strip, so that its gaps are those of the lanes
+const MOST_COLUMNS = 16000
+const DISAGREEMENT = 0.5 // rows so far apart may be of a human and of a machine
 
 let file = null // the recording that was chosen last
 let verdict = null // the answer that is shown
@@ -21,33 +25,16 @@ let request = null // AbortController of the analysis under way
 let recorder = null // MediaRecorder while the microphone is on
 let wave = null // WaveSurfer that shows and plays the recording
 let position = 0 // of the playhead, in seconds
-let limits = null // of an upload, from /info
-let sentences = {} // of each reason and warning, from /info
+let asked = null // the options that the shown answer was made with
+let info = null // what the service says of itself: the limits of an upload, the thresholds, the sentence of each word
 
-// ---- words and numbers
-
-function percent(p) {
-  if (p > 0 && p < 0.01) return '< 1 %'
-  if (p > 0.99 && p < 1) return '> 99 %'
-  return `${Math.round(100 * p)} %`
-}
-
-function clock(seconds, digits = 1) {
-  const minutes = Math.floor(seconds / 60)
-  const rest = (seconds - 60 * minutes).toFixed(digits).padStart(digits ? 3 + digits : 2, '0')
-  return `${minutes}:${rest}`
-}
+// ---- words
 
 function sentence(word) {
+  const sentences = { ...info?.reasons, ...info?.warnings }
   if (Object.hasOwn(sentences, word)) return sentences[word]
   const words = word.replaceAll('_', ' ')
   return `${words.charAt(0).toUpperCase()}${words.slice(1)}.`
-}
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties)
-  made.append(...children) // strings become text
-  return made
 }
 
 // ---- colours
@@ -68,6 +55,12 @@ function shade(p, { stops, none }) {
 }
 
 const css = (colour) => `rgb(${colour.join(' ')})`
+
+// Besides its colour, what is machine-made is hatched and what is not settled is dotted.
+function sign(made, { probability, result }, colours) {
+  made.style.backgroundColor = css(shade(probability, colours))
+  made.dataset.result = result
+}
 
 // ---- asking the service
 
@@ -133,40 +126,54 @@ async function ask(path, options) {
   )
 }
 
+// What the form asks for besides the recording.
+function options() {
+  const chosen = {
+    use_diarization: $('diarize').checked,
+    operating_point: $('operating-point').value,
+    channels: $('split').checked ? 'split' : 'mix',
+  }
+  if ($('track').value) chosen.track = $('track').value // else the service refuses a file that holds several
+  return chosen
+}
+
+function formOf(sent, chosen) {
+  const form = new FormData()
+  form.append('audio', sent, sent.name)
+  for (const [name, value] of Object.entries(chosen)) form.append(name, value)
+  return form
+}
+
 async function analyse() {
   if (!file) return
   request?.abort()
   const mine = (request = new AbortController())
-  const sent = file
+  const [sent, chosen] = [file, options()]
   showProblem(null)
   $('result').hidden = true
   forget()
-  const form = new FormData()
-  form.append('audio', sent, sent.name)
-  form.append('use_diarization', $('diarize').checked)
-  form.append('operating_point', $('operating-point').value)
-  form.append('channels', $('split').checked ? 'split' : 'mix')
-  if ($('track').value) form.append('track', $('track').value) // else the service refuses a file that holds several
   const started = performance.now()
   $('status').textContent = `Analysing ${sent.name}`
   busy(true)
   const sound = decode(sent)
   try {
-    if (limits && sent.size > limits.max_upload_mib * 2 ** 20) {
-      throw new Problem('Upload too large', `The file is larger than ${limits.max_upload_mib} MiB. Send a part of it.`)
-    }
-    const answer = await ask('predict', { method: 'POST', body: form, signal: mine.signal })
-    const seconds = ((performance.now() - started) / 1000).toFixed(1)
     await introduced // the words of the answer get their sentences from there
+    info ??= await ask('info')
+    if (sent.size > info.limits.max_upload_mib * 2 ** 20) {
+      throw new Problem('Upload too large', `The file is larger than ${info.limits.max_upload_mib} MiB. Send a part of it.`)
+    }
+    const answer = await ask('predict', { method: 'POST', body: formOf(sent, chosen), signal: mine.signal })
+    const seconds = ((performance.now() - started) / 1000).toFixed(1)
     if (mine.signal.aborted) return
     verdict = answer
+    asked = chosen
     show(answer)
     $('status').textContent = `${answer.overall}: answered in ${seconds} seconds.`
     showWaveform(await sound, answer)
   } catch (error) {
     if (error.name === 'AbortError') return
     $('status').textContent = ''
-    showProblem(error instanceof Problem ? error : new Problem('The page failed', String(error)))
+    showProblem(error instanceof Problem ? error : new Problem('The page failed', String(error)), sent.name)
   } finally {
     if (request === mine) busy(false)
   }
@@ -178,10 +185,15 @@ function busy(is) {
   $('form').setAttribute('aria-busy', is)
 }
 
-function showProblem(problem) {
+// An error is looked at where it stands: it may be out of sight, far above the file that was dropped.
+function showProblem(problem, name = '') {
   $('problem').hidden = !problem
+  $('problem-file').textContent = name
   $('problem-title').textContent = problem?.title ?? ''
   $('problem-detail').textContent = problem?.message ?? ''
+  if (!problem) return
+  $('problem').focus({ preventScroll: true })
+  $('problem').scrollIntoView({ block: 'center' })
 }
 
 // ---- the answer
@@ -196,15 +208,30 @@ function show(answer) {
   $('warnings').replaceChildren(...answer.warnings.map((word) => element('li', {}, sentence(word))))
   showGauge(answer)
   showFacts(answer)
+  showExact(answer)
+  $('suggestion').hidden = !mayBeSeveral(answer)
+  markOld()
+  $('result').hidden = false // before the tracks, which are laid out by their width
   showTracks(answer)
   showDetails(answer)
-  $('result').hidden = false
-  $('result').scrollIntoView({ block: 'nearest' })
+  $('overall').focus({ preventScroll: true })
+  $('verdict').scrollIntoView({ block: 'nearest' })
 }
 
-// The number to show: that of the part that decided, if one did.
-function headline({ mean_probability, interval, decided_by }) {
-  return decided_by ?? { probability: mean_probability, interval }
+function markOld() {
+  $('old').hidden = !verdict || JSON.stringify(asked) === JSON.stringify(options())
+}
+
+// Whether a human and a machine may speak in turn, in a recording judged as one speaker's.
+function mayBeSeveral({ details, decided_by, duration_config }) {
+  if (duration_config.use_diarization) return false
+  const probabilities = details.map((detail) => detail.probability)
+  return decided_by !== null || Math.max(...probabilities) - Math.min(...probabilities) > DISAGREEMENT
+}
+
+function tellApart() {
+  $('diarize').checked = true
+  analyse()
 }
 
 function showDecider({ decided_by: part }) {
@@ -215,17 +242,10 @@ function showDecider({ decided_by: part }) {
 }
 
 function showGauge(answer) {
-  const { probability: p, interval } = headline(answer)
-  $('gauge').hidden = p === null
-  if (p === null) return
-  const [low, high] = interval
-  $('gauge').setAttribute(
-    'aria-label',
-    `Probability of machine-made speech ${percent(p)}, between ${percent(low)} and ${percent(high)}`,
-  )
-  $('gauge-mark').style.left = `${100 * p}%`
-  $('gauge-interval').style.left = `${100 * low}%`
-  $('gauge-interval').style.right = `${100 * (1 - high)}%`
+  const scale = scaleOf(info, asked.operating_point)
+  fillGauge($('gauge'), answer, scale)
+  $('reading').hidden = $('gauge').hidden
+  $('reading-text').textContent = explainGauge(scale)
 }
 
 function showFacts(answer) {
@@ -233,23 +253,41 @@ function showFacts(answer) {
   if (answer.mean_probability !== null) {
     const { probability, interval } = headline(answer)
     facts.push(['Probability of machine', percent(probability)])
-    facts.push(['90 % interval', interval.map(percent).join(' to ')])
-    if (answer.decided_by) {
-      facts.push(['Of the whole recording', percent(answer.mean_probability)])
-    } else {
-      facts.push(['Confidence', percent(answer.confidence)])
-      facts.push(['Log-likelihood ratio', answer.score.toFixed(2)])
-    }
+    facts.push(['Likely between', interval.map(percent).join(' and ')])
+    if (answer.decided_by) facts.push(['Of the whole recording', percent(answer.mean_probability)])
+    else facts.push(['What was heard is', odds(answer.score)])
   }
   facts.push(['Speech', `${answer.speech_seconds.toFixed(1)} s of ${answer.duration_seconds.toFixed(1)} s`])
   facts.push(['Format', answer.original_format.toUpperCase()])
-  facts.push(['Model', `${answer.model.name} (${answer.model.sha256.slice(0, 8)})`])
-  $('facts').replaceChildren(
+  fillList($('facts'), facts)
+}
+
+// The same in the words of the field, for a report.
+function showExact(answer) {
+  const facts = []
+  if (answer.mean_probability !== null) {
+    const { probability, interval } = headline(answer)
+    facts.push(['Probability', probability.toFixed(4)])
+    facts.push(['90 % interval', interval.map((bound) => bound.toFixed(4)).join(' to ')])
+    facts.push(['Log-likelihood ratio of the whole', answer.score.toFixed(4)])
+    facts.push(['Confidence |2p − 1| of the whole', percent(answer.confidence)])
+  }
+  const { threshold } = info.operating_points[asked.operating_point]
+  facts.push(['Operating point', `${asked.operating_point}, threshold ${threshold.toFixed(4)}`])
+  facts.push(['Prior', info.decision.prior])
+  facts.push(['Model', answer.model.name])
+  facts.push(['SHA-256 of the model', answer.model.sha256])
+  if (answer.file_sha256) facts.push(['SHA-256 of the file', answer.file_sha256])
+  fillList($('exact'), facts)
+}
+
+function fillList(list, facts) {
+  list.replaceChildren(
     ...facts.map(([name, value]) => element('div', {}, element('dt', {}, name), element('dd', {}, value))),
   )
 }
 
-function showDetails({ details, speakers }) {
+function showDetails({ details }) {
   const colours = palette()
   const named = details.some((detail) => detail.speaker !== null)
   $('details').hidden = details.length === 0
@@ -260,8 +298,8 @@ function showDetails({ details, speakers }) {
       const go = element('button', { type: 'button', className: 'plain' }, time)
       go.setAttribute('aria-label', `Go to ${time}`)
       go.addEventListener('click', () => seek(detail.start))
-      const swatch = element('span', { className: 'swatch' })
-      swatch.style.backgroundColor = css(shade(detail.probability, colours))
+      const swatch = element('span', { className: 'swatch sign' })
+      sign(swatch, detail, colours)
       return element(
         'tr',
         {},
@@ -287,16 +325,29 @@ function showTracks(answer) {
   place(0)
 }
 
-function paint({ timeline, details, speakers, channels, duration_seconds: duration }) {
-  const colours = palette()
+// The strip is as high as the moment is machine-like, and empty where nobody speaks: no lane has a turn there.
+function paintStrip(answer, colours) {
+  const { timeline, duration_seconds: duration } = answer
+  const steps = Math.max(1, Math.round(duration / timeline.step_seconds))
   const heat = $('heat')
-  heat.width = Math.max(1, Math.round(duration / timeline.step_seconds))
-  const pixels = heat.getContext('2d').createImageData(heat.width, 1)
-  for (let i = 0; i < heat.width; i++) {
-    pixels.data.set([...shade(timeline.probability[i] ?? null, colours), 255], 4 * i)
+  heat.width = steps * Math.max(1, Math.min(COLUMNS_A_STEP, Math.floor(MOST_COLUMNS / steps)))
+  heat.height = STRIP_HEIGHT
+  const context = heat.getContext('2d')
+  context.fillStyle = css(colours.none)
+  context.fillRect(0, 0, heat.width, STRIP_HEIGHT)
+  for (let x = 0; x < heat.width; x++) {
+    const p = probabilityAt(((x + 0.5) * duration) / heat.width, answer)
+    if (p === null) continue
+    const height = Math.round(STRIP_HEIGHT * (0.15 + 0.85 * p))
+    context.fillStyle = css(shade(p, colours))
+    context.fillRect(x, STRIP_HEIGHT - height, 1, height)
   }
-  heat.getContext('2d').putImageData(pixels, 0, 0)
+}
 
+function paint(answer) {
+  const { details, speakers, channels, duration_seconds: duration } = answer
+  const colours = palette()
+  paintStrip(answer, colours)
   const lanes = speakers.length
     ? speakers.map((speaker) => ({
         name: `${nameOf(speaker)}: ${speaker.result}, ${percent(speaker.probability)}, ${speaker.speech_seconds.toFixed(1)} s of speech`,
@@ -308,10 +359,10 @@ function paint({ timeline, details, speakers, channels, duration_seconds: durati
       const lane = element('div', { className: 'lane' })
       for (const turn of turns) {
         const title = `${clock(turn.start)} – ${clock(turn.end)}: ${turn.result}, ${percent(turn.probability)}`
-        const made = element('div', { className: 'turn', title })
+        const made = element('div', { className: 'turn sign', title })
         made.style.left = `${(100 * turn.start) / duration}%`
         made.style.width = `${(100 * (turn.end - turn.start)) / duration}%`
-        made.style.backgroundColor = css(shade(turn.probability, colours))
+        sign(made, turn, colours)
         made.addEventListener('click', () => seek(turn.start))
         lane.append(made)
       }
@@ -351,13 +402,14 @@ function stretch() {
   follow()
 }
 
-function probabilityAt(seconds) {
-  const { timeline } = verdict
-  return timeline.probability[Math.floor((seconds - timeline.start) / timeline.step_seconds)] ?? null
+function probabilityAt(seconds, { timeline, details }) {
+  const turn = details.find((detail) => detail.start <= seconds && seconds < detail.end)
+  if (!turn) return null
+  return timeline.probability[Math.floor((seconds - timeline.start) / timeline.step_seconds)] ?? turn.probability
 }
 
 function describe(seconds) {
-  const p = probabilityAt(seconds)
+  const p = probabilityAt(seconds, verdict)
   return `${clock(seconds)}, ${p === null ? 'nobody speaks' : `${percent(p)} machine`}`
 }
 
@@ -417,8 +469,9 @@ function showWaveform(sound, answer) {
   $('waveform').hidden = $('play').hidden = sound === null
   if (sound === null || answer !== verdict) return
   const colour = getComputedStyle(document.documentElement).getPropertyValue('--wave').trim()
+  const container = element('div')
   wave = WaveSurfer.create({
-    container: $('waveform'),
+    container,
     backend: 'WebAudio', // plays what was decoded: no blob: address, which a strict policy forbids
     height: WAVEFORM_HEIGHT,
     waveColor: colour,
@@ -428,7 +481,8 @@ function showWaveform(sound, answer) {
     hideScrollbar: true,
     interact: false,
   })
-  adoptBlockedStyle(wave.getWrapper().getRootNode())
+  adoptStyle(wave.getWrapper().getRootNode())
+  $('waveform').replaceChildren(container)
   wave.getMediaElement().buffer = sound
   wave.load('', [peaksOf(sound, duration, Math.min(20000, Math.ceil(duration * 50)))], duration)
   wave.on('timeupdate', (seconds) => {
@@ -438,12 +492,14 @@ function showWaveform(sound, answer) {
   for (const event of ['play', 'pause', 'finish']) wave.on(event, () => ($('play').textContent = wave?.isPlaying() ? 'Pause' : 'Play'))
 }
 
-// WaveSurfer brings its style inline, which a strict policy blocks; a constructed sheet is not inline.
-function adoptBlockedStyle(root) {
-  if (root.styleSheets.length) return
+// WaveSurfer brings its style inline, which a strict policy blocks; a constructed sheet is not inline. This is done
+// before it enters the page, or the browser would complain.
+function adoptStyle(root) {
+  const style = root.querySelector('style')
   const sheet = new CSSStyleSheet()
-  sheet.replaceSync(root.querySelector('style').textContent)
+  sheet.replaceSync(style.textContent)
   root.adoptedStyleSheets = [sheet]
+  style.remove()
 }
 
 function forget() {
@@ -483,9 +539,13 @@ async function record() {
     return
   }
   const parts = []
+  const started = performance.now()
+  const timer = setInterval(() => tellTime((performance.now() - started) / 1000), 250)
   recorder = new MediaRecorder(stream)
   recorder.addEventListener('dataavailable', (event) => parts.push(event.data))
   recorder.addEventListener('stop', () => {
+    clearInterval(timer)
+    $('recorded').hidden = true
     for (const track of stream.getTracks()) track.stop()
     const type = recorder.mimeType
     recorder = null
@@ -494,8 +554,17 @@ async function record() {
     choose(new File(parts, `recording.${type.includes('mp4') ? 'm4a' : type.includes('ogg') ? 'ogg' : 'webm'}`, { type }))
   })
   recorder.start()
+  tellTime(0)
   $('record').textContent = 'Stop and analyse'
   $('record').setAttribute('aria-pressed', 'true')
+}
+
+// How long the microphone has been on; it is turned off when no more can be sent.
+function tellTime(seconds) {
+  const most = info?.limits.max_duration_seconds ?? Infinity
+  $('recorded').hidden = false
+  $('recorded').textContent = `${clock(seconds, 0)}${most < Infinity ? ` of ${clock(most, 0)}` : ''}`
+  if (seconds >= most && recorder?.state === 'recording') recorder.stop()
 }
 
 function save() {
@@ -506,11 +575,10 @@ function save() {
 
 async function introduce() {
   try {
-    const info = await ask('info')
-    limits = info.limits
-    sentences = { ...info.reasons, ...info.warnings }
-    const formats = info.supported_formats.map((name) => name.toUpperCase()).join(', ')
-    $('file').accept = ['audio/*', 'video/*', ...info.supported_formats.map((name) => `.${name}`)].join()
+    info = await ask('info')
+    const { limits, supported_formats: supported } = info
+    $('file').accept = ['audio/*', 'video/*', ...supported.map((name) => `.${name}`)].join()
+    const formats = supported.map((name) => name.toUpperCase()).join(', ')
     const minutes = limits.max_duration_seconds / 60
     $('accepted').textContent = `${formats}, up to ${limits.max_upload_mib} MiB and ${+minutes.toFixed(1)} minutes`
     const { version } = await ask('./')
@@ -532,6 +600,9 @@ $('cancel').addEventListener('click', () => {
   request?.abort()
   $('status').textContent = 'Cancelled.'
 })
+$('form').addEventListener('input', markOld)
+$('again').addEventListener('click', analyse)
+$('tell-apart').addEventListener('click', tellApart)
 $('record').addEventListener('click', record)
 $('save').addEventListener('click', save)
 $('play').addEventListener('click', toggle)

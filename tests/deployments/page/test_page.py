@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from pipeline.verdict.reasons import Reason
 from tests.audio import encode, remux
@@ -46,11 +47,17 @@ def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
         page = context.new_page()
         page.set_default_timeout(ANSWER_MS)
         page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if is_fault(message) else None)
         page.on("request", lambda request: None if request.url.startswith(origin) else faults.append(request.url))
         page.route(origin, add_policy)
         page.goto(origin)
         yield page
     assert faults == []
+
+
+def is_fault(message: ConsoleMessage) -> bool:
+    """Whether the browser complains; of an answer that is a refusal it always does."""
+    return message.type == "error" and not message.text.startswith("Failed to load resource")
 
 
 def choose(page: Page, data: bytes, name: str = "sample.wav") -> None:
@@ -89,7 +96,10 @@ def test_a_dropped_recording_is_judged(page: Page, service: httpx.Client, sample
         "aria-label", f"Probability of machine-made speech {percent(answer['mean_probability'])}, between "
         f"{percent(answer['interval'][0])} and {percent(answer['interval'][1])}"
     )  # fmt: skip
-    expect(page.locator("#facts")).to_contain_text(percent(answer["confidence"]))
+    expect(page.locator("#exact")).to_contain_text(percent(answer["confidence"]))
+    expect(page.locator("#overall")).to_be_focused()
+    expect(page.locator("#suggestion")).to_be_hidden()
+    assert page.locator("#axis span").count() > 5  # of 30 seconds
     expect(page.locator("#reasons li")).to_have_count(len(answer["reasons"]))
     for item, reason in enumerate(answer["reasons"]):
         expect(page.locator("#reasons li").nth(item)).to_have_text(Reason(reason).sentence)
@@ -98,7 +108,10 @@ def test_a_dropped_recording_is_judged(page: Page, service: httpx.Client, sample
     expect(page.locator(".lane")).to_have_count(1)
     expect(page.locator(".lane .turn")).to_have_count(len(answer["details"]))
     expect(page.locator("#problem")).to_be_hidden()
-    assert page.evaluate("document.getElementById('heat').width") == len(answer["timeline"]["probability"])
+    assert page.evaluate("document.getElementById('heat').width") == 10 * len(answer["timeline"]["probability"])
+    threshold = service.get("/info").json()["operating_points"]["balanced"]["threshold"]  # even odds were expected
+    line = page.locator(".gauge-line").evaluate("(line) => parseFloat(line.style.left)")
+    assert line == pytest.approx(100 / (1 + math.exp(-threshold)))
 
 
 def percent(p: float) -> str:
@@ -135,6 +148,24 @@ def test_each_speaker_has_a_lane(page: Page, service: httpx.Client, ten_seconds:
     for index, speaker in enumerate(answer["speakers"]):
         expect(names.nth(index)).to_contain_text(f"{speaker['speaker']}: {speaker['result']}")
         expect(page.locator("#rows")).to_contain_text(speaker["speaker"])
+    assert page.evaluate(WHERE_STRIP_AND_LANES_DIFFER) == []
+
+
+# Columns of the strip that are painted where no lane has a turn, or empty where one has.
+WHERE_STRIP_AND_LANES_DIFFER = """() => {
+    const heat = document.getElementById('heat')
+    const { data } = heat.getContext('2d').getImageData(0, heat.height - 1, heat.width, 1)
+    const colourAt = (x) => [...data.slice(4 * x, 4 * x + 3)].join()
+    const spans = [...document.querySelectorAll('.turn')].map(({ style }) => {
+        const start = parseFloat(style.left) / 100
+        return [start, start + parseFloat(style.width) / 100]
+    })
+    const columns = [...Array(heat.width).keys()]
+    const shareOf = (x) => (x + 0.5) / heat.width
+    const isSpoken = columns.map((x) => spans.some(([start, end]) => start <= shareOf(x) && shareOf(x) < end))
+    const empty = colourAt(isSpoken.indexOf(false))
+    return columns.filter((x) => isSpoken[x] === (colourAt(x) === empty))
+}"""
 
 
 def test_each_channel_has_a_lane_or_a_note(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
@@ -172,8 +203,12 @@ def test_the_operating_point_is_sent(page: Page, ten_seconds: NDArray[np.float32
 
 def test_a_refusal_is_shown_as_the_service_words_it(page: Page, service: httpx.Client) -> None:
     data = b"#EXTM3U\nhttp://127.0.0.1/a.ts\n"
-    choose(page, data, "call.mp3")
+    page.evaluate("document.body.style.paddingBottom = '3000px'; scrollTo(0, 3000)")
+    drop(page, data, "call.mp3")
     problem = predict(service, data)
+    expect(page.locator("#problem-file")).to_have_text("call.mp3")
+    expect(page.locator("#problem")).to_be_focused()
+    expect(page.locator("#problem")).to_be_in_viewport()
     expect(page.locator("#problem-title")).to_have_text(problem["title"])
     expect(page.locator("#problem-detail")).to_have_text(problem["detail"])
     expect(page.locator("#result")).to_be_hidden()
@@ -205,10 +240,75 @@ def test_the_keyboard_moves_through_the_recording(page: Page, ten_seconds: NDArr
 
 def test_a_phone_shows_it_without_scrolling_sideways(page: Page, ten_seconds: NDArray[np.float32]) -> None:
     page.set_viewport_size({"width": 360, "height": 700})
+    page.emulate_media(forced_colors="active")
     page.check("#diarize")
     choose(page, encode(ten_seconds))
     expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator(".scroll").evaluate("(table) => table.scrollWidth - table.clientWidth") == 0
+
+
+def test_an_answer_is_marked_as_old_when_the_options_change(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    choose(page, encode(ten_seconds[:32_000]))
+    expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
+    expect(page.locator("#old")).to_be_hidden()
+    page.select_option("#operating-point", "recall")
+    expect(page.locator("#old")).to_contain_text("These options are not what this answer was made with")
+    page.select_option("#operating-point", "balanced")
+    expect(page.locator("#old")).to_be_hidden()
+    page.check("#split")
+    with page.expect_request("**/predict"):
+        page.click("#again")
+    expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
+    expect(page.locator("#old")).to_be_hidden()
+
+
+def test_rows_that_disagree_suggest_to_tell_speakers_apart(
+    page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]
+) -> None:
+    recording = encode(ten_seconds[:32_000])
+    answer = predict(service, recording)
+    rows = (("Fake", 0.92), ("Inconclusive", 0.5), ("Real", 0.06))
+    answer["details"] = [
+        {"speaker": None, "start": 0.5 * i, "end": 0.5 * i + 0.4, "result": result, "probability": p}
+        for i, (result, p) in enumerate(rows)
+    ]
+    page.route("**/predict", lambda route: route.fulfill(json=answer))
+    choose(page, recording)
+    expect(page.locator("#suggestion")).to_be_visible()
+    for colours in ("none", "active"):  # what each row is can be seen without any colour
+        page.emulate_media(forced_colors=colours)
+        for kind in (".turn", ".swatch"):
+            patterns = page.locator(kind).evaluate_all(
+                "(signs) => signs.map((sign) => getComputedStyle(sign).backgroundImage)"
+            )
+            assert len(set(patterns)) == 3 and patterns[2] == "none"
+    page.unroute("**/predict")
+    with page.expect_request("**/predict") as request:
+        page.click("#tell-apart")
+    assert b'name="use_diarization"\r\n\r\ntrue' in (request.value.post_data_buffer or b"")
+    expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
+    expect(page.locator("#suggestion")).to_be_hidden()
+
+
+def test_a_recording_is_made_and_timed(page: Page) -> None:
+    """A tone stands in for the microphone that a test has not."""
+    page.evaluate(
+        """() => {
+            const context = new AudioContext()
+            const tone = new OscillatorNode(context)
+            const microphone = new MediaStreamAudioDestinationNode(context)
+            tone.connect(microphone)
+            tone.start()
+            navigator.mediaDevices.getUserMedia = async () => microphone.stream
+        }"""
+    )
+    page.click("#record")
+    expect(page.locator("#recorded")).to_have_text("0:00 of 10:00")
+    expect(page.locator("#recorded")).to_have_text("0:01 of 10:00")
+    page.click("#record")
+    expect(page.locator("#recorded")).to_be_hidden()
+    expect(page.locator("#name")).to_have_text("recording.webm", timeout=ANSWER_MS)
 
 
 def test_the_part_that_decided_gives_the_number(
