@@ -23,7 +23,8 @@ export function fillGauge(gauge, answer, { real, fake, prior }) {
   const lines = [...new Set([real, fake])].map((p) => at('gauge-line', p))
   const bar = element('div', { className: 'gauge-bar' }, at('gauge-fake', fake, 1), ...lines)
   bar.append(at('gauge-interval', low, high), at('gauge-mark', probability), at('gauge-prior', prior))
-  const ends = element('div', { className: 'gauge-ends' }, element('span', {}, 'human'), element('span', {}, 'machine'))
+  const words = ['human', `Fake from ${percent(fake)} on`, 'machine'].map((word) => element('span', {}, word))
+  const ends = element('div', { className: 'gauge-ends' }, ...words)
   gauge.replaceChildren(bar, ends)
 }
 

@@ -1,7 +1,10 @@
-// The page of Sound Sentry: sends a recording to /predict and shows the answer.
+// The page of Sound Sentry: has recordings judged and shows the answers.
 // Whatever came over the network or from a file enters the page as text, never as markup.
 
 import { explainGauge, fillGauge, scaleOf } from './gauge.js'
+import { showRow, wordOf } from './list.js'
+import { asCsv, dropped, isWaited, makeQueue } from './queue.js'
+import { Problem, ask, judge } from './service.js'
 import WaveSurfer from './vendor/wavesurfer.esm.js'
 import { $, clock, element, headline, odds, percent } from './words.js'
 
@@ -19,19 +22,17 @@ const COLUMNS_A_STEP = 10 // of the strip, so that its gaps are those of the lan
 const MOST_COLUMNS = 16000
 const DISAGREEMENT = 0.5 // rows so far apart may be of a human and of a machine
 
-let file = null // the recording that was chosen last
-let verdict = null // the answer that is shown
-let request = null // AbortController of the analysis under way
+let current = null // the entry of the queue that is looked at
+let verdict = null // its answer, while that is shown
 let recorder = null // MediaRecorder while the microphone is on
 let wave = null // WaveSurfer that shows and plays the recording
 let position = 0 // of the playhead, in seconds
-let asked = null // the options that the shown answer was made with
 let info = null // what the service says of itself: the limits of an upload, the thresholds, the sentence of each word
 
 // ---- words
 
 function sentence(word) {
-  const sentences = { ...info?.reasons, ...info?.warnings }
+  const sentences = { ...info.reasons, ...info.warnings }
   if (Object.hasOwn(sentences, word)) return sentences[word]
   const words = word.replaceAll('_', ' ')
   return `${words.charAt(0).toUpperCase()}${words.slice(1)}.`
@@ -62,69 +63,146 @@ function sign(made, { probability, result }, colours) {
   made.dataset.result = result
 }
 
-// ---- asking the service
+// ---- the queue of recordings
 
-class Problem extends Error {
-  constructor(title, detail) {
-    super(detail)
-    this.title = title
+const queue = makeQueue({
+  async judge({ file, chosen }, signal, tell) {
+    await introduced // the words of the answer get their sentences from there
+    info ??= await ask('info', { signal })
+    return judge(file, chosen, info, signal, tell)
+  },
+  changed(entry) {
+    renew(entry)
+    if (entry === current) present(entry)
+    showCompared()
+  },
+  moved: renew,
+})
+
+const acts = { show: look, cancel: queue.cancel, compare }
+
+// Has recordings judged, given as {file, name}, and looks at the first.
+function choose(files) {
+  const recordings = files.filter(({ file, name }) => !name.includes('/') || isSound(file))
+  if (!recordings.length) {
+    showProblem(new Problem('No recording', 'There is no file in one of the accepted formats in it. Choose another.'))
+    return
   }
+  current = null
+  look(queue.add(recordings, options())[0])
+  const others = files.length - recordings.length
+  const words = others === 1 ? '1 file is no recording and was' : `${others} files are no recordings and were`
+  $('left-out').textContent = others ? `${words} left out.` : ''
 }
 
-// Where the service asks for a key, the page asks the user, once. The key stays in this tab and goes nowhere else.
-
-const KEY = 'sound-sentry-key'
-let asking = null // the promise of a key, while the form for it is shown
-
-function askForKey(refused) {
-  $('key-refused').hidden = !refused
-  asking ??= new Promise((resolve) => {
-    $('access').hidden = false
-    $('key').focus()
-    $('access').addEventListener(
-      'submit',
-      (event) => {
-        event.preventDefault()
-        sessionStorage.setItem(KEY, $('key').value.trim())
-        $('key').value = ''
-        $('access').hidden = true
-        asking = null
-        resolve()
-      },
-      { once: true },
-    )
-  })
-  return asking
+// A folder may hold anything; whether a file that was chosen by itself is a recording, the service says.
+function isSound({ type, name }) {
+  const ending = name.split('.').pop().toLowerCase()
+  return /^(audio|video)\//.test(type) || Boolean(info?.supported_formats.includes(ending))
 }
 
-async function ask(path, options) {
-  const headers = { Accept: 'application/json' }
-  const key = sessionStorage.getItem(KEY)
-  if (key) headers.Authorization = `Bearer ${key}`
-  let response
-  try {
-    response = await fetch(path, { headers, ...options })
-  } catch (error) {
-    if (error.name === 'AbortError') throw error
-    throw new Problem('No answer', 'The service cannot be reached, or closed the connection. Try again in a moment.')
-  }
-  if (response.status === 401) {
-    if (sessionStorage.getItem(KEY) === key) sessionStorage.removeItem(KEY)
-    if (!sessionStorage.getItem(KEY)) await askForKey(key !== null)
-    return ask(path, options)
-  }
-  let body = null
-  try {
-    body = await response.json()
-  } catch (error) {
-    if (error.name === 'AbortError') throw error
-  }
-  if (response.ok && body !== null) return body
-  throw new Problem(
-    body?.title ?? 'Unexpected answer',
-    body?.detail ?? `The service answered with status ${response.status}. Try again in a moment.`,
+function look(entry) {
+  current = entry
+  queue.entries.forEach(renew)
+  present(entry)
+}
+
+// What is shown of an entry besides its row: its answer, its problem, or that it is under way.
+function present({ state, file, answer, problem, seconds, name }) {
+  forget()
+  $('result').hidden = true
+  showProblem(state === 'failed' ? problem : null, name)
+  if (state === 'cancelled') $('status').textContent = 'Cancelled.'
+  if (state !== 'done') return
+  verdict = answer
+  show(answer)
+  $('status').textContent = `${answer.overall}: answered in ${seconds.toFixed(1)} seconds.`
+  showSound(file, answer)
+}
+
+function renew(entry) {
+  showRow($('queue-rows'), entry, acts, entry === current)
+  showWork()
+}
+
+function showWork() {
+  const { entries } = queue
+  const waited = entries.filter(isWaited)
+  $('queue').hidden = entries.length < 2
+  $('analyse').disabled = entries.length === 0
+  $('analyse').textContent = entries.length > 1 ? 'Analyse all again' : 'Analyse'
+  $('progress').hidden = $('cancel').hidden = waited.length === 0
+  $('form').setAttribute('aria-busy', waited.length > 0)
+  $('queue-state').textContent = `${entries.length - waited.length} of ${entries.length} done`
+  const share = entries.length > 1 ? 1 - waited.length / entries.length : waited[0]?.done
+  if (share) $('progress').value = share
+  else $('progress').removeAttribute('value')
+  if (current && isWaited(current)) $('status').textContent = `${current.doing}: ${current.name}`
+  else if (current?.state === 'failed') $('status').textContent = ''
+}
+
+function analyse() {
+  for (const entry of queue.entries) queue.again(entry, options())
+}
+
+function analyseCurrent() {
+  queue.again(current, options())
+}
+
+function cancelAll() {
+  queue.entries.forEach(queue.cancel)
+}
+
+function clear() {
+  queue.clear()
+  current = null
+  forget()
+  $('queue-rows').replaceChildren()
+  $('result').hidden = true
+  $('status').textContent = $('left-out').textContent = ''
+  showProblem(null)
+  showCompared()
+  showWork()
+  $('file').focus()
+}
+
+// ---- two answers side by side
+
+// Of three that are ticked the one that was ticked first gives way.
+let compared = []
+
+function compare(entry) {
+  compared = compared.filter((other) => other !== entry)
+  if (entry.row.compare.checked) compared.push(entry)
+  while (compared.length > 2) compared.shift().row.compare.checked = false
+  showCompared()
+  if (compared.length === 2) $('compare').scrollIntoView({ block: 'nearest' })
+}
+
+function showCompared() {
+  compared = compared.filter((entry) => queue.entries.includes(entry) && entry.row?.compare.checked)
+  $('compare').hidden = compared.length < 2
+  $('sides').replaceChildren(...(compared.length < 2 ? [] : compared.map(sideOf)))
+}
+
+function sideOf({ name, answer, chosen }) {
+  const gauge = element('div', { className: 'gauge', role: 'img' })
+  fillGauge(gauge, answer, scaleOf(info, chosen.operating_point))
+  const facts = element('dl')
+  fillList(facts, factsOf(answer))
+  const reasons = answer.reasons.map((word) => element('li', {}, sentence(word)))
+  return element(
+    'section',
+    {},
+    element('h3', {}, name),
+    element('p', { className: 'side-overall' }, answer.overall),
+    gauge,
+    facts,
+    element('ul', { className: 'notes' }, ...reasons),
   )
 }
+
+// ---- the form
 
 // What the form asks for besides the recording.
 function options() {
@@ -135,54 +213,6 @@ function options() {
   }
   if ($('track').value) chosen.track = $('track').value // else the service refuses a file that holds several
   return chosen
-}
-
-function formOf(sent, chosen) {
-  const form = new FormData()
-  form.append('audio', sent, sent.name)
-  for (const [name, value] of Object.entries(chosen)) form.append(name, value)
-  return form
-}
-
-async function analyse() {
-  if (!file) return
-  request?.abort()
-  const mine = (request = new AbortController())
-  const [sent, chosen] = [file, options()]
-  showProblem(null)
-  $('result').hidden = true
-  forget()
-  const started = performance.now()
-  $('status').textContent = `Analysing ${sent.name}`
-  busy(true)
-  const sound = decode(sent)
-  try {
-    await introduced // the words of the answer get their sentences from there
-    info ??= await ask('info')
-    if (sent.size > info.limits.max_upload_mib * 2 ** 20) {
-      throw new Problem('Upload too large', `The file is larger than ${info.limits.max_upload_mib} MiB. Send a part of it.`)
-    }
-    const answer = await ask('predict', { method: 'POST', body: formOf(sent, chosen), signal: mine.signal })
-    const seconds = ((performance.now() - started) / 1000).toFixed(1)
-    if (mine.signal.aborted) return
-    verdict = answer
-    asked = chosen
-    show(answer)
-    $('status').textContent = `${answer.overall}: answered in ${seconds} seconds.`
-    showWaveform(await sound, answer)
-  } catch (error) {
-    if (error.name === 'AbortError') return
-    $('status').textContent = ''
-    showProblem(error instanceof Problem ? error : new Problem('The page failed', String(error)), sent.name)
-  } finally {
-    if (request === mine) busy(false)
-  }
-}
-
-function busy(is) {
-  $('progress').hidden = !is
-  $('cancel').hidden = !is
-  $('form').setAttribute('aria-busy', is)
 }
 
 // An error is looked at where it stands: it may be out of sight, far above the file that was dropped.
@@ -199,7 +229,7 @@ function showProblem(problem, name = '') {
 // ---- the answer
 
 function show(answer) {
-  $('name').textContent = answer.filename ?? ''
+  $('name').textContent = answer.filename ?? current.name
   $('overall').textContent = answer.overall
   $('meaning').textContent = MEANINGS[answer.overall] ?? ''
   showDecider(answer)
@@ -219,7 +249,7 @@ function show(answer) {
 }
 
 function markOld() {
-  $('old').hidden = !verdict || JSON.stringify(asked) === JSON.stringify(options())
+  $('old').hidden = !verdict || JSON.stringify(current.chosen) === JSON.stringify(options())
 }
 
 // Whether a human and a machine may speak in turn, in a recording judged as one speaker's.
@@ -231,7 +261,7 @@ function mayBeSeveral({ details, decided_by, duration_config }) {
 
 function tellApart() {
   $('diarize').checked = true
-  analyse()
+  analyseCurrent()
 }
 
 function showDecider({ decided_by: part }) {
@@ -242,13 +272,17 @@ function showDecider({ decided_by: part }) {
 }
 
 function showGauge(answer) {
-  const scale = scaleOf(info, asked.operating_point)
+  const scale = scaleOf(info, current.chosen.operating_point)
   fillGauge($('gauge'), answer, scale)
   $('reading').hidden = $('gauge').hidden
   $('reading-text').textContent = explainGauge(scale)
 }
 
 function showFacts(answer) {
+  fillList($('facts'), factsOf(answer))
+}
+
+function factsOf(answer) {
   const facts = []
   if (answer.mean_probability !== null) {
     const { probability, interval } = headline(answer)
@@ -259,7 +293,7 @@ function showFacts(answer) {
   }
   facts.push(['Speech', `${answer.speech_seconds.toFixed(1)} s of ${answer.duration_seconds.toFixed(1)} s`])
   facts.push(['Format', answer.original_format.toUpperCase()])
-  fillList($('facts'), facts)
+  return facts
 }
 
 // The same in the words of the field, for a report.
@@ -272,8 +306,8 @@ function showExact(answer) {
     facts.push(['Log-likelihood ratio of the whole', answer.score.toFixed(4)])
     facts.push(['Confidence |2p − 1| of the whole', percent(answer.confidence)])
   }
-  const { threshold } = info.operating_points[asked.operating_point]
-  facts.push(['Operating point', `${asked.operating_point}, threshold ${threshold.toFixed(4)}`])
+  const { threshold } = info.operating_points[current.chosen.operating_point]
+  facts.push(['Operating point', `${current.chosen.operating_point}, threshold ${threshold.toFixed(4)}`])
   facts.push(['Prior', info.decision.prior])
   facts.push(['Model', answer.model.name])
   facts.push(['SHA-256 of the model', answer.model.sha256])
@@ -463,11 +497,17 @@ function peaksOf(sound, seconds, count) {
   return peaks
 }
 
-function showWaveform(sound, answer) {
-  const duration = answer.duration_seconds
+async function showSound(file, answer) {
+  const isShort = answer.duration_seconds <= info.limits.max_duration_seconds // else it would fill the memory
+  const sound = isShort ? await decode(file) : null
+  if (answer !== verdict) return
   $('mute-note').hidden = sound !== null
   $('waveform').hidden = $('play').hidden = sound === null
-  if (sound === null || answer !== verdict) return
+  if (sound !== null) showWaveform(sound, answer)
+}
+
+function showWaveform(sound, answer) {
+  const duration = answer.duration_seconds
   const colour = getComputedStyle(document.documentElement).getPropertyValue('--wave').trim()
   const container = element('div')
   wave = WaveSurfer.create({
@@ -520,12 +560,6 @@ async function toggle() {
 
 // ---- choosing, dropping and making a recording
 
-function choose(chosen) {
-  file = chosen
-  $('analyse').disabled = false
-  analyse()
-}
-
 async function record() {
   if (recorder) {
     recorder.stop()
@@ -551,7 +585,8 @@ async function record() {
     recorder = null
     $('record').textContent = 'Record with the microphone'
     $('record').setAttribute('aria-pressed', 'false')
-    choose(new File(parts, `recording.${type.includes('mp4') ? 'm4a' : type.includes('ogg') ? 'ogg' : 'webm'}`, { type }))
+    const name = `recording.${type.includes('mp4') ? 'm4a' : type.includes('ogg') ? 'ogg' : 'webm'}`
+    choose([{ file: new File(parts, name, { type }), name }])
   })
   recorder.start()
   tellTime(0)
@@ -567,10 +602,22 @@ function tellTime(seconds) {
   if (seconds >= most && recorder?.state === 'recording') recorder.stop()
 }
 
-function save() {
-  const address = URL.createObjectURL(new Blob([JSON.stringify(verdict, null, 2)], { type: 'application/json' }))
-  element('a', { href: address, download: `${verdict.filename ?? 'recording'}.json` }).click()
+function save(content, type, name) {
+  const address = URL.createObjectURL(new Blob([content], { type }))
+  element('a', { href: address, download: name }).click()
   setTimeout(() => URL.revokeObjectURL(address), 1000)
+}
+
+function saveJson() {
+  save(JSON.stringify(verdict, null, 2), 'application/json', `${verdict.filename ?? 'recording'}.json`)
+}
+
+function saveCsv() {
+  save(asCsv(queue.entries), 'text/csv', 'answers.csv')
+}
+
+function span(seconds) {
+  return seconds < 7200 ? `${+(seconds / 60).toFixed(1)} minutes` : `${+(seconds / 3600).toFixed(1)} hours`
 }
 
 async function introduce() {
@@ -579,8 +626,10 @@ async function introduce() {
     const { limits, supported_formats: supported } = info
     $('file').accept = ['audio/*', 'video/*', ...supported.map((name) => `.${name}`)].join()
     const formats = supported.map((name) => name.toUpperCase()).join(', ')
-    const minutes = limits.max_duration_seconds / 60
-    $('accepted').textContent = `${formats}, up to ${limits.max_upload_mib} MiB and ${+minutes.toFixed(1)} minutes`
+    const most = (info.jobs ?? info).limits
+    $('accepted').textContent = `${formats}, up to ${most.max_upload_mib} MiB and ${span(most.max_duration_seconds)}`
+    const length = `${limits.max_upload_mib} MiB or ${span(limits.max_duration_seconds)}`
+    if (info.jobs) $('kept').textContent = `One of more than ${length} lies on the service's disk until it is judged.`
     const { version } = await ask('./')
     $('version').textContent = `Version ${version}`
   } catch {
@@ -592,19 +641,22 @@ $('form').addEventListener('submit', (event) => {
   event.preventDefault()
   analyse()
 })
-$('file').addEventListener('change', () => {
-  if ($('file').files.length) choose($('file').files[0])
-  $('file').value = '' // so that the same file can be chosen again
-})
-$('cancel').addEventListener('click', () => {
-  request?.abort()
-  $('status').textContent = 'Cancelled.'
-})
+for (const input of [$('file'), $('folder')]) {
+  input.addEventListener('change', () => {
+    const files = [...input.files].map((file) => ({ file, name: file.webkitRelativePath || file.name }))
+    if (files.length) choose(files)
+    input.value = '' // so that the same file can be chosen again
+  })
+}
+$('choose-folder').addEventListener('click', () => $('folder').click())
+$('cancel').addEventListener('click', cancelAll)
+$('clear').addEventListener('click', clear)
+$('save-csv').addEventListener('click', saveCsv)
 $('form').addEventListener('input', markOld)
-$('again').addEventListener('click', analyse)
+$('again').addEventListener('click', analyseCurrent)
 $('tell-apart').addEventListener('click', tellApart)
 $('record').addEventListener('click', record)
-$('save').addEventListener('click', save)
+$('save').addEventListener('click', saveJson)
 $('play').addEventListener('click', toggle)
 $('zoom').addEventListener('input', stretch)
 
@@ -618,12 +670,15 @@ for (const kind of ['dragenter', 'dragover']) {
 addEventListener('dragleave', (event) => {
   if (!event.relatedTarget) $('drop').classList.remove('over')
 })
-addEventListener('drop', (event) => {
+addEventListener('drop', async (event) => {
   event.preventDefault()
   $('drop').classList.remove('over')
-  const dropped = event.dataTransfer.files
-  if (dropped.length === 1) choose(dropped[0])
-  else if (dropped.length) showProblem(new Problem('One at a time', 'Drop one recording at a time.'))
+  try {
+    const files = await dropped(event.dataTransfer)
+    if (files.length) choose(files)
+  } catch {
+    showProblem(new Problem('Not readable', 'The browser could not read what was dropped. Choose the files instead.'))
+  }
 })
 
 for (const track of ['waveform', 'strip']) {

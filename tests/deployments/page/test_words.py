@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.config import ROOT
 from pipeline.verdict.reasons import AnswerWarning, Reason
 
-PAGE = (ROOT / "deployments" / "page" / "page.js").read_text(encoding="utf-8")
+PAGE = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "deployments" / "page").glob("*.js"))
 
 
 def test_the_page_names_no_reason_and_no_warning() -> None:

@@ -1,0 +1,142 @@
+// The recordings that were chosen, each with its state and its answer or problem; two are judged at a time.
+
+import { Problem } from './service.js'
+
+const AT_ONCE = 2
+
+export const isWaited = ({ state }) => state === 'waiting' || state === 'running'
+
+// `judge(entry, signal, tell)` gives an entry's answer. `changed(entry)` learns of each new state, `moved(entry)` of
+// what goes on within one.
+export function makeQueue({ judge, changed, moved }) {
+  const entries = []
+
+  function add(files, chosen) {
+    const added = files.map(({ file, name }) => ({ file, name }))
+    entries.push(...added)
+    for (const entry of added) again(entry, chosen)
+    return added
+  }
+
+  function again(entry, chosen) {
+    entry.abort?.abort()
+    Object.assign(entry, { chosen, state: 'waiting', answer: null, problem: null, doing: 'Waiting', done: null })
+    entry.abort = new AbortController()
+    changed(entry)
+    pump()
+  }
+
+  function cancel(entry) {
+    if (!isWaited(entry)) return
+    entry.state = 'cancelled'
+    entry.abort.abort()
+    changed(entry)
+    pump()
+  }
+
+  function pump() {
+    const running = entries.filter(({ state }) => state === 'running').length
+    const next = entries.filter(({ state }) => state === 'waiting').slice(0, Math.max(0, AT_ONCE - running))
+    next.forEach(run)
+  }
+
+  async function run(entry) {
+    const mine = entry.abort
+    const tell = (doing, done = null) => {
+      if (entry.abort !== mine || entry.state !== 'running') return
+      Object.assign(entry, { doing, done })
+      moved(entry)
+    }
+    const started = performance.now()
+    Object.assign(entry, { state: 'running', doing: 'Analysing' })
+    changed(entry)
+    const result = await judge(entry, mine.signal, tell).then(
+      (answer) => ({ state: 'done', answer }),
+      (error) => ({ state: 'failed', problem: asProblem(error) }),
+    )
+    if (entry.abort !== mine || entry.state !== 'running') return // it was cancelled, or is judged again
+    Object.assign(entry, result, { seconds: (performance.now() - started) / 1000 })
+    changed(entry)
+    pump()
+  }
+
+  function clear() {
+    entries.forEach(cancel)
+    entries.length = 0
+  }
+
+  return { entries, add, again, cancel, clear }
+}
+
+const asProblem = (error) => (error instanceof Problem ? error : new Problem('The page failed', String(error)))
+
+// ---- files and folders
+
+// What was dropped, as {file, name}; folders with all that lies in them. The browser tells of it only at once.
+export function dropped(transfer) {
+  const items = [...transfer.items].filter((item) => item.kind === 'file')
+  const found = items.map((item) => item.webkitGetAsEntry() ?? item.getAsFile())
+  return Promise.all(found.map((one) => (one instanceof File ? [{ file: one, name: one.name }] : unfold(one)))).then(
+    (lists) => lists.flat(),
+  )
+}
+
+async function unfold(entry) {
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject))
+    return [{ file, name: entry.fullPath.replace(/^\//, '') }]
+  }
+  const reader = entry.createReader()
+  const inside = []
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)) // up to 100 at a time
+    if (!some.length) break
+    inside.push(...some)
+  }
+  return (await Promise.all(inside.map(unfold))).flat()
+}
+
+// ---- CSV, with the columns of the command line
+
+const COLUMNS = [
+  'path', 'speaker', 'channel', 'result', 'probability', 'interval_low', 'interval_high', 'score', 'duration_seconds',
+  'speech_seconds', 'decided_by', 'decided_start', 'decided_end', 'decided_probability', 'reasons', 'warnings', 'note',
+  'error',
+] // prettier-ignore
+
+export function asCsv(entries) {
+  const rows = entries.filter((entry) => !isWaited(entry)).flatMap(rowsOf)
+  return [COLUMNS, ...rows.map((row) => COLUMNS.map((name) => cell(row[name])))].map((row) => `${row.join()}\n`).join('')
+}
+
+function rowsOf({ name: path, answer, problem, state }) {
+  if (!answer) return [{ path, error: problem ? problem.message : state }]
+  const { decided_by: part, reasons, warnings, interval, speakers, channels, ...rest } = answer
+  const bounds = (pair) => ({ interval_low: pair?.[0], interval_high: pair?.[1] })
+  const whole = {
+    ...rest,
+    path,
+    ...bounds(interval),
+    result: answer.overall,
+    probability: answer.mean_probability,
+    decided_by: part && (part.speaker ?? part.channel ?? 'passage'),
+    decided_start: part?.start,
+    decided_end: part?.end,
+    decided_probability: part?.probability,
+    reasons: reasons.join(';'),
+    warnings: warnings.join(';'),
+  }
+  const told = new Set(speakers.map(({ channel }) => channel))
+  return [
+    whole,
+    ...speakers.map((speaker) => ({ ...speaker, path, ...bounds(speaker.interval) })),
+    ...channels.filter(({ channel }) => !told.has(channel)).map((channel) => ({ ...channel, path })),
+  ]
+}
+
+// A name that looks like a formula would be computed by the program that opens the table.
+function cell(value) {
+  const text = String(value ?? '')
+  const safe = typeof value === 'string' && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text
+  return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe
+}

@@ -1,0 +1,169 @@
+// Asking the service.
+
+import { $ } from './words.js'
+
+const KEY = 'sound-sentry-key'
+const TRIES = 8 // of a request that the service has no room for, or of a job that is out of sight
+const PAUSE_SECONDS = 2
+const MIB = 2 ** 20
+
+export class Problem extends Error {
+  // `kind` and `status` are those of the service's answer; `waitSeconds` is how long it asks to wait.
+  constructor(title, detail, { kind = null, status = null, waitSeconds = null } = {}) {
+    super(detail)
+    Object.assign(this, { title, kind, status, waitSeconds })
+  }
+}
+
+// Where the service asks for a key, the page asks the user, once. The key stays in this tab and goes nowhere else.
+
+let asking = null // the promise of a key, while the form for it is shown
+
+function askForKey(refused) {
+  $('key-refused').hidden = !refused
+  asking ??= new Promise((resolve) => {
+    $('access').hidden = false
+    $('key').focus()
+    $('access').addEventListener(
+      'submit',
+      (event) => {
+        event.preventDefault()
+        sessionStorage.setItem(KEY, $('key').value.trim())
+        $('key').value = ''
+        $('access').hidden = true
+        asking = null
+        resolve()
+      },
+      { once: true },
+    )
+  })
+  return asking
+}
+
+export async function ask(path, options, read = (response) => response.json()) {
+  const headers = { Accept: 'application/json' }
+  const key = sessionStorage.getItem(KEY)
+  if (key) headers.Authorization = `Bearer ${key}`
+  let response
+  try {
+    response = await fetch(path, { headers, ...options })
+  } catch (error) {
+    if (error.name === 'AbortError') throw error
+    throw new Problem('No answer', 'The service cannot be reached, or closed the connection. Try again in a moment.')
+  }
+  if (response.status === 401) {
+    if (sessionStorage.getItem(KEY) === key) sessionStorage.removeItem(KEY)
+    if (!sessionStorage.getItem(KEY)) await askForKey(key !== null)
+    return ask(path, options, read)
+  }
+  let body = null
+  try {
+    body = await (response.ok ? read(response) : response.json())
+  } catch (error) {
+    if (error.name === 'AbortError') throw error
+  }
+  if (response.ok && body !== null) return body
+  throw new Problem(
+    body?.title ?? 'Unexpected answer',
+    body?.detail ?? `The service answered with status ${response.status}. Try again in a moment.`,
+    {
+      kind: body?.type?.split('#')[1] ?? null,
+      status: response.status,
+      waitSeconds: Number(response.headers.get('Retry-After')) || null,
+    },
+  )
+}
+
+// The answer for one recording, by whichever way its size and length allow. `tell` learns what goes on: a sentence, and
+// how much is done where that is known.
+export async function judge(file, chosen, info, signal, tell) {
+  const most = (info.jobs ?? info).limits.max_upload_mib
+  if (file.size > most * MIB) {
+    throw new Problem('Upload too large', `The file is larger than ${most} MiB. Send a part of it.`)
+  }
+  if (file.size <= info.limits.max_upload_mib * MIB) {
+    try {
+      return await send('predict', form('audio', file, chosen), signal, tell)
+    } catch (error) {
+      if (!info.jobs || error.kind !== 'recording-too-long') throw error
+    }
+  }
+  return judgeAsJob(file, chosen, signal, tell)
+}
+
+function form(field, file, chosen) {
+  const made = new FormData()
+  made.append(field, file, file.name)
+  for (const [name, value] of Object.entries(chosen)) made.append(name, value)
+  return made
+}
+
+// Sends again, as often as TRIES, where the service says that it has no room at present.
+async function send(path, body, signal, tell) {
+  for (let left = TRIES; ; left--) {
+    try {
+      return await ask(path, { method: 'POST', body, signal })
+    } catch (error) {
+      if (!error.waitSeconds || !left) throw error
+      tell('Waiting: the service is busy')
+      await pause(error.waitSeconds, signal)
+    }
+  }
+}
+
+async function judgeAsJob(file, chosen, signal, tell) {
+  tell('Uploading')
+  const { job_id: id } = await send('jobs', form('files', file, chosen), signal, tell)
+  try {
+    const job = await follow(id, signal, tell)
+    if (!job.results.length) throw new Problem('Stopped', 'The job was stopped. Analyse the recording again.')
+    const { status, error, ...answer } = job.results[0]
+    if (status === 'failed') throw new Problem(error.title, error.detail, { status: error.status })
+    return answer
+  } finally {
+    ask(`jobs/${id}`, { method: 'DELETE', keepalive: true }).catch(() => {}) // where it is out of reach it forgets itself
+  }
+}
+
+// The job once it is finished. A lost connection loses no job: it is asked for again.
+async function follow(id, signal, tell) {
+  const show = ({ stage, progress }) => tell(stage ? 'Analysing' : 'Waiting in the queue', progress)
+  for (let left = TRIES; ; left--) {
+    try {
+      const job = await ask(`jobs/${id}/events`, { signal }, (response) => lastState(response, show))
+      if (job.results) return job // which come with the last state alone
+    } catch (error) {
+      if (!(error instanceof Problem) || error.status === 404 || !left) throw error
+    }
+    await pause(PAUSE_SECONDS, signal)
+  }
+}
+
+// Reads server-sent events to their end; the job as the last one describes it.
+async function lastState(response, show) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
+  let job = null
+  let rest = ''
+  for (;;) {
+    const { value, done } = await reader.read()
+    if (done) return job
+    const events = (rest + value).split('\n\n')
+    rest = events.pop()
+    for (const event of events) {
+      const line = event.split('\n').find((part) => part.startsWith('data: '))
+      if (!line) continue
+      job = JSON.parse(line.slice('data: '.length))
+      show(job)
+    }
+  }
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, 1000 * seconds)
+    signal.addEventListener('abort', () => {
+      clearTimeout(timer)
+      reject(signal.reason)
+    })
+  })
+}

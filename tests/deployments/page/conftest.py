@@ -1,0 +1,51 @@
+"""A browser that shows the page, and complains of all that a browser complains of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+POLICY = "default-src 'self'"
+ANSWER_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
+    """The page under the strictest policy it must work with. It may ask no other host and throw nothing."""
+    origin = str(service.base_url).rstrip("/") + "/"
+    faults: list[str] = []
+
+    def add_policy(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, headers=answer.headers | {"content-security-policy": POLICY})
+
+    with browser.new_context(viewport={"width": 1_000, "height": 900}) as context:
+        page = context.new_page()
+        page.set_default_timeout(ANSWER_MS)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if is_fault(message) else None)
+        page.on("request", lambda request: None if request.url.startswith(origin) else faults.append(request.url))
+        page.route(origin, add_policy)
+        page.goto(origin)
+        yield page
+    assert faults == []
+
+
+def is_fault(message: ConsoleMessage) -> bool:
+    """Whether the browser complains; of an answer that is a refusal it always does."""
+    return message.type == "error" and not message.text.startswith("Failed to load resource")

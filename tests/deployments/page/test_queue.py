@@ -1,0 +1,154 @@
+"""Several recordings on the page: the queue, folders, jobs, and two answers side by side."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from playwright.sync_api import FilePayload, Page, Route, expect
+
+from pipeline.errors import RecordingTooLong, UnsupportedFormat
+from pipeline.writers import CSV_COLUMNS
+from tests.audio import encode
+
+ANSWER_MS = 60_000
+SILENCE = np.zeros(32_000, np.float32)
+
+
+def choose(page: Page, files: dict[str, bytes]) -> None:
+    page.set_input_files("#file", [FilePayload(name=n, mimeType="audio/wav", buffer=b) for n, b in files.items()])
+
+
+def test_several_are_judged_and_a_broken_one_costs_no_other(
+    page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]
+) -> None:
+    """Each has its row; a row shows its answer or its error; two stand side by side; all go into one table."""
+    parts = {"first.wav": encode(ten_seconds[:48_000]), "=broken.mp3": b"no audio", "last.wav": encode(ten_seconds)}
+    choose(page, parts)
+    expect(page.locator("#queue-state")).to_have_text("3 of 3 done", timeout=ANSWER_MS)
+    expect(page.locator("#name")).to_have_text("first.wav")
+    rows = page.locator("#queue-rows tr")
+    expect(rows.nth(1)).to_contain_text(UnsupportedFormat.title)
+    rows.nth(1).get_by_role("button").click()
+    expect(page.locator("#problem-file")).to_have_text("=broken.mp3")
+    expect(page.locator("#result")).to_be_hidden()
+    rows.nth(2).get_by_role("button").click()
+    expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("#name")).to_have_text("last.wav")
+    expect(page.locator("#overall")).to_be_focused()
+    expect(rows.nth(2)).to_contain_text(page.locator("#overall").text_content() or "no answer")
+    expect(rows.nth(2).locator("[aria-current=true]")).to_have_count(1)
+
+    for number in (0, 2):
+        rows.nth(number).get_by_role("checkbox").check()
+    expect(rows.nth(1).get_by_role("checkbox")).to_be_disabled()
+    expect(page.locator("#compare h3")).to_have_text(["first.wav", "last.wav"])
+    expect(page.locator("#compare .gauge-mark")).to_have_count(2)
+
+    with page.expect_download() as saved:
+        page.click("#save-csv")
+    with saved.value.path().open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == CSV_COLUMNS
+    assert [row["path"] for row in table] == ["first.wav", "'=broken.mp3", "last.wav"]
+    assert table[1]["error"] and table[2]["result"] == page.locator("#overall").text_content()
+
+    assert reachable(page) - reached_by_keyboard(page) == set()
+    page.click("#clear")
+    expect(page.locator("#queue")).to_be_hidden()
+    expect(page.locator("#result")).to_be_hidden()
+
+
+def reachable(page: Page) -> set[str]:
+    """All that can be worked with and is seen, in words that tell one from another."""
+    found = page.evaluate(
+        """() => {
+            window.nameOf = (one) => one.id || `${one.tagName} ${one.ariaLabel ?? one.textContent}`
+            const all = document.querySelectorAll('a, button, input, select, summary, [tabindex="0"]')
+            return [...all].filter((one) => one.checkVisibility() && !one.disabled).map(nameOf)
+        }"""
+    )
+    return set(found)
+
+
+def reached_by_keyboard(page: Page) -> set[str]:
+    """All that the key Tab leads to."""
+    reached: set[str] = set()
+    page.focus("#file")
+    while (name := str(page.evaluate("nameOf(document.activeElement)"))) not in reached:
+        reached.add(name)
+        page.keyboard.press("Tab")
+    return reached
+
+
+def test_two_at_a_time_and_each_can_be_cancelled(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/predict", lambda route: held.append(route))
+    choose(page, dict.fromkeys(("a.wav", "b.wav", "c.wav", "d.wav"), encode(SILENCE)))
+    cells = page.locator("#queue-rows td:nth-child(2)")
+    expect(cells).to_contain_text(["Analysing", "Analysing", "Waiting", "Waiting"])
+    assert len(held) == 2
+    page.get_by_role("button", name="Cancel b.wav").click()
+    expect(cells).to_contain_text(["Analysing", "Cancelled", "Analysing", "Waiting"])
+    page.click("#cancel")
+    expect(cells).to_contain_text(["Cancelled"] * 4)
+    expect(page.locator("#status")).to_have_text("Cancelled.")
+    page.unroute("**/predict")
+    page.click("#analyse")
+    expect(cells).to_contain_text(["No Speech"] * 4, timeout=ANSWER_MS)
+
+
+@pytest.mark.parametrize("way", ["chosen", "dropped"])
+def test_a_folder_gives_its_recordings(page: Page, tmp_path: Path, way: str) -> None:
+    folder = tmp_path / "calls"
+    (folder / "old").mkdir(parents=True)
+    for path in (folder / "a.wav", folder / "old" / "b.wav"):
+        path.write_bytes(encode(SILENCE))
+    (folder / "notes.txt").write_text("not a recording")
+    if way == "chosen":
+        page.set_input_files("#folder", folder)
+    else:
+        session = page.context.new_cdp_session(page)
+        data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            session.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 200, "data": data})
+    rows = page.locator("#queue-rows tr")
+    expect(rows).to_have_count(2)
+    assert sorted(rows.nth(i).get_by_role("button").first.text_content() or "" for i in (0, 1)) == [
+        "calls/a.wav",
+        "calls/old/b.wav",
+    ]
+    expect(page.locator("#left-out")).to_contain_text("1 file")
+    expect(page.locator("#queue-state")).to_have_text("2 of 2 done", timeout=ANSWER_MS)
+
+
+def test_a_large_recording_is_judged_as_a_job(page: Page, service: httpx.Client, tmp_path: Path) -> None:
+    """Its answer is shown as any other, and the service is told to forget it."""
+    large = tmp_path / "large.wav"
+    large.write_bytes(encode(np.zeros((8, 5 * 384_000), np.float32), rate=384_000))
+    assert large.stat().st_size > service.get("/info").json()["limits"]["max_upload_mib"] * 2**20
+    with page.expect_request(lambda request: request.method == "DELETE"), page.expect_request("**/events"):
+        page.set_input_files("#file", large)
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
+    expect(page.locator("#name")).to_have_text("large.wav")
+
+
+def test_a_recording_too_long_for_one_answer_becomes_a_job_that_can_be_cancelled(
+    page: Page, service: httpx.Client
+) -> None:
+    """Ten minutes are spared here: that they are too many is put into the mouth of the service."""
+    refusal = {"type": f"/docs#{RecordingTooLong.kind()}", "title": RecordingTooLong.title, "detail": "Too long."}
+    page.route("**/predict", lambda route: route.fulfill(status=RecordingTooLong.status, json=refusal))
+    page.route("**/events", lambda route: None)
+    with page.expect_request("**/events") as events:
+        choose(page, {"long.wav": encode(SILENCE)})
+    job = events.value.url.removesuffix("/events")
+    with page.expect_response(lambda response: response.request.method == "DELETE" and response.url == job):
+        page.click("#cancel")
+    expect(page.locator("#status")).to_have_text("Cancelled.")
+    left = service.get(job)
+    assert left.status_code == 404 or left.json()["status"] == "cancelled"  # forgotten, where it was done by then
