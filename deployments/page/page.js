@@ -133,6 +133,7 @@ function showWork() {
   $('analyse').textContent = entries.length > 1 ? 'Analyse all again' : 'Analyse'
   $('progress').hidden = $('cancel').hidden = waited.length === 0
   $('form').setAttribute('aria-busy', waited.length > 0)
+  $('cancel').textContent = waited.length > 1 ? 'Cancel all' : 'Cancel'
   $('queue-state').textContent = `${entries.length - waited.length} of ${entries.length} done`
   const share = entries.length > 1 ? 1 - waited.length / entries.length : waited[0]?.done
   if (share) $('progress').value = share
