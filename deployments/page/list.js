@@ -34,7 +34,7 @@ function makeRow(entry, { show, cancel, compare }) {
   return row
 }
 
-export function wordOf({ state, answer, problem, doing, done }) {
+function wordOf({ state, answer, problem, doing, done }) {
   if (state === 'done') return answer.overall
   if (state === 'failed') return problem.title
   if (state === 'cancelled') return 'Cancelled'

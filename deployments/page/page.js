@@ -2,7 +2,7 @@
 // Whatever came over the network or from a file enters the page as text, never as markup.
 
 import { explainGauge, fillGauge, scaleOf } from './gauge.js'
-import { showRow, wordOf } from './list.js'
+import { showRow } from './list.js'
 import { asCsv, dropped, isWaited, makeQueue } from './queue.js'
 import { Problem, ask, judge } from './service.js'
 import WaveSurfer from './vendor/wavesurfer.esm.js'
@@ -254,8 +254,8 @@ function markOld() {
 }
 
 // Whether a human and a machine may speak in turn, in a recording judged as one speaker's.
-function mayBeSeveral({ details, decided_by, duration_config }) {
-  if (duration_config.use_diarization) return false
+function mayBeSeveral({ details, decided_by, duration_config, channels }) {
+  if (duration_config.use_diarization || channels.length) return false
   const probabilities = details.map((detail) => detail.probability)
   return decided_by !== null || Math.max(...probabilities) - Math.min(...probabilities) > DISAGREEMENT
 }
