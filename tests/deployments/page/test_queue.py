@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from playwright.sync_api import FilePayload, Page, Route, expect
 
@@ -36,6 +37,7 @@ def test_several_are_judged_and_a_broken_one_costs_no_other(
     rows.nth(1).get_by_role("button").click()
     expect(page.locator("#problem-file")).to_have_text("=broken.mp3")
     expect(page.locator("#result")).to_be_hidden()
+    assert_usable_by_all(page)
     rows.nth(2).get_by_role("button").click()
     expect(page.locator("#problem")).to_be_hidden()
     expect(page.locator("#name")).to_have_text("last.wav")
@@ -58,9 +60,19 @@ def test_several_are_judged_and_a_broken_one_costs_no_other(
     assert table[1]["error"] and table[2]["result"] == page.locator("#overall").text_content()
 
     assert reachable(page) - reached_by_keyboard(page) == set()
+    for colours in ("light", "dark"):
+        page.emulate_media(color_scheme=colours)
+        assert_usable_by_all(page)
     page.click("#clear")
     expect(page.locator("#queue")).to_be_hidden()
     expect(page.locator("#result")).to_be_hidden()
+    assert_usable_by_all(page)
+
+
+def assert_usable_by_all(page: Page) -> None:
+    """axe-core finds nothing that keeps the page from anybody."""
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
 
 
 def reachable(page: Page) -> set[str]:
