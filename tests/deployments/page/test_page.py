@@ -237,7 +237,7 @@ def test_rows_that_disagree_suggest_to_tell_speakers_apart(
     expect(page.locator("#suggestion")).to_be_visible()
     for colours in ("none", "active"):  # what each row is can be seen without any colour
         page.emulate_media(forced_colors=colours)
-        for kind in (".turn", ".swatch"):
+        for kind in (".turn", "#rows .swatch"):
             patterns = page.locator(kind).evaluate_all(
                 "(signs) => signs.map((sign) => getComputedStyle(sign).backgroundImage)"
             )
