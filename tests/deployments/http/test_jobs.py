@@ -357,8 +357,9 @@ def test_jobs_are_seen_by_the_key_that_sent_them_and_their_sound_counts_against_
             for method in ("GET", "DELETE"):
                 problem(await service.client.request(method, f"/jobs/{job_id}", headers=bob), 404)
             assert (await service.client.get("/jobs", headers=bob)).json()["jobs"] == []
-            while (await service.get(job_id, headers=ann))["status"] != "done":
+            while (state := await service.get(job_id, headers=ann))["status"] != "done":
                 await asyncio.sleep(0.05)
+            assert [result["status"] for result in state["results"]] == ["no_speech"]
             while await service.limits.left(keys) != {"ann": {"audio_seconds": 58.0}, "bob": {}}:
                 await asyncio.sleep(0.05)
 

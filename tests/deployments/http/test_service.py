@@ -24,6 +24,7 @@ from deployments.http.answers import (
     Problem,
     UsageAnswer,
 )
+from deployments.jobs.answer import JobAnswer, JobsAnswer
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.audio.pool import REFUSALS
 from pipeline.config import DetectorConfig
@@ -344,16 +345,21 @@ def test_the_documentation_has_an_example_for_each_answer(service: httpx.Client)
         "/usage": UsageAnswer,
         "/predict": PredictAnswer,
         "/batch-predict": BatchAnswer,
+        "/jobs": JobsAnswer,
+        "/jobs/{job_id}": JobAnswer,
     }
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             assert "requestBody" in operation or path not in ("/predict", "/batch-predict")
             for status, response in operation["responses"].items():
                 for media_type, content in response["content"].items():
-                    if media_type == "text/html":
+                    if media_type in ("text/html", "text/event-stream"):
                         continue
                     assert content["examples"], (path, status)
-                    model = Problem if media_type == "application/problem+json" else models[path]
+                    if media_type == "application/problem+json":
+                        model: type[BaseModel] = Problem
+                    else:
+                        model = JobAnswer if (path, method) == ("/jobs", "post") else models[path]
                     for example in content["examples"].values():
                         model.model_validate(example["value"])
     statuses = set(document["paths"]["/predict"]["post"]["responses"])
