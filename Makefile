@@ -4,10 +4,11 @@ PYTHON ?= python3.11
 PORT ?=
 VENV := .venv
 BIN := $(VENV)/bin
+ON_RAY := tests/deployments tests/client tests/tune/test_cluster.py
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env models serve test lint bench lock manifests docs
+.PHONY: help env models serve test test-graph test-parts lint bench lock manifests docs
 .DELETE_ON_ERROR:
 
 help:
@@ -37,9 +38,17 @@ models: env
 serve: models
 	$(BIN)/python -m deployments.launch $(if $(PORT),--port $(PORT))
 
+# What starts Ray waits much and computes little: the other tests fill the gaps, and give way.
 test: lint models
 	@bash ops/system-packages test
-	$(BIN)/pytest
+	@echo 'Testing in two processes; each prints its results when it is done.'
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-graph test-parts
+
+test-graph:
+	$(BIN)/pytest $(ON_RAY)
+
+test-parts:
+	nice -n 10 $(BIN)/pytest $(ON_RAY:%=--ignore=%)
 
 lint: env
 	$(BIN)/ruff check .
