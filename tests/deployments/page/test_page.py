@@ -251,7 +251,7 @@ def test_rows_that_disagree_suggest_to_tell_speakers_apart(
 
 
 def test_a_recording_is_made_and_timed(page: Page) -> None:
-    """A tone stands in for the microphone that a test has not."""
+    """A tone stands in for a microphone."""
     page.evaluate(
         """() => {
             const context = new AudioContext()
