@@ -14,9 +14,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypedDict, get_args
+from typing import TYPE_CHECKING, Protocol, TextIO, TypedDict, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -24,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from pipeline.audio.formats import ENDINGS
 from pipeline.config import DetectorConfig, Limits
 from pipeline.errors import MissingInput, SoundSentryError, StageFailed, UploadTooLarge
+from pipeline.report import Reported, peaks_of, render_report
 from pipeline.types import Channels, OperatingPoint
 from pipeline.writers import Answer, Write, csv_writer, json_writer, shown, table_writer
 
@@ -39,6 +42,9 @@ exit code:
   2  none is Fake, and at least one could not be answered, or nothing could
   3  none is Fake, but not every one is Real: the others are Inconclusive or No Speech
 """
+
+Peaks = tuple[float, ...]
+"""What a report draws of a waveform; empty where there is no report."""
 
 STDIN = "-"
 
@@ -151,8 +157,11 @@ def exit_code(answers: Iterable[Answer]) -> int:
     return 0 if labels == {"Real"} else 3
 
 
-def answer_all(paths: Sequence[str], detector: Detector, settings: Settings) -> Iterator[tuple[str, Answer]]:
-    """Each path with its answer, in order; meanwhile a progress bar on standard error, where that is a terminal."""
+def answer_all(
+    paths: Sequence[str], detector: Detector, settings: Settings, *, is_drawn: bool
+) -> Iterator[tuple[str, Answer, Peaks]]:
+    """Each path with its answer, in order, and with its waveform where it `is_drawn`; meanwhile a progress bar on
+    standard error, where that is a terminal."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -174,9 +183,13 @@ def answer_all(paths: Sequence[str], detector: Detector, settings: Settings) -> 
 
         announce("reading")
         with bar:  # gone from the terminal before the answer is written to it
-            answer = predict(detector, partial(read, path, detector.config.limits), settings, announce)
+            recording = cache(partial(read, path, detector.config.limits))
+            answer = predict(detector, recording, settings, announce)
+            peaks: Peaks = ()
+            if is_drawn and not isinstance(answer, SoundSentryError):
+                peaks = peaks_of(detector.decoder.decode(recording(), settings["track"]).waveform)
             bar.advance(task)
-        yield path, answer
+        yield path, answer, peaks
 
 
 def run(options: argparse.Namespace) -> int:
@@ -195,9 +208,15 @@ def run(options: argparse.Namespace) -> int:
     }
     write = writers[options.output]()
     answers = []
-    for path, answer in answer_all(files, detector, settings_of(options)):
-        write(path, answer)
-        answers.append(answer)
+    with ExitStack() as stack:
+        report = stack.enter_context(_open_report(options.report)) if options.report else None
+        recordings = []
+        for path, answer, peaks in answer_all(files, detector, settings_of(options), is_drawn=report is not None):
+            write(path, answer)
+            answers.append(answer)
+            recordings.append(Reported(shown(path), answer, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), peaks))
+        if report:
+            report.write(render_report(recordings))
     if failed := sum(isinstance(answer, SoundSentryError) for answer in answers):
         print(f"{failed} of {len(answers)} files could not be answered: see their errors.", file=sys.stderr)
     return exit_code(answers)
@@ -226,6 +245,14 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
+def _open_report(path: Path) -> TextIO:
+    """The file for a report, opened before the work begins. Raises MissingInput where that cannot be."""
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise MissingInput(f"The report cannot be written: {error.strerror}. Choose another place.") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Python's own exit code for a failure is 1, which here means Fake: none may get that far."""
     parser = argparse.ArgumentParser(
@@ -249,6 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--csv", dest="output", action="store_const", const="csv", help="a row a file, and one a speaker or channel"
     )
     parser.set_defaults(output="table")
+    parser.add_argument(
+        "--report", type=Path, metavar="HTML", help="write the answers to one HTML file as well, ready to print"
+    )
     options = parser.parse_args(arguments)
     try:
         return run(options)

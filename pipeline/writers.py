@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import SoundSentryError
-from pipeline.verdict.answer import ChannelVerdict, DecidedBy, Interval, SpeakerVerdict, Verdict
+from pipeline.verdict.answer import DecidedBy, Interval, SpeakerVerdict, Verdict
 
 Answer = Verdict | SoundSentryError
 """The verdict on a file, or the error that stands in its place."""
@@ -111,19 +111,13 @@ def _rows_of_parts(verdict: Verdict, body: Mapping[str, Any]) -> Iterator[dict[s
     for speaker in body["speakers"]:
         row = {name: speaker.get(name) for name in ("speaker", "channel", "result", "probability", "speech_seconds")}
         yield row | _bounds(speaker["interval"])
-    for channel in without_speakers(verdict):
+    for channel in verdict.without_speakers:
         yield channel.model_dump(mode="json")
 
 
 def _bounds(interval: Sequence[float] | None) -> dict[str, float | None]:
     low, high = interval or (None, None)
     return {"interval_low": low, "interval_high": high}
-
-
-def without_speakers(verdict: Verdict) -> tuple[ChannelVerdict, ...]:
-    """The channels of which no speaker tells: silent ones, and copies of others."""
-    told = {speaker.channel for speaker in verdict.speakers}
-    return tuple(channel for channel in verdict.channels if channel.channel not in told)
 
 
 def table_writer(paths: Sequence[str]) -> Write:
@@ -170,8 +164,8 @@ def _table_rows(path: str, answer: Answer) -> Iterator[tuple[str, str, str, str,
     for speaker in answer.speakers:
         told = _numbers((speaker.probability, speaker.interval))
         yield f"  {speaker.speaker}", speaker.result, *told, f"{speaker.speech_seconds:.1f} s", place(speaker)
-    for channel in without_speakers(answer):
-        yield f"  {channel.channel}", channel.result, "", "", "", channel_note(channel)
+    for channel in answer.without_speakers:
+        yield f"  {channel.channel}", channel.result, "", "", "", channel.note_sentence
 
 
 def _numbers(headline: tuple[float, Interval] | None) -> tuple[str, str]:
@@ -185,13 +179,6 @@ def _numbers(headline: tuple[float, Interval] | None) -> tuple[str, str]:
 def place(speaker: SpeakerVerdict) -> str:
     """Where a speaker was, in words, where channels were judged one by one."""
     return f"On {speaker.channel}." if speaker.channel and speaker.channel != speaker.speaker else ""
-
-
-def channel_note(channel: ChannelVerdict) -> str:
-    """Why a channel was not judged, in words."""
-    if channel.note is None:
-        return ""
-    return "Silent." if channel.note == "silent" else f"The same as {channel.note.removeprefix('same_as_')}."
 
 
 def notes(verdict: Verdict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import shutil
 import signal
 import wave
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.audio import CODECS, encode
 from tests.graph import Cluster, ray_cluster, serve_config, served_graph
@@ -71,3 +73,15 @@ def ten_seconds(sample_wav: bytes) -> NDArray[np.float32]:
     with wave.open(io.BytesIO(sample_wav)) as file:
         file.setpos(5 * 16_000)
         return np.frombuffer(file.readframes(10 * 16_000), dtype="<i2").astype(np.float32) / np.float32(2**15)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, the system's own. Of one module: what drives it keeps an event loop running in this thread."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

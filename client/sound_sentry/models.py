@@ -379,6 +379,8 @@ class Info(Answer):
     """What evidence a verdict needs, and the share of fakes expected."""
     possible_results: tuple[str, ...]
     """What `overall` may be."""
+    meanings: dict[str, str] = {}
+    """What may stand in `overall` of an answer, each with its sentence."""
     reasons: dict[str, str] = {}
     """What may stand in `reasons` of an answer, each with its sentence."""
     warnings: dict[str, str] = {}

@@ -30,7 +30,7 @@ from pipeline.errors import (
 )
 from pipeline.stream import LiveSettings
 from pipeline.types import Label
-from pipeline.verdict.answer import EXAMPLES, Verdict
+from pipeline.verdict.answer import EXAMPLES, MEANINGS, Verdict
 from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
 
 FileName = Annotated[str | None, Field(description="Name of the file as it was sent; null where it had none.")]
@@ -105,6 +105,7 @@ class InfoAnswer(Answer):
     windows: dict[str, float]
     decision: dict[str, float] = Field(description="What evidence a verdict needs, and the share of fakes expected.")
     possible_results: list[str]
+    meanings: dict[str, str] = Field(description="Each result in a sentence.")
     reasons: dict[str, str] = Field(description="What may stand in `reasons` of an answer, each with its sentence.")
     warnings: dict[str, str] = Field(description="What may stand in `warnings` of an answer, each with its sentence.")
     limits: dict[str, float]
@@ -256,6 +257,7 @@ INFO = {
             "windows": {"seconds": 4.0, "hop_seconds": 2.0, "step_seconds": 0.5},
             "decision": Decision().model_dump(),
             "possible_results": list(get_args(Label)),
+            "meanings": MEANINGS,
             "reasons": sentences(Reason),
             "warnings": sentences(AnswerWarning),
             "limits": Limits().model_dump(),
@@ -304,4 +306,15 @@ BATCH = {
         },
     ),
     **problems(*ACCESS_ERRORS, *FORM_ERRORS),
+}
+
+REPORT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The report"},
+    **problems(
+        *ACCESS_ERRORS,
+        Overloaded(BUSY),
+        UploadTooSlow("The upload is too slow: send at least 4096 bytes a second, and all of it within 600 seconds."),
+        UploadTooLarge("Send at most 4 MiB."),
+        InputError("This is no answer of this service: the file: Invalid JSON. Send one as it was given."),
+    ),
 }

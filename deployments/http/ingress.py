@@ -24,21 +24,31 @@ from deployments import metrics
 from deployments.args import JobSettings
 from deployments.embedded import embedded_stages
 from deployments.graph import Graph
-from deployments.http import answers, documentation, problems
+from deployments.http import answers, documentation, problems, reports
 from deployments.http.access import Access, AccessConfig, Limits
 from deployments.http.admission import Admission, AdmissionConfig
 from deployments.http.gate import Gate, asks_for_page
 from deployments.http.jobs import EXAMPLES as JOB_EXAMPLES
 from deployments.http.jobs import Jobs
 from deployments.http.stream import Streams
-from deployments.http.uploads import FILE, FILES, Options, Upload, body_bytes, check_size, describe_form, read_form
+from deployments.http.uploads import (
+    FILE,
+    FILES,
+    Options,
+    Upload,
+    body_bytes,
+    check_size,
+    describe_form,
+    read_body,
+    read_form,
+)
 from deployments.memory import Memory
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import SoundSentryError
 from pipeline.stream import LiveSettings
 from pipeline.types import Label
-from pipeline.verdict.answer import Verdict
+from pipeline.verdict.answer import MEANINGS, Verdict
 from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
 
 PAGE = ROOT / "deployments" / "page"
@@ -61,6 +71,7 @@ EXAMPLES = {
     "/usage": answers.USAGE,
     "/predict": answers.PREDICT,
     "/batch-predict": answers.BATCH,
+    "/report": answers.REPORT,
     **JOB_EXAMPLES,
 }
 
@@ -139,10 +150,20 @@ class Ingress:
             responses=answers.BATCH,
             openapi_extra=BATCH_FORM,
         )
+        report_body, report_schemas = reports.describe()
+        app.add_api_route(
+            "/report",
+            self.report,
+            methods=["POST"],
+            responses=answers.REPORT,
+            response_class=HTMLResponse,
+            openapi_extra=report_body,
+        )
         app.add_api_websocket_route("/stream", self._streams.serve)
         if self._jobs:
             self._jobs.add_routes(app)
         app.mount("/page", StaticFiles(directory=PAGE))
+        app.openapi()["components"]["schemas"].update(report_schemas)
         # The document that FastAPI makes, and keeps, lacks every null: in an example null says something.
         for path, operations in app.openapi()["paths"].items():
             for operation in operations.values():
@@ -200,6 +221,7 @@ class Ingress:
                 "windows": config.windows.model_dump(),
                 "decision": config.decision.model_dump(),
                 "possible_results": list(get_args(Label)),
+                "meanings": MEANINGS,
                 "reasons": sentences(Reason),
                 "warnings": sentences(AnswerWarning),
                 "limits": config.limits.model_dump(),
@@ -237,6 +259,11 @@ class Ingress:
                 "results": results,
             }
         )
+
+    async def report(self, request: Request) -> HTMLResponse:
+        """An answer of /predict as one HTML file to print or to file. Nothing is judged again, and nothing is kept."""
+        with self._admission.request(reports.MAX_MIB * 2**20):
+            return await reports.respond(await read_body(request, reports.MAX_MIB, self._pace))
 
     @asynccontextmanager
     async def _form(self, request: Request, field: str, max_files: int) -> AsyncIterator[tuple[list[Upload], Options]]:

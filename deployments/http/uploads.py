@@ -150,6 +150,16 @@ def describe_form(field: str, files: dict[str, Any], fields: type[BaseModel]) ->
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
+async def read_body(request: Request, max_mib: float, pace: AdmissionConfig) -> bytes:
+    """A body that is no form. Raises UploadTooLarge or UploadTooSlow."""
+    body = bytearray()
+    async for chunk in _in_time(request, pace):
+        body += chunk
+        if len(body) > max_mib * 2**20:
+            raise UploadTooLarge(f"Send at most {max_mib:g} MiB.")
+    return bytes(body)
+
+
 def check_size(upload: Upload, limits: Limits) -> None:
     """Raises UploadTooLarge for a file over the limit."""
     if len(upload.data) > limits.max_upload_bytes:

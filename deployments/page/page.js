@@ -8,15 +8,9 @@ import { Problem, ask, judge } from './service.js'
 import WaveSurfer from './vendor/wavesurfer.esm.js'
 import { $, clock, element, headline, odds, percent } from './words.js'
 
-const MEANINGS = {
-  Real: 'This sounds like a human speaking.',
-  Fake: 'This sounds like machine-made speech.',
-  Inconclusive: 'The evidence does not settle it.',
-  'No Speech': 'Nobody speaks in this recording, so there is nothing to judge.',
-}
-
 const WAVEFORM_RATE = 16000
 const WAVEFORM_HEIGHT = 96
+const REPORT_PEAKS = 1000
 const STRIP_HEIGHT = 32
 const COLUMNS_A_STEP = 10 // of the strip, so that its gaps are those of the lanes
 const MOST_COLUMNS = 16000
@@ -27,6 +21,7 @@ let verdict = null // its answer, while that is shown
 let recorder = null // MediaRecorder while the microphone is on
 let wave = null // WaveSurfer that shows and plays the recording
 let position = 0 // of the playhead, in seconds
+let peaks = [] // of the waveform, for the report
 let info = null // what the service says of itself: the limits of an upload, the thresholds, the sentence of each word
 
 // ---- words
@@ -232,7 +227,7 @@ function showProblem(problem, name = '') {
 function show(answer) {
   $('name').textContent = answer.filename ?? current.name
   $('overall').textContent = answer.overall
-  $('meaning').textContent = MEANINGS[answer.overall] ?? ''
+  $('meaning').textContent = Object.hasOwn(info.meanings, answer.overall) ? info.meanings[answer.overall] : ''
   showDecider(answer)
   $('verdict').dataset.overall = answer.overall
   $('reasons').replaceChildren(...answer.reasons.map((word) => element('li', {}, sentence(word))))
@@ -507,6 +502,11 @@ async function showSound(file, answer) {
   if (sound !== null) showWaveform(sound, answer)
 }
 
+function relative(values) {
+  const most = Math.max(...values) || 1
+  return Array.from(values, (value) => value / most)
+}
+
 function showWaveform(sound, answer) {
   const duration = answer.duration_seconds
   const colour = getComputedStyle(document.documentElement).getPropertyValue('--wave').trim()
@@ -525,6 +525,7 @@ function showWaveform(sound, answer) {
   adoptStyle(wave.getWrapper().getRootNode())
   $('waveform').replaceChildren(container)
   wave.getMediaElement().buffer = sound
+  peaks = relative(peaksOf(sound, duration, REPORT_PEAKS))
   wave.load('', [peaksOf(sound, duration, Math.min(20000, Math.ceil(duration * 50)))], duration)
   wave.on('timeupdate', (seconds) => {
     place(seconds)
@@ -549,6 +550,7 @@ function forget() {
   wave?.destroy()
   wave = null
   verdict = null
+  peaks = []
   $('waveform').replaceChildren()
   $('play').textContent = 'Play'
 }
@@ -613,6 +615,17 @@ function saveJson() {
   save(JSON.stringify(verdict, null, 2), 'application/json', `${verdict.filename ?? 'recording'}.json`)
 }
 
+async function saveReport() {
+  showProblem(null)
+  const body = new Blob([JSON.stringify({ ...verdict, peaks })], { type: 'application/json' })
+  const name = `${verdict.filename ?? 'recording'}.report.html`
+  try {
+    save(await ask('report', { method: 'POST', body }, (response) => response.text()), 'text/html', name)
+  } catch (error) {
+    showProblem(error)
+  }
+}
+
 function saveCsv() {
   save(asCsv(queue.entries), 'text/csv', 'answers.csv')
 }
@@ -658,6 +671,7 @@ $('again').addEventListener('click', analyseCurrent)
 $('tell-apart').addEventListener('click', tellApart)
 $('record').addEventListener('click', record)
 $('save').addEventListener('click', saveJson)
+$('save-report').addEventListener('click', saveReport)
 $('play').addEventListener('click', toggle)
 $('zoom').addEventListener('input', stretch)
 

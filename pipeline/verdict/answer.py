@@ -21,8 +21,18 @@ def _round(value: float) -> float:
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, PlainSerializer(_round, return_type=float, when_used="json")]
+Time = Annotated[Number, Field(ge=0)]
 Probability = Annotated[_Share, PlainSerializer(_round, return_type=_Share, when_used="json")]
 Interval = tuple[Probability, Probability]
+
+
+MEANINGS: dict[Label, str] = {
+    "Real": "This sounds like a human speaking.",
+    "Fake": "This sounds like machine-made speech.",
+    "Inconclusive": "The evidence does not settle it.",
+    "No Speech": "Nobody speaks in this recording, so there is nothing to judge.",
+}
+"""Each result in a sentence."""
 
 
 def _listed(words: type[Word]) -> str:
@@ -52,9 +62,9 @@ class Detail(Part):
     """Who speaks; null where speakers were not told apart."""
     channel: str | None = Field(None, exclude_if=_absent)
     """The channel of the recording; only where channels were judged one by one."""
-    start: Number
+    start: Time
     """Where the stretch begins, in seconds from the start of the recording."""
-    end: Number
+    end: Time
     """Where the stretch ends, in seconds from the start of the recording."""
     time: str = Field(default_factory=lambda known: f"{known['start']:.1f}-{known['end']:.1f}s")
     """Start and end for people, in seconds."""
@@ -79,7 +89,7 @@ class SpeakerVerdict(Part):
     """Probability that this speaker is a machine, 0 to 1."""
     interval: Interval
     """90 % interval of `probability`, lower end first; `result` follows from it."""
-    speech_seconds: Number
+    speech_seconds: Time
     """How long the speaker talks, in seconds."""
 
 
@@ -92,10 +102,17 @@ class ChannelVerdict(Part):
     """The verdict on this channel alone."""
     probability: Probability | None
     """Probability that the speech of this channel is machine-made, 0 to 1; null where there is none."""
-    speech_seconds: Number
+    speech_seconds: Time
     """How long somebody speaks on this channel, in seconds."""
     note: str | None
     """`silent`, or `same_as_` and the name of the channel that holds the same sound; else null."""
+
+    @property
+    def note_sentence(self) -> str:
+        """The note for people; empty where there is none."""
+        if self.note is None:
+            return ""
+        return "Silent." if self.note == "silent" else f"The same as {self.note.removeprefix('same_as_')}."
 
 
 class DecidedBy(Part):
@@ -105,9 +122,9 @@ class DecidedBy(Part):
     """Who decided; absent where speakers were not told apart."""
     channel: str | None = Field(None, exclude_if=_absent)
     """The channel that decided; absent where channels were not judged one by one."""
-    start: Number
+    start: Time
     """Where that part begins, in seconds from the start of the recording."""
-    end: Number
+    end: Time
     """Where that part ends, in seconds from the start of the recording."""
     probability: Probability
     """Probability that the speech of that part is machine-made, 0 to 1."""
@@ -123,9 +140,9 @@ class DecidedBy(Part):
 class Timeline(Part):
     """The probability from moment to moment."""
 
-    start: Number
+    start: Time
     """Where the first step begins, in seconds from the start of the recording."""
-    step_seconds: Number
+    step_seconds: Annotated[Number, Field(gt=0)]
     """Length of a step, in seconds."""
     probability: tuple[Probability | None, ...]
     """Probability that the speech is machine-made, 0 to 1, one value a step; null where nobody speaks."""
@@ -193,9 +210,9 @@ class Verdict(Part):
     """The probability from moment to moment."""
     duration_config: DurationConfig
     """How the recording was judged."""
-    duration_seconds: Number
+    duration_seconds: Time
     """Length of the recording, in seconds."""
-    speech_seconds: Number
+    speech_seconds: Time
     """How long somebody speaks in it, in seconds."""
     original_format: str
     """Format of the file, told by its content."""
@@ -221,6 +238,12 @@ class Verdict(Part):
         if self.mean_probability is None or self.interval is None:
             return None
         return self.mean_probability, self.interval
+
+    @property
+    def without_speakers(self) -> tuple[ChannelVerdict, ...]:
+        """The channels of which no speaker tells: silent ones, and copies of others."""
+        told = {speaker.channel for speaker in self.speakers}
+        return tuple(channel for channel in self.channels if channel.channel not in told)
 
     @property
     def outcome(self) -> Literal["success", "no_speech"]:

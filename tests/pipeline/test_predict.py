@@ -297,6 +297,24 @@ def test_a_file_over_the_limit_is_not_read_whole(tmp_path: Path) -> None:
         read("/dev/zero", Limits())
 
 
+def test_a_report_holds_every_file(
+    clip: Path, verdict: Verdict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "out.html"
+    assert main(["--report", str(report), str(clip), "missing.wav"]) in (1, 2)
+    text = report.read_text(encoding="utf-8")
+    assert verdict.file_sha256 and verdict.file_sha256 in text
+    assert f"<h2>{clip}</h2>" in text and "<h2>missing.wav</h2>" in text
+    assert text.count('<polygon class="wave"') == 1
+    assert "No such file" in text
+    assert str(clip) in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_written_is_told_first(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--report", "/nowhere/out.html", str(clip)]) == 2
+    assert "The report cannot be written: No such file or directory" in capsys.readouterr().err
+
+
 def test_a_misspelt_key_is_named(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "detector.yaml"
     config.write_text("limits: {max_files_: 3}")

@@ -396,3 +396,21 @@ def test_evaluation_of_no_deployment_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("path,label\na.wav,real\nb.wav,fake\n")
     with pytest.raises(CorpusError, match="no deployment of Sound Sentry answers at http://localhost:1"):
         evaluate_main([f"--manifest={tmp_path / 'manifest.csv'}", "--url=http://localhost:1", f"--out={tmp_path}"])
+
+
+def test_an_answer_becomes_a_report(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    answer = predict(service, encode(ten_seconds), "<call>.wav", explain="true").json()
+    response = service.post("/report", json=answer | {"peaks": [0.1, 1.0, 0.3]})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.headers["content-disposition"].startswith("attachment")
+    assert "sandbox" in response.headers["content-security-policy"]
+    assert answer["file_sha256"] in response.text and "&lt;call&gt;.wav" in response.text
+    assert service.post("/report", json=answer).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [(b"{", 422), (b"", 422), (b'{"overall": "Real"}', 422), (b" " * 5_000_000, 413)]
+)
+def test_what_is_no_answer_becomes_no_report(service: httpx.Client, body: bytes, status: int) -> None:
+    problem(service.post("/report", content=body, headers={"content-type": "application/json"}), status)

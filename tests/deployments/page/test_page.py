@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from playwright.sync_api import Page, Route, expect
 
@@ -171,6 +172,39 @@ def test_a_refusal_is_shown_as_the_service_words_it(page: Page, service: httpx.C
     expect(page.locator("#problem-title")).to_have_text(problem["title"])
     expect(page.locator("#problem-detail")).to_have_text(problem["detail"])
     expect(page.locator("#result")).to_be_hidden()
+
+
+def test_a_report_is_saved(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    recording = encode(ten_seconds)
+    choose(page, recording, "call.wav")
+    expect(page.locator("#play")).to_be_visible(timeout=ANSWER_MS)
+    with page.expect_download() as saved:
+        page.click("#save-report")
+    assert saved.value.suggested_filename == "call.wav.report.html"
+    text = saved.value.path().read_text(encoding="utf-8")
+    answer = predict(service, recording)
+    assert answer["file_sha256"] in text and answer["model"]["sha256"] in text
+    assert "<h2>call.wav</h2>" in text and f'<p class="word">{answer["overall"]}</p>' in text
+    assert '<polygon class="wave"' in text
+
+
+def test_everybody_can_use_it(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    """axe-core finds no fault: before and after an answer, with an error, in the light and in the dark."""
+
+    def look() -> None:
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+
+    look()
+    page.check("#diarize")
+    choose(page, encode(ten_seconds))
+    expect(page.locator("#play")).to_be_visible(timeout=ANSWER_MS)
+    look()
+    page.emulate_media(color_scheme="dark", reduced_motion="reduce")  # or it looks while colours still change
+    look()
+    choose(page, b"no audio")
+    expect(page.locator("#problem")).to_be_visible(timeout=ANSWER_MS)
+    look()
 
 
 def test_silence_is_no_verdict(page: Page) -> None:

@@ -1,0 +1,53 @@
+"""An answer of the service as a report to print: what the page saves, and whoever has an answer may ask for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi.responses import HTMLResponse
+from pydantic import Field, ValidationError
+
+from deployments.http.answers import FileName, Timestamp
+from pipeline.config import describe_misfits
+from pipeline.errors import InputError
+from pipeline.report import MAX_PEAKS, Reported, render_report
+from pipeline.verdict.answer import Verdict
+
+MAX_MIB = 4
+"""The largest answer that is taken: that on many hours has less."""
+
+HEADERS = {
+    "Content-Disposition": 'attachment; filename="report.html"',
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'",
+}
+"""Whatever an answer that somebody made up may hold, it is saved and not shown here, and nothing in it runs."""
+
+
+class ReportRequest(Verdict):
+    """An answer of /predict as it was given, and the waveform to draw with it."""
+
+    filename: FileName
+    timestamp: Timestamp | None = None
+    peaks: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((), max_length=MAX_PEAKS)
+    """The loudest sample of each of as many equal stretches of the recording, relative to the loudest of all; none
+    where no waveform is to be drawn."""
+
+
+def describe() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The OpenAPI request body, and the schemas that it refers to."""
+    schema = ReportRequest.model_json_schema(ref_template="#/components/schemas/Reported{model}")
+    parts = {f"Reported{name}": part for name, part in schema.pop("$defs").items()}
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return body, parts
+
+
+async def respond(body: bytes) -> HTMLResponse:
+    """The report on the answer in `body`. Raises InputError for what is none."""
+    try:
+        request = ReportRequest.model_validate_json(body)
+    except ValidationError as error:
+        fault = describe_misfits(error).partition(";")[0]
+        raise InputError(f"This is no answer of this service: {fault}. Send one as it was given.") from error
+    recording = Reported(request.filename, request, request.timestamp, request.peaks)
+    return HTMLResponse(await asyncio.to_thread(render_report, [recording]), headers=HEADERS)

@@ -1,0 +1,150 @@
+"""Verdicts as one HTML file to print, to file and to hand on: it needs nothing else, and runs no script.
+
+Colour is never the only sign: the height of a bar is its probability, and each result has its word and its pattern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.errors import SoundSentryError
+from pipeline.types import Seconds, Waveform
+from pipeline.verdict.answer import MEANINGS, Detail, SpeakerVerdict, Verdict
+
+WIDTH = 1000
+"""Of the drawings, in units of their own."""
+
+MAX_PEAKS = 1000
+MAX_BARS = 500
+MAX_MARKS = 10
+"""The most that is drawn of a waveform, of the moments and of the axis, however long the recording is."""
+
+STEPS_SECONDS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+"""What may lie between two marks of the axis."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One recording of a report.
+
+    `judged_at`: UTC, ISO 8601; None where nobody knows. `peaks`: the loudest sample of each of as many equal stretches
+    of it, relative to the loudest of all; none where the sound is not at hand.
+    """
+
+    name: str | None
+    answer: Verdict | SoundSentryError
+    judged_at: str | None
+    peaks: Sequence[float] = ()
+
+
+def peaks_of(waveform: Waveform) -> tuple[float, ...]:
+    """What a report shows of a waveform: its `peaks`."""
+    loudness = np.abs(waveform.samples)
+    stretches = np.array_split(loudness, min(MAX_PEAKS, max(1, len(loudness))))
+    peaks = np.array([stretch.max(initial=0.0) for stretch in stretches])
+    return tuple((peaks / (peaks.max() or 1.0)).tolist())
+
+
+def render_report(recordings: Sequence[Reported]) -> str:
+    """The report on some recordings, as HTML."""
+    text: str = _template().render(recordings=recordings)
+    return text
+
+
+def percent(probability: float) -> str:
+    """A probability for people; one that is nearly certain is not told as certain."""
+    if 0 < probability < 0.01:
+        return "< 1 %"
+    if 0.99 < probability < 1:
+        return "> 99 %"
+    return f"{int(100 * probability + 0.5)} %"
+
+
+def clock(seconds: Seconds, digits: int = 1) -> str:
+    """A time within a recording, in minutes and seconds."""
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes:.0f}:{rest:0{digits + 3 if digits else 2}.{digits}f}"
+
+
+def waveform_outline(peaks: Sequence[float], height: float) -> str:
+    """The points of an SVG polygon, WIDTH wide, whose thickness is the loudness."""
+    xs = np.linspace(0, WIDTH, len(peaks))
+    half = height / 2
+    upper = [f"{x:.1f},{half - half * peak:.1f}" for x, peak in zip(xs, peaks, strict=True)]
+    lower = [f"{x:.1f},{half + half * peak:.1f}" for x, peak in zip(xs[::-1], peaks[::-1], strict=True)]
+    return " ".join(upper + lower)
+
+
+def bars(verdict: Verdict) -> Iterator[tuple[float, float, float]]:
+    """Where each bar of the moments begins, how wide it is, and its probability: the highest of the steps it stands
+    for. Where nobody speaks there is none."""
+    steps = verdict.timeline.probability
+    per_bar = -(-len(steps) // MAX_BARS) or 1
+    end = max(verdict.duration_seconds, len(steps) * verdict.timeline.step_seconds)
+    width = _x(per_bar * verdict.timeline.step_seconds, end)
+    for number, first in enumerate(range(0, len(steps), per_bar)):
+        spoken = [p for p in steps[first : first + per_bar] if p is not None]
+        if spoken:
+            yield number * width, width, max(spoken)
+
+
+def marks(verdict: Verdict) -> Iterator[tuple[float, str]]:
+    """Where the marks of the axis of time lie, and what they say."""
+    duration = verdict.duration_seconds
+    step = next((s for s in STEPS_SECONDS if duration / s <= MAX_MARKS), duration / MAX_MARKS)
+    for number in range(int(duration / step) + 1 if step > 0 else 0):
+        yield _x(number * step, duration), clock(number * step, digits=1 if step < 1 else 0)
+
+
+def lanes(verdict: Verdict) -> Iterator[tuple[str, tuple[tuple[float, float, Detail], ...]]]:
+    """A lane a speaker, or one for all: its name, and where each stretch of speech begins and how wide it is."""
+
+    def placed(details: Sequence[Detail]) -> tuple[tuple[float, float, Detail], ...]:
+        duration = verdict.duration_seconds
+        return tuple((_x(d.start, duration), _x(d.end - d.start, duration), d) for d in details)
+
+    if not verdict.speakers and verdict.details:
+        yield "Speech", placed(verdict.details)
+    for speaker in verdict.speakers:
+        yield speaker_name(speaker), placed([d for d in verdict.details if d.speaker == speaker.speaker])
+
+
+def speaker_name(speaker: SpeakerVerdict) -> str:
+    """The speaker, and the channel where channels were judged one by one."""
+    if speaker.channel and speaker.channel != speaker.speaker:
+        return f"{speaker.speaker} on {speaker.channel}"
+    return speaker.speaker
+
+
+def _x(seconds: Seconds, duration: Seconds) -> float:
+    """A time, or a length of time, on a drawing of so many seconds."""
+    return WIDTH * min(max(seconds / duration, 0.0), 1.0) if duration > 0 else 0.0
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "clock": clock}
+    environment.globals |= {
+        "bars": bars,
+        "lanes": lanes,
+        "marks": marks,
+        "meanings": MEANINGS,
+        "speaker_name": speaker_name,
+        "waveform_outline": waveform_outline,
+        "width": WIDTH,
+    }
+    return environment.get_template("report.html.jinja")
