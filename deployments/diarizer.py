@@ -8,7 +8,7 @@ from ray import serve
 from deployments.probe import PROBE
 from deployments.worker import Worker
 from pipeline.config import DetectorConfig
-from pipeline.types import Recording, Turn
+from pipeline.types import Recording, SpeakerCount, Turn
 
 
 @serve.deployment
@@ -22,8 +22,8 @@ class Diarizer:
         self._diarizer = diarize.Diarizer(config)
         self._worker = Worker(lambda: self._diarizer.diarize(PROBE))
 
-    async def diarize(self, recording: Recording) -> tuple[Turn, ...]:
-        return await self._worker.run(self._diarizer.diarize, recording)
+    async def diarize(self, recording: Recording, count: SpeakerCount) -> tuple[Turn, ...]:
+        return await self._worker.run(self._diarizer.diarize, recording, count)
 
     async def check_health(self) -> None:
         await self._worker.check_health()

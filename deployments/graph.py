@@ -20,7 +20,7 @@ from deployments.decoder import ChannelReference
 from deployments.embedded import EmbeddedStage
 from deployments.refusals import unwrap
 from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
-from pipeline.types import Channels, Features, OperatingPoint, Recording, Speech, Turn
+from pipeline.types import Channels, Features, OperatingPoint, Recording, SpeakerCount, Speech, Turn
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.channels import JudgedChannel, merge_channels
 
@@ -94,6 +94,9 @@ class Graph:
         explain: bool = False,
         channels: Channels = "mix",
         track: int | None = None,
+        num_speakers: int | None = None,
+        min_speakers: int | None = None,
+        max_speakers: int | None = None,
         progress: Progress | None = None,
     ) -> Verdict:
         """The verdict on one recording, given as the bytes of a file. Where it is, `progress` tells meanwhile.
@@ -102,21 +105,23 @@ class Graph:
         it may be what kills them. Raises SoundSentryError: an InputError, the StageError of the stage at fault, or
         RequestTimeout.
         """
+        count = SpeakerCount(num_speakers, min_speakers, max_speakers).when(use_diarization)
+        arguments = (data, track, count if use_diarization else None, operating_point, explain)
         async with self._request(progress) as request:
             judge = request.judge_channels if channels == "split" else request.judge
             try:
-                return await judge(data, track, use_diarization, operating_point, explain)
+                return await judge(*arguments)
             except StageUnavailable as error:
                 if not isinstance(unwrap(error.__cause__), LOST):
                     raise
             request.cancel()
-            return await judge(data, track, use_diarization, operating_point, explain)
+            return await judge(*arguments)
 
     async def extract(self, data: bytes) -> Features | Speech:
         """The features of the speech in a recording, or, where nobody speaks, that alone. Raises as `predict` does."""
         async with self._request() as request:
             recording = request.start("Decoder", "decode", data, None)
-            segmented = request.start_segmenting(recording, False)
+            segmented = request.start_segmenting(recording, None)
             segmented.since = await request.answered(recording)
             await request.segment(segmented)
             if not segmented.speech.segments:
@@ -202,21 +207,31 @@ class _Request:
         self._calls: list[Call] = []
 
     async def judge(
-        self, data: bytes, track: int | None, use_diarization: bool, operating_point: OperatingPoint, explain: bool
+        self,
+        data: bytes,
+        track: int | None,
+        count: SpeakerCount | None,
+        operating_point: OperatingPoint,
+        explain: bool,
     ) -> Verdict:
         # The recording is never fetched: it goes from the Decoder's replica straight to those that need it.
         recording = self.start("Decoder", "decode", data, track)
-        segmented = self.start_segmenting(recording, use_diarization)
+        segmented = self.start_segmenting(recording, count)
         segmented.since = await self.answered(recording)
         await self.segment(segmented)
         return await self.classify(segmented, operating_point, explain, among=1)
 
     async def judge_channels(
-        self, data: bytes, track: int | None, use_diarization: bool, operating_point: OperatingPoint, explain: bool
+        self,
+        data: bytes,
+        track: int | None,
+        count: SpeakerCount | None,
+        operating_point: OperatingPoint,
+        explain: bool,
     ) -> Verdict:
         """The stages run once a channel, side by side; the channels stay where the Decoder put them."""
         found: list[ChannelReference] = await self.result(self.start("Decoder", "decode_channels", data, track))
-        by_channel = {c.name: self.start_segmenting(c.recording, use_diarization) for c in found if c.recording}
+        by_channel = {c.name: self.start_segmenting(c.recording, count) for c in found if c.recording}
         await asyncio.gather(*(self.segment(channel) for channel in by_channel.values()))
         among = sum(bool(channel.speech.segments) for channel in by_channel.values())
         verdicts = await asyncio.gather(
@@ -228,16 +243,18 @@ class _Request:
         ]
         return merge_channels({channel.name: channel.note for channel in found}, judged)
 
-    def start_segmenting(self, recording: Call | ObjectRef[Recording], use_diarization: bool) -> _Segmented:
+    def start_segmenting(self, recording: Call | ObjectRef[Recording], count: SpeakerCount | None) -> _Segmented:
+        """Find speech, and turns where there is a `count` of speakers to tell apart."""
         speech_call = self.start("VoiceActivityDetector", "detect", recording)
-        turns_call = self.start("Diarizer", "diarize", recording) if use_diarization else None
-        return _Segmented(recording, speech_call, turns_call)
+        turns_call = self.start("Diarizer", "diarize", recording, count) if count is not None else None
+        return _Segmented(recording, speech_call, turns_call, count)
 
     async def segment(self, segmented: _Segmented) -> None:
         segmented.speech = await self.result(segmented.speech_call, segmented.since)
         self.progress.audio_seconds = segmented.speech.duration_seconds
-        if segmented.turns_call and segmented.speech.segments:
-            segmented.turns = await self.result(segmented.turns_call, segmented.since)
+        if segmented.turns_call and segmented.count is not None and segmented.speech.segments:
+            segmented.turns = turns = await self.result(segmented.turns_call, segmented.since)
+            segmented.speech = segmented.speech.check(segmented.count, turns)
         elif segmented.turns_call:
             _cancel(segmented.turns_call)
 
@@ -313,6 +330,7 @@ class _Segmented:
     recording: Call | ObjectRef[Recording]
     speech_call: Call
     turns_call: Call | None
+    count: SpeakerCount | None
     since: float | None = None
     speech: Speech = field(init=False)
     turns: tuple[Turn, ...] | None = None

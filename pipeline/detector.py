@@ -16,7 +16,7 @@ from pipeline.stages.classify import Classifier
 from pipeline.stages.diarize import Diarizer
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
-from pipeline.types import Channels, OperatingPoint, Recording, Speech, Turn
+from pipeline.types import Channels, OperatingPoint, Recording, SpeakerCount, Speech, Turn
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.channels import JudgedChannel, merge_channels
 
@@ -69,20 +69,26 @@ class Detector:
         explain: bool = False,
         channels: Channels = "mix",
         track: int | None = None,
+        num_speakers: int | None = None,
+        min_speakers: int | None = None,
+        max_speakers: int | None = None,
         announce: Announce = say_nothing,
     ) -> Verdict:
         """The verdict on one recording, given as the bytes of a file in any supported format.
 
         With `channels="split"` each channel is judged by itself. `track` is which of several audio tracks to judge,
-        counted from 0. `announce` is told of each step. Raises InputError for a recording that cannot be scored.
+        counted from 0. `num_speakers`, or `min_speakers` and `max_speakers`, say how many people speak in each channel,
+        where they are told apart. `announce` is told of each step. Raises InputError for a recording that cannot be
+        scored.
         """
+        count = SpeakerCount(num_speakers, min_speakers, max_speakers).when(use_diarization)
         announce("decoding")
         if channels == "mix":
-            whole = self._segment(self.decoder.decode(data, track), use_diarization, announce)
+            whole = self._segment(self.decoder.decode(data, track), use_diarization, count, announce)
             announce("listening to voices")
             return self._judge(whole, use_diarization, operating_point, explain, among=1)
         found = self.decoder.decode_channels(data, track)
-        segmented = {c.name: self._segment(c.recording, use_diarization, announce) for c in found if c.recording}
+        segmented = {c.name: self._segment(c.recording, use_diarization, count, announce) for c in found if c.recording}
         among = sum(bool(channel.speech.segments) for channel in segmented.values())
         announce("listening to voices")
         judged = [
@@ -91,13 +97,16 @@ class Detector:
         ]
         return merge_channels({channel.name: channel.note for channel in found}, judged)
 
-    def _segment(self, recording: Recording, use_diarization: bool, announce: Announce) -> _Segmented:
+    def _segment(
+        self, recording: Recording, use_diarization: bool, count: SpeakerCount, announce: Announce
+    ) -> _Segmented:
         announce("finding speech")
         speech = self.voice_activity.detect(recording)
         if not (use_diarization and speech.segments):
             return _Segmented(recording, speech, None)
         announce("telling speakers apart")
-        return _Segmented(recording, speech, self.diarizer.diarize(recording))
+        turns = self.diarizer.diarize(recording, count)
+        return _Segmented(recording, speech.check(count, turns), turns)
 
     def _judge(
         self, segmented: _Segmented, use_diarization: bool, operating_point: OperatingPoint, explain: bool, among: int

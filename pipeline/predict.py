@@ -27,7 +27,7 @@ from pipeline.audio.formats import ENDINGS
 from pipeline.config import DetectorConfig, Limits
 from pipeline.errors import MissingInput, SoundSentryError, StageFailed, UploadTooLarge
 from pipeline.report import Reported, peaks_of, render_report
-from pipeline.types import Channels, OperatingPoint
+from pipeline.types import Channels, OperatingPoint, SpeakerCount
 from pipeline.writers import Answer, Write, csv_writer, json_writer, shown, table_writer
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class Settings(TypedDict):
     operating_point: OperatingPoint
     channels: Channels
     track: int | None
+    num_speakers: int | None
+    min_speakers: int | None
+    max_speakers: int | None
 
 
 def find_files(arguments: Sequence[str]) -> list[str]:
@@ -199,6 +202,7 @@ def run(options: argparse.Namespace) -> int:
     config = DetectorConfig.load(options.config)
     if not options.limits:
         config = config.model_copy(update={"limits": local_limits(config.limits)})
+    settings = settings_of(options)
     detector = Detector(config)
     files = find_files(options.files)
     writers: dict[str, Callable[[], Write]] = {
@@ -211,7 +215,7 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         report = stack.enter_context(_open_report(options.report)) if options.report else None
         recordings = []
-        for path, answer, peaks in answer_all(files, detector, settings_of(options), is_drawn=report is not None):
+        for path, answer, peaks in answer_all(files, detector, settings, is_drawn=report is not None):
             write(path, answer)
             answers.append(answer)
             recordings.append(Reported(shown(path), answer, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), peaks))
@@ -225,6 +229,9 @@ def run(options: argparse.Namespace) -> int:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """The options that `settings_of` reads."""
     parser.add_argument("--diarize", action="store_true", help="tell speakers apart and judge each")
+    parser.add_argument("--num-speakers", type=int, metavar="N", help="how many people speak, with --diarize")
+    parser.add_argument("--min-speakers", type=int, metavar="N", help="how many at least, with --diarize")
+    parser.add_argument("--max-speakers", type=int, metavar="N", help="how many at most, with --diarize")
     parser.add_argument("--operating-point", choices=get_args(OperatingPoint), default="balanced")
     parser.add_argument(
         "--channels",
@@ -236,12 +243,16 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """What the command line asks of every file."""
+    """What the command line asks of every file. Raises InputError for numbers of speakers that cannot be."""
+    SpeakerCount(options.num_speakers, options.min_speakers, options.max_speakers).when(options.diarize)
     return Settings(
         use_diarization=options.diarize,
         operating_point=options.operating_point,
         channels=options.channels,
         track=options.track,
+        num_speakers=options.num_speakers,
+        min_speakers=options.min_speakers,
+        max_speakers=options.max_speakers,
     )
 
 

@@ -7,12 +7,13 @@ a stage that must write copies first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import InputError
 from pipeline.verdict.reasons import AnswerWarning
 
 Seconds = float
@@ -21,6 +22,9 @@ Spectrum = Literal["mel", "linear"]
 OperatingPoint = Literal["balanced", "recall", "precision"]
 Channels = Literal["mix", "split"]
 """Whether the channels of a recording are judged as one, or each by itself."""
+
+MAX_SPEAKERS = 50
+"""The most people that may be said to speak in one recording."""
 
 Checkpoint = Callable[[], None]
 """Called between chunks of long work; it may raise, which ends the work, where nobody waits for its outcome."""
@@ -119,6 +123,54 @@ class Speech:
     @property
     def speech_seconds(self) -> Seconds:
         return sum(segment.duration_seconds for segment in self.segments)
+
+    def check(self, count: SpeakerCount, turns: tuple[Turn, ...]) -> Speech:
+        """The same with a warning where the speakers of `turns` are not as many as `count` says."""
+        found = len({turn.speaker for turn in turns})
+        if count.allows(found):
+            return self
+        return replace(self, warnings=(*self.warnings, AnswerWarning.OTHER_SPEAKER_COUNT))
+
+
+@dataclass(frozen=True)
+class SpeakerCount:
+    """How many people speak, as far as who asks knows; None for what they do not know.
+
+    Raises InputError for numbers that contradict each other.
+    """
+
+    num_speakers: int | None = None
+    min_speakers: int | None = None
+    max_speakers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            if number is not None and not 1 <= number <= MAX_SPEAKERS:
+                raise InputError(f"{name} is {number}: give a number from 1 to {MAX_SPEAKERS}, or leave it out.")
+        if self.num_speakers is not None and (self.min_speakers, self.max_speakers) != (None, None):
+            raise InputError("Give num_speakers alone, or min_speakers and max_speakers without it.")
+        if self.min_speakers and self.max_speakers and self.min_speakers > self.max_speakers:
+            raise InputError("min_speakers is larger than max_speakers: exchange them.")
+
+    @property
+    def is_told(self) -> bool:
+        """Whether anything is known."""
+        return self != SpeakerCount()
+
+    def allows(self, found: int) -> bool:
+        """Whether so many speakers are among what is known."""
+        least = self.num_speakers or self.min_speakers or 0
+        most = self.num_speakers or self.max_speakers or found
+        return least <= found <= most
+
+    def when(self, use_diarization: bool) -> SpeakerCount:
+        """The same. Raises InputError where numbers are told though speakers are not told apart."""
+        if self.is_told and not use_diarization:
+            raise InputError(
+                "How many people speak matters only where they are told apart: ask for that too (use_diarization), "
+                "or leave the number out."
+            )
+        return self
 
 
 @dataclass(frozen=True)

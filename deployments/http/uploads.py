@@ -7,17 +7,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from deployments.http.admission import AdmissionConfig
 from pipeline.config import Limits, describe_misfits
 from pipeline.errors import InputError, MissingInput, TooManyFiles, UploadTooLarge, UploadTooSlow
-from pipeline.types import Channels, OperatingPoint
+from pipeline.types import MAX_SPEAKERS, Channels, OperatingPoint, SpeakerCount
 
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1024
@@ -48,6 +48,18 @@ class Options(BaseModel):
     """`split` judges each channel by itself, as call recorders write one party to a channel."""
     track: int | None = Field(None, ge=0)
     """The audio track to judge, from 0; needed only where a file holds several."""
+    num_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
+    """How many people speak, where that is known; only with `use_diarization`, and without the next two."""
+    min_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
+    """How many people speak at least; only with `use_diarization`."""
+    max_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
+    """How many people speak at most; only with `use_diarization`."""
+
+    @model_validator(mode="after")
+    def _count_is_possible(self) -> Self:
+        """Raises InputError, which pydantic lets through, before the recording is looked at."""
+        SpeakerCount(self.num_speakers, self.min_speakers, self.max_speakers).when(self.use_diarization)
+        return self
 
 
 FILE = {"type": "string", "format": "binary"}

@@ -207,8 +207,13 @@ function options() {
     operating_point: $('operating-point').value,
     channels: $('split').checked ? 'split' : 'mix',
   }
+  if (chosen.use_diarization && $('num-speakers').value) chosen.num_speakers = $('num-speakers').value
   if ($('track').value) chosen.track = $('track').value // else the service refuses a file that holds several
   return chosen
+}
+
+function showCount() {
+  $('count').hidden = !$('diarize').checked
 }
 
 // An error is looked at where it stands: it may be out of sight, far above the file that was dropped.
@@ -257,6 +262,7 @@ function mayBeSeveral({ details, decided_by, duration_config, channels }) {
 
 function tellApart() {
   $('diarize').checked = true
+  showCount()
   analyseCurrent()
 }
 
@@ -671,6 +677,7 @@ $('again').addEventListener('click', analyseCurrent)
 $('tell-apart').addEventListener('click', tellApart)
 $('record').addEventListener('click', record)
 $('save').addEventListener('click', saveJson)
+$('diarize').addEventListener('change', showCount)
 $('save-report').addEventListener('click', saveReport)
 $('play').addEventListener('click', toggle)
 $('zoom').addEventListener('input', stretch)
@@ -729,5 +736,6 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
 })
 addEventListener('resize', () => verdict && stretch())
 
+showCount() // a page that is loaded again keeps its ticks
 $('record').hidden = !(navigator.mediaDevices && window.MediaRecorder)
 const introduced = introduce()

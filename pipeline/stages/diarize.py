@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
+from contextlib import redirect_stdout
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from pipeline.networks.pyannote import (
     load_segmentation,
 )
 from pipeline.stages.extract import choose_device
-from pipeline.types import SAMPLE_RATE, Checkpoint, Recording, Turn, go_on
+from pipeline.types import SAMPLE_RATE, Checkpoint, Recording, SpeakerCount, Turn, go_on
 
 PUBLISHED = {
     "pyannote/speaker-diarization-3.1": ("speaker-diarization-3.1/config", "segmentation-3.0", "wespeaker"),
@@ -31,6 +34,8 @@ PUBLISHED = {
     ),
 }
 """The weights of each published pipeline: its settings, its segmentation, its embedding."""
+
+ANY_COUNT = SpeakerCount()
 
 
 class Diarizer:
@@ -44,20 +49,25 @@ class Diarizer:
         self._one_at_a_time = threading.Lock()
         self.pipeline = load_pipeline(config.diarization, torch.device(choose_device(config.device)))
 
-    def diarize(self, recording: Recording, checkpoint: Checkpoint = go_on) -> tuple[Turn, ...]:
+    def diarize(
+        self, recording: Recording, count: SpeakerCount = ANY_COUNT, checkpoint: Checkpoint = go_on
+    ) -> tuple[Turn, ...]:
         """The turns in `recording`, by start; speakers are SPEAKER_00, SPEAKER_01, ... as they appear.
 
+        As many as `count` says are looked for; there may be others where too little is heard of some.
         Turns of different speakers may overlap. The checkpoint is passed at each chunk that goes through a network; the
         clustering in between, which takes seconds for hours of speech, has none.
         """
         samples = torch.tensor(recording.waveform.samples)
         if not len(samples):
             return ()
-        with self._one_at_a_time, warnings.catch_warnings():
-            # pyannote takes the mean of no embeddings where nobody speaks for long.
-            warnings.simplefilter("ignore", RuntimeWarning)
+        # pyannote takes the mean of no embeddings where nobody speaks for long, and prints and warns where it finds
+        # other than `count` speakers, which the answer says.
+        with self._one_at_a_time, warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
             found: Any = self.pipeline(
-                {"waveform": samples.unsqueeze(0), "sample_rate": SAMPLE_RATE}, hook=lambda *_, **__: checkpoint()
+                {"waveform": samples.unsqueeze(0), "sample_rate": SAMPLE_RATE},
+                hook=lambda *_, **__: checkpoint(),
+                **asdict(count),
             )
         duration_seconds = recording.waveform.duration_seconds
         names: dict[str, str] = {}

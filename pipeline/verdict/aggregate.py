@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.config import DetectorConfig
 from pipeline.types import Features, Label, OperatingPoint, Seconds, Segment, Speech
-from pipeline.verdict import parts
+from pipeline.verdict import parts, voices
 from pipeline.verdict.answer import (
     DecidedBy,
     Detail,
@@ -32,7 +32,7 @@ from pipeline.verdict.answer import (
 )
 from pipeline.verdict.bundle import Bundle, Scorer
 from pipeline.verdict.evidence import ENOUGH_SECONDS, Bar, Estimate, Scores, bar_of, estimate, find_faults, find_reasons
-from pipeline.verdict.parts import Parts
+from pipeline.verdict.parts import Indices, Parts
 from pipeline.verdict.reasons import AnswerWarning, Reason
 
 
@@ -67,9 +67,10 @@ class Case:
     bar: Bar
     config: DetectorConfig
 
-    def judge(self, of: Parts) -> Judged:
-        """The verdict on each of several parts; the faults of the recording are faults of all."""
-        noise = self.window_noise(of) + sum(self.faults.values())
+    def judge(self, of: Parts, doubts: Scores | float = 0.0) -> Judged:
+        """The verdict on each of several parts; the faults of the recording are faults of all, and `doubts`, a variance
+        for all or (parts,) for each, are added to them."""
+        noise = self.window_noise(of) + sum(self.faults.values()) + doubts
         found = estimate(of.means(self.scores), noise, self.scorer.uncertainty.score_variance)
         prior = self.config.decision.prior
         return Judged(found, found.probability(prior), found.interval(prior))
@@ -109,7 +110,10 @@ def build_verdict(
     case = Case(features, scores, faults, scorer, bar, config)
     judged = case.judge(parts.whole(features))
     overall = judged.label(0, case.bar)
-    speakers = judge_speakers(case, is_fake=overall == "Fake")
+    speakers, doubt = judge_speakers(case, is_fake=overall == "Fake")
+    if doubt and overall == "Real":  # it may be the mean over a voice that is not
+        judged = case.judge(parts.whole(features), doubt)
+        overall = judged.label(0, case.bar)
     decided_by = None if overall == "Fake" else find_speaker(case, speakers) or find_passage(case)
     if decided_by:
         overall = "Fake"
@@ -124,7 +128,7 @@ def build_verdict(
         min_probability=min(mean, *spoken),
         score=score,
         interval=judged.interval(0),
-        reasons=reasons_of(case, speakers) if overall == "Inconclusive" else (),
+        reasons=reasons_of(case, speakers, doubt) if overall == "Inconclusive" else (),
         details=judge_details(case),
         speakers=speakers,
         timeline=timeline,
@@ -171,14 +175,23 @@ def category(duration_seconds: Seconds) -> Literal["very_short", "short", "norma
     return "very_short" if duration_seconds < 3 else "short" if duration_seconds < 6 else "normal"
 
 
-def judge_speakers(case: Case, *, is_fake: bool) -> tuple[SpeakerVerdict, ...]:
-    """The verdict on each speaker. In a recording that as a whole is not fake the bar rises with their number, because
-    each of them may then be called Fake against it."""
-    names = sorted({window.speaker for window in case.features.windows if window.speaker is not None})
+def judge_speakers(case: Case, *, is_fake: bool) -> tuple[tuple[SpeakerVerdict, ...], float]:
+    """The verdict on each speaker; and the most that any of them may be two voices, as `doubt_of_voices` has it.
+
+    In a recording that as a whole is not fake the bar rises with their number, because each of them may then be called
+    Fake against it.
+    """
+    windows = case.features.windows
+    names = sorted({window.speaker for window in windows if window.speaker is not None})
     of = parts.speakers(case.features, names)
-    judged = case.judge(of)
     bar = case.bar if is_fake else case.bar.raised(len(names))
-    return tuple(
+    judged = case.judge(of)
+    doubts = np.zeros(len(names))
+    for i, name in enumerate(names):
+        if judged.label(i, bar) == "Real":
+            doubts[i] = doubt_of_voices(case, np.flatnonzero([window.speaker == name for window in windows]))
+    judged = case.judge(of, doubts)
+    verdicts = tuple(
         SpeakerVerdict(
             speaker=name,
             result=judged.label(i, bar),
@@ -188,6 +201,27 @@ def judge_speakers(case: Case, *, is_fake: bool) -> tuple[SpeakerVerdict, ...]:
         )
         for i, name in enumerate(names)
     )
+    return verdicts, float(doubts.max(initial=0.0))
+
+
+def doubt_of_voices(case: Case, rows: Indices) -> float:
+    """The variance in the score of a speaker, whose windows are `rows`, for being two voices: the squared distance of
+    these; 0 where it is one, as `pipeline.verdict.voices` tells them."""
+    if len(rows) < 2:
+        return 0.0
+    upper = voices.upper_group(case.scores[rows])
+    of = parts.groups(case.features, rows[upper], rows[~upper])
+    judged = case.judge(of)
+    high, low = of.means(case.scores)
+    within = float(of.variances(case.scores) @ np.bincount(of.part)) / len(rows)
+    apart = voices.CLEAR_DISTANCE * math.sqrt(max(case.scorer.uncertainty.window_variance, within))
+    are_two = (
+        of.seconds.min() >= voices.GROUP_SECONDS
+        and high - low >= apart
+        and judged.label(0, case.bar) == "Fake"
+        and judged.label(1, case.bar) == "Real"
+    )
+    return float(high - low) ** 2 if are_two else 0.0
 
 
 def judge_details(case: Case) -> tuple[Detail, ...]:
@@ -262,8 +296,8 @@ def find_passage(case: Case) -> DecidedBy | None:
     )
 
 
-def reasons_of(case: Case, speakers: tuple[SpeakerVerdict, ...]) -> tuple[Reason, ...]:
-    """Why a recording is Inconclusive.
+def reasons_of(case: Case, speakers: tuple[SpeakerVerdict, ...], doubt: float) -> tuple[Reason, ...]:
+    """Why a recording is Inconclusive, with the variance `doubt` in its score for two voices taken for one.
 
     Besides the faults of its sound, a recording may be short: what its noise exceeds that of `ENOUGH_SECONDS` of speech
     by is too_short's. Its parts may differ more than those of recordings do: that excess is mixed_speakers's or
@@ -275,7 +309,11 @@ def reasons_of(case: Case, speakers: tuple[SpeakerVerdict, ...]) -> tuple[Reason
     enough = uncertainty.window_variance / max(windows, ENOUGH_SECONDS / case.config.windows.seconds)
     homogeneous = uncertainty.window_variance / windows
     mixed = Reason.MIXED_SPEAKERS if len(speakers) > 1 else Reason.MIXED_PASSAGES
-    excess = {Reason.TOO_SHORT: homogeneous - enough, mixed: float(case.window_noise(of)[0]) - homogeneous}
+    excess = {
+        Reason.TOO_SHORT: homogeneous - enough,
+        mixed: float(case.window_noise(of)[0]) - homogeneous,
+        Reason.MIXED_VOICES: doubt,
+    }
     faults = {reason: variance for reason, variance in (excess | case.faults).items() if variance > 0}
     seen = of.means(case.scores)
 

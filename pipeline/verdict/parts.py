@@ -103,6 +103,14 @@ def steps(features: Features, step_seconds: Seconds) -> Parts:
     return Parts(covered_seconds(spoken, edges), part, window, share)
 
 
+def groups(features: Features, *rows: Indices) -> Parts:
+    """A part a group of windows, by their indices, which count equally."""
+    seconds = [total_seconds(merge(part for i in group for part in features.windows[i].parts)) for group in rows]
+    part = np.repeat(np.arange(len(rows)), [len(group) for group in rows])
+    flat = np.concatenate(rows)
+    return Parts(np.array(seconds), part, flat, np.ones(len(flat)))
+
+
 def passages(features: Features) -> tuple[Parts, tuple[tuple[int, int], ...]]:
     """A part a pair of neighbouring windows of one speaker, and the indices of each pair."""
     windows = features.windows

@@ -32,6 +32,11 @@ class Reason(Word):
     OUT_OF_DISTRIBUTION = "out_of_distribution", "It sounds unlike anything the model was trained on."
     NEAR_THRESHOLD = "near_threshold", "The score lies too close to the threshold."
     MIXED_SPEAKERS = "mixed_speakers", "The speakers sound too different for one answer: see each of them."
+    MIXED_VOICES = (
+        "mixed_voices",
+        "One speaker sounds like a human at some moments and like a machine at others, as if two voices were taken for "
+        "one: listen to each moment, or say how many people speak.",
+    )
     MIXED_PASSAGES = "mixed_passages", "The moments sound too different for one answer: see them one by one."
 
 
@@ -51,6 +56,10 @@ class AnswerWarning(Word):
     SYNTHETIC_PASSAGE = (
         "synthetic_passage",
         "A passage sounds machine-made, though the recording as a whole does not: listen to it.",
+    )
+    OTHER_SPEAKER_COUNT = (
+        "other_speaker_count",
+        "More or fewer speakers were found than you named: too little is heard of some to tell them apart.",
     )
     NARROW_BAND_HEAD = (
         "narrow_band_head",

@@ -118,7 +118,7 @@ def run(
         stages: dict[str, Any] = {
             "Decoder": Handle(lambda *_: RECORDING),
             "VoiceActivityDetector": Handle(lambda recording: SPEECH),
-            "Diarizer": Handle(lambda recording: ()),
+            "Diarizer": Handle(lambda recording, count: ()),
             "TkanExtractor": Handle(lambda *_: "features"),
             "Classifier": Handle(lambda *arguments: arguments),
         } | changed

@@ -414,3 +414,30 @@ def test_an_answer_becomes_a_report(service: httpx.Client, ten_seconds: NDArray[
 )
 def test_what_is_no_answer_becomes_no_report(service: httpx.Client, body: bytes, status: int) -> None:
     problem(service.post("/report", content=body, headers={"content-type": "application/json"}), status)
+
+
+def test_how_many_people_speak_can_be_told(
+    service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]
+) -> None:
+    recording = encode(ten_seconds)
+    for count in (1, 2):
+        found = verdict(predict(service, recording, use_diarization="true", num_speakers=str(count)))
+        assert len(found["speakers"]) == count
+        told = detector.predict(recording, use_diarization=True, num_speakers=count)
+        assert found == told.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_speakers": "0"}, "num_speakers: Input should be greater than or equal to 1"),
+        ({"num_speakers": "two"}, "num_speakers: Input should be a valid integer"),
+        ({"min_speakers": "3", "max_speakers": "2"}, "min_speakers is larger than max_speakers"),
+        ({"num_speakers": "2", "max_speakers": "3"}, "Give num_speakers alone"),
+        ({"num_speakers": "2", "use_diarization": "false"}, "matters only where they are told apart"),
+    ],
+)
+def test_numbers_of_speakers_that_cannot_be_are_refused(
+    service: httpx.Client, fields: dict[str, str], words: str
+) -> None:
+    assert words in problem(predict(service, b"never read", **{"use_diarization": "true"} | fields), 422)["detail"]

@@ -39,7 +39,7 @@ def with_segmentation(recording: Recording) -> Callable[[Checkpoint], Any]:
 
 def diarizing(recording: Recording) -> Callable[[Checkpoint], Any]:
     diarizer = Diarizer(CONFIG)
-    return lambda checkpoint: diarizer.diarize(recording, checkpoint)
+    return lambda checkpoint: diarizer.diarize(recording, checkpoint=checkpoint)
 
 
 def extracting(recording: Recording) -> Callable[[Checkpoint], Any]:

@@ -26,11 +26,14 @@ from pipeline.config import ROOT, DetectorConfig, Diarization, Limits
 from pipeline.errors import ModelUnavailable
 from pipeline.networks.pyannote import CampplusEmbedding
 from pipeline.stages.diarize import Diarizer
-from pipeline.types import Recording, Turn, Waveform
+from pipeline.types import Recording, Segment, SpeakerCount, Speech, Turn, Waveform
+from pipeline.verdict.reasons import AnswerWarning
 from tests.pipeline.conftest import InstallWeights
 
 Published = Literal["pyannote/speaker-diarization-3.1", "pyannote/speaker-diarization-community-1"]
 Samples = NDArray[np.float32]
+
+SPEECH = Speech((Segment(0.0, 30.0),), 30.0, "wav")
 
 SETTINGS_31 = """\
 version: 3.1.0
@@ -121,6 +124,33 @@ def test_very_short_recordings_are_taken(diarizer: Diarizer, samples: int, sampl
 
 def test_silence_has_no_turns(diarizer: Diarizer) -> None:
     assert diarizer.diarize(recording(np.zeros(48_000, np.float32))) == ()
+
+
+@pytest.mark.parametrize(
+    ("count", "found"),
+    [
+        (SpeakerCount(num_speakers=1), 1),
+        (SpeakerCount(num_speakers=3), 3),
+        (SpeakerCount(min_speakers=3), 3),
+        (SpeakerCount(max_speakers=1), 1),
+        (SpeakerCount(min_speakers=1, max_speakers=5), 2),
+    ],
+)
+def test_as_many_speakers_are_found_as_there_are_said_to_be(
+    diarizer: Diarizer, sample: Samples, count: SpeakerCount, found: int
+) -> None:
+    turns = diarizer.diarize(recording(sample), count)
+    assert len({turn.speaker for turn in turns}) == found
+    assert SPEECH.check(count, turns) == SPEECH
+
+
+def test_too_many_speakers_for_what_is_heard_are_warned_of_and_printed_nowhere(
+    diarizer: Diarizer, sample: Samples, capfd: pytest.CaptureFixture[str]
+) -> None:
+    count = SpeakerCount(num_speakers=40)
+    turns = diarizer.diarize(recording(sample[:160_000]), count)
+    assert capfd.readouterr() == ("", "")
+    assert SPEECH.check(count, turns).warnings == (AnswerWarning.OTHER_SPEAKER_COUNT,)
 
 
 def test_the_configuration_decides_how_many_speakers_there_are(sample: Samples) -> None:

@@ -137,6 +137,38 @@ def test_a_merged_speaker_does_not_hide_a_synthetic_voice() -> None:
     assert 18 < verdict.decided_by.start < verdict.decided_by.end < 32
 
 
+def merged(seconds: float, others: int = 29) -> Verdict:
+    """A speaker who sounds like a machine for so many seconds, and like a human for the rest of a minute or more."""
+    turns = (Turn(0, 2.0 * others + 2, "SPEAKER_00"), Turn(2.0 * others + 2, 2.0 * others + 42, "SPEAKER_01"))
+    scores = np.full(others + 19, -3.0)
+    scores[10 : 10 + round(seconds / 2) - 1] = 4.0
+    return verdict_of(scores, seconds=2.0 * others + 42, turns=turns)
+
+
+def test_a_speaker_who_may_be_two_voices_is_neither() -> None:
+    """Not clear enough to be called Fake as a passage of so long a recording, and no reason to call it Real."""
+    verdict = merged(8.0)
+    assert (verdict.overall, verdict.reasons, verdict.decided_by) == ("Inconclusive", ("mixed_voices",), None)
+    first, second = verdict.speakers
+    assert (first.result, second.result) == ("Inconclusive", "Real")
+    assert 0.06 < first.probability < 0.94
+    assert merged(4.0).overall == "Real", "an odd moment condemns nobody"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_speaker_whose_windows_vary_as_those_of_one_is_one(seed: int) -> None:
+    """However many there are: most windows of this speaker say human, and some by chance machine."""
+    scores = -1.5 + np.random.default_rng(seed).standard_normal(899)
+    assert scores.max() > 1
+    verdict = verdict_of(scores, seconds=1_800.0, turns=(Turn(0, 1_800, "SPEAKER_00"),))
+    assert (verdict.overall, verdict.speakers[0].result) == ("Real", "Real")
+
+
+def test_a_speaker_who_is_fake_on_the_whole_stays_so() -> None:
+    verdict = verdict_of([8.0] * 20 + [-3.0] * 9, seconds=60.0, turns=(Turn(0, 60, "SPEAKER_00"),))
+    assert (verdict.overall, verdict.speakers[0].result) == ("Fake", "Fake")
+
+
 def test_one_synthetic_speaker_among_real_ones_is_found() -> None:
     turns = (Turn(0, 20, "SPEAKER_00"), Turn(20, 24, "SPEAKER_01"))
     verdict = verdict_of([-4.0] * 9 + [5.0], seconds=24.0, turns=turns)
