@@ -289,7 +289,8 @@ function factsOf(answer) {
   if (answer.mean_probability !== null) {
     const { probability, interval } = headline(answer)
     facts.push(['Probability of machine', percent(probability)])
-    facts.push(['Likely between', interval.map(percent).join(' and ')])
+    const [low, high] = interval.map(percent)
+    facts.push(low === high ? ['Likely', low] : ['Likely between', `${low} and ${high}`])
     if (answer.decided_by) facts.push(['Of the whole recording', percent(answer.mean_probability)])
     else facts.push(['What was heard is', odds(answer.score)])
   }
