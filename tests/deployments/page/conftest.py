@@ -22,7 +22,8 @@ def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
         answer = route.fetch()
         route.fulfill(response=answer, headers=answer.headers | {"content-security-policy": POLICY})
 
-    with browser.new_context(viewport={"width": 1_000, "height": 900}) as context:
+    # Without motion: a colour that is still changing is neither what it was nor what it will be.
+    with browser.new_context(viewport={"width": 1_000, "height": 900}, reduced_motion="reduce") as context:
         page = context.new_page()
         page.set_default_timeout(ANSWER_MS)
         page.on("pageerror", lambda error: faults.append(str(error)))
