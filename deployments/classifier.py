@@ -15,7 +15,7 @@ from deployments.probe import PROBE_SPEECH
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
 from pipeline.stages import classify as stage
-from pipeline.types import Features, OperatingPoint, Quality, Speech, Window
+from pipeline.types import Features, Occluded, OperatingPoint, Quality, Speech, Window
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.bundle import Bundle
 
@@ -70,6 +70,14 @@ class Classifier:
         if certainty is not None:
             metrics.observe_certainty(certainty, serving.bundle.sha256)
         return verdict
+
+    def explain_bands(self, verdict: Verdict, features: Features, occluded: Occluded) -> Verdict:
+        """`verdict` with the bands of its explanation; one that another bundle gave, before this one took its place,
+        stays as it is."""
+        serving = self._serving
+        if verdict.model.sha256 != serving.bundle.sha256:
+            return verdict
+        return serving.explain_bands(verdict, features, occluded)
 
     def no_speech(self, speech: Speech, use_diarization: bool) -> Verdict:
         return self._serving.no_speech(speech, use_diarization=use_diarization)

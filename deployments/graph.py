@@ -270,6 +270,11 @@ class _Request:
         features = self.start("TkanExtractor", "extract", segmented.recording, segmented.speech, segmented.turns)
         classified = self.start("Classifier", "classify", features, operating_point, explain, among)
         verdict = await self.result(classified, await self.answered(features))
+        if not explain:
+            return verdict
+        occluded = self.start("TkanExtractor", "occlude", segmented.recording, features, verdict)
+        explained = self.start("Classifier", "explain_bands", verdict, features, occluded)
+        verdict = await self.result(explained, await self.answered(occluded))
         return verdict
 
     def cancel(self) -> None:

@@ -15,7 +15,8 @@ from deployments.probe import PROBE, PROBE_SPEECH
 from deployments.worker import Abandoned, Worker
 from pipeline.config import DetectorConfig
 from pipeline.stages import extract
-from pipeline.types import Checkpoint, Features, Recording, Speech, Turn
+from pipeline.types import Checkpoint, Features, Occluded, Recording, Speech, Turn
+from pipeline.verdict.answer import Verdict
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ class TkanExtractor:
         except Exception as error:
             self._worker.examine(error)
             return error
+
+    async def occlude(self, recording: Recording, features: Features, verdict: Verdict) -> Occluded:
+        return await self._worker.run(self._extractor.occlude, recording, features, verdict)
 
     async def check_health(self) -> None:
         await self._worker.check_health()

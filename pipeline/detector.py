@@ -114,7 +114,11 @@ class Detector:
         if not segmented.speech.segments:
             return self.classifier.no_speech(segmented.speech, use_diarization=use_diarization)
         features = self.extractor.extract(segmented.recording, segmented.speech, segmented.turns)
-        return self.classifier.classify(features, operating_point, explain, among)
+        verdict = self.classifier.classify(features, operating_point, explain, among)
+        if not explain:
+            return verdict
+        occluded = self.extractor.occlude(segmented.recording, features, verdict)
+        return self.classifier.explain_bands(verdict, features, occluded)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Settings(TypedDict):
 
     use_diarization: bool
     operating_point: OperatingPoint
+    explain: bool
     channels: Channels
     track: int | None
     num_speakers: int | None
@@ -239,6 +240,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         default="mix",
         help="split: judge each channel by itself, as call recorders write a party a channel",
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="say what carried each answer, in --json and --report; takes longer"
+    )
     parser.add_argument("--track", type=int, metavar="N", help="which audio track of a file with several, from 0")
 
 
@@ -248,6 +252,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(
         use_diarization=options.diarize,
         operating_point=options.operating_point,
+        explain=options.explain,
         channels=options.channels,
         track=options.track,
         num_speakers=options.num_speakers,

@@ -16,7 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import SoundSentryError
 from pipeline.types import Seconds, Waveform
-from pipeline.verdict.answer import MEANINGS, Detail, SpeakerVerdict, Verdict
+from pipeline.verdict.answer import MEANINGS, BandShare, Detail, LayerShare, MomentShare, SpeakerVerdict, Verdict
+
+Share = MomentShare | BandShare | LayerShare
 
 WIDTH = 1000
 """Of the drawings, in units of their own."""
@@ -116,6 +118,15 @@ def lanes(verdict: Verdict) -> Iterator[tuple[str, tuple[tuple[float, float, Det
         yield speaker_name(speaker), placed([d for d in verdict.details if d.speaker == speaker.speaker])
 
 
+def share_bars(shares: Sequence[Share]) -> Iterator[tuple[Share, float, float]]:
+    """Each share of an explanation, where its bar begins and how long it is, on a drawing 200 wide whose middle says
+    neither."""
+    most = max((abs(share.score) for share in shares), default=0.0) or 1.0
+    for share in shares:
+        length = 100 * abs(share.score) / most
+        yield share, 100.0 if share.score > 0 else 100 - length, length
+
+
 def speaker_name(speaker: SpeakerVerdict) -> str:
     """The speaker, and the channel where channels were judged one by one."""
     if speaker.channel and speaker.channel != speaker.speaker:
@@ -142,6 +153,7 @@ def _template() -> Any:
         "bars": bars,
         "lanes": lanes,
         "marks": marks,
+        "share_bars": share_bars,
         "meanings": MEANINGS,
         "speaker_name": speaker_name,
         "waveform_outline": waveform_outline,

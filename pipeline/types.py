@@ -17,6 +17,9 @@ from pipeline.errors import InputError
 from pipeline.verdict.reasons import AnswerWarning
 
 Seconds = float
+Hertz = tuple[float, float]
+"""A band of frequency: from the first to below the second."""
+
 Label = Literal["Real", "Fake", "Inconclusive", "No Speech"]
 Spectrum = Literal["mel", "linear"]
 OperatingPoint = Literal["balanced", "recall", "precision"]
@@ -194,6 +197,10 @@ class Quality:
 
     snr_db: float
     bandwidth_hz: float
+
+
+Occluded = tuple[NDArray[np.float32], ...]
+"""Feature vectors of some windows, (windows, dimension), as they are, and then with each band of frequency hidden."""
 
 
 @dataclass(frozen=True)

@@ -126,12 +126,46 @@ class LayerShare(Answer):
     layer: str
     """Name of the layer."""
     score: float
-    """What the layer adds to `score`, averaged over the recording, as a natural logarithm."""
+    """What the layer adds to the score of the answer, as a natural logarithm: above 0 speaks for a machine."""
+    sentence: str = ""
+    """The same for a person."""
+
+
+class MomentShare(Answer):
+    """What one moment says by itself."""
+
+    speaker: str | None
+    """Who speaks; None where speakers were not told apart."""
+    start: float
+    """Where the moment begins, in seconds."""
+    end: float
+    """Where the moment ends, in seconds."""
+    score: float
+    """The score of this moment, as a natural logarithm: above 0 speaks for a machine."""
+    sentence: str
+    """The same for a person."""
+
+
+class BandShare(Answer):
+    """What one band of frequency adds to the score of the moments."""
+
+    low_hz: float
+    """Where the band begins, in hertz."""
+    high_hz: float
+    """Where the band ends, in hertz."""
+    score: float
+    """How much the score falls where nothing happens in the band, as a natural logarithm."""
+    sentence: str
+    """The same for a person."""
 
 
 class Explanation(Answer):
-    """Where the score comes from."""
+    """What carried the answer; where a part decided for the whole, what carried that part."""
 
+    moments: tuple[MomentShare, ...] = ()
+    """The moments that weigh most, the weightiest first."""
+    bands: tuple[BandShare, ...] = ()
+    """One entry a band of frequency, the lowest first."""
     layers: tuple[LayerShare, ...]
     """One entry a layer, in the order of the network."""
 

@@ -205,6 +205,7 @@ function options() {
   const chosen = {
     use_diarization: $('diarize').checked,
     operating_point: $('operating-point').value,
+    explain: $('explain').checked,
     channels: $('split').checked ? 'split' : 'mix',
   }
   if (chosen.use_diarization && $('num-speakers').value) chosen.num_speakers = $('num-speakers').value
@@ -244,6 +245,7 @@ function show(answer) {
   markOld()
   $('result').hidden = false // before the tracks, which are laid out by their width
   showTracks(answer)
+  showExplanation(answer)
   showDetails(answer)
   $('overall').focus({ preventScroll: true })
   $('verdict').scrollIntoView({ block: 'nearest' })
@@ -322,6 +324,33 @@ function fillList(list, facts) {
   list.replaceChildren(
     ...facts.map(([name, value]) => element('div', {}, element('dt', {}, name), element('dd', {}, value))),
   )
+}
+
+function showExplanation({ explanation }) {
+  $('explanation').hidden = !explanation
+  if (!explanation) return
+  const groups = [
+    ['Moments', explanation.moments],
+    ['Bands of frequency', explanation.bands],
+    ['Layers of the network', explanation.layers],
+  ]
+  $('shares').replaceChildren(
+    ...groups.flatMap(([title, shares]) =>
+      shares.length
+        ? [element('h4', {}, title), element('ul', { className: 'shares' }, ...shares.map((share) => drawShare(share, shares)))]
+        : [],
+    ),
+  )
+}
+
+function drawShare({ sentence: words, score, speaker }, shares) {
+  const most = Math.max(...shares.map((share) => Math.abs(share.score))) || 1
+  const length = (50 * Math.abs(score)) / most
+  const bar = element('span', { className: score > 0 ? 'share machine' : 'share human' })
+  bar.style.left = `${score > 0 ? 50 : 50 - length}%`
+  bar.style.width = `${length}%`
+  const track = element('span', { className: 'share-track', ariaHidden: 'true' }, bar)
+  return element('li', {}, track, element('span', {}, speaker ? `${speaker}, ${words}` : words))
 }
 
 function showDetails({ details }) {

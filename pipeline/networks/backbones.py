@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigurationError
 from pipeline.models import weights_sha256
-from pipeline.networks.campplus import filterbank, load_campplus
+from pipeline.networks.campplus import band_centres, filterbank, load_campplus
 from pipeline.networks.front import FrontsForCpu, Parameters, load_fronts, pair, parameters_sha256, published_front
-from pipeline.types import SAMPLE_RATE, Spectrum, Waveform
+from pipeline.types import SAMPLE_RATE, Hertz, Spectrum, Waveform
 
 MIN_SAMPLES = SAMPLE_RATE // 2
 """A shorter waveform is repeated up to this length, which every network's receptive field fits into."""
@@ -40,12 +40,21 @@ class Backbone:
     """
 
     def __init__(
-        self, name: str, network: nn.Module, front_end: Callable[[Tensor], Tensor], device: str, sha256: str
+        self,
+        name: str,
+        network: nn.Module,
+        front_end: Callable[[Tensor, Hertz | None], Tensor],
+        device: str,
+        sha256: str,
+        *,
+        has_bands: bool,
     ) -> None:
         self.name = name
         self.sha256 = sha256
         self.network = network.eval().requires_grad_(False).to(device)
         self.front_end = front_end
+        self.has_bands = has_bands
+        """Whether it listens through a filter bank, of which a band can be hidden."""
         self.device = torch.device(device)
         self._call = _Call()
         self._watching = threading.Lock()
@@ -58,8 +67,9 @@ class Backbone:
         for handle in handles:
             handle.remove()
 
-    def activations(self, waveform: Waveform, layers: Sequence[str]) -> dict[str, Tensor]:
-        """What each neuron of `layers` does over time: (channels, frequencies, frames) float32 by layer.
+    def activations(self, waveform: Waveform, layers: Sequence[str], hidden: Hertz | None = None) -> dict[str, Tensor]:
+        """What each neuron of `layers` does over time: (channels, frequencies, frames) float32 by layer; where a band
+        is `hidden`, while its energies stay at their mean.
 
         Only a 2-D layer has more than one frequency. A layer behind the pooling has one frame. The network is left
         as soon as the last of `layers` is computed. Raises ConfigurationError for a layer that the network lacks.
@@ -73,7 +83,7 @@ class Backbone:
             for layer in set(layers) - self._watched:
                 self._modules[layer].register_forward_hook(self._hook(layer))
                 self._watched.add(layer)
-        captured = self._capture(waveform, layers, last=max(layers, key=self.layers.index))
+        captured = self._capture(waveform, layers, last=max(layers, key=self.layers.index), hidden=hidden)
         return {layer: captured[layer] for layer in layers}
 
     def _hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -94,7 +104,9 @@ class Backbone:
         return hook
 
     @torch.inference_mode()
-    def _capture(self, waveform: Waveform, layers: Sequence[str], last: str | None) -> dict[str, Tensor]:
+    def _capture(
+        self, waveform: Waveform, layers: Sequence[str], last: str | None, hidden: Hertz | None = None
+    ) -> dict[str, Tensor]:
         samples = torch.tensor(waveform.samples)
         if len(samples) < MIN_SAMPLES:
             samples = torch.tensor(np.resize(waveform.samples, MIN_SAMPLES))
@@ -102,7 +114,7 @@ class Backbone:
         call.wanted, call.last, call.captured = frozenset(layers), last, {}
         try:
             with suppress(_Enough):
-                self.network(self.front_end(samples.to(self.device)))
+                self.network(self.front_end(samples.to(self.device), hidden))
             return call.captured
         finally:
             call.wanted, call.last, call.captured = frozenset(), None, {}
@@ -133,15 +145,19 @@ def load_backbone(
             from pipeline.networks.pyannote import load_embedding
 
             embedding = load_embedding(name)
-            return Backbone(name, embedding, lambda samples: samples[None, None], device, weights_sha256(name))
+            sha256 = weights_sha256(name)
+            return Backbone(name, embedding, lambda samples, _: samples[None, None], device, sha256, has_bands=False)
         case _:
             known = "campplus, campplus-front, pyannote/embedding or wespeaker"
             raise ConfigurationError(f"there is no backbone {name}: choose {known}")
     # CAM++ takes time before frequency, its front the other way round, as a picture.
     turned = name == "campplus-front"
 
-    def front_end(samples: Tensor) -> Tensor:
+    def front_end(samples: Tensor, hidden: Hertz | None) -> Tensor:
         energies = filterbank(samples, spectrum)[None]
+        if hidden is not None:
+            centres = band_centres(spectrum)
+            energies[..., (centres >= hidden[0]) & (centres < hidden[1])] = 0  # the mean over time is taken away
         return energies.transpose(1, 2) if turned else energies
 
-    return Backbone(name, network, front_end, device, sha256)
+    return Backbone(name, network, front_end, device, sha256, has_bands=True)

@@ -220,6 +220,14 @@ def filterbank(samples: Tensor, spectrum: Spectrum = "mel") -> Tensor:
     return torch.where(audible.any(dim=-2, keepdim=True), torch.maximum(energies, quietest) - mean, 0.0)
 
 
+def band_centres(spectrum: Spectrum) -> Tensor:
+    """The centres in Hz of the bands of `filterbank`, (80,)."""
+    if spectrum == "linear":
+        return torch.linspace(0, SAMPLE_RATE / 2, BANDS + 2)[1:-1]
+    low, high = (1127 * math.log1p(hertz / 700) for hertz in (20, SAMPLE_RATE / 2))  # mel, as Kaldi has it
+    return 700 * torch.expm1(torch.linspace(low, high, BANDS + 2)[1:-1] / 1127)
+
+
 def linear_energies(samples: Tensor) -> Tensor:
     """Log energies of 80 triangular bands of equal width: (..., time) samples at 16 kHz -> (..., frames, 80)."""
     frames = samples.unfold(-1, LINEAR_WINDOW, LINEAR_HOP)

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
-from pipeline.types import Features, OperatingPoint, Speech
+from pipeline.types import Features, Occluded, OperatingPoint, Speech
+from pipeline.verdict import explanation as explanations
 from pipeline.verdict.aggregate import build_verdict, no_speech_verdict
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.bundle import Bundle, Scorer
 from pipeline.verdict.head import raw_scores, standardize
-from pipeline.verdict.parts import whole
 
 
 class Classifier:
@@ -39,20 +39,37 @@ class Classifier:
                 "the classifier's bundle was trained on other features than the extractor computes: "
                 "deploy both with the same bundle"
             )
-        narrow = features.quality.bandwidth_hz < self.config.decision.min_bandwidth_hz
-        scorer = self.bundle.scorer(narrow=narrow)
+        scorer = self._scorer(features)
         standardized = standardize(scorer.arrays, features.vectors, list(info.layers.values()))
-        return build_verdict(
+        scores = _calibrated(scorer, standardized)
+        verdict = build_verdict(
             features,
-            scorer.calibration.scale * raw_scores(scorer.arrays, standardized) + scorer.calibration.offset,
+            scores,
             novelty=float(np.mean(np.square(standardized, dtype=np.float64))),
             scorer=scorer,
             bundle=self.bundle,
             config=self.config,
             operating_point=operating_point,
             among=among,
-            layers=self._layers(features, scorer, standardized) if explain else None,
         )
+        if not explain:
+            return verdict
+        explanation = explanations.explain(
+            verdict, features, scores, standardized, scorer, info, self.config.decision.prior
+        )
+        return verdict.model_copy(update={"explanation": explanation})
+
+    def explain_bands(self, verdict: Verdict, features: Features, occluded: Occluded) -> Verdict:
+        """`verdict`, which this Classifier gave for `features` with an explanation, with the bands of it added."""
+        if not occluded:
+            return verdict
+        scorer = self._scorer(features)
+        sizes = list(self.bundle.info.layers.values())
+        scores, with_all, *without = (
+            _calibrated(scorer, standardize(scorer.arrays, vectors, sizes)) for vectors in (features.vectors, *occluded)
+        )
+        explanation = explanations.with_bands(verdict, features, scores, with_all, without, self.config.decision.prior)
+        return verdict.model_copy(update={"explanation": explanation})
 
     def no_speech(self, speech: Speech, *, use_diarization: bool) -> Verdict:
         """The verdict on a recording in which nobody speaks."""
@@ -63,19 +80,10 @@ class Classifier:
             config=self.config,
         )
 
-    def _layers(self, features: Features, scorer: Scorer, standardized: NDArray[np.float32]) -> dict[str, float]:
-        """What each layer adds to the mean of the calibrated scores: how much they fall where its features are set to
-        the training data's mean (ablation). Of a linear head that is the layer's exact share."""
-        info = self.bundle.info
-        counted = info.features.reduction == "acn"
-        sizes = [1] * len(info.layers) if counted else list(info.layers.values())
-        edges = np.cumsum([0, *sizes])
-        with_all = raw_scores(scorer.arrays, standardized)
-        recording = whole(features)
-        added = {}
-        for layer, start, end in zip(info.layers, edges[:-1], edges[1:], strict=True):
-            without = standardized.copy()
-            without[:, start:end] = 0
-            fall = recording.means(with_all - raw_scores(scorer.arrays, without))
-            added[layer] = scorer.calibration.scale * float(fall[0])
-        return added
+    def _scorer(self, features: Features) -> Scorer:
+        return self.bundle.scorer(narrow=features.quality.bandwidth_hz < self.config.decision.min_bandwidth_hz)
+
+
+def _calibrated(scorer: Scorer, standardized: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log-likelihood ratios (windows,)."""
+    return scorer.calibration.scale * raw_scores(scorer.arrays, standardized) + scorer.calibration.offset

@@ -20,6 +20,8 @@ from pipeline.types import (
     SAMPLE_RATE,
     Checkpoint,
     Features,
+    Hertz,
+    Occluded,
     Recording,
     Segment,
     Speech,
@@ -28,7 +30,9 @@ from pipeline.types import (
     Window,
     go_on,
 )
+from pipeline.verdict.answer import Verdict
 from pipeline.verdict.bundle import Bundle
+from pipeline.verdict.explanation import BANDS, moments_of
 from pipeline.verdict.windows import coverage, plan_chunks, plan_windows
 
 
@@ -78,17 +82,38 @@ class TkanExtractor:
             turns=turns,
         )
 
+    def occlude(
+        self, recording: Recording, features: Features, verdict: Verdict, checkpoint: Checkpoint = go_on
+    ) -> Occluded:
+        """The features of the moments that `verdict` on `features` is explained by, as they are and with each of BANDS
+        hidden; nothing for a backbone that takes samples.
+
+        It costs as much as extracting the moments once for each band and once more, however long the recording is.
+        """
+        if verdict.explanation is None or not self.backbone.has_bands:
+            return ()
+        windows = tuple(features.windows[row] for row in moments_of(verdict.explanation, features.windows))
+        return tuple(
+            self.window_vectors(recording.waveform, windows, checkpoint, hidden)
+            for hidden in (None, *((band.low_hz, band.high_hz) for band in BANDS))
+        )
+
     @torch.inference_mode()
     def window_vectors(
-        self, waveform: Waveform, windows: tuple[Window, ...], checkpoint: Checkpoint = go_on
+        self,
+        waveform: Waveform,
+        windows: tuple[Window, ...],
+        checkpoint: Checkpoint = go_on,
+        hidden: Hertz | None = None,
     ) -> NDArray[np.float32]:
-        """(windows, dimension): the recipe's features of each window of `waveform`."""
+        """(windows, dimension): the recipe's features of each window of `waveform`; with the band from `hidden[0]` to
+        below `hidden[1]` kept at its mean."""
         vectors: dict[int, NDArray[np.float32]] = {}
         captured: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         chunks = plan_chunks(windows, waveform.duration_seconds)
         for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
             checkpoint()
-            activations = self.backbone.activations(normalize_peak(waveform.crop(chunk)), self.layers)
+            activations = self.backbone.activations(normalize_peak(waveform.crop(chunk)), self.layers, hidden)
             for row, window in enumerate(windows):
                 if window.parts[0].start >= chunk.end or window.parts[-1].end <= chunk.start:
                     continue

@@ -22,9 +22,7 @@ from pipeline.verdict.answer import (
     DecidedBy,
     Detail,
     DurationConfig,
-    Explanation,
     Interval,
-    LayerShare,
     ModelName,
     SpeakerVerdict,
     Timeline,
@@ -97,12 +95,10 @@ def build_verdict(
     config: DetectorConfig,
     operating_point: OperatingPoint,
     among: int = 1,
-    layers: dict[str, float] | None = None,
 ) -> Verdict:
     """The verdict from `scores` (windows,), calibrated log-likelihood ratios by `scorer`, a head of `bundle`.
 
-    `among` is how many there are of which each may decide for all: the bar rises with their number. `layers`, where
-    they are to be told, are what each layer adds to the mean of `scores`.
+    `among` is how many there are of which each may decide for all: the bar rises with their number.
     """
     speech = features.speech
     faults = find_faults(features.quality, novelty, speech.speech_seconds, scorer, config.decision)
@@ -134,7 +130,6 @@ def build_verdict(
         timeline=timeline,
         decided_by=decided_by,
         warnings=(*speech.warnings, *warnings_of(scorer, speakers, decided_by)),
-        explanation=None if layers is None else explain(layers, score, float(parts.whole(features).means(scores)[0])),
         **_about(speech, bundle, use_diarization=features.turns is not None),
     )
 
@@ -322,13 +317,6 @@ def reasons_of(case: Case, speakers: tuple[SpeakerVerdict, ...], doubt: float) -
         return case.bar.label(float(found.low[0]), float(found.high[0])) != "Inconclusive"
 
     return find_reasons(is_settled, enough, faults, uncertainty.score_variance)
-
-
-def explain(layers: dict[str, float], score: float, seen: float) -> Explanation:
-    """What each layer adds to the answer's `score`, from what it adds to the score `seen` before uncertainty drew that
-    towards 0."""
-    share = score / seen if seen else 0.0
-    return Explanation(layers=tuple(LayerShare(layer=layer, score=share * added) for layer, added in layers.items()))
 
 
 def warnings_of(

@@ -166,18 +166,54 @@ class ModelName(Part):
     """SHA-256 of the bundle, in hexadecimal digits."""
 
 
+class MomentShare(Part):
+    """What one moment says by itself."""
+
+    speaker: str | None
+    """Who speaks; null where speakers were not told apart."""
+    start: Time
+    """Where the moment begins, in seconds from the start of the recording."""
+    end: Time
+    """Where the moment ends, in seconds from the start of the recording."""
+    score: Number
+    """The score of this moment, as a natural logarithm: above 0 speaks for a machine. The score of the answer is the
+    mean over all its moments."""
+    sentence: str
+    """The same for a person."""
+
+
+class BandShare(Part):
+    """What one band of frequency adds to the score of the moments."""
+
+    low_hz: Time
+    """Where the band begins, in hertz."""
+    high_hz: Time
+    """Where the band ends, in hertz."""
+    score: Number
+    """How much the score falls where nothing happens in the band any more, averaged over the moments, as a natural
+    logarithm: above 0 speaks for a machine."""
+    sentence: str
+    """The same for a person."""
+
+
 class LayerShare(Part):
     """What one layer of the network adds to the score."""
 
     layer: str
     """Name of the layer."""
     score: Number
-    """What the layer adds to `score`, averaged over the recording, as a natural logarithm."""
+    """What the layer adds to the score of the answer, as a natural logarithm: above 0 speaks for a machine."""
+    sentence: str
+    """The same for a person."""
 
 
 class Explanation(Part):
-    """Where the score comes from."""
+    """What carried the answer; where a part decided for the whole, what carried that part."""
 
+    moments: tuple[MomentShare, ...]
+    """The moments that weigh most, the weightiest first; at most six, none overlapping another."""
+    bands: tuple[BandShare, ...]
+    """One entry a band of frequency, the lowest first; empty for a model that has no bands."""
     layers: tuple[LayerShare, ...]
     """One entry a layer, in the order of the network."""
 
@@ -228,7 +264,7 @@ class Verdict(Part):
         description=f"What else to know about the recording or its judgement. {_listed(AnswerWarning)}"
     )
     explanation: Explanation | None = Field(None, exclude_if=_absent)
-    """Where the score comes from; only where asked for."""
+    """What carried the answer; only where asked for."""
 
     @property
     def headline(self) -> tuple[float, Interval] | None:

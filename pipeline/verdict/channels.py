@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from pipeline.types import Label, Speech
-from pipeline.verdict.answer import ChannelVerdict, DecidedBy, Detail, SpeakerVerdict, Timeline, Verdict
+from pipeline.verdict.answer import ChannelVerdict, DecidedBy, Detail, Explanation, SpeakerVerdict, Timeline, Verdict
 from pipeline.verdict.windows import merge, total_seconds
 
 Names = dict[tuple[str, str | None], str]
@@ -52,6 +52,7 @@ def merge_channels(notes: Mapping[str, str | None], judged: Sequence[JudgedChann
             "timeline": _timeline([channel.verdict.timeline for channel in judged]),
             "speech_seconds": total_seconds(merge(s for channel in judged for s in channel.speech.segments)),
             "channels": tuple(_channel(name, note, by_name) for name, note in notes.items()),
+            "explanation": _explanation(gravest, names),
             "decided_by": _decided_by(gravest, names, is_alone=len(speaking) < 2),
             "warnings": tuple(dict.fromkeys(w for channel in judged for w in channel.verdict.warnings)),
         }
@@ -88,6 +89,17 @@ def _speakers(judged: Sequence[JudgedChannel], names: Names) -> Iterator[Speaker
                 interval=interval,
                 speech_seconds=verdict.speech_seconds,
             )
+
+
+def _explanation(gravest: JudgedChannel, names: Names) -> Explanation | None:
+    """That of the gravest channel, whose answer is that for the whole."""
+    explanation = gravest.verdict.explanation
+    if explanation is None:
+        return None
+    moments = tuple(
+        moment.model_copy(update={"speaker": names[gravest.name, moment.speaker]}) for moment in explanation.moments
+    )
+    return explanation.model_copy(update={"moments": moments})
 
 
 def _timeline(timelines: Sequence[Timeline]) -> Timeline:

@@ -16,6 +16,7 @@ from pipeline.config import DetectorConfig, Limits
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio, UnreadableAudio, UnsupportedFormat
 from pipeline.verdict.answer import Verdict
+from pipeline.verdict.explanation import BANDS
 from tests.audio import encode, remux
 
 RATE = 16_000
@@ -139,9 +140,11 @@ def test_a_long_recording_gives_its_memory_back(model: str, sample_wav: bytes) -
     assert mib("VmRSS") < before + 50
 
 
-def test_an_explanation_names_every_layer(detector: Detector, sample_wav: bytes) -> None:
+def test_an_explanation_names_moments_bands_and_every_layer(detector: Detector, sample_wav: bytes) -> None:
     body = detector.predict(sample_wav, explain=True).model_dump(mode="json")
     assert {part["layer"] for part in body["explanation"]["layers"]} == set(detector.classifier.bundle.info.layers)
+    assert len(body["explanation"]["bands"]) == len(BANDS)
+    assert body["explanation"]["moments"]
     assert "explanation" not in detector.predict(sample_wav).model_dump(mode="json")
 
 

@@ -197,6 +197,7 @@ def test_everybody_can_use_it(page: Page, ten_seconds: NDArray[np.float32]) -> N
 
     look()
     page.check("#diarize")
+    page.check("#explain")
     choose(page, encode(ten_seconds))
     expect(page.locator("#play")).to_be_visible(timeout=ANSWER_MS)
     look()
@@ -205,6 +206,20 @@ def test_everybody_can_use_it(page: Page, ten_seconds: NDArray[np.float32]) -> N
     choose(page, b"no audio")
     expect(page.locator("#problem")).to_be_visible(timeout=ANSWER_MS)
     look()
+
+
+def test_what_carried_the_answer_is_drawn(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    recording = encode(ten_seconds)
+    page.check("#explain")
+    choose(page, recording)
+    expect(page.locator("#explanation")).to_be_visible(timeout=ANSWER_MS)
+    explanation = predict(service, recording, explain="true")["explanation"]
+    told = [share["sentence"] for kind in ("moments", "bands", "layers") for share in explanation[kind]]
+    expect(page.locator("#shares li")).to_have_text(told)
+    page.uncheck("#explain")
+    choose(page, recording)
+    expect(page.locator("#overall")).to_be_visible(timeout=ANSWER_MS)
+    expect(page.locator("#explanation")).to_be_hidden()
 
 
 def test_silence_is_no_verdict(page: Page) -> None:

@@ -53,7 +53,6 @@ def verdict_of(
     novelty: float = 1.0,
     scorer: Scorer | None = None,
     operating_point: OperatingPoint = "balanced",
-    layers: dict[str, float] | None = None,
 ) -> Verdict:
     """The verdict on speech from start to end; its words and numbers agree in every test."""
     speech = Speech((Segment(0.0, seconds),), seconds, "wav")
@@ -66,7 +65,6 @@ def verdict_of(
         bundle=BUNDLE,
         config=CONFIG,
         operating_point=operating_point,
-        layers=layers,
     )
     assert disagreements(verdict, THRESHOLDS, operating_point, CONFIG.decision.prior) == []
     return verdict
@@ -255,15 +253,6 @@ def test_a_narrow_band_is_judged_by_the_head_for_it_where_there_is_one() -> None
     narrow = Scorer({}, BUNDLE.info.calibration, BUNDLE.info.uncertainty, is_narrow=True)
     verdict = verdict_of(-5.0, quality=Quality(snr_db=30, bandwidth_hz=3_500), scorer=narrow)
     assert (verdict.overall, verdict.reasons, verdict.warnings) == ("Real", (), ("narrow_band_head",))
-
-
-def test_an_explanation_is_in_shares_of_the_answers_score() -> None:
-    verdict = verdict_of(-2.0, layers={"a": -1.5, "b": 0.25})
-    assert verdict.explanation is not None and verdict.score is not None
-    assert [layer.layer for layer in verdict.explanation.layers] == ["a", "b"]
-    assert [layer.score for layer in verdict.explanation.layers] == pytest.approx(
-        [0.75 * verdict.score, -0.125 * verdict.score]
-    )
 
 
 def test_timeline_is_null_where_nobody_speaks() -> None:

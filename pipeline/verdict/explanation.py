@@ -1,0 +1,172 @@
+"""What carried a verdict: which moments, which bands of frequency and which layers of the network.
+
+All three are told in the unit of the score of the answer, a log-likelihood ratio: above 0 speaks for a machine, below 0
+for a human. Where a part decided for the whole, it is that part which is explained.
+
+Moments: the windows whose scores weigh most in their mean, which is the score of the answer. Layers: how much the score
+falls where the features of a layer are set to the mean of the training data. Bands: how much it falls, over those
+moments, where the energies of a band are set to their mean over time, so that nothing happens in it (occlusion).
+Source of both: Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, section 4.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.types import Features, Seconds, Window
+from pipeline.verdict.answer import BandShare, DecidedBy, Explanation, LayerShare, MomentShare, Verdict
+from pipeline.verdict.bundle import BundleInfo, Scorer
+from pipeline.verdict.evidence import log_odds
+from pipeline.verdict.head import raw_scores
+from pipeline.verdict.parts import Indices, window_seconds
+
+MOMENTS = 6
+"""How many moments are told at most: occlusion listens to each of them once more for each band."""
+
+NO_WEIGHT = 0.1
+"""What adds less than this to the score, as a log-likelihood ratio, speaks for neither: it moves even odds by 2 %."""
+
+Matrix = NDArray[np.float32]
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Band:
+    """A band of frequency, from `low_hz` to below `high_hz`, and what a person hears in it."""
+
+    low_hz: float
+    high_hz: float
+    heard: str
+
+
+BANDS = (
+    Band(0, 500, "the lowest tones, where the pitch of a voice lies"),
+    Band(500, 1_500, "the lower tones, which make vowels loud"),
+    Band(1_500, 3_000, "the middle tones, which tell vowels apart"),
+    Band(3_000, 5_000, "the higher tones, which make speech clear"),
+    Band(5_000, 8_000, "the highest tones, where s and f hiss"),
+)
+
+
+def explain(
+    verdict: Verdict,
+    features: Features,
+    scores: Scores,
+    standardized: Matrix,
+    scorer: Scorer,
+    info: BundleInfo,
+    prior: float,
+) -> Explanation:
+    """Moments and layers behind `verdict`, from the `scores` (windows,) of its windows and their `standardized`
+    features (windows, dimension)."""
+    rows = _rows(features.windows, verdict.decided_by)
+    seconds = window_seconds(features.windows)[rows]
+    share = _share(verdict, scores[rows], seconds, prior)
+    told = share * scores[rows]
+    strongest = _strongest([features.windows[row] for row in rows], np.abs(told) * seconds)
+    return Explanation(
+        moments=tuple(_moment(features.windows[rows[i]], float(told[i])) for i in strongest),
+        bands=(),
+        layers=tuple(_layers(standardized[rows], share * seconds / seconds.sum(), scorer, info)),
+    )
+
+
+def moments_of(explanation: Explanation, windows: Sequence[Window]) -> tuple[int, ...]:
+    """Which of `windows` the moments of an explanation are, in the same order."""
+    places = {(w.speaker, w.parts[0].start, w.parts[-1].end): row for row, w in enumerate(windows)}
+    return tuple(places[moment.speaker, moment.start, moment.end] for moment in explanation.moments)
+
+
+def with_bands(
+    verdict: Verdict, features: Features, scores: Scores, with_all: Scores, without: Sequence[Scores], prior: float
+) -> Explanation:
+    """The explanation of `verdict` with its bands.
+
+    `scores` (windows,) are those of all windows of the recording; `with_all` (moments,) those of its moments, listened
+    to once more, and `without` the same for each of BANDS, with nothing happening in it.
+    """
+    assert verdict.explanation is not None
+    rows = _rows(features.windows, verdict.decided_by)
+    share = _share(verdict, scores[rows], window_seconds(features.windows)[rows], prior)
+    seconds = window_seconds([features.windows[row] for row in moments_of(verdict.explanation, features.windows)])
+    bands = []
+    for band, hidden in zip(BANDS, without, strict=True):
+        added = share * float(np.average(with_all - hidden, weights=seconds))
+        sentence = f"{_kilohertz(band)}, {band.heard}: {_direction(added)}."
+        bands.append(BandShare(low_hz=band.low_hz, high_hz=band.high_hz, score=added, sentence=sentence))
+    return verdict.explanation.model_copy(update={"bands": tuple(bands)})
+
+
+def _rows(windows: Sequence[Window], part: DecidedBy | None) -> Indices:
+    """The windows behind a verdict: those of the part that decided, or all."""
+    if part is None:
+        return np.arange(len(windows))
+    return np.flatnonzero(
+        [
+            w.speaker == part.speaker and w.parts[0].start >= part.start - 1e-6 and w.parts[-1].end <= part.end + 1e-6
+            for w in windows
+        ]
+    )
+
+
+def _share(verdict: Verdict, scores: Scores, seconds: Scores, prior: float) -> float:
+    """What of the evidence uncertainty left in the answer: its score by the mean of those of the windows behind it."""
+    told = verdict.score or 0.0
+    if verdict.decided_by is not None:
+        told = log_odds(float(np.clip(verdict.decided_by.probability, 1e-9, 1 - 1e-9))) - log_odds(prior)
+    seen = float(np.average(scores, weights=seconds))
+    return told / seen if seen else 0.0
+
+
+def _strongest(windows: Sequence[Window], strengths: Scores) -> list[int]:
+    """The strongest windows, the first of them first, none overlapping another."""
+    chosen: list[int] = []
+    for i in np.argsort(-strengths, kind="stable").tolist():
+        if len(chosen) < MOMENTS and not any(_overlap(windows[i], windows[other]) for other in chosen):
+            chosen.append(i)
+    return chosen
+
+
+def _overlap(one: Window, other: Window) -> bool:
+    return one.parts[0].start < other.parts[-1].end and other.parts[0].start < one.parts[-1].end
+
+
+def _moment(window: Window, score: float) -> MomentShare:
+    start, end = window.parts[0].start, window.parts[-1].end
+    sentence = f"{_clock(start)} to {_clock(end)}: {_direction(score)}."
+    return MomentShare(speaker=window.speaker, start=start, end=end, score=score, sentence=sentence)
+
+
+def _layers(standardized: Matrix, weights: Scores, scorer: Scorer, info: BundleInfo) -> list[LayerShare]:
+    sizes = [1] * len(info.layers) if info.features.reduction == "acn" else list(info.layers.values())
+    edges = np.cumsum([0, *sizes])
+    with_all = raw_scores(scorer.arrays, standardized)
+    found = []
+    for layer, start, end in zip(info.layers, edges[:-1], edges[1:], strict=True):
+        without = standardized.copy()
+        without[:, start:end] = 0
+        fall = with_all - raw_scores(scorer.arrays, without)
+        added = scorer.calibration.scale * float(fall @ weights)
+        found.append(LayerShare(layer=layer, score=added, sentence=f"{layer}: {_direction(added)}."))
+    return found
+
+
+def _direction(score: float) -> str:
+    if abs(score) < NO_WEIGHT:
+        return "says little either way"
+    much = "strongly " if abs(score) >= math.log(10) else ""
+    return f"speaks {much}for a {'machine' if score > 0 else 'human'}"
+
+
+def _clock(seconds: Seconds) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes:.0f}:{rest:04.1f}"
+
+
+def _kilohertz(band: Band) -> str:
+    return f"{band.low_hz / 1000:g} to {band.high_hz / 1000:g} kHz"
