@@ -33,7 +33,6 @@ from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
 from tests.tune.synthetic import stand_in_for_hifigan
 from tune.cluster import map_with_actors
-from tune.corpora.augment import CONDITIONS
 from tune.corpora.manifest import Clip, Label, read_manifest, write_manifest
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main
@@ -42,7 +41,6 @@ from tune.extract import main as extract_main
 from tune.kfold import main as kfold_main
 from tune.search import SearchConfig, search
 from tune.search import main as search_main
-from tune.stress import main as stress_main
 from tune.train import main as train_main
 from tune.training.folds import FoldsConfig
 from tune.training.table import Table
@@ -476,28 +474,3 @@ def _kill_when(command: list[str], reached: Callable[[], bool], environment: dic
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-@pytest.mark.slow
-def test_stress_puts_detectors_of_other_sites_to_every_test(corpus: Path, cache: Path, tmp_path: Path) -> None:
-    read = read_manifest(corpus)
-    clips = [replace(clip, site=f"site{number // 2}") for number, clip in enumerate(read)]
-    write_manifest(tmp_path / "manifest.csv", clips)
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump({"features": FEATURES, "calibration": {"k": 3}}))
-    out = tmp_path / "stress"
-    stress_main(
-        [
-            f"--config={tmp_path / 'train.yaml'}",
-            f"--manifest={tmp_path / 'manifest.csv'}",
-            f"--cache={cache}",
-            f"--out={out}",
-            *("--clips=4", "--seconds=30", "--mixtures=6"),
-        ]
-    )
-    results = json.loads((out / "stress.json").read_text())
-    assert set(results["robustness"]) == {"clean", *CONDITIONS}
-    assert {row["clips"] for row in results["robustness"].values()} == {4}
-    assert set(results["false_alarms"]) >= {"2", "5"}
-    assert results["mixed"]
-    text = (out / "stress.md").read_text()
-    assert all(f"| {condition} |" in text for condition in CONDITIONS)
