@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.errors import SoundSentryError
 from pipeline.types import Seconds, Waveform
 from pipeline.verdict.answer import MEANINGS, BandShare, Detail, LayerShare, MomentShare, SpeakerVerdict, Verdict
+from pipeline.verdict.explanation import clock
 
 Share = MomentShare | BandShare | LayerShare
 
@@ -67,12 +68,6 @@ def percent(probability: float) -> str:
     if 0.99 < probability < 1:
         return "> 99 %"
     return f"{int(100 * probability + 0.5)} %"
-
-
-def clock(seconds: Seconds, digits: int = 1) -> str:
-    """A time within a recording, in minutes and seconds."""
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes:.0f}:{rest:0{digits + 3 if digits else 2}.{digits}f}"
 
 
 def waveform_outline(peaks: Sequence[float], height: float) -> str:

@@ -92,9 +92,7 @@ def run(options: argparse.Namespace) -> str:
     config, asked = DetectorConfig.load(options.config), settings_of(options)
     settings = {
         "model": Bundle.load(config.bundle_path).sha256,
-        "config": config.model_dump(
-            mode="json", include={"limits", "voice_activity", "diarization", "windows", "decision"}
-        ),
+        "config": config.model_dump(mode="json", include=DECIDING),
         "asked": asked,
     }
     journal = Journal(options.out, settings)

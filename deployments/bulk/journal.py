@@ -22,7 +22,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.writers import CSV_COLUMNS, as_row
 
 ANSWER_COLUMNS = pa.schema([("path", pa.string()), ("failed", pa.bool_()), ("answer", pa.string())])
-TEXTS = ("path", "result", "decided_by", "reasons", "warnings", "error")
+TEXTS = ("path", "speaker", "channel", "result", "decided_by", "reasons", "warnings", "note", "error")
 RESULT_COLUMNS = pa.schema(
     [(name, pa.string() if name in TEXTS else pa.float64()) for name in CSV_COLUMNS] + [("answer", pa.string())]
 )
@@ -31,7 +31,7 @@ RESULT_COLUMNS = pa.schema(
 SETTINGS = b"sound-sentry"
 
 Answer = dict[str, Any]
-"""What `pipeline.predict.as_json` makes of an answer."""
+"""What `pipeline.writers.as_json` makes of an answer."""
 
 
 class Journal:

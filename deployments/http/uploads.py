@@ -43,7 +43,7 @@ class Options(BaseModel):
     operating_point: OperatingPoint = "balanced"
     """Which errors to avoid: `recall` misses few fakes, `precision` accuses few humans."""
     explain: bool = False
-    """Say which moments, bands of frequency and layers of the network carried the answer; takes a second longer."""
+    """Say which moments, bands of frequency and layers of the network carried the answer; takes longer."""
     channels: Channels = "mix"
     """`split` judges each channel by itself, as call recorders write one party to a channel."""
     track: int | None = Field(None, ge=0)

@@ -206,12 +206,14 @@ class JobStore:
     def latest(self, owner: str, limit: int, before: str | None = None) -> list[Job]:
         """The owner's jobs without their results, newest first; those older than the job `before`, where given.
 
-        Raises JobNotFound where that one is not there.
+        Raises JobNotFound where that one is not there, or another owner's.
         """
         with self._transaction(reads_only=True) as connection:
             chosen = sa.select(_jobs).where(_jobs.c.owner == owner)
             if before is not None:
                 last = self._read(connection, before)
+                if last.owner != owner:
+                    raise _not_found()
                 chosen = chosen.where(
                     sa.tuple_(_jobs.c.created_at, _jobs.c.id) < sa.tuple_(sa.literal(last.created_at), last.id)
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
@@ -61,9 +61,10 @@ class Diarizer:
         samples = torch.tensor(recording.waveform.samples)
         if not len(samples):
             return ()
-        # pyannote takes the mean of no embeddings where nobody speaks for long, and prints and warns where it finds
-        # other than `count` speakers, which the answer says.
-        with self._one_at_a_time, warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
+        # pyannote warns where nobody speaks for long, for it takes the mean of no embeddings then; and it prints and
+        # warns where it finds other than `count` speakers, which the answer says. Standard output is every thread's.
+        quiet = redirect_stdout(io.StringIO()) if count.is_told else nullcontext()
+        with self._one_at_a_time, warnings.catch_warnings(action="ignore"), quiet:
             found: Any = self.pipeline(
                 {"waveform": samples.unsqueeze(0), "sample_rate": SAMPLE_RATE},
                 hook=lambda *_, **__: checkpoint(),

@@ -21,7 +21,7 @@ def _round(value: float) -> float:
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, PlainSerializer(_round, return_type=float, when_used="json")]
-Time = Annotated[Number, Field(ge=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
 Probability = Annotated[_Share, PlainSerializer(_round, return_type=_Share, when_used="json")]
 Interval = tuple[Probability, Probability]
 
@@ -62,9 +62,9 @@ class Detail(Part):
     """Who speaks; null where speakers were not told apart."""
     channel: str | None = Field(None, exclude_if=_absent)
     """The channel of the recording; only where channels were judged one by one."""
-    start: Time
+    start: NonNegative
     """Where the stretch begins, in seconds from the start of the recording."""
-    end: Time
+    end: NonNegative
     """Where the stretch ends, in seconds from the start of the recording."""
     time: str = Field(default_factory=lambda known: f"{known['start']:.1f}-{known['end']:.1f}s")
     """Start and end for people, in seconds."""
@@ -89,7 +89,7 @@ class SpeakerVerdict(Part):
     """Probability that this speaker is a machine, 0 to 1."""
     interval: Interval
     """90 % interval of `probability`, lower end first; `result` follows from it."""
-    speech_seconds: Time
+    speech_seconds: NonNegative
     """How long the speaker talks, in seconds."""
 
 
@@ -102,7 +102,7 @@ class ChannelVerdict(Part):
     """The verdict on this channel alone."""
     probability: Probability | None
     """Probability that the speech of this channel is machine-made, 0 to 1; null where there is none."""
-    speech_seconds: Time
+    speech_seconds: NonNegative
     """How long somebody speaks on this channel, in seconds."""
     note: str | None
     """`silent`, or `same_as_` and the name of the channel that holds the same sound; else null."""
@@ -122,9 +122,9 @@ class DecidedBy(Part):
     """Who decided; absent where speakers were not told apart."""
     channel: str | None = Field(None, exclude_if=_absent)
     """The channel that decided; absent where channels were not judged one by one."""
-    start: Time
+    start: NonNegative
     """Where that part begins, in seconds from the start of the recording."""
-    end: Time
+    end: NonNegative
     """Where that part ends, in seconds from the start of the recording."""
     probability: Probability
     """Probability that the speech of that part is machine-made, 0 to 1."""
@@ -140,7 +140,7 @@ class DecidedBy(Part):
 class Timeline(Part):
     """The probability from moment to moment."""
 
-    start: Time
+    start: NonNegative
     """Where the first step begins, in seconds from the start of the recording."""
     step_seconds: Annotated[Number, Field(gt=0)]
     """Length of a step, in seconds."""
@@ -171,9 +171,9 @@ class MomentShare(Part):
 
     speaker: str | None
     """Who speaks; null where speakers were not told apart."""
-    start: Time
+    start: NonNegative
     """Where the moment begins, in seconds from the start of the recording."""
-    end: Time
+    end: NonNegative
     """Where the moment ends, in seconds from the start of the recording."""
     score: Number
     """The score of this moment, as a natural logarithm: above 0 speaks for a machine. The score of the answer is the
@@ -185,9 +185,9 @@ class MomentShare(Part):
 class BandShare(Part):
     """What one band of frequency adds to the score of the moments."""
 
-    low_hz: Time
+    low_hz: NonNegative
     """Where the band begins, in hertz."""
-    high_hz: Time
+    high_hz: NonNegative
     """Where the band ends, in hertz."""
     score: Number
     """How much the score falls where nothing happens in the band any more, averaged over the moments, as a natural
@@ -246,9 +246,9 @@ class Verdict(Part):
     """The probability from moment to moment."""
     duration_config: DurationConfig
     """How the recording was judged."""
-    duration_seconds: Time
+    duration_seconds: NonNegative
     """Length of the recording, in seconds."""
-    speech_seconds: Time
+    speech_seconds: NonNegative
     """How long somebody speaks in it, in seconds."""
     original_format: str
     """Format of the file, told by its content."""

@@ -138,7 +138,7 @@ def _overlap(one: Window, other: Window) -> bool:
 
 def _moment(window: Window, score: float) -> MomentShare:
     start, end = window.parts[0].start, window.parts[-1].end
-    sentence = f"{_clock(start)} to {_clock(end)}: {_direction(score)}."
+    sentence = f"{clock(start)} to {clock(end)}: {_direction(score)}."
     return MomentShare(speaker=window.speaker, start=start, end=end, score=score, sentence=sentence)
 
 
@@ -163,9 +163,10 @@ def _direction(score: float) -> str:
     return f"speaks {much}for a {'machine' if score > 0 else 'human'}"
 
 
-def _clock(seconds: Seconds) -> str:
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes:.0f}:{rest:04.1f}"
+def clock(seconds: Seconds, digits: int = 1) -> str:
+    """A time within a recording, in minutes and seconds, for people."""
+    minutes, rest = divmod(round(seconds, digits), 60)
+    return f"{minutes:.0f}:{rest:0{digits + 3 if digits else 2}.{digits}f}"
 
 
 def _kilohertz(band: Band) -> str:

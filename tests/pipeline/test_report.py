@@ -11,9 +11,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
 from pipeline.errors import EmptyAudio
-from pipeline.report import MAX_BARS, MAX_MARKS, MAX_PEAKS, Reported, clock, marks, peaks_of, percent, render_report
+from pipeline.report import MAX_BARS, MAX_MARKS, MAX_PEAKS, Reported, marks, peaks_of, percent, render_report
 from pipeline.types import SAMPLE_RATE, Waveform
 from pipeline.verdict.answer import EXAMPLES, MEANINGS, ChannelVerdict, Timeline, Verdict
+from pipeline.verdict.explanation import clock
 
 JUDGED_AT = "2026-01-01T00:00:00Z"
 MARKUP = "<img src=x onerror=alert(1)>.wav"
@@ -78,6 +79,7 @@ def test_peaks_are_the_loudest_of_each_stretch() -> None:
 def test_numbers_are_told_as_the_page_tells_them() -> None:
     assert [percent(p) for p in (0, 0.004, 0.5, 0.125, 0.996, 1)] == ["0 %", "< 1 %", "50 %", "13 %", "> 99 %", "100 %"]
     assert [clock(4.25), clock(75.04), clock(3_605, digits=0)] == ["0:04.2", "1:15.0", "60:05"]
+    assert clock(59.96) == "1:00.0"
 
 
 def test_a_browser_shows_it_to_everybody(browser: Browser, tmp_path: Path) -> None:

@@ -54,6 +54,15 @@ def test_results_have_a_row_a_file_whatever_became_of_it(tmp_path: Path, name: s
     ]
 
 
+def test_columns_of_parquet_have_their_kind_though_they_are_empty(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "v.parquet"), SETTINGS)
+    journal.add([BROKEN])
+    journal.write_results()
+    kinds = {field.name: field.type for field in pq.read_schema(tmp_path / "v.parquet")}
+    assert {str(kinds[name]) for name in ("speaker", "channel", "note")} == {"string"}
+    assert str(kinds["probability"]) == "double"
+
+
 def test_a_journal_goes_on_where_it_was(tmp_path: Path) -> None:
     out = str(tmp_path / "v.jsonl")
     Journal(out, SETTINGS).add([FAKE, BROKEN])

@@ -116,7 +116,7 @@ def test_a_job_is_cancelled_and_its_stage_stops(service: httpx.Client, cluster: 
     assert cancelled["results"] == []
 
 
-def test_a_runner_and_a_front_that_are_killed_lose_nothing(
+def test_a_runner_and_an_ingress_that_are_killed_lose_nothing(
     service: httpx.Client, cluster: Cluster, detector: Detector, short: bytes, minute: bytes
 ) -> None:
     job_id = post(service, short, minute, short, use_diarization="true")["job_id"]

@@ -168,6 +168,8 @@ def test_jobs_page_by_page(store: JobStore) -> None:
     assert [job.id for job in store.latest("", 2, before="job0")] == []
     with pytest.raises(JobNotFound):
         store.latest("", 2, before="none")
+    with pytest.raises(JobNotFound):
+        store.latest("somebody else", 2, before="job3")
 
 
 def test_results_are_kept_so_long_and_no_longer(store: JobStore) -> None:
