@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -13,12 +14,14 @@ from threadpoolctl import threadpool_limits
 from pipeline.audio.pool import DecoderPool
 from pipeline.config import DetectorConfig
 from pipeline.stages.classify import Classifier
-from pipeline.stages.diarize import Diarizer
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Channels, OperatingPoint, Recording, SpeakerCount, Speech, Turn
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.channels import JudgedChannel, merge_channels
+
+if TYPE_CHECKING:
+    from pipeline.stages.diarize import Diarizer
 
 Announce = Callable[[str], None]
 """Told what is done next, in words for a person who waits."""
@@ -57,6 +60,8 @@ class Detector:
         """Built when first asked for: most recordings are not diarized."""
         with self._building:
             if self._diarizer is None:
+                from pipeline.stages.diarize import Diarizer  # pyannote takes longer to import than all else
+
                 self._diarizer = Diarizer(self.config)
             return self._diarizer
 

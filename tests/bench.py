@@ -28,7 +28,9 @@ from signal import SIGTERM
 from typing import Any
 
 import httpx
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -38,14 +40,53 @@ from pipeline.audio.decode import decode
 from pipeline.config import ROOT
 from pipeline.detector import Detector
 from pipeline.types import Recording, go_on
+from tests.audio import encode
 from tests.graph import free_port, ray_cluster, running, serve_config, served_graph, wait_until
 from tests.load import Load, family, peak_mib, put_load
 
 START = 7
 CLIP_SECONDS = (2, 4, 10, 60)
-CLIENTS = (1, 4, 16)
+LOAD_HEADINGS = (
+    "load",
+    "",
+    "answers/s",
+    "p50 ms",
+    "p95 ms",
+    "p99 ms",
+    "CPU ms a second of sound",
+    "rate x plain app",
+    "p50 x Detector",
+    "clients' CPU %",
+)
 LONG_MINUTES, DIARIZED_MINUTES = 30, 5
 WARM_UP_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A load: so many clients that send so many seconds of speech; of `diarized_every` requests one asks who speaks."""
+
+    clients: int
+    seconds: int
+    format: str = "wav"
+    diarized_every: int | None = None
+
+    @property
+    def name(self) -> str:
+        diarized = f", 1 in {self.diarized_every} diarized" if self.diarized_every else ""
+        return f"{self.seconds} s {self.format}, {self.clients} client{'s' * (self.clients > 1)}{diarized}"
+
+    def upload(self) -> bytes:
+        return sample(self.seconds) if self.format == "wav" else encode(samples(self.seconds), self.format)
+
+
+CASES = (
+    Case(1, 10),
+    Case(1, 4, "webm"),
+    Case(4, 10),
+    Case(16, 10),
+    Case(16, 10, diarized_every=10),
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +120,7 @@ def main() -> None:
         if not options.without_graph:
             services.append(stack.enter_context(graph("graph", serve_config())))
             services.append(stack.enter_context(graph("embedded", serve_config(ROOT / EMBEDDED))))
-        for table in load_tables(services, options.load_rounds, options.load_seconds):
+        for table in load_tables(detector, services, options.load_rounds, options.load_seconds):
             console.print(table)
 
 
@@ -193,43 +234,36 @@ def _answers(url: str) -> bool:
     return False
 
 
-def load_tables(services: list[Service], rounds: int, seconds: float) -> Iterator[Table]:
-    """Under 1, 4 and 16 clients that send 10 s of speech: what each service does, and the first against the others."""
-    data = sample(10)
-    loads: dict[tuple[str, int], list[Load]] = {}
+def load_tables(detector: Detector, services: list[Service], rounds: int, seconds: float) -> Iterator[Table]:
+    """What each service does under each load, against the Detector alone and against the plain app."""
+    alone: dict[Case, list[float]] = {}
+    loads: dict[Case, dict[str, list[Load]]] = {case: {service.name: [] for service in services} for case in CASES}
     for turn in range(rounds + 1):
-        for clients in CLIENTS:
+        for case in CASES:
+            data = case.upload()
+            if case.clients == 1:
+                alone.setdefault(case, []).extend(time_detector(detector, data, seconds if turn else 1))
             for service in services:
-                load = put_load(service.url, data, clients, seconds if turn else 2, service.pids)
+                load = put_load(
+                    service.url,
+                    data,
+                    case.clients,
+                    seconds if turn else 2,
+                    service.pids,
+                    diarized_every=case.diarized_every,
+                )
                 if turn:  # the first is to warm up
-                    loads.setdefault((service.name, clients), []).append(load)
-    table = Table(title=f"Served, 10 s of speech: medians of {rounds} rounds", title_justify="left")
-    for heading in (
-        "",
-        "clients",
-        "requests/s",
-        "p50 ms",
-        "p95 ms",
-        "p99 ms",
-        "CPU ms a second of sound",
-        "x plain app",
-    ):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for (name, clients), found in loads.items():
-        latencies = sorted(latency * 1_000 for load in found for latency in load.latencies)
-        places = statistics.quantiles(latencies, n=100, method="inclusive")
-        cpu = statistics.median(load.cpu_seconds * 100 / len(load.latencies) for load in found)
-        ratios = sorted(
-            mine.rate / other.rate for mine, other in zip(found, loads[services[0].name, clients], strict=True)
-        )
-        table.add_row(
-            name,
-            f"{clients}",
-            f"{statistics.median(load.rate for load in found):.2f}",
-            *(f"{places[share - 1]:.0f}" for share in (50, 95, 99)),
-            f"{cpu:.1f}",
-            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
-        )
+                    loads[case][service.name].append(load)
+    table = Table(title=f"Served: medians of {rounds} rounds of {seconds:g} s", title_justify="left")
+    for heading in LOAD_HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("load", "") else "right")
+    for case in CASES:
+        if case in alone:
+            places = percentiles(alone[case])
+            table.add_row(case.name, "Detector", "", *(f"{place:.0f}" for place in places), "", "", "")
+        for name, found in loads[case].items():
+            table.add_row(case.name, name, *figures(case, found, loads[case][services[0].name], alone.get(case)))
+        table.add_section()
     yield table
     memory = Table(title="Peak memory of each kind of process, MiB", title_justify="left")
     for heading in ("", "process", "MiB"):
@@ -238,6 +272,38 @@ def load_tables(services: list[Service], rounds: int, seconds: float) -> Iterato
         for process, mib in sorted(peak_mib(service.pids).items(), key=lambda peak: -peak[1]):
             memory.add_row(service.name, process, f"{mib}")
     yield memory
+
+
+def time_detector(detector: Detector, data: bytes, seconds: float) -> list[float]:
+    """Seconds that the Detector takes for each answer, one after another in this process."""
+    times, stop = [], time.monotonic() + seconds
+    while time.monotonic() < stop:
+        began = time.perf_counter()
+        detector.predict(data)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def percentiles(latencies: list[float]) -> list[float]:
+    """The 50th, 95th and 99th percentile, in milliseconds."""
+    places = statistics.quantiles((latency * 1_000 for latency in latencies), n=100, method="inclusive")
+    return [places[share - 1] for share in (50, 95, 99)]
+
+
+def figures(case: Case, found: list[Load], peers: list[Load], alone: list[float] | None) -> list[str]:
+    """The cells of a service's row. Times are those of plain requests, CPU time is of all."""
+    latencies = [latency for load in found for latency in load.latencies]
+    cpu = statistics.median(load.cpu_seconds * 1_000 / load.answers / case.seconds for load in found)
+    ratios = sorted(mine.rate / peer.rate for mine, peer in zip(found, peers, strict=True))
+    own_cpu = statistics.median(load.client_cpu_seconds / load.seconds for load in found)
+    return [
+        f"{statistics.median(load.rate for load in found):.2f}",
+        *(f"{place:.0f}" for place in percentiles(latencies)),
+        f"{cpu:.1f}",
+        f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
+        f"{statistics.median(latencies) / statistics.median(alone):.2f}" if alone else "",
+        f"{100 * own_cpu:.0f}",
+    ]
 
 
 def pyannote_sample() -> bytes:
@@ -258,6 +324,12 @@ def sample(seconds: int) -> bytes:
         wanted = 2 * seconds * whole.getframerate()
         part.writeframes((speech * (wanted // len(speech) + 1))[:wanted])
     return cut.getvalue()
+
+
+def samples(seconds: int) -> NDArray[np.float32]:
+    """The same, (time,) at 16 kHz."""
+    with wave.open(io.BytesIO(sample(seconds))) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / np.float32(2**15)
 
 
 if __name__ == "__main__":

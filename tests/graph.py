@@ -78,8 +78,8 @@ class Cluster:
 
 
 @contextmanager
-def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
-    """A cluster of one node with that many logical CPUs and GPUs.
+def ray_cluster(num_cpus: int = 2, num_gpus: int = 0, **variables: str) -> Iterator[Cluster]:
+    """A cluster of one node with that many logical CPUs and GPUs; `variables` are of its environment.
 
     Ray gives up on itself where its processes take more than 30 s to come up, as they may on a busy machine: it is
     then started again.
@@ -87,7 +87,7 @@ def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
     with ExitStack() as stack:
         for attempts_left in reversed(range(START_ATTEMPTS)):
             try:
-                cluster = stack.enter_context(_ray_node(num_cpus, num_gpus))
+                cluster = stack.enter_context(_ray_node(num_cpus, num_gpus, variables))
                 break
             except RuntimeError:
                 if not attempts_left:
@@ -96,7 +96,7 @@ def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
 
 
 @contextmanager
-def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
+def _ray_node(num_cpus: int, num_gpus: int, variables: dict[str, str]) -> Iterator[Cluster]:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -105,6 +105,7 @@ def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
         "RAY_worker_niceness": "0",  # Ray's 15 would make replicas slower than the process they are compared with
         "PYTHONPATH": str(ROOT),  # where `deploy`, which no process of ours stands behind, finds the application
     }
+    environment |= variables
     environment.pop("RAY_ADDRESS", None)
     dashboard_port = free_port()
     options: dict[str, object] = {"num-cpus": num_cpus, "num-gpus": num_gpus, "ray-client-server-port": free_port()}
@@ -131,7 +132,8 @@ def served_graph(cluster: Cluster, config: dict[str, Any]) -> Iterator[str]:
     file = cluster.folder / "serve_config.yaml"
     file.write_text(yaml.safe_dump(config))
     command: list[str | Path] = [BIN / "serve", "run", f"--address={cluster.address}", file]
-    with running(command, cluster.environment, cluster.folder / "serve.log", signal.SIGINT):
+    # Killed, because it would wait for replicas that end with their cluster anyway.
+    with running(command, cluster.environment, cluster.folder / "serve.log", signal.SIGKILL):
         cluster.wait_for("RUNNING")
         yield f"http://127.0.0.1:{config['http_options']['port']}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import threading
 import time
@@ -22,33 +23,46 @@ class Load:
     """What came of some seconds of load: seconds a request took, how long all took, CPU seconds of the service."""
 
     latencies: list[float] = field(default_factory=list)
+    diarized_latencies: list[float] = field(default_factory=list)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     client_cpu_seconds: float = 0.0
 
     @property
+    def answers(self) -> int:
+        return len(self.latencies) + len(self.diarized_latencies)
+
+    @property
     def rate(self) -> float:
-        return len(self.latencies) / self.seconds
+        return self.answers / self.seconds
 
 
-def put_load(url: str, upload: bytes, clients: int, seconds: float, pids: list[int]) -> Load:
+def put_load(
+    url: str, upload: bytes, clients: int, seconds: float, pids: list[int], *, diarized_every: int | None = None
+) -> Load:
     """So many clients at once, each of which sends `upload` again and again for `seconds` and waits for the answer.
-    `pids` are the processes of the service. Raises RuntimeError for an answer that is no verdict."""
-    request = httpx.Request("POST", f"{url}/predict", files={"audio": ("clip.wav", upload)})
-    body, headers = request.read(), dict(request.headers)
-    load, failures = Load(), list[str]()
+    `pids` are the processes of the service; of `diarized_every` requests one asks who speaks. Raises RuntimeError for
+    an answer that is no verdict."""
+    plain, diarized = (
+        httpx.Request("POST", f"{url}/predict", files={"audio": ("clip", upload)}, data={"use_diarization": tick})
+        for tick in ("false", "true")
+    )
+    bodies = {request: (request.read(), dict(request.headers)) for request in (plain, diarized)}
+    load, failures, numbers = Load(), list[str](), itertools.count(1)
     stop = time.monotonic() + seconds
 
     def client() -> None:
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
         while time.monotonic() < stop and not failures:
+            is_diarized = diarized_every is not None and next(numbers) % diarized_every == 0
             began = time.perf_counter()
-            connection.request("POST", "/predict", body, headers)
+            connection.request("POST", "/predict", *bodies[diarized if is_diarized else plain])
             answer = connection.getresponse()
             content = answer.read()
             if answer.status != 200:
                 failures.append(f"{answer.status}: {content[:300]!r}")
-            load.latencies.append(time.perf_counter() - began)
+            latencies = load.diarized_latencies if is_diarized else load.latencies
+            latencies.append(time.perf_counter() - began)
         connection.close()
 
     threads = [threading.Thread(target=client) for _ in range(clients)]

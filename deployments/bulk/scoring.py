@@ -24,8 +24,8 @@ BLOCK_FILES, BLOCK_BYTES = 16, 2**22
 """What a process is handed at a time: few enough for progress to be seen and for all to be busy until the end."""
 READERS = 4
 """Files that a process reads ahead of the one it scores."""
-RETRIES = 2
-"""How often files are tried anew whose process died, with its machine or by itself."""
+RETRIES = 1
+"""How often files are tried again whose process died, with its machine or by itself."""
 
 
 class Scorer:
@@ -63,9 +63,11 @@ def score(
     answered with an error.
     """
     left = {file.name: file for file in files}
-    for blocks in (cut(files), None):
-        blocks = [[file] for file in left.values()] if blocks is None else blocks
-        for answer in _pass(blocks, actor, arguments, actors=actors, num_gpus=num_gpus) if blocks else ():
+    for one_by_one in (False, True):
+        blocks = [[file] for file in left.values()] if one_by_one else cut(files)
+        # A block that waits at a process dies with the one before it. One by one, none may wait.
+        at_once = 1 if one_by_one else None
+        for answer in _pass(blocks, at_once, actor, arguments, actors=actors, num_gpus=num_gpus) if blocks else ():
             if left.pop(answer["filename"], None):
                 yield answer
     for name in left:
@@ -73,7 +75,13 @@ def score(
 
 
 def _pass(
-    blocks: Sequence[Sequence[File]], actor: type, arguments: Sequence[Any], *, actors: int, num_gpus: float
+    blocks: Sequence[Sequence[File]],
+    at_once: int | None,
+    actor: type,
+    arguments: Sequence[Any],
+    *,
+    actors: int,
+    num_gpus: float,
 ) -> Iterator[dict[str, Any]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -87,7 +95,12 @@ def _pass(
             actor,
             fn_constructor_args=tuple(arguments),
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=min(actors, len(blocks))),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1,
+                max_size=actors,
+                initial_size=min(actors, len(blocks)),
+                max_tasks_in_flight_per_actor=at_once,
+            ),
             num_cpus=1,
             num_gpus=num_gpus or None,
             max_task_retries=RETRIES,

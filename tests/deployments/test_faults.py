@@ -35,7 +35,7 @@ def test_a_replica_dies_with_a_request_in_hand(
     service: httpx.Client, cluster: Cluster, sample_wav: bytes, ten_seconds: NDArray[np.float32]
 ) -> None:
     (replica,) = cluster.application()["deployments"]["Diarizer"]["replicas"]
-    long = encode(np.tile(ten_seconds, 15))
+    long = encode(np.tile(ten_seconds, 10))
     with ThreadPoolExecutor(1) as other:
         answer = other.submit(service.post, "/predict", files={"audio": long}, data={"use_diarization": "true"})
         time.sleep(2.0)  # by now the Diarizer is at work on it, for many seconds more
@@ -227,6 +227,11 @@ def test_an_ingress_replica_dies_with_requests_in_hand(
         if response.status_code == 503:
             assert response.headers["content-type"] == "application/problem+json"
             assert response.headers["retry-after"] and response.json()["request_id"]
-    wait_until(lambda: len(cluster.application()["deployments"]["Ingress"]["replicas"]) == 2, 120)
+
+    def both_run() -> bool:
+        ingress = cluster.application()["deployments"]["Ingress"]["replicas"]
+        running = {replica["pid"] for replica in ingress if replica["state"] == "RUNNING"}  # one that starts has no pid
+        return len(running) == 2 and second["pid"] in running
+
+    wait_until(both_run, 120)
     assert service.get("/health").status_code == 200
-    assert second["pid"] in {r["pid"] for r in cluster.application()["deployments"]["Ingress"]["replicas"]}

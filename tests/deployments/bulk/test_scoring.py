@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from pyarrow.fs import FileSystem
 from ray.cluster_utils import Cluster
 
@@ -26,6 +24,7 @@ from deployments.bulk.scoring import score
 from pipeline.config import ROOT
 from pipeline.detector import Detector
 from tests.graph import free_port, running, wait_until
+from tests.nodes import OBJECT_STORE_BYTES, two_nodes
 
 # Ray warns of its own settings.
 pytestmark = pytest.mark.filterwarnings(
@@ -40,24 +39,8 @@ START_SECONDS = 500
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[Cluster]:
-    """Two nodes, to which this process is connected."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would have a busy machine starve them
-        yield from two_nodes()
-
-
-def two_nodes() -> Iterator[Cluster]:
-    ray.shutdown()
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**28}
-    )
-    try:
-        cluster.add_node(num_cpus=1, object_store_memory=2**28)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    with two_nodes() as cluster:
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +143,12 @@ def test_a_file_that_kills_its_process_costs_its_own_answer() -> None:
 
 
 def test_a_machine_lost_half_way_costs_nothing(cluster: Cluster) -> None:
-    lost = cluster.add_node(num_cpus=1, object_store_memory=2**28)
-    files = [File(f"{n}.wav", "") for n in range(400)]
+    lost = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+    files = [File(f"{n}.wav", "") for n in range(240)]
     answers = []
     for answer in score(files, Stand, (), actors=3, num_gpus=0):
         answers.append(answer["filename"])
-        if len(answers) == 100:
+        if len(answers) == 60:
             cluster.remove_node(lost, allow_graceful=False)
     assert sorted(answers) == sorted(file.name for file in files)
 

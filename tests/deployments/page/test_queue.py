@@ -103,6 +103,8 @@ def test_two_at_a_time_and_each_can_be_cancelled(page: Page) -> None:
     choose(page, dict.fromkeys(("a.wav", "b.wav", "c.wav", "d.wav"), encode(SILENCE)))
     cells = page.locator("#queue-rows td:nth-child(2)")
     expect(cells).to_contain_text(["Analysing", "Analysing", "Waiting", "Waiting"])
+    while len(held) < 2:  # the row says so a moment before the request is out
+        page.wait_for_timeout(50)
     assert len(held) == 2
     page.get_by_role("button", name="Cancel b.wav").click()
     expect(cells).to_contain_text(["Analysing", "Cancelled", "Analysing", "Waiting"])

@@ -1,0 +1,30 @@
+"""A Ray cluster of two nodes in this process, without Serve."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+OBJECT_STORE_BYTES = 2**28
+
+
+@contextmanager
+def two_nodes() -> Iterator[Cluster]:
+    """Two nodes with a CPU each, to which this process is connected."""
+    ray.shutdown()  # Ray starts one by itself where a test before this one asked it for anything
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would have a busy machine starve them
+        head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
