@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from pipeline.config import DetectorConfig
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from tests.audio import encode
 from tests.bench import pyannote_sample
 from tune.cluster import connect

@@ -96,6 +96,21 @@ def test_the_pipeline_runs_without_ray() -> None:
     assert run_python(program) == "False\n"
 
 
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("deployments.http.ingress", "torch"),
+        ("deployments.jobs.runner", "torch"),
+        ("deployments.decoder", "torch"),
+        ("deployments.classifier", "torch"),
+        ("pipeline.detector", "pyannote"),
+    ],
+)
+def test_no_process_waits_for_what_it_does_not_use(module: str, unwanted: str) -> None:
+    """torch takes seconds to import and hundreds of MB, and so does pyannote."""
+    assert run_python(f"import {module}, sys; print('{unwanted}' in sys.modules)") == "False\n"
+
+
 def test_importing_connects_nowhere_and_loads_no_weights() -> None:
     program = f"""
 import importlib, sys

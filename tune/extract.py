@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.errors import InputError
-from pipeline.networks.tkan import TkanSpec, load_spec
+from pipeline.networks.spec import TkanSpec, load_spec
 from pipeline.progress import with_progress
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.stages.vad import VoiceActivityDetector

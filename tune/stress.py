@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, parse
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.stages.classify import Classifier
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector

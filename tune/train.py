@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.config import DetectorConfig, parse
 from pipeline.networks.front import Parameters, parameters_sha256
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.verdict.bundle import Arrays, Bundle, BundleInfo, save_bundle
 from tune.cluster import connect, map_with_tasks
 from tune.command import finish, run

@@ -15,7 +15,8 @@ from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
 from pipeline.networks.backbones import load_backbone
 from pipeline.networks.front import Parameters
-from pipeline.networks.tkan import TkanSpec, layer_features
+from pipeline.networks.spec import TkanSpec
+from pipeline.networks.tkan import layer_features
 from pipeline.types import (
     SAMPLE_RATE,
     Checkpoint,

@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 
 from pipeline.config import Strict, describe_misfits
 from pipeline.errors import BundleError
-from pipeline.networks.tkan import TkanSpec
+from pipeline.networks.spec import TkanSpec
 
 Arrays = dict[str, NDArray[np.float32]]
 

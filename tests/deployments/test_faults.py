@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.audio.decode import decode
 from pipeline.detector import Detector
 from pipeline.networks.front import parameters_sha256
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.stages.classify import Classifier
 from pipeline.verdict.bundle import save_bundle
 from tests.audio import encode

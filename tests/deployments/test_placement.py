@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipeline.config import DetectorConfig
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.verdict.bundle import Bundle, save_bundle
 from tests.graph import Cluster, ray_cluster, serve_config
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import parse
-from pipeline.networks.tkan import TkanSpec
+from pipeline.networks.spec import TkanSpec
 from tune.corpora.build import DEFAULT_CONFIG, StarterCorpus
 from tune.corpora.copy_synthesis import MEL_HOP, MEL_RATE, MEL_SIZE
 from tune.corpora.manifest import Clip

@@ -27,7 +27,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.detector import Detector
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
 from tests.nodes import two_nodes

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Recording, Waveform

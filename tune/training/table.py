@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.networks.tkan import TkanSpec
+from pipeline.networks.spec import TkanSpec
 from tune.corpora.manifest import Clip
 from tune.errors import LeakError
 from tune.training.folds import Indices

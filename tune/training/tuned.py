@@ -20,7 +20,7 @@ from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, Strict
 from pipeline.errors import InputError
 from pipeline.networks.front import Parameters, front_parameters, pair, published_front
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Recording, Segment, Speech, Waveform

@@ -6,7 +6,7 @@ import torch
 from pipeline.config import DetectorConfig
 from pipeline.networks.campplus import filterbank, load_campplus
 from pipeline.networks.front import front_parameters, load_fronts, pair, parameters_sha256, published_front
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.types import Segment, Waveform, Window
 

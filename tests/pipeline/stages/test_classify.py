@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.errors import BundleError
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.stages.classify import Classifier
 from pipeline.types import Features, Quality, Segment, Speech, Window
 from pipeline.verdict.bundle import Bundle, save_bundle

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pipeline.config import DetectorConfig
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.stages.extract import TkanExtractor, layer_sizes, spoken_stretches
 from pipeline.types import Recording, Segment, Speech, Waveform, Window
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
-from pipeline.networks.tkan import TkanSpec
+from pipeline.networks.spec import TkanSpec
 from pipeline.stages.classify import Classifier
 from pipeline.types import Features, Quality, Segment, Speech
 from pipeline.verdict.bundle import Arrays, Bundle, BundleInfo, Calibration, NarrowBand, Thresholds, Uncertainty

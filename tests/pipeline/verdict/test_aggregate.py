@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import ArrayLike
 
 from pipeline.config import DetectorConfig
-from pipeline.networks.tkan import TkanSpec
+from pipeline.networks.spec import TkanSpec
 from pipeline.types import Features, OperatingPoint, Quality, Segment, Speech, Turn
 from pipeline.verdict.aggregate import build_verdict, no_speech_verdict
 from pipeline.verdict.answer import Verdict

@@ -15,7 +15,7 @@ from scipy.signal import butter, sosfilt
 
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, Limits
-from pipeline.networks.tkan import TkanSpec
+from pipeline.networks.spec import TkanSpec
 from pipeline.stages.classify import Classifier
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.types import SAMPLE_RATE, Features, Recording, Segment, Speech, Turn, Waveform

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.config import ROOT, DetectorConfig
-from pipeline.networks.tkan import load_spec
+from pipeline.networks.spec import load_spec
 from pipeline.types import Segment, Waveform
 from tests.tune.synthetic import make_clips, make_table, stand_in_for_hifigan
 from tune import extract, kfold, search, stress, train

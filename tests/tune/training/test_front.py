@@ -8,7 +8,8 @@ import torch
 
 from pipeline.networks.campplus import filterbank
 from pipeline.networks.front import front_parameters, pair
-from pipeline.networks.tkan import layer_features, load_spec
+from pipeline.networks.spec import load_spec
+from pipeline.networks.tkan import layer_features
 from pipeline.types import SAMPLE_RATE, Segment
 from pipeline.verdict.head import raw_scores, standardize
 from tune.training.front import (
