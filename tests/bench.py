@@ -112,6 +112,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     detector = Detector.from_config()
     console.print(stage_table(detector, options.rounds))
+    console.print(child_table(detector, options.rounds))
     if options.long:
         console.print(long_table(detector))
     with ExitStack() as stack:
@@ -143,6 +144,23 @@ def stage_table(detector: Detector, rounds: int) -> Table:
     return table
 
 
+def child_table(detector: Detector, rounds: int) -> Table:
+    """What it costs to decode in a process that may do nothing else. On the clock, because this one only waits."""
+    table = Table(title=f"Decoding, ms on the clock: median and quartiles of {rounds}", title_justify="left")
+    for heading in ("", *(f"{seconds} s" for seconds in CLIP_SECONDS)):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    cells: dict[str, list[str]] = {"in this process": [], "in a process of its own": []}
+    for data in map(sample, CLIP_SECONDS):
+        ways = (lambda data=data: decode(data, detector.config.limits), lambda data=data: detector.decoder.decode(data))
+        times = measure(dict(zip(cells, ways, strict=True)), rounds, time.perf_counter)
+        for name, taken in times.items():
+            low, median, high = statistics.quantiles(taken, n=4)
+            cells[name].append(f"{median:.1f} ({low:.1f}-{high:.1f})")
+    for name, row in cells.items():
+        table.add_row(name, *row)
+    return table
+
+
 def parts_of(detector: Detector, data: bytes) -> dict[str, Callable[[], object]]:
     recording = decode(data, detector.config.limits)
     speech = detector.voice_activity.detect(recording)
@@ -170,15 +188,18 @@ def forward_voice_activity(detector: Detector, recording: Recording) -> None:
     detector.voice_activity.frames(recording.waveform.samples, go_on)
 
 
-def measure(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of this process's CPU time that each part took in each round. They take turns."""
+def measure(
+    parts: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Milliseconds that each part took in each round, of this process's CPU time or by another clock. They take
+    turns."""
     times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in track(range(WARM_UP_ROUNDS + rounds), description="Measuring", transient=True):
         for name, part in parts.items():
-            start = time.process_time()
+            start = clock()
             part()
             if turn >= WARM_UP_ROUNDS:
-                times[name].append((time.process_time() - start) * 1_000)
+                times[name].append((clock() - start) * 1_000)
     return times
 
 

@@ -16,6 +16,7 @@ from pipeline.config import DetectorConfig, Diarization
 from pipeline.models import weights
 from pipeline.networks.pyannote import (
     PLDA,
+    BlockwiseDiarization,
     CampplusEmbedding,
     NoPlda,
     SpeakerDiarization,
@@ -110,11 +111,10 @@ def load_pipeline(config: Diarization, device: torch.device) -> SpeakerDiarizati
         options["plda"] = PLDA(weights("community-1/plda-transform"), weights("community-1/plda"))
     else:
         options["plda"] = NoPlda()
-    # A CPU gains nothing from batches, but the three speakers of a chunk share one pass through CAM++.
-    gpu = device.type == "cuda"
-    options["segmentation_batch_size"] = 32 if gpu else 1
-    options["embedding_batch_size"] = 33 if gpu else 3
-    pipeline = SpeakerDiarization(**options)
+    batch_size = 32 if device.type == "cuda" else 1  # a CPU gains nothing from batches
+    options["segmentation_batch_size"] = options["embedding_batch_size"] = batch_size
+    kind = BlockwiseDiarization if config.pipeline == "embedded" else SpeakerDiarization
+    pipeline = kind(**options)
     pipeline.instantiate(parameters)
     pipeline.to(device)
     return pipeline

@@ -49,6 +49,7 @@ def test_a_key_that_serve_overlooks_fails_at_start_and_is_named(gpu_cluster: Clu
         gpu_cluster.wait_for("RUNNING")
 
 
+@pytest.mark.slow  # a graph is started for it; test_faults.py offers such a bundle to one that runs
 def test_a_bundle_of_another_backbone_fails_at_start_and_is_named(gpu_cluster: Cluster, tmp_path: Path) -> None:
     bundle = Bundle.load(DetectorConfig().bundle_path)
     other = {"features": load_spec("linear-textures"), "backbone_sha256": "0" * 64}

@@ -142,6 +142,7 @@ def test_a_file_that_kills_its_process_costs_its_own_answer() -> None:
     assert "died of it" in answers["deadly"]["error"]["detail"]
 
 
+@pytest.mark.slow  # it takes Ray a minute to give a node up
 def test_a_machine_lost_half_way_costs_nothing(cluster: Cluster) -> None:
     lost = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
     files = [File(f"{n}.wav", "") for n in range(240)]

@@ -24,7 +24,7 @@ from pipeline import models
 from pipeline.audio.decode import decode
 from pipeline.config import ROOT, DetectorConfig, Diarization, Limits
 from pipeline.errors import ModelUnavailable
-from pipeline.networks.pyannote import CampplusEmbedding
+from pipeline.networks.pyannote import BlockFrames, CampplusEmbedding
 from pipeline.stages.diarize import Diarizer
 from pipeline.types import Recording, Segment, SpeakerCount, Speech, Turn, Waveform
 from pipeline.verdict.reasons import AnswerWarning
@@ -159,28 +159,42 @@ def test_the_configuration_decides_how_many_speakers_there_are(sample: Samples) 
     assert len({turn.speaker for turn in turns}) > 2
 
 
-def test_a_chunks_speakers_share_one_pass(sample: Samples) -> None:
-    embedding = CampplusEmbedding().eval()
-    first, second = (torch.from_numpy(sample[start : start + 32_000])[None] for start in (120_000, 240_000))
-    masks = torch.zeros(3, 118)
-    masks[0, :50] = masks[1, 60:] = masks[2] = 1
+def test_each_second_goes_through_campplus_once(diarizer: Diarizer, sample: Samples) -> None:
     passes: list[int] = []
-    embedding.network.head.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
-    with torch.inference_mode():
-        together = embedding(torch.stack([first, first, second]), masks)
-        apart = torch.cat([embedding(w[None], m[None]) for w, m in zip([first, first, second], masks, strict=True)])
-    assert passes == [2, 1, 1, 1]
-    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
-    assert not torch.allclose(together[0], together[1], atol=0.1), "each speaker's frames count for it alone"
+    network = diarizer.pipeline._embedding.model_.network
+    hook = network.head.register_forward_hook(lambda module, inputs, output: passes.append(output.shape[-1]))
+    try:
+        diarizer.diarize(recording(sample))
+    finally:
+        hook.remove()
+    assert passes == [1_000, 1_000, 998], "three blocks of 10 s, at 100 frames a second"
 
 
-def test_unweighted_embeddings_are_campplus_own(sample: Samples) -> None:
+def test_an_embedding_is_campplus_own_and_each_speakers_frames_count_for_it_alone(sample: Samples) -> None:
     from pipeline.networks.campplus import filterbank
 
     embedding, samples = CampplusEmbedding().eval(), torch.from_numpy(sample[120_000:160_000])
+    frames = embedding.frames(samples)
     with torch.inference_mode():
-        expected = embedding.network(filterbank(samples)[None])
-        torch.testing.assert_close(embedding(samples[None, None]), expected, rtol=0, atol=1e-5)
+        (expected,) = embedding.network(filterbank(samples)[None])
+    halves = torch.zeros(2, frames.shape[1])
+    halves[0, :60] = halves[1, 60:] = 1
+    torch.testing.assert_close(embedding.embed(frames, torch.ones(1, 10))[0], expected, rtol=0, atol=1e-4)
+    first, second = embedding.embed(frames, halves)
+    torch.testing.assert_close(first, embedding.embed(frames[:, :60], torch.ones(1, 60))[0], rtol=0, atol=1e-4)
+    assert not torch.allclose(first, second, atol=0.1)
+
+
+def test_chunks_are_cut_from_blocks(sample: Samples) -> None:
+    """Of which each is computed once, and the last is filled up with nothing."""
+    embedding, samples = CampplusEmbedding().eval(), torch.from_numpy(sample[: 25 * 16_000])
+    blocks = BlockFrames(samples, embedding)
+    first, second, third = (embedding.frames(samples[i * 160_000 :][: 160_000 + 240]) for i in range(3))
+    assert (first.shape[1], second.shape[1], third.shape[1]) == (500, 500, 249)
+    torch.testing.assert_close(blocks.between(0, 500), first)
+    torch.testing.assert_close(blocks.between(375, 875), torch.cat([first[:, 375:], second[:, :375]], dim=1))
+    end = blocks.between(900, 1_400)
+    torch.testing.assert_close(end, torch.cat([second[:, 400:], third, torch.zeros(512, 151)], dim=1))
 
 
 def test_pyannote_is_imported_quietly_and_without_torchcodec() -> None:
