@@ -38,11 +38,11 @@ models: env
 serve: models
 	$(BIN)/python -m deployments.launch $(if $(PORT),--port $(PORT))
 
-# What starts Ray waits much and computes little: the other tests fill the gaps, and give way.
-test: lint models
+# What starts Ray waits much and computes little: the rest fills the gaps, and gives way.
+test: models
 	@bash ops/system-packages test
-	@echo 'Testing in two processes; each prints its results when it is done.'
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-graph test-parts
+	@echo 'Three things at once: style and types, the tests that start Ray, the others. Each prints its results when it is done.'
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target lint test-graph test-parts
 
 test-graph:
 	$(BIN)/pytest $(ON_RAY)

@@ -18,6 +18,9 @@ from pipeline.stages import extract
 from pipeline.types import Checkpoint, Features, Occluded, Recording, Speech, Turn
 from pipeline.verdict.answer import Verdict
 
+MAX_BATCHES = 16
+"""That may wait for the thread; as many as `max_ongoing_requests` in serve_config.yaml."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -56,9 +59,11 @@ class TkanExtractor:
             raise outcome
         return outcome
 
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0)
+    # Several at once, because a short recording may pass a long one.
+    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0, max_concurrent_batches=MAX_BATCHES)
     async def _extract_batch(self, requests: list[Request]) -> list[Features | Exception]:
-        return await self._worker.run(self._extract_each, requests)
+        longest = max(request.recording.waveform.duration_seconds for request in requests)
+        return await self._worker.run(self._extract_each, requests, seconds=longest)
 
     def _extract_each(self, requests: list[Request], checkpoint: Checkpoint) -> list[Features | Exception]:
         """An outcome a request: a recording that cannot be scored is no reason to refuse the others."""
@@ -77,7 +82,8 @@ class TkanExtractor:
             return error
 
     async def occlude(self, recording: Recording, features: Features, verdict: Verdict) -> Occluded:
-        return await self._worker.run(self._extractor.occlude, recording, features, verdict)
+        seconds = recording.waveform.duration_seconds
+        return await self._worker.run(self._extractor.occlude, recording, features, verdict, seconds=seconds)
 
     async def check_health(self) -> None:
         await self._worker.check_health()

@@ -22,7 +22,7 @@ class VoiceActivityDetector:
         self._worker = Worker(lambda: self._detector.detect(PROBE))
 
     async def detect(self, recording: Recording) -> Speech:
-        return await self._worker.run(self._detector.detect, recording)
+        return await self._worker.run(self._detector.detect, recording, seconds=recording.waveform.duration_seconds)
 
     async def check_health(self) -> None:
         await self._worker.check_health()

@@ -18,16 +18,18 @@ class AdmissionConfig(Strict):
     """All of `admission`: what each replica of the ingress may have in hand.
 
     `max_mib_in_flight` bounds the bodies of all requests together, and half of it those of slow requests: those with
-    diarization, or with channels that are judged one by one. A body that is larger by itself is taken where there is no
-    other. `max_recordings` are in the graph at a time, decoded; `max_slow` of these belong to slow requests, so that
-    the others do not wait behind them. `max_waiting` wait for their turn, slow ones and others each. A body may take
+    diarization, with channels that are judged one by one, or with a recording of more than `slow_mib`. A body that is
+    larger by itself is taken where there is no other. `max_recordings` are in the graph at a time, decoded; `max_slow`
+    of these belong to slow requests, so that the others do not wait behind them. `max_waiting` wait for their turn,
+    slow ones and others each. How long a request waits at most follows from these two numbers. A body may take
     `max_body_seconds`, and has to come at `min_bytes_per_second` on average.
     """
 
     max_mib_in_flight: float = Field(48, gt=0)
-    max_recordings: int = Field(16, ge=1)
-    max_slow: int = Field(4, ge=1)
-    max_waiting: int = Field(32, ge=0)
+    slow_mib: float = Field(2, gt=0)
+    max_recordings: int = Field(6, ge=1)
+    max_slow: int = Field(2, ge=1)
+    max_waiting: int = Field(10, ge=0)
     max_body_seconds: float = Field(600, gt=0)
     min_bytes_per_second: float = Field(4096, gt=0)
 
@@ -36,6 +38,7 @@ class Admission:
     """Counts what an ingress replica has in hand."""
 
     def __init__(self, config: AdmissionConfig) -> None:
+        self._slow_bytes = int(config.slow_mib * 2**20)
         self._bodies = _Room(int(config.max_mib_in_flight * 2**20))
         self._slow_bodies = _Room(int(config.max_mib_in_flight * 2**19))
         self._recordings = _Turns(config.max_recordings, config.max_waiting)
@@ -52,7 +55,7 @@ class Admission:
     @asynccontextmanager
     async def recording(self, size_bytes: int, *, is_slow: bool) -> AsyncIterator[None]:
         """While a recording is in the graph; waits for its turn. Raises Overloaded for a slow one too many."""
-        if not is_slow:
+        if not is_slow and size_bytes <= self._slow_bytes:
             async with self._recordings.take():
                 yield
         elif self._slow.is_full:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -173,5 +174,47 @@ def test_a_recording_that_cannot_begin_holds_up_no_event_loop() -> None:
         assert not task.done() and time.monotonic() > started
         long.passed.release()
         await task
+
+    run(test)
+
+
+def test_a_short_recording_passes_a_long_one_at_its_checkpoints() -> None:
+    """One at each of them, so that the long one goes on."""
+
+    async def test(worker: Worker) -> None:
+        long, done = Long(), list[str]()
+
+        def short(name: str, checkpoint: Checkpoint) -> None:
+            done.append(f"{name} after {long.chunks}")
+            if name == "broken":
+                raise ValueError(name)
+
+        task = asyncio.create_task(worker.run(long, 3, seconds=600))
+        await begun(long)
+        others = [asyncio.create_task(worker.run(short, name, seconds=4)) for name in ("first", "gone", "broken")]
+        others.append(asyncio.create_task(worker.run(short, "as long", seconds=500)))
+        await asyncio.sleep(0)
+        others[1].cancel()
+        await asyncio.sleep(0.05)
+        long.passed.release()
+        await others[0]
+        assert not task.done()
+        long.passed.release(2)
+        with pytest.raises(ValueError, match="broken"):
+            await others[2]
+        assert await task == 3
+        await others[3]
+        assert done == ["first after 1", "broken after 2", "as long after 3"]
+
+    run(test)
+
+
+def test_networks_give_way_to_event_loops() -> None:
+    async def test(worker: Worker) -> None:
+        def priority(_: Checkpoint) -> int:
+            return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        assert await worker.run(priority) == min(19, own + module.NICENESS)
 
     run(test)

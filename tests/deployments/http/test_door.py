@@ -341,6 +341,17 @@ def test_recordings_take_turns_and_those_to_diarize_leave_room_for_the_others() 
     run(test)
 
 
+def test_a_large_recording_is_slow() -> None:
+    async def test() -> None:
+        admission = Admission(AdmissionConfig(slow_mib=1, max_slow=1, max_waiting=0))
+        async with admission.recording(2**20 + 1, is_slow=False), admission.recording(2**20, is_slow=False):
+            with pytest.raises(Overloaded):
+                async with admission.recording(2**20 + 1, is_slow=False):
+                    pass
+
+    run(test)
+
+
 # ---- forms
 
 
