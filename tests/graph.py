@@ -78,8 +78,8 @@ class Cluster:
 
 
 @contextmanager
-def ray_cluster(num_cpus: int = 2, num_gpus: int = 0, **variables: str) -> Iterator[Cluster]:
-    """A cluster of one node with that many logical CPUs and GPUs; `variables` are of its environment.
+def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
+    """A cluster of one node with that many logical CPUs and GPUs.
 
     Ray gives up on itself where its processes take more than 30 s to come up, as they may on a busy machine: it is
     then started again.
@@ -87,7 +87,7 @@ def ray_cluster(num_cpus: int = 2, num_gpus: int = 0, **variables: str) -> Itera
     with ExitStack() as stack:
         for attempts_left in reversed(range(START_ATTEMPTS)):
             try:
-                cluster = stack.enter_context(_ray_node(num_cpus, num_gpus, variables))
+                cluster = stack.enter_context(_ray_node(num_cpus, num_gpus))
                 break
             except RuntimeError:
                 if not attempts_left:
@@ -96,7 +96,7 @@ def ray_cluster(num_cpus: int = 2, num_gpus: int = 0, **variables: str) -> Itera
 
 
 @contextmanager
-def _ray_node(num_cpus: int, num_gpus: int, variables: dict[str, str]) -> Iterator[Cluster]:
+def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -105,7 +105,6 @@ def _ray_node(num_cpus: int, num_gpus: int, variables: dict[str, str]) -> Iterat
         "RAY_worker_niceness": "0",  # Ray's 15 would make replicas slower than the process they are compared with
         "PYTHONPATH": str(ROOT),  # where `deploy`, which no process of ours stands behind, finds the application
     }
-    environment |= variables
     environment.pop("RAY_ADDRESS", None)
     dashboard_port = free_port()
     options: dict[str, object] = {"num-cpus": num_cpus, "num-gpus": num_gpus, "ray-client-server-port": free_port()}

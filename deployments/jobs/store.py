@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -469,6 +470,19 @@ def _file(row: Mapping[Any, Any]) -> JobFile:
     return JobFile(**{field.name: row[field.name] for field in dataclasses.fields(JobFile)})
 
 
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Keep a write-ahead log. SQLite refuses that while another opens the same new file, and does not wait."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
 def _prepare_sqlite(engine: sa.Engine) -> None:
     """Let several processes share the file: readers beside one writer, who waits for its turn at the start.
 
@@ -478,8 +492,8 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, "connect")
     def connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None
+        _write_ahead(connection)
         for pragma in (
-            "journal_mode=WAL",
             "synchronous=FULL",
             f"busy_timeout={BUSY_SECONDS * 1000}",
             "foreign_keys=ON",

@@ -23,8 +23,7 @@ FRACTIONS = {"VoiceActivityDetector": 0.1, "Diarizer": 0.3, "TkanExtractor": 0.3
 @pytest.fixture(scope="module")
 def gpu_cluster() -> Iterator[Cluster]:
     """A cluster that counts one GPU; there need not be one."""
-    # A replica that fails to start does so each time, and takes a machine half a minute.
-    with ray_cluster(num_gpus=1, RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT="1") as cluster:
+    with ray_cluster(num_gpus=1) as cluster:
         yield cluster
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -302,3 +304,20 @@ def test_a_database_that_is_not_there_is_a_sentence() -> None:
     for url in ("sqlite:////nowhere/at/all.sqlite3", "postgresql+psycopg://jobs@127.0.0.1:1/none"):
         with pytest.raises(StoreUnavailable, match=r"Try again in a while\.$"):
             JobStore(url).get("", "a")
+
+
+def test_a_new_file_that_another_writes_to_is_waited_for(tmp_path: Path) -> None:
+    """As the replicas of a service that starts do: SQLite itself would refuse at once."""
+    file = tmp_path / "jobs.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("CREATE TABLE something (id)")
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM something").fetchall()
+        other.execute("INSERT INTO something VALUES (1)")
+        with closing(JobStore(f"sqlite:///{file}")) as store:
+            creating = pool.submit(store.create_tables)
+            time.sleep(0.5)
+            assert not creating.done()
+            other.execute("COMMIT")
+            creating.result()
+            add(store, "a")
