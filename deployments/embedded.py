@@ -45,7 +45,7 @@ class EmbeddedStage:
 
 def embedded_stages(config: DetectorConfig) -> dict[str, EmbeddedStage]:
     """All stages, made and tried in this process. Raises what a replica's start would."""
-    # An ingress that asks replicas needs none of it, and is up seconds earlier, with a third of the memory.
+    # torch takes seconds to import: an ingress that asks replicas does without.
     from deployments.classifier import Classifier
     from deployments.decoder import Decoder
     from deployments.diarizer import Diarizer

@@ -22,10 +22,8 @@ SILENT_SECONDS = 120.0
 """How long work may go on without passing a checkpoint before the replica counts as stuck. Chunks take far less; the
 longest step without one, the clustering of a long recording's speakers, takes seconds."""
 
-
 SHORTER = 4.0
 """How many times longer work must be than what it lets pass."""
-
 
 NICENESS = 5
 """How much lower than its process's the priority of the thread is. Event loops then answer on a busy machine, too."""
@@ -36,7 +34,7 @@ class Abandoned(Exception):
 
 
 @dataclass(eq=False)
-class Job:
+class Task:
     """Work that waits for the thread: `act` does it and keeps what came of it; `seconds` of sound are its length."""
 
     act: Callable[[], Any]
@@ -70,7 +68,7 @@ class Worker:
         self._memory = Memory()
         self._probe = probe
         self._thread = ThreadPoolExecutor(max_workers=1, initializer=_give_way)
-        self._jobs: list[Job] = []
+        self._tasks: list[Task] = []
         self._lock = threading.Lock()
         self._waiting = 0
         self._sign_of_life = 0.0
@@ -87,15 +85,15 @@ class Worker:
                 raise Abandoned
             self._do(shorter_than=seconds / SHORTER)
 
-        job = Job(lambda: self._work(work, arguments, checkpoint), seconds)
+        task = Task(lambda: self._work(work, arguments, checkpoint), seconds)
         with self._lock:
-            self._jobs.append(job)
+            self._tasks.append(task)
         self._waiting += 1
         loop = asyncio.get_running_loop()
-        job.outcome.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
-        self._thread.submit(self._do)  # what waits first, which need not be this job
+        task.outcome.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
+        self._thread.submit(self._do)  # what waits first, which need not be this one
         try:
-            outcome: T = await asyncio.wrap_future(job.outcome)
+            outcome: T = await asyncio.wrap_future(task.outcome)
             return outcome
         except asyncio.CancelledError:
             abandoned.set()
@@ -116,14 +114,14 @@ class Worker:
             raise RuntimeError(f"the work under way has not moved for {SILENT_SECONDS:g} seconds")
 
     def _do(self, shorter_than: float = math.inf) -> None:
-        """Of the jobs that are shorter than so many seconds, the one that has waited longest, if there is one."""
+        """Of the tasks that are shorter than so many seconds, the one that has waited longest, if there is one."""
         with self._lock:
-            self._jobs = [job for job in self._jobs if not job.outcome.cancelled()]
-            job = next((job for job in self._jobs if job.seconds < shorter_than), None)
-            if job is not None:
-                self._jobs.remove(job)
-        if job is not None:
-            job.do()
+            self._tasks = [task for task in self._tasks if not task.outcome.cancelled()]
+            task = next((task for task in self._tasks if task.seconds < shorter_than), None)
+            if task is not None:
+                self._tasks.remove(task)
+        if task is not None:
+            task.do()
 
     def _one_less(self) -> None:
         self._waiting -= 1

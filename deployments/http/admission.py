@@ -21,7 +21,7 @@ class AdmissionConfig(Strict):
     diarization, with channels that are judged one by one, or with a recording of more than `slow_mib`. A body that is
     larger by itself is taken where there is no other. `max_recordings` are in the graph at a time, decoded; `max_slow`
     of these belong to slow requests, so that the others do not wait behind them. `max_waiting` wait for their turn,
-    slow ones and others each. How long a request waits at most follows from these two numbers. A body may take
+    slow ones and others each. The more may wait, the longer an answer may take. A body may take
     `max_body_seconds`, and has to come at `min_bytes_per_second` on average.
     """
 
