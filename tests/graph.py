@@ -121,7 +121,10 @@ def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
                 wait_until(lambda: address.exists() or process.poll() is not None, START_SECONDS)
             if not address.exists():
                 raise RuntimeError(f"Ray did not start: {log.read_text()}")
-            yield Cluster(folder, address.read_text(), f"http://127.0.0.1:{dashboard_port}", environment)
+            try:
+                yield Cluster(folder, address.read_text(), f"http://127.0.0.1:{dashboard_port}", environment)
+            finally:
+                kill_family(process.pid)  # asked to stop, Ray waits half a minute for its workers
 
 
 @contextmanager
@@ -160,6 +163,22 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started and that they started."""
+    members = [str(pid)]
+    for member in members:
+        for file in Path("/proc").glob(f"{member}/task/*/children"):
+            with suppress(OSError):
+                members += file.read_text().split()
+    return [int(member) for member in members]
+
+
+def kill_family(pid: int) -> None:
+    for member in family(pid):
+        with suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
 
 
 def free_port() -> int:

@@ -10,6 +10,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from tests.graph import kill_family
+
 OBJECT_STORE_BYTES = 2**28
 
 
@@ -27,4 +29,7 @@ def two_nodes() -> Iterator[Cluster]:
             yield cluster
         finally:
             ray.shutdown()
+            for node in (*cluster.worker_nodes, cluster.head_node):
+                for process in (info.process for infos in node.all_processes.values() for info in infos):
+                    kill_family(process.pid)  # asked to stop, a node waits half a minute for its workers
             cluster.shutdown()
