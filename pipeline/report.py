@@ -113,13 +113,24 @@ def lanes(verdict: Verdict) -> Iterator[tuple[str, tuple[tuple[float, float, Det
         yield speaker_name(speaker), placed([d for d in verdict.details if d.speaker == speaker.speaker])
 
 
-def share_bars(shares: Sequence[Share]) -> Iterator[tuple[Share, float, float]]:
-    """Each share of an explanation, where its bar begins and how long it is, on a drawing 200 wide whose middle says
-    neither."""
-    most = max((abs(share.score) for share in shares), default=0.0) or 1.0
+@dataclass(frozen=True)
+class Stretch:
+    """Where something begins on a drawing, and how long it is."""
+
+    start: float
+    length: float
+
+
+def share_bars(shares: Sequence[Share]) -> Iterator[tuple[Share, Stretch, Stretch | None]]:
+    """Each share of an explanation, its bar and, where it is known, what is usual for humans, on a drawing 200 wide
+    whose middle says neither."""
+    most = max((abs(end) for share in shares for end in (share.score, *(share.humans or ()))), default=0.0) or 1.0
+
+    def place(low: float, high: float) -> Stretch:
+        return Stretch(100 + 100 * low / most, 100 * (high - low) / most)
+
     for share in shares:
-        length = 100 * abs(share.score) / most
-        yield share, 100.0 if share.score > 0 else 100 - length, length
+        yield share, place(min(share.score, 0), max(share.score, 0)), place(*share.humans) if share.humans else None
 
 
 def speaker_name(speaker: SpeakerVerdict) -> str:

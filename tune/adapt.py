@@ -331,7 +331,8 @@ def adapt(
         recall=min((own if scored.labels.sum() >= THRESHOLD_CLIPS else kept).recall, 0.0),
         precision=max((own if (~scored.labels).sum() >= THRESHOLD_CLIPS else kept).precision, 0.0),
     )
-    return info.model_copy(update={**changed, "thresholds": thresholds}), arrays
+    # What humans' recordings say was measured by the head as it was.
+    return info.model_copy(update={**changed, "thresholds": thresholds, "humans": None}), arrays
 
 
 def as_table(found: dict[str, Intervals]) -> str:

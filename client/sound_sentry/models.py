@@ -127,6 +127,8 @@ class LayerShare(Answer):
     """Name of the layer."""
     score: float
     """What the layer adds to the score of the answer, as a natural logarithm: above 0 speaks for a machine."""
+    humans: tuple[float, float] | None = None
+    """Where the same lies in 90 % of recordings of humans; None where the model does not tell."""
     sentence: str = ""
     """The same for a person."""
 
@@ -142,6 +144,8 @@ class MomentShare(Answer):
     """Where the moment ends, in seconds."""
     score: float
     """The score of this moment, as a natural logarithm: above 0 speaks for a machine."""
+    humans: tuple[float, float] | None = None
+    """Where the same lies in 90 % of recordings of humans; None where the model does not tell."""
     sentence: str
     """The same for a person."""
 
@@ -155,6 +159,8 @@ class BandShare(Answer):
     """Where the band ends, in hertz."""
     score: float
     """How much the score falls where nothing happens in the band, as a natural logarithm."""
+    humans: tuple[float, float] | None = None
+    """Where the same lies in 90 % of recordings of humans; None where the model does not tell."""
     sentence: str
     """The same for a person."""
 

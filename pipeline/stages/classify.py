@@ -68,7 +68,9 @@ class Classifier:
         scores, with_all, *without = (
             _calibrated(scorer, standardize(scorer.arrays, vectors, sizes)) for vectors in (features.vectors, *occluded)
         )
-        explanation = explanations.with_bands(verdict, features, scores, with_all, without, self.config.decision.prior)
+        explanation = explanations.with_bands(
+            verdict, features, scores, with_all, without, scorer.humans, self.config.decision.prior
+        )
         return verdict.model_copy(update={"explanation": explanation})
 
     def no_speech(self, speech: Speech, *, use_diarization: bool) -> Verdict:

@@ -178,6 +178,9 @@ class MomentShare(Part):
     score: Number
     """The score of this moment, as a natural logarithm: above 0 speaks for a machine. The score of the answer is the
     mean over all its moments."""
+    humans: tuple[Number, Number] | None = None
+    """Between which scores the same lies in 90 % of recordings of humans, lower end first; null where that was not
+    measured."""
     sentence: str
     """The same for a person."""
 
@@ -192,6 +195,9 @@ class BandShare(Part):
     score: Number
     """How much the score falls where nothing happens in the band any more, averaged over the moments, as a natural
     logarithm: above 0 speaks for a machine."""
+    humans: tuple[Number, Number] | None = None
+    """Between which scores the same lies in 90 % of recordings of humans, lower end first; null where that was not
+    measured."""
     sentence: str
     """The same for a person."""
 
@@ -203,6 +209,9 @@ class LayerShare(Part):
     """Name of the layer."""
     score: Number
     """What the layer adds to the score of the answer, as a natural logarithm: above 0 speaks for a machine."""
+    humans: tuple[Number, Number] | None = None
+    """Between which scores the same lies in 90 % of recordings of humans, lower end first; null where that was not
+    measured."""
     sentence: str
     """The same for a person."""
 

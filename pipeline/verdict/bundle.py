@@ -75,6 +75,19 @@ class NarrowBand(Strict):
     uncertainty: Uncertainty
 
 
+Range = tuple[float, float]
+"""Lower and upper end."""
+
+
+class HumanRanges(Strict):
+    """Where the shares of an explanation lie, as log-likelihood ratios, for 90 % of the recordings of humans that the
+    detector was measured by: those of moments, of each layer, and of each band."""
+
+    moments: Range
+    layers: dict[str, Range]
+    bands: tuple[Range, ...]
+
+
 class BundleInfo(Strict):
     """All of `bundle.json`.
 
@@ -93,6 +106,7 @@ class BundleInfo(Strict):
     thresholds: Thresholds
     uncertainty: Uncertainty
     narrow: NarrowBand | None = None
+    humans: HumanRanges | None = None
     metrics: dict[str, Any]
     corpus: dict[str, Any]
     versions: dict[str, str]
@@ -101,12 +115,14 @@ class BundleInfo(Strict):
 
 @dataclass(frozen=True)
 class Scorer:
-    """A head and what makes its raw scores evidence. `is_narrow`: whether it is the head for narrow bands."""
+    """A head and what makes its raw scores evidence. `is_narrow`: whether it is the head for narrow bands. `humans`:
+    what its explanations are compared with."""
 
     arrays: Arrays
     calibration: Calibration
     uncertainty: Uncertainty
     is_narrow: bool = False
+    humans: HumanRanges | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ class Bundle:
                 name.removeprefix(NARROW): array for name, array in self.arrays.items() if name.startswith(NARROW)
             }
             return Scorer(of_narrow_head or wide, info.narrow.calibration, info.narrow.uncertainty, is_narrow=True)
-        return Scorer(wide, info.calibration, info.uncertainty)
+        return Scorer(wide, info.calibration, info.uncertainty, humans=info.humans)
 
     def certainty(self, score: float) -> float | None:
         """The share of the tested clips whose scores lie nearer to zero than `score`; 1 beyond the half that the bundle

@@ -6,6 +6,7 @@ in one band, so that it is known what must carry its verdicts.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,8 +20,8 @@ from pipeline.networks.spec import TkanSpec
 from pipeline.stages.classify import Classifier
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.types import SAMPLE_RATE, Features, Recording, Segment, Speech, Turn, Waveform
-from pipeline.verdict.answer import Verdict
-from pipeline.verdict.bundle import Bundle, BundleInfo, Calibration, Thresholds, Uncertainty
+from pipeline.verdict.answer import BandShare, LayerShare, MomentShare, Verdict
+from pipeline.verdict.bundle import Bundle, BundleInfo, Calibration, HumanRanges, Thresholds, Uncertainty
 from pipeline.verdict.explanation import BANDS, MOMENTS, Band
 
 CONFIG = DetectorConfig(device="cpu")
@@ -149,3 +150,22 @@ def test_where_a_speaker_decides_it_is_the_speaker_who_is_explained(extractor: T
     best = max(verdict.explanation.bands, key=lambda band: band.score)
     assert best.low_hz == 3_000
     assert sum(layer.score for layer in verdict.explanation.layers) > 0
+
+
+@pytest.mark.parametrize(("reach", "told"), [(0.5, "more than in 95 of 100"), (99.0, "as in some")])
+def test_evidence_is_compared_with_what_humans_show(
+    extractor: TkanExtractor, speech: Samples, reach: float, told: str
+) -> None:
+    classifier = learn(extractor, speech, 3_000, 5_000)
+    usual = (-reach, reach)
+    humans = HumanRanges(moments=usual, layers=dict.fromkeys(classifier.bundle.info.layers, usual), bands=(usual,) * 5)
+    info = classifier.bundle.info.model_copy(update={"humans": humans})
+    classifier.bundle = replace(classifier.bundle, info=info)
+    explanation = explained(extractor, classifier, plant(speech, 3_000, 5_000)).explanation
+    assert explanation is not None
+    kinds: list[list[MomentShare | BandShare | LayerShare]]
+    kinds = [[*explanation.moments], [*explanation.bands], [*explanation.layers]]
+    for shares in kinds:
+        assert all(share.humans == usual for share in shares)
+        best = max(shares, key=lambda share: share.score)
+        assert best.sentence.endswith(f"for a machine, {told} recordings of humans.")
