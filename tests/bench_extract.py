@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from safetensors.numpy import save_file
 
 from pipeline.config import DetectorConfig
 from pipeline.networks.spec import load_spec
@@ -29,7 +30,7 @@ from tests.bench import pyannote_sample
 from tune.cluster import connect
 from tune.corpora.augment import LAW
 from tune.corpora.manifest import Clip, read_manifest
-from tune.extract import Extraction, Recipe, extract
+from tune.extract import Extraction, Recipe, Row, extract
 
 RATE = 16_000
 CLIP_SECONDS = 6.0
@@ -90,7 +91,7 @@ def crops(folder: Path, count: int) -> list[Clip]:
 def extract_in_processes(clips: Sequence[Clip], recipe: Recipe, draws: int, cache: Path, count: int) -> None:
     """What `extract` does, in `count` processes that each get an equal share beforehand."""
     rows = [
-        (clip.path, LAW if draw else "clean", draw, cache / f"{number}-{draw}")
+        Row(clip.path, LAW if draw else "clean", draw, cache / f"{number}-{draw}")
         for draw in range(1 + draws)
         for number, clip in enumerate(clips)
     ]
@@ -103,10 +104,12 @@ def extract_in_processes(clips: Sequence[Clip], recipe: Recipe, draws: int, cach
         assert process.exitcode == 0
 
 
-def extract_share(recipe: Recipe, rows: Sequence[tuple[Path, str, int, Path]]) -> None:
+def extract_share(recipe: Recipe, rows: Sequence[Row]) -> None:
     extraction = Extraction(recipe)
     for row in rows:
-        extraction.extract(*row)
+        vectors = extraction.extract(row.read())
+        assert not isinstance(vectors, str)
+        save_file({"vectors": vectors}, row.stem.with_suffix(".safetensors"))
 
 
 def timed(way: Callable[[Path, int], None], count: int) -> tuple[float, float]:

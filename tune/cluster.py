@@ -8,10 +8,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+
+ROWS_AT_ONCE = 2
+"""Rows that are sent to a process at once, so that it has the next one when it is done."""
+
+RESTARTS = 3
 
 
 def connect(address: str | None) -> None:
@@ -38,40 +44,57 @@ def connect(address: str | None) -> None:
 
 
 def map_with_actors(
-    actor: type, arguments: Sequence[Any], rows: Sequence[dict[str, Any]], *, actors: int, num_gpus: float = 0
-) -> Iterator[dict[str, Any]]:
-    """Run `rows` through a pool of `actors`, and yield what they return, row by row, as it comes.
+    actor: type, arguments: Sequence[Any], rows: Iterable[Any], *, actors: int, num_gpus: float = 0
+) -> Iterator[Any]:
+    """Make a pool of `actors`, each as `actor(*arguments)`, and send it the rows one by one; yields what its method
+    `answer` returns, in the order in which it comes.
 
-    `actor(*arguments)` is called with a few rows at a time as columns, and returns columns of as many rows.
+    A row is read when an actor has room for it, and travels to the actor: no node needs the disk of another. If a node
+    is lost, its actors start again elsewhere and get their rows again. Raises what `answer` raises.
     """
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # Blocks small enough for every actor to have work until the end, and for progress to be seen.
-    blocks = min(len(rows), max(8 * actors, len(rows) // 8))
-    dataset = ray.data.from_items(list(rows), override_num_blocks=blocks)
-    yield from dataset.map_batches(
-        actor,
-        fn_constructor_args=tuple(arguments),
-        batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=1,
-        num_gpus=num_gpus or None,
-    ).iter_rows()
+    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(actor)
+    pool = [remote.remote(*arguments) for _ in range(actors)]
+    waiting = iter(rows)
+    # An actor gets its first rows when it is up: until the cluster has room for it, others can work on them.
+    starting = {made.__ray_ready__.remote(): made for made in pool}
+    working: dict[Any, Any] = {}
+    try:
+        while starting or working:
+            (done,), _ = ray.wait([*starting, *working], num_returns=1)
+            answer = _get(done)
+            is_up = done in starting
+            made = (starting if is_up else working).pop(done)
+            room = ROWS_AT_ONCE if is_up else 1
+            sent = [made.answer.remote(row) for row in islice(waiting, room)]
+            working |= dict.fromkeys(sent, made)
+            if len(sent) < room:
+                starting.clear()  # there is nothing left for those that are not up yet
+            if not is_up:
+                yield answer
+    finally:
+        for made in pool:
+            ray.kill(made)
 
 
 def map_with_tasks(function: Callable[..., Any], shared: Sequence[Any], items: Iterable[Any]) -> list[Any]:
     """`function(*shared, item)` of each item, in their order, as many at once as the cluster has CPUs; `shared` is sent
-    only once. Raises what `function` raises."""
+    only once, and an item is read when its turn comes. Raises what `function` raises."""
     task = ray.remote(num_cpus=1)(function)
     references = [ray.put(part) for part in shared]
+    most = ROWS_AT_ONCE * default_actors()
+    made: list[Any] = []
+    for item in items:
+        if len(made) >= most:
+            ray.wait(made, num_returns=len(made) - most + 1)
+        made.append(task.remote(*references, item))
+    return [_get(one) for one in made]
+
+
+def _get(reference: Any) -> Any:
     try:
-        found: list[Any] = ray.get([task.remote(*references, item) for item in items])
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
-    return found
 
 
 def default_actors() -> int:

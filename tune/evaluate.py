@@ -26,6 +26,7 @@ from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split
 from tune.corpora.readers import read_corpus
 from tune.errors import CorpusError
+from tune.places import fetched, local_folder
 from tune.reports.breakdown import break_down, rates, rows_by
 from tune.reports.metrics import (
     SUMMARY,
@@ -178,12 +179,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--manifest",
-        type=Path,
+        type=fetched,
         required=True,
         help="the recordings and their labels, or a folder with real/ and fake/ in it",
     )
     add_split_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json, scores.csv and report.html")
+    parser.add_argument("--out", required=True, help="folder or URI for metrics.json, scores.csv and report.html")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--bundle", type=Path, help="model bundle (default: the configuration's)")
     what.add_argument("--url", help="a deployment to ask instead, such as http://localhost:8000")
@@ -215,29 +216,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     by_index = dict(with_progress(outcomes, len(clips), "scores"))
     scored = [by_index[index] for index in range(len(clips))]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_scores(arguments.out / "scores.csv", clips, scored)
-    metrics = evaluate(clips, scored, model)
-    (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    labels = np.array([clip.is_spoof for clip in clips])
-    write_report(arguments.out / "report.html", metrics, labels, worst_where_unscored(labels, scored))
-    for name in SUMMARY:
-        print(f"{name.replace('_', ' '):18} {Interval(metrics[name], *metrics['intervals'][name]).text()}")
-    worst = metrics["breakdown"].get("worst_quarter")
-    if worst:
-        print(f"{'worst quarter':18} {Interval(**worst['auc']).text()} AUC within a page: {', '.join(worst['names'])}")
-    if metrics["unscored"]:
-        print(f"{metrics['unscored']} of {len(clips)} could not be scored: see scores.csv", file=sys.stderr)
-    if metrics["trained_on"]:
-        print(
-            f"the bundle was trained on {metrics['trained_on']} of these {len(clips)} recordings: on them it looks "
-            "better than it is",
-            file=sys.stderr,
+    with local_folder(arguments.out) as out:
+        out.mkdir(parents=True, exist_ok=True)
+        write_scores(out / "scores.csv", clips, scored)
+        metrics = evaluate(clips, scored, model)
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        labels = np.array([clip.is_spoof for clip in clips])
+        write_report(out / "report.html", metrics, labels, worst_where_unscored(labels, scored))
+        for name in SUMMARY:
+            print(f"{name.replace('_', ' '):18} {Interval(metrics[name], *metrics['intervals'][name]).text()}")
+        worst = metrics["breakdown"].get("worst_quarter")
+        if worst:
+            print(
+                f"{'worst quarter':18} {Interval(**worst['auc']).text()} AUC within a page: {', '.join(worst['names'])}"
+            )
+        if metrics["unscored"]:
+            print(f"{metrics['unscored']} of {len(clips)} could not be scored: see scores.csv", file=sys.stderr)
+        if metrics["trained_on"]:
+            print(
+                f"the bundle was trained on {metrics['trained_on']} of these {len(clips)} recordings: on them it looks "
+                "better than it is",
+                file=sys.stderr,
+            )
+        finish(
+            f"report.html, metrics.json and scores.csv in {out}",
+            f"open {out / 'report.html'}, which explains each metric and lists the worst recordings",
         )
-    finish(
-        f"report.html, metrics.json and scores.csv in {arguments.out}",
-        f"open {arguments.out / 'report.html'}, which explains each metric and lists the worst recordings",
-    )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_spli
 from tune.corpora.readers import read_corpus
 from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
+from tune.places import fetched, local_folder
 from tune.training.table import FeatureKind, Table
 
 DEFAULT_CACHE = Path(".cache") / "features"
@@ -80,13 +81,28 @@ class Recipe:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Row:
+    """Features to compute: of the recording at `path`, whose bytes are `data` on their way to an actor, through a law
+    and a draw of it. `stem` is the file of the cache without its ending."""
+
+    path: Path
+    law: str
+    draw: int
+    stem: Path
+    data: bytes = b""
+
+    def read(self) -> Row:
+        return replace(self, data=self.path.read_bytes())
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Extraction:
-    """An actor: features of a few recordings at a time, each through its own law, into its file of the cache.
-    `packages` is the folder of those that hold the vocoder, which is loaded at the first copy by it."""
+    """An actor: features of one recording after another, each through its own law. `packages` is the folder for those
+    that hold the vocoder, which is fetched and loaded at the first copy by it."""
 
     def __init__(self, recipe: Recipe, packages: Path = DEFAULT_PACKAGES) -> None:
         torch.set_num_threads(1)
@@ -95,40 +111,34 @@ class Extraction:
         self.voice_activity = VoiceActivityDetector(recipe.detector)
         self.extractor = TkanExtractor(recipe.detector, recipe.spec)
 
-    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[str]]:
-        """Columns `path`, `law`, `draw` and `stem`, the file of the cache without its ending -> column `error`, empty
-        where there is none."""
-        rows = zip(*(batch[name] for name in ("path", "law", "draw", "stem")), strict=True)
-        return {"error": [self.extract(Path(path), law, int(draw), Path(stem)) for path, law, draw, stem in rows]}
+    def answer(self, row: Row) -> tuple[Row, NDArray[np.float32] | str]:
+        """The row, without the recording, and its features (windows, dimension), or what is wrong with it."""
+        return replace(row, data=b""), self.extract(row)
 
-    def extract(self, path: Path, law: str, draw: int, stem: Path) -> str:
+    def extract(self, row: Row) -> NDArray[np.float32] | str:
         try:
-            recording = decode(path.read_bytes(), self.limits)
-            if law in (PARTNER, VOCODED):
-                recording = replace(recording, waveform=vocode(recording.waveform, law, self.packages))
-            elif law != "clean":
-                recording = replace(recording, waveform=augment(recording.waveform, law, draw))
+            recording = decode(row.data, self.limits)
+            if row.law in (PARTNER, VOCODED):
+                fetch_hifigan(self.packages)
+                recording = replace(recording, waveform=vocode(recording.waveform, row.law, self.packages))
+            elif row.law != "clean":
+                recording = replace(recording, waveform=augment(recording.waveform, row.law, row.draw))
             speech = self.voice_activity.detect(recording)
             if not speech.segments:
-                error = "there is no speech in it"
-            else:
-                features = self.extractor.extract(recording, speech, turns=None)
-                _write(stem, {"vectors": features.vectors})
-                return ""
+                return "there is no speech in it"
+            return self.extractor.extract(recording, speech, turns=None).vectors
         except InputError as problem:
-            error = problem.detail
-        _write(stem, error)
-        return error
+            return problem.detail
 
 
-def _write(stem: Path, result: dict[str, NDArray[np.float32]] | str) -> None:
+def _write(stem: Path, result: NDArray[np.float32] | str) -> None:
     """Write a file of the cache whole or not at all: the process may be killed at any time."""
     partial = stem.with_suffix(f".{os.getpid()}.partial")
     if isinstance(result, str):
         partial.write_text(result, encoding="utf-8")
         partial.rename(stem.with_suffix(".error"))
     else:
-        save_file(result, partial)
+        save_file({"vectors": result}, partial)
         partial.rename(stem.with_suffix(".safetensors"))
 
 
@@ -160,10 +170,9 @@ def extract(
     """The features of `clips`, computed where the cache has none, and what is wrong with the clips that give none.
 
     `draws` adds the features of that many augmented copies of each clip, to train on, and `vocoded` those of each bona
-    fide clip's copy by HiFi-GAN and of its partner; background has neither. The vocoder is fetched into the folder
-    `packages` where that lacks it. The corpus, the cache and the packages are on storage that every node of the cluster
-    sees under the same path. Raises CorpusError where files are missing, where the vocoder cannot be had, or where a
-    class has no clip left.
+    fide clip's copy by HiFi-GAN and of its partner; background has neither. Each node that needs the vocoder fetches it
+    into the folder `packages`. The corpus and the cache are on a disk of this process alone. Raises CorpusError where
+    files are missing, where the vocoder cannot be had, or where a class has no clip left.
     """
     require_usable(clips)
     extractor = TkanExtractor(recipe.detector, recipe.spec)
@@ -174,34 +183,34 @@ def extract(
         packages = packages.resolve()
         vocoder = _sha256(fetch_hifigan(packages))
         versions += [(replace(recipe, law=half, vocoder_sha256=vocoder), 0) for half in (PARTNER, VOCODED)]
-    rows: list[list[dict[str, Any]]] = [[] for _ in clips]
+    rows: list[list[Row]] = [[] for _ in clips]
     for version, draw in versions:
         folder = cache_folder.resolve() / version.key(kind.backbone_sha256)
         folder.mkdir(parents=True, exist_ok=True)
         for clip, own in zip(clips, rows, strict=True):
             if version is recipe or not (clip.background or (clip.is_spoof and version.vocoder_sha256)):
                 stem = folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256)
-                own.append({"path": str(clip.path.resolve()), "law": version.law, "draw": draw, "stem": str(stem)})
+                own.append(Row(clip.path, version.law, draw, stem))
     # By the files of the cache, because a recording may be in the corpus twice.
-    pending = {row["stem"]: row for own in rows for row in own if not _is_there(Path(row["stem"]))}
+    pending = {row.stem: row for own in rows for row in own if not _is_there(row.stem)}
     # All versions in one pass, so that the actors start once.
     if pending:
         connect(address)
         pool = min(actors or default_actors(), len(pending))
-        arguments = (recipe, packages)
-        results = map_with_actors(Extraction, arguments, list(pending.values()), actors=pool, num_gpus=num_gpus)
-        for _ in with_progress(results, len(pending), "features"):
-            pass
+        read = (row.read() for row in pending.values())
+        results = map_with_actors(Extraction, (recipe, packages), read, actors=pool, num_gpus=num_gpus)
+        for row, result in with_progress(results, len(pending), "features"):
+            _write(row.stem, result)
 
     good, copies, by_vocoder, bad = [], [], [], {}
     for clip, own in zip(clips, rows, strict=True):
-        found = [_read(Path(row["stem"])) for row in own]
+        found = [_read(row.stem) for row in own]
         if isinstance(found[0], str):
             bad[clip.path] = found[0]
         else:
             good.append(clip)
             copies.append([part for part in found if isinstance(part, np.ndarray)])
-            laws = [row["law"] for row, part in zip(own, found, strict=True) if isinstance(part, np.ndarray)]
+            laws = [row.law for row, part in zip(own, found, strict=True) if isinstance(part, np.ndarray)]
             by_vocoder.append([law == VOCODED for law in laws])
     for label in ("bonafide", "spoof"):
         if not any(clip.label == label for clip in good):
@@ -213,22 +222,22 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every command that needs features."""
     parser.add_argument(
         "--manifest",
-        type=Path,
+        type=fetched,
         nargs="+",
         required=True,
-        help="manifests of the corpus, or folders with real/ and fake/ in them",
+        help="manifests of the corpus, or folders with real/ and fake/ in them; paths or URIs such as s3://bucket/x",
     )
     add_split_argument(parser)
     parser.add_argument(
         "--background",
-        type=Path,
+        type=fetched,
         nargs="+",
         default=(),
         help="manifests to train on, never to test; spoofs that have a pair are left aside",
     )
     parser.add_argument("--detector", type=Path, help="configuration of decoding, voice activity and windows")
     parser.add_argument(
-        "--cache", type=Path, default=DEFAULT_CACHE, help="folder of the features (default %(default)s)"
+        "--cache", default=str(DEFAULT_CACHE), help="folder or URI for the features (default %(default)s)"
     )
     parser.add_argument(
         "--packages",
@@ -270,17 +279,18 @@ def load_table(
 ) -> Table:
     """The table of `clips` that those arguments ask for; clips that give no features are named on the standard
     error."""
-    table, bad = extract(
-        clips,
-        Recipe(load_spec(preset), DetectorConfig.load(arguments.detector)),
-        draws=draws,
-        vocoded=vocoded,
-        cache_folder=arguments.cache,
-        packages=arguments.packages,
-        address=arguments.address,
-        actors=arguments.actors,
-        num_gpus=arguments.gpu,
-    )
+    with local_folder(arguments.cache) as cache:
+        table, bad = extract(
+            clips,
+            Recipe(load_spec(preset), DetectorConfig.load(arguments.detector)),
+            draws=draws,
+            vocoded=vocoded,
+            cache_folder=cache,
+            packages=arguments.packages,
+            address=arguments.address,
+            actors=arguments.actors,
+            num_gpus=arguments.gpu,
+        )
     for path, error in bad.items():
         print(f"left out: {path.name}: {error}", file=sys.stderr)
     return table
@@ -292,9 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--features", default="linear-textures", help="preset (default %(default)s) or YAML file")
     parser.add_argument("--draws", type=int, default=0, help="augmented copies of each clip, too (default %(default)s)")
     parser.add_argument("--vocoded", action="store_true", help="copies by HiFi-GAN of bona fide clips, too")
-    parser.add_argument(
-        "--out", type=Path, help="folder for features.npy, labels.npy and the manifest's rows they are of"
-    )
+    parser.add_argument("--out", help="folder or URI for features.npy, labels.npy and the manifest's rows they are of")
     arguments = parser.parse_args(argv)
     table = load_table(arguments, load_clips(arguments), arguments.features, arguments.draws, arguments.vocoded)
     windows, dimension = table.vectors.shape
@@ -302,8 +310,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifests = " ".join(str(path) for path in arguments.manifest)
     train = f"python -m tune.train --manifest {manifests} --out runs/mine, which finds the features where they are"
     if arguments.out:
-        write_arrays(arguments.out, table)
-        finish(f"features.npy, labels.npy and clips.csv in {arguments.out}", train)
+        with local_folder(arguments.out) as out:
+            write_arrays(out, table)
+            finish(f"features.npy, labels.npy and clips.csv in {out}", train)
     else:
         finish(f"the features in {arguments.cache}", train)
 

@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tune.cluster import connect
 from tune.command import finish, run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
+from tune.places import local_folder
 from tune.reports import breakdown
 from tune.reports.metrics import SUMMARY, Interval, Scores, auc, eer
 from tune.train import DEFAULT_CONFIG, train_folds
@@ -120,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--k", type=int, help="number of speaker folds, in place of the configuration's")
     parser.add_argument("--random-split", action="store_true", help="show what folds at random would have claimed")
-    parser.add_argument("--out", type=Path, help="folder for kfold.json, kfold.md and the scores of each recipe")
+    parser.add_argument("--out", help="folder or URI for kfold.json, kfold.md and the scores of each recipe")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
     changes = {key: value for key, value in (("by", arguments.by), ("k", arguments.k)) if value is not None}
@@ -129,31 +131,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     clips = load_clips(arguments, config.speakers_of)
     require_calibration(clips, make_folds(clips, config.folds), config.calibration)
     connect(arguments.address)
-    results = []
-    for features in arguments.features or [config.features]:
-        table = load_table(arguments, clips, features, config.draws, config.vocoded)
-        folds = make_folds(table.clips, config.folds)
-        scores = cross_validate(table, folds, train_folds(config, table, folds))
-        result = evaluate_folds(config, table, folds, scores)
-        if arguments.random_split:
-            result["random_split_eer"] = random_split_eer(config.estimator, table)
-        results.append(result)
-        if arguments.out:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            write_scores(arguments.out / f"scores-{table.kind.spec.name}.csv", table, folds, scores)
-    shown = as_markdown(results) + "".join(
-        f"\n`{result['features']}`, part by part:\n\n{breakdown.as_markdown(result['breakdown'])}" for result in results
-    )
-    print(shown, end="")
-    if arguments.out:
-        (arguments.out / "kfold.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (arguments.out / "kfold.md").write_text(shown, encoding="utf-8")
-    finish(
-        f"kfold.json, kfold.md and the scores of each recipe in {arguments.out}"
-        if arguments.out
-        else "nothing: no --out",
-        "python -m tune.train with the recipe that is best on the worst quarter of pages",
-    )
+    with local_folder(arguments.out) if arguments.out else nullcontext() as out:
+        results = []
+        for features in arguments.features or [config.features]:
+            table = load_table(arguments, clips, features, config.draws, config.vocoded)
+            folds = make_folds(table.clips, config.folds)
+            scores = cross_validate(table, folds, train_folds(config, table, folds))
+            result = evaluate_folds(config, table, folds, scores)
+            if arguments.random_split:
+                result["random_split_eer"] = random_split_eer(config.estimator, table)
+            results.append(result)
+            if out:
+                out.mkdir(parents=True, exist_ok=True)
+                write_scores(out / f"scores-{table.kind.spec.name}.csv", table, folds, scores)
+        shown = as_markdown(results) + "".join(
+            f"\n`{result['features']}`, part by part:\n\n{breakdown.as_markdown(result['breakdown'])}"
+            for result in results
+        )
+        print(shown, end="")
+        if out:
+            (out / "kfold.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            (out / "kfold.md").write_text(shown, encoding="utf-8")
+        finish(
+            f"kfold.json, kfold.md and the scores of each recipe in {out}" if out else "nothing: no --out",
+            "python -m tune.train with the recipe that is best on the worst quarter of pages",
+        )
 
 
 if __name__ == "__main__":

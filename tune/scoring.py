@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-from numpy.typing import NDArray
 
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
@@ -69,36 +68,53 @@ def from_body(body: Mapping[str, Any], sha256: str) -> Scored:
     )
 
 
+def read_bundle(folder: Path) -> dict[str, bytes]:
+    """The files of a bundle by their names, to send to a node that does not see the folder."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def make_detector(config: DetectorConfig, bundle: Mapping[str, bytes]) -> Detector:
+    """A Detector with the bundle whose files `bundle` holds."""
+    with TemporaryDirectory(prefix="bundle-") as folder:
+        for name, content in bundle.items():
+            Path(folder, name).write_bytes(content)
+        return Detector(config.model_copy(update={"bundle": Path(folder)}))
+
+
 class Scoring:
-    """An actor: verdicts on a few recordings at a time."""
+    """An actor: verdicts on one recording after another, by the bundle whose files `bundle` holds."""
 
-    def __init__(self, config: DetectorConfig) -> None:
-        self.detector = Detector(config)
+    def __init__(self, config: DetectorConfig, bundle: Mapping[str, bytes]) -> None:
+        self.detector = make_detector(config, bundle)
 
-    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """Columns `index` and `path` -> `index` and `scored`, the fields of Scored as JSON."""
-        scored = [self.score(Path(path)) for path in batch["path"]]
-        return {"index": list(batch["index"]), "scored": [json.dumps(vars(one)) for one in scored]}
-
-    def score(self, path: Path) -> Scored:
+    def answer(self, row: tuple[int, bytes | None]) -> tuple[int, Scored]:
+        """Index and bytes of a recording, None where there is none -> index and outcome."""
+        index, data = row
+        if data is None:
+            return index, failed("the file is missing or cannot be read")
         try:
-            data = path.read_bytes()
-            return from_body(self.detector.predict(data).model_dump(mode="json"), hashlib.sha256(data).hexdigest())
-        except OSError:
-            return failed("the file is missing or cannot be read")
+            body = self.detector.predict(data).model_dump(mode="json")
         except InputError as error:
-            return failed(error.detail)
+            return index, failed(error.detail)
+        return index, from_body(body, hashlib.sha256(data).hexdigest())
 
 
 def score_locally(
     clips: Sequence[Clip], config: DetectorConfig, *, address: str | None, actors: int | None, num_gpus: float
 ) -> Iterator[tuple[int, Scored]]:
     """Index and outcome of each clip, as they come, from Detectors on a Ray cluster."""
-    rows = [{"index": index, "path": str(clip.path.resolve())} for index, clip in enumerate(clips)]
     connect(address)
     pool = min(actors or default_actors(), len(clips))
-    for row in map_with_actors(Scoring, (config,), rows, actors=pool, num_gpus=num_gpus):
-        yield int(row["index"]), Scored(**json.loads(row["scored"]))
+    rows = ((index, _contents(clip.path)) for index, clip in enumerate(clips))
+    arguments = (config, read_bundle(config.bundle_path))
+    yield from map_with_actors(Scoring, arguments, rows, actors=pool, num_gpus=num_gpus)
+
+
+def _contents(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def local_model(config: DetectorConfig) -> Model:

@@ -13,7 +13,6 @@ import argparse
 import csv
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -21,12 +20,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import ray
 import torch
 import yaml
 from pydantic import Field, ValidationError
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Strict, parse
 from pipeline.errors import ConfigurationError
@@ -34,7 +35,8 @@ from tune.cluster import connect
 from tune.command import finish, run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.reports.metrics import Interval, auc, eer
+from tune.places import local_folder
+from tune.reports.metrics import Interval, Scores, auc, eer
 from tune.reports.plots import plot_parallel_coordinates
 from tune.training.folds import Fold, make_folds
 from tune.training.table import Table
@@ -109,22 +111,44 @@ class SearchConfig(TrainingConfig):
         return list(self.search.space.get("features", [self.features]))
 
 
+class ScoreKeeper:
+    """An actor beside the process that searches: keeps the scores of each point in `folder`, whichever node they come
+    from, so that a search that was killed goes on with the folds that are missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, point: str) -> tuple[Scores, list[float]] | None:
+        """The scores of a point and the errors of its folds that are done."""
+        file = self.folder / f"{point}.npz"
+        if not file.exists():
+            return None
+        with np.load(file) as saved:
+            return saved["scores"], saved["held_out_eer"].tolist()
+
+    def save(self, point: str, scores: Scores, held_out: list[float]) -> None:
+        # Whole or not at all: the process may be killed at any time.
+        partial = self.folder / f"{point}.partial"
+        with partial.open("wb") as output:
+            np.savez(output, scores=scores, held_out_eer=held_out)
+        partial.rename(self.folder / f"{point}.npz")
+
+
 def run_trial(
-    point: Point, config: SearchConfig, tables: dict[str, Table], folds: Sequence[Fold], folder: Path, nested: bool
+    point: Point, config: SearchConfig, tables: dict[str, Table], folds: Sequence[Fold], keeper: Any, nested: bool
 ) -> None:
     """A trial: every fold in a fixed order, with the error over all clips tested so far reported after each.
 
-    Scores are saved in `folder` after each fold, and folds found there are not computed again.
+    `keeper`, a ScoreKeeper, gets the scores after each fold; folds that it has already are not computed again.
     """
     torch.set_num_threads(1)
     training = config.at(point)
     table = tables[training.features]
     table.verify()
-    file = folder / f"{point_id(point)}.npz"
-    scores, held_out = np.full(len(table.clips), np.nan), []
-    if file.exists():
-        with np.load(file) as saved:
-            scores, held_out = saved["scores"], saved["held_out_eer"].tolist()
+    name = point_id(point)
+    known = ray.get(keeper.load.remote(name))
+    scores, held_out = known if known else (np.full(len(table.clips), np.nan), [])
+    scores = scores.copy()  # what comes from another process cannot be written to
     for number, fold in enumerate(folds, start=1):
         if np.isnan(scores[fold.test]).any():
             if nested:
@@ -133,11 +157,7 @@ def run_trial(
                 scores[fold.test] = trained.score(table, fold.test)
             else:
                 scores[fold.test] = fold_scores(training.estimator, table, fold)
-            # Whole or not at all: the process may be killed at any time.
-            partial = file.with_suffix(f".{os.getpid()}.partial")
-            with partial.open("wb") as output:
-                np.savez(output, scores=scores, held_out_eer=held_out)
-            partial.rename(file)
+            ray.get(keeper.save.remote(name, scores, held_out))
         tested = np.concatenate([done.test for done in folds[:number]])
         labels = table.labels[tested]
         both = 0 < labels.sum() < len(labels)
@@ -184,8 +204,10 @@ def search(
     _claim(out, identity, resume)
     folder = out / "scores"
     folder.mkdir(exist_ok=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    keeper = ray.remote(ScoreKeeper).options(num_cpus=0, scheduling_strategy=here).remote(folder)
     trainable = ray_tune.with_resources(
-        ray_tune.with_parameters(run_trial, config=config, tables=tables, folds=folds, folder=folder, nested=nested),
+        ray_tune.with_parameters(run_trial, config=config, tables=tables, folds=folds, keeper=keeper, nested=nested),
         {"cpu": 1, "gpu": gpu_share},
     )
     if resume and _restorable(out / "trials"):
@@ -303,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.search", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
     parser.add_argument("--config", type=Path, required=True, help="such as configs/grid.yaml, configs/search.yaml")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "search", help="folder (default %(default)s)")
+    parser.add_argument("--out", default="runs/search", help="folder, or its URI (default %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on with the search in --out")
     parser.add_argument("--nested", action="store_true", help="also give a figure that may be quoted; slower")
     parser.add_argument("--mlflow", metavar="URI", help="log the trials to this MLflow server or folder, too")
@@ -319,23 +341,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_calibration(clips, folds, config.calibration)
     tables = {preset: load_table(arguments, clips, preset, config.draws, config.vocoded) for preset in config.presets()}
     connect(arguments.address)
-    rows = search(
-        config,
-        tables,
-        arguments.out,
-        resume=arguments.resume,
-        nested=arguments.nested,
-        gpu_share=arguments.gpu,
-        mlflow=arguments.mlflow,
-    )
-    print((arguments.out / "results.csv").read_text(encoding="utf-8"), end="")
-    if arguments.nested:
-        quoted = json.loads((arguments.out / "nested.json").read_text(encoding="utf-8"))["eer"]
-        print(f"nested: EER {Interval(**quoted).text(digits=4)}")
-    finish(
-        f"results.csv, parallel.png and, as the best of {len(rows)} points, best.yaml in {arguments.out}",
-        f"python -m tune.train --config {arguments.out / 'best.yaml'}",
-    )
+    with local_folder(arguments.out) as out:
+        rows = search(
+            config,
+            tables,
+            out,
+            resume=arguments.resume,
+            nested=arguments.nested,
+            gpu_share=arguments.gpu,
+            mlflow=arguments.mlflow,
+        )
+        print((out / "results.csv").read_text(encoding="utf-8"), end="")
+        if arguments.nested:
+            quoted = json.loads((out / "nested.json").read_text(encoding="utf-8"))["eer"]
+            print(f"nested: EER {Interval(**quoted).text(digits=4)}")
+        finish(
+            f"results.csv, parallel.png and, as the best of {len(rows)} points, best.yaml in {out}",
+            f"python -m tune.train --config {out / 'best.yaml'}",
+        )
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from tune.command import finish, run
 from tune.corpora.augment import CONDITIONS
 from tune.corpora.manifest import Clip
 from tune.extract import Recipe, add_corpus_arguments, extract, load_clips, load_table
+from tune.places import local_folder
 from tune.reports.metrics import auc, eer
 from tune.train import describe, train_folds
 from tune.training.folds import Fold, FoldsConfig, make_folds
@@ -213,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.stress", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
     parser.add_argument("--config", type=Path, required=True, help="the training to test, as for tune.train")
-    parser.add_argument("--out", type=Path, required=True, help="folder of stress.json and stress.md")
+    parser.add_argument("--out", required=True, help="folder or URI of stress.json and stress.md")
     parser.add_argument(
         "--clips", type=int, default=400, help="clips sent through each condition (default %(default)s)"
     )
@@ -234,15 +235,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = np.sort(rng.permutation(np.flatnonzero(clean.judged))[: arguments.clips])
     recipe = Recipe(load_spec(config.features), DetectorConfig.load(arguments.detector))
     tables = {}
-    for condition in ("clean", *CONDITIONS):
-        tables[condition], _ = extract(
-            [clean.clips[i] for i in chosen],
-            replace(recipe, law=condition),
-            cache_folder=arguments.cache,
-            address=arguments.address,
-            actors=arguments.actors,
-            num_gpus=arguments.gpu,
-        )
+    with local_folder(arguments.cache) as cache:
+        for condition in ("clean", *CONDITIONS):
+            tables[condition], _ = extract(
+                [clean.clips[i] for i in chosen],
+                replace(recipe, law=condition),
+                cache_folder=cache,
+                address=arguments.address,
+                actors=arguments.actors,
+                num_gpus=arguments.gpu,
+            )
     results: dict[str, Any] = {"robustness": robustness(trained, folds, clean, tables)}
 
     alarms: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -257,17 +259,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                 alarms[length][result] += count
         mixed += mixtures(judge, held_out, rng, arguments.mixtures // len(folds))
     results |= {"false_alarms": alarms, "mixed": summarise(mixed)}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "stress.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (arguments.out / "stress.md").write_text(report(results), encoding="utf-8")
-    print(report(results))
-    if arguments.card:
-        card = arguments.card.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
-        arguments.card.write_text(f"{card}\n\n{HEADING}\n{PREAMBLE}\n{report(results)}", encoding="utf-8")
-    finish(
-        f"stress.json and stress.md in {arguments.out}",
-        "read which channels, lengths and mixtures cost the most; --card puts the tables into a model card",
-    )
+    with local_folder(arguments.out) as out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "stress.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (out / "stress.md").write_text(report(results), encoding="utf-8")
+        print(report(results))
+        if arguments.card:
+            card = arguments.card.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
+            arguments.card.write_text(f"{card}\n\n{HEADING}\n{PREAMBLE}\n{report(results)}", encoding="utf-8")
+        finish(
+            f"stress.json and stress.md in {out}",
+            "read which channels, lengths and mixtures cost the most; --card puts the tables into a model card",
+        )
 
 
 if __name__ == "__main__":

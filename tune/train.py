@@ -20,17 +20,19 @@ import numpy as np
 from pipeline.config import DetectorConfig, parse
 from pipeline.networks.front import Parameters, parameters_sha256
 from pipeline.networks.spec import load_spec
-from pipeline.verdict.bundle import Arrays, Bundle, BundleInfo, save_bundle
-from tune.cluster import connect, map_with_tasks
+from pipeline.verdict.bundle import Arrays, Bundle, BundleInfo, HumanRanges, save_bundle
+from tune.cluster import connect, default_actors, map_with_actors, map_with_tasks
 from tune.command import finish, run
 from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, with_contents
-from tune.corpora.vocoded import fetch_hifigan
 from tune.extract import add_corpus_arguments, load_clips, load_table
+from tune.places import local_folder
 from tune.reports.breakdown import as_markdown, break_down
 from tune.reports.metrics import SUMMARY, Interval, Intervals, Labels, Scores, auc, bootstrap, coverage_errors, eer
+from tune.scoring import read_bundle
 from tune.training.folds import Fold, make_folds
 from tune.training.front import LAYER_FEATURES, FrontConfig, Sample, Tuned, tune_front
+from tune.training.humans import Explaining, human_ranges
 from tune.training.table import Table
 from tune.training.textures import TEXTURES, Textured
 from tune.training.tuned import (
@@ -98,12 +100,10 @@ def train_tuned_bundle(
     """Tune the front without the sites held out, measure and calibrate by these, tune it on with all, and write the
     bundle to `folder`. The detector that the figures are of, which was not tuned on those sites, is written to the
     folder beside it whose name ends in -held-out."""
-    packages = packages.resolve()
-    if config.vocoded:
-        fetch_hifigan(packages)
-    parts = np.array_split(np.arange(len(clips)), min(len(clips), 64))
-    arguments = (detector, packages if config.vocoded else None, clips)
-    read: list[list[list[Sample]]] = map_with_tasks(read_samples, arguments, parts)
+    arguments = (detector, packages if config.vocoded else None)
+    parts = (clips[start : start + 32] for start in range(0, len(clips), 32))
+    contents = ([(clip, clip.path.read_bytes()) for clip in part] for part in parts)
+    read: list[list[list[Sample]]] = map_with_tasks(read_samples, arguments, contents)
     samples = [own for part in read for own in part]
     everything = [sample for own in samples for sample in own]
     chunks = [everything[start : start + 64] for start in range(0, len(everything), 64)]
@@ -125,11 +125,20 @@ def train_tuned_bundle(
         evidence = replace(evidence, narrow=None)
     beside = folder.with_name(f"{folder.name}-held-out")
     save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", beside)
+    humans = listen_to_humans(detector, beside, [clip for clip, _ in judged])
     # What was held out is new to the front: each of its clips counts for three.
     drawn = [sample for sample, out in zip(everything, out_of_sample, strict=True) for _ in range(3 if out else 1)]
     further = tune_front(drawn, tuning.further, start=first, watch=tell("with all sites", tuning.further))
     arrays, fronts = assemble(further, [one for own in textures for one in own], tuning.textures)
-    return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder)
+    return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder, humans)
+
+
+def listen_to_humans(detector: DetectorConfig, bundle: Path, clips: Sequence[Clip]) -> HumanRanges | None:
+    """What the shares of explanations by `bundle` are for the humans among `clips`, on which it was not tuned."""
+    recordings = (clip.path.read_bytes() for clip in clips if not clip.is_spoof)
+    arguments = (detector, read_bundle(bundle))
+    explained = map_with_actors(Explaining, arguments, recordings, actors=default_actors())
+    return human_ranges([explanation for explanation in explained if explanation])
 
 
 def measure_held_out(
@@ -175,6 +184,7 @@ def save_tuned(
     metrics: Intervals,
     name: str,
     folder: Path,
+    humans: HumanRanges | None = None,
 ) -> Bundle:
     """Write the bundle of a tuned detector, its card included."""
     info = BundleInfo(
@@ -188,6 +198,7 @@ def save_tuned(
         thresholds=evidence.thresholds,
         uncertainty=evidence.uncertainty,
         narrow=evidence.narrow,
+        humans=humans,
         metrics=tested,
         corpus=describe_corpus(clips),
         versions={package: version(package) for package in PACKAGES},
@@ -312,37 +323,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.train", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="default: configs/train.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("--out", required=True, help="folder of the bundle, or its URI on an object store")
     parser.add_argument("--name", help="name of the model (default: that of the folder)")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
     clips = load_clips(arguments, config.speakers_of)
-    if config.front:
-        connect(arguments.address)
-        detector = DetectorConfig.load(arguments.detector)
-        name = arguments.name or arguments.out.resolve().name
-        clips = with_contents(clips)
-        say(
-            train_tuned_bundle(config, config.front, clips, detector, arguments.packages, name, arguments.out),
-            arguments,
-        )
-        return
-    require_calibration(clips, make_folds(clips, config.folds), config.calibration)
-    make_folds(clips, config.calibration)  # for the bundle itself, which leaves nothing out
-    table = load_table(arguments, clips, config.features, config.draws, config.vocoded)
-    connect(arguments.address)
-    bundle = train_bundle(config, table, arguments.name or arguments.out.resolve().name, arguments.out)
-    say(bundle, arguments)
+    with local_folder(arguments.out) as out:
+        name = arguments.name or out.resolve().name
+        if config.front:
+            connect(arguments.address)
+            detector = DetectorConfig.load(arguments.detector)
+            clips = with_contents(clips)
+            bundle = train_tuned_bundle(config, config.front, clips, detector, arguments.packages, name, out)
+        else:
+            require_calibration(clips, make_folds(clips, config.folds), config.calibration)
+            make_folds(clips, config.calibration)  # for the bundle itself, which leaves nothing out
+            table = load_table(arguments, clips, config.features, config.draws, config.vocoded)
+            connect(arguments.address)
+            bundle = train_bundle(config, table, name, out)
+        say(bundle, out)
 
 
-def say(bundle: Bundle, arguments: argparse.Namespace) -> None:
+def say(bundle: Bundle, out: Path) -> None:
     """Print what the bundle reaches and where it lies."""
     for name in ("eer", "auc", "cllr", "min_cllr"):
         print(f"{name:9} {Interval(**bundle.info.metrics[name]).text()}")
     finish(
-        f"the bundle {bundle.sha256[:16]} in {arguments.out}; its model_card.md says what it is worth",
-        f"python -m tune.evaluate --manifest UNSEEN.csv --bundle {arguments.out} --out {arguments.out}-evaluation; to "
-        f"serve it, set bundle: {arguments.out} in configs/detector.yaml",
+        f"the bundle {bundle.sha256[:16]} in {out}; its model_card.md says what it is worth",
+        f"python -m tune.evaluate --manifest UNSEEN.csv --bundle {out} --out {out}-evaluation; to "
+        f"serve it, set bundle: {out} in configs/detector.yaml",
     )
 
 

@@ -83,10 +83,11 @@ def keep(answers: Iterable[dict[str, Any]], journal: Journal) -> Generator[dict[
 
 def run(options: argparse.Namespace) -> str:
     """Score what has no answer yet and write the results; returns what to tell. Raises SoundSentryError."""
-    from deployments.bulk.inputs import find_files, locate, shown
+    from deployments.bulk.inputs import find_files
     from deployments.bulk.journal import Journal
     from pipeline.config import DetectorConfig
     from pipeline.progress import with_progress
+    from pipeline.storage import locate, shown
     from pipeline.verdict.bundle import Bundle
 
     config, asked = DetectorConfig.load(options.config), settings_of(options)

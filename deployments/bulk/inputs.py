@@ -1,7 +1,6 @@
 """Which files there are to score: a folder, a bucket, a manifest or a Parquet table.
 
-A place is a path on this machine or the URI of an object store, such as s3://bucket/calls; pyarrow.fs knows s3, gs,
-hdfs and, as fsspec+NAME, whatever fsspec has installed.
+A place is as `pipeline.storage` describes it.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from pipeline.errors import MissingInput
+from pipeline.storage import first_line, locate, shown
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,6 @@ class File:
     name: str
     place: str
     size: int = 0
-
-
-def locate(place: str) -> tuple[FileSystem, str]:
-    """The file system that holds `place`, and the path within it. Raises MissingInput where there is no such one."""
-    if "://" not in place:
-        return LocalFileSystem(), Path(place).absolute().as_posix()
-    try:
-        filesystem, path = FileSystem.from_uri(place)
-    except (OSError, ValueError, ImportError) as error:
-        raise MissingInput(
-            f"{shown(place)} cannot be reached: check address, network and credentials. ({first_line(error)})"
-        ) from error
-    return filesystem, path
 
 
 def find_files(place: str) -> list[File]:
@@ -119,14 +105,3 @@ class Opener:
             self._folders[folder] = locate(folder)
         filesystem, path = self._folders[folder]
         return filesystem.open_input_stream(f"{path}/{name}")
-
-
-def shown(place: str) -> str:
-    """A place as it may be printed: a URI without the key, secret and settings that it may hold."""
-    parts = urlsplit(place)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else place
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says went wrong, without its trace."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileType
 
-from deployments.bulk.inputs import first_line, locate, shown
 from pipeline.errors import ConfigurationError
+from pipeline.storage import first_line, locate, shown
 from pipeline.writers import CSV_COLUMNS, as_row
 
 ANSWER_COLUMNS = pa.schema([("path", pa.string()), ("failed", pa.bool_()), ("answer", pa.string())])

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import parse
 from pipeline.networks.spec import TkanSpec
+from tests.audio import encode
 from tune.corpora.build import DEFAULT_CONFIG, StarterCorpus
 from tune.corpora.copy_synthesis import MEL_HOP, MEL_RATE, MEL_SIZE
-from tune.corpora.manifest import Clip
+from tune.corpora.manifest import Clip, Label, write_manifest
 from tune.corpora.packages import Unpacked
 from tune.corpora.vocoded import PACKAGES
 from tune.training.table import FeatureKind, Table
@@ -103,3 +105,23 @@ def stand_in_for_hifigan(folder: Path) -> None:
             input_names=["mel"],
             dynamic_axes={"mel": {2: "frames"}},
         )
+
+
+def write_corpus(folder: Path, sample_wav: bytes) -> Path:
+    """A manifest of 24 clips of 2 s: crops of speech, and the same through a crude vocoder, of 12 speakers in name."""
+    speech = np.frombuffer(sample_wav[44:], "<i2").astype(np.float32) / 2**15
+    clips = []
+    for number in range(12):
+        start = 16_000 * (7 + number)
+        real = speech[start : start + 32_000]
+        spectrum = np.fft.rfft(real.reshape(-1, 400))
+        fake = np.fft.irfft(np.abs(spectrum)).reshape(-1)
+        versions: tuple[tuple[Label, NDArray[np.float64]], ...] = (("bonafide", real), ("spoof", fake))
+        for label, wave in versions:
+            path = folder / f"{number}-{label}.wav"
+            path.write_bytes(encode(wave))
+            clips.append(
+                Clip(path, label, f"speaker{number}", "zero-phase" if label == "spoof" else "", "sample", "en")
+            )
+    write_manifest(folder / "manifest.csv", clips)
+    return folder / "manifest.csv"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -30,10 +30,11 @@ from pipeline.detector import Detector
 from pipeline.networks.spec import load_spec
 from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
+from tests.graph import family
 from tests.nodes import two_nodes
-from tests.tune.synthetic import stand_in_for_hifigan
+from tests.tune.synthetic import stand_in_for_hifigan, write_corpus
 from tune.cluster import map_with_actors
-from tune.corpora.manifest import Clip, Label, read_manifest, write_manifest
+from tune.corpora.manifest import Clip, read_manifest, write_manifest
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main
 from tune.extract import Recipe, extract
@@ -60,24 +61,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, sample_wav: bytes) -> Path:
-    """A manifest of 24 clips of 2 s: crops of speech, and the same through a crude vocoder, of 12 speakers in name."""
-    folder = tmp_path_factory.mktemp("corpus")
-    speech = np.frombuffer(sample_wav[44:], "<i2").astype(np.float32) / 2**15
-    clips = []
-    for number in range(12):
-        start = 16_000 * (7 + number)
-        real = speech[start : start + 32_000]
-        spectrum = np.fft.rfft(real.reshape(-1, 400))
-        fake = np.fft.irfft(np.abs(spectrum)).reshape(-1)
-        versions: tuple[tuple[Label, NDArray[np.float64]], ...] = (("bonafide", real), ("spoof", fake))
-        for label, wave in versions:
-            path = folder / f"{number}-{label}.wav"
-            path.write_bytes(encode(wave))
-            clips.append(
-                Clip(path, label, f"speaker{number}", "zero-phase" if label == "spoof" else "", "sample", "en")
-            )
-    write_manifest(folder / "manifest.csv", clips)
-    return folder / "manifest.csv"
+    return write_corpus(tmp_path_factory.mktemp("corpus"), sample_wav)
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +84,16 @@ def stamps(cache: Path) -> dict[str, int]:
 class Sleeper:
     """An actor that takes its time and no CPU, so that what is measured is whether actors work side by side."""
 
-    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[float]]:
+    def answer(self, _: int) -> tuple[float, float]:
         started = time.time()
-        time.sleep(0.1 * len(batch["number"]))
-        return {"started": [started] * len(batch["number"]), "ended": [time.time()] * len(batch["number"])}
+        time.sleep(0.1)
+        return started, time.time()
 
 
 def test_two_actors_work_side_by_side() -> None:
     """Once both are up, as much is done at once as two can do; when they are up is the machine's affair."""
-    rows = list(map_with_actors(Sleeper, (), [{"number": n} for n in range(60)], actors=2))
-    batches = sorted({(row["started"], row["ended"]) for row in rows})
-    assert len(rows) == 60
+    batches = sorted(map_with_actors(Sleeper, (), range(60), actors=2))
+    assert len(batches) == 60
     both = next(b for (_, end), (b, _) in pairwise(batches) if b < end)
     last_start = batches[-1][0]
     busy = sum(max(0.0, min(end, last_start) - max(start, both)) for start, end in batches)
@@ -139,13 +122,8 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 def listening(pid: int) -> list[str]:
     """The addresses on which a process and all that it started listen for TCP, in the kernel's writing."""
-    family = [str(pid)]
-    for member in family:
-        for file in Path("/proc").glob(f"{member}/task/*/children"):
-            with suppress(OSError):
-                family += file.read_text().split()
     sockets = set()
-    for member in family:
+    for member in family(pid):
         for file in Path("/proc").glob(f"{member}/fd/*"):
             with suppress(OSError):
                 sockets.add(os.readlink(file))

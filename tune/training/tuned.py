@@ -28,7 +28,7 @@ from pipeline.verdict.bundle import Arrays, Calibration, NarrowBand, Thresholds,
 from pipeline.verdict.windows import plan_windows
 from tune.corpora.augment import LAW, TELEPHONE, add_noise, augment
 from tune.corpora.manifest import Clip
-from tune.corpora.vocoded import PARTNER, VOCODED, vocode
+from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
 from tune.reports.metrics import Scores
 from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
@@ -100,20 +100,23 @@ def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
 
 
 def read_samples(
-    config: DetectorConfig, packages: Path | None, clips: Sequence[Clip], indices: NDArray[np.intp]
+    config: DetectorConfig, packages: Path | None, recordings: Sequence[tuple[Clip, bytes]]
 ) -> list[list[Sample]]:
-    """Of each of the clips at `indices` the clip and, where `packages` holds HiFi-GAN, the two halves of its copy;
-    nothing of one without speech. Raises CorpusError that names a clip that cannot be read."""
+    """For each clip, given with the bytes of its file: the clip and, if `packages` is a folder for HiFi-GAN, the two
+    halves of its copy by it; nothing for a clip without speech. Raises CorpusError that names a clip that cannot be
+    read."""
     torch.set_num_threads(1)
     voice_activity = VoiceActivityDetector(config)
-    return [_read(clips[index], config, packages, voice_activity) for index in indices]
+    if packages:
+        fetch_hifigan(packages)
+    return [_read(clip, data, config, packages, voice_activity) for clip, data in recordings]
 
 
 def _read(
-    clip: Clip, config: DetectorConfig, packages: Path | None, voice_activity: VoiceActivityDetector
+    clip: Clip, data: bytes, config: DetectorConfig, packages: Path | None, voice_activity: VoiceActivityDetector
 ) -> list[Sample]:
     try:
-        waveform = decode(clip.path.read_bytes(), config.limits).waveform
+        waveform = decode(data, config.limits).waveform
     except InputError as error:
         raise CorpusError(f"{clip.path.name}: {error.detail}") from error
     sounds = [(waveform, clip.is_spoof, False)]

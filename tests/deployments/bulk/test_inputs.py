@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deployments.bulk.inputs import File, Opener, find_files, locate
+from deployments.bulk.inputs import File, Opener, find_files
 from deployments.bulk.scoring import BLOCK_BYTES, BLOCK_FILES, cut
 from pipeline.errors import MissingInput
+from pipeline.storage import locate
 from tests.graph import free_port
 
 

@@ -23,7 +23,8 @@ from deployments.bulk.inputs import File
 from deployments.bulk.scoring import score
 from pipeline.config import ROOT
 from pipeline.detector import Detector
-from tests.graph import free_port, running, wait_until
+from tests.bucket import object_store
+from tests.graph import free_port, wait_until
 from tests.nodes import OBJECT_STORE_BYTES, two_nodes
 
 # Ray warns of its own settings.
@@ -101,15 +102,7 @@ def test_a_folder_with_broken_files_is_killed_and_resumed_and_every_file_has_one
 
 
 def test_a_bucket_is_read_and_written(clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    port = free_port()
-    command: list[str | Path] = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    with running(command, dict(os.environ), tmp_path / "moto.log", signal.SIGTERM):
-
-        def place(path: str) -> str:
-            query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
-            return f"s3://key:secret@{path}?{query}"
-
-        wait_until(lambda: b"Running on" in (tmp_path / "moto.log").read_bytes(), 60)
+    with object_store(tmp_path) as place:
         bucket, _ = FileSystem.from_uri(place("calls"))
         bucket.create_dir("calls")
         for name, content in (("monday/a.wav", clip), ("b.txt", b"no sound at all")):

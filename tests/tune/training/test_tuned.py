@@ -92,12 +92,12 @@ def test_too_few_sites_are_refused() -> None:
         hold_out(make_clips(sites=3), TuningConfig())
 
 
-def test_clips_are_read_by_index_and_a_broken_one_is_named(tmp_path: Path) -> None:
+def test_clips_are_read_and_a_broken_one_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF....WAVE")
     clips = [Clip(broken, "spoof"), Clip(SPEECH, "bonafide", source="pyannote", site="page")]
-    ((sample,),) = read_samples(CONFIG, None, clips, np.array([1]))
+    ((sample,),) = read_samples(CONFIG, None, [(clips[1], SPEECH.read_bytes())])
     assert (sample.page, sample.kind, sample.spoof, sample.vocoded) == ("page", "pyannote", False, False)
     assert sample.speech[0].start > 6  # nobody speaks before
     with pytest.raises(CorpusError, match=r"broken\.wav"):
-        read_samples(CONFIG, None, clips, np.array([0]))
+        read_samples(CONFIG, None, [(clips[0], broken.read_bytes())])

@@ -1,0 +1,28 @@
+"""An object store that speaks S3, on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.graph import free_port, running, wait_until
+
+
+@contextmanager
+def object_store(folder: Path) -> Iterator[Callable[[str], str]]:
+    """Gives the URI of a bucket, or of what lies in one. `folder` gets the log of the store."""
+    port = free_port()
+    command: list[str | Path] = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    log = folder / "moto.log"
+
+    def place(path: str) -> str:
+        query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+        return f"s3://key:secret@{path}?{query}"
+
+    with running(command, dict(os.environ), log, signal.SIGTERM):
+        wait_until(lambda: b"Running on" in log.read_bytes(), 60)
+        yield place

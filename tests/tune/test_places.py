@@ -1,0 +1,82 @@
+"""Corpora and results on an object store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import FileSystem
+
+from pipeline.errors import MissingInput
+from tests.bucket import object_store
+from tests.graph import free_port
+from tune.places import fetched, local_folder
+
+Place = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with object_store(tmp_path_factory.mktemp("store")) as place:
+        yield place
+
+
+def put(place: Place, files: dict[str, bytes]) -> None:
+    bucket, _ = FileSystem.from_uri(place("corpus"))
+    bucket.create_dir("corpus")
+    for name, content in files.items():
+        with bucket.open_output_stream(f"corpus/{name}") as file:
+            file.write(content)
+
+
+def test_a_manifest_comes_with_its_folder_and_only_once(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(place, {"mine/manifest.csv": b"path,label", "mine/a/1.wav": b"one", "other/2.wav": b"two"})
+    manifest = fetched(place("corpus/mine/manifest.csv"))
+    assert manifest.read_bytes() == b"path,label"
+    assert (manifest.parent / "a" / "1.wav").read_bytes() == b"one"
+    assert len([path for path in manifest.parent.rglob("*") if path.is_file()]) == 2
+    before = (manifest.parent / "a" / "1.wav").stat().st_mtime_ns
+    put(place, {"mine/a/3.wav": b"three"})
+    assert fetched(place("corpus/mine/manifest.csv")) == manifest
+    assert (manifest.parent / "a" / "1.wav").stat().st_mtime_ns == before
+    assert (manifest.parent / "a" / "3.wav").read_bytes() == b"three"
+    assert (fetched(place("corpus/mine")) / "manifest.csv").is_file()
+
+
+def test_results_go_to_the_store_and_go_on_from_there(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for machine in ("first", "second"):
+        (tmp_path / machine).mkdir()
+        monkeypatch.chdir(tmp_path / machine)
+        with local_folder(place("corpus/runs/grid")) as folder:
+            assert (folder / "scores" / "0.npz").exists() == (machine == "second")
+            (folder / "scores").mkdir(parents=True, exist_ok=True)
+            (folder / "scores" / "0.npz").write_bytes(machine.encode())
+    assert (tmp_path / "second" / "runs" / "grid" / "scores" / "0.npz").read_bytes() == b"second"
+    told = capsys.readouterr().err
+    assert "copied runs/grid to s3://corpus/runs/grid" in told and "secret" not in told
+
+
+def test_what_is_on_this_disk_stays_where_it_is(tmp_path: Path) -> None:
+    assert fetched(str(tmp_path)) == tmp_path
+    with local_folder(str(tmp_path / "out")) as folder:
+        assert folder == tmp_path / "out"
+
+
+@pytest.mark.parametrize("missing", ["corpus/none", "corpus/none/manifest.csv"])
+def test_what_is_not_there_is_told(place: Place, missing: str) -> None:
+    put(place, {})
+    with pytest.raises(MissingInput, match="There is nothing at s3://corpus/none"):
+        fetched(place(missing))
+
+
+def test_a_store_that_cannot_be_reached_is_told_in_a_sentence() -> None:
+    query = f"endpoint_override=127.0.0.1:{free_port()}&scheme=http&region=us-east-1"
+    with pytest.raises(MissingInput, match="s3://corpus/mine cannot be r") as caught:
+        fetched(f"s3://key:secret@corpus/mine?{query}")
+    assert "secret" not in caught.value.detail

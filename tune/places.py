@@ -1,0 +1,85 @@
+"""Corpora and results on an object store.
+
+Everything is worked on from this machine's disk: what comes from a store is copied here first, and what is to be in a
+store is copied there at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+
+from pipeline.errors import MissingInput
+from pipeline.storage import first_line, locate, shown
+
+CORPORA = Path(".cache") / "corpora"
+RUNS = Path("runs")
+
+
+def fetched(place: str) -> Path:
+    """Where the manifest or the folder at `place` is on this machine: there, or in a copy. Of a manifest its whole
+    folder is copied; files that are here already are not. Raises MissingInput for a store that cannot be read."""
+    if "://" not in place:
+        return Path(place)
+    filesystem, path = locate(place)
+    with _explained(place, "read"):
+        kind = filesystem.get_file_info(path).type
+        if kind is FileType.NotFound:
+            raise MissingInput(f"There is nothing at {shown(place)}: name a manifest or a folder.")
+        folder, _, name = path.rpartition("/") if kind is FileType.File else (path, "", "")
+        copy = CORPORA / hashlib.sha256(f"{shown(place)} {folder}".encode()).hexdigest()[:16]
+        _copy(filesystem, folder, LocalFileSystem(), copy.absolute().as_posix())
+    return copy / name
+
+
+@contextmanager
+def local_folder(place: str) -> Iterator[Path]:
+    """The folder at `place` on this machine: there, or, for a store, one of its name in `runs`. Such a folder begins
+    with what the store has, and goes there at the end. Raises MissingInput for a store that cannot be used."""
+    if "://" not in place:
+        yield Path(place)
+        return
+    filesystem, path = locate(place.rstrip("/"))
+    folder = RUNS / path.rpartition("/")[2]
+    here = folder.absolute().as_posix()
+    with _explained(place, "read"):
+        if filesystem.get_file_info(path).type is FileType.Directory:
+            _copy(filesystem, path, LocalFileSystem(), here)
+    yield folder
+    with _explained(place, "written"):
+        _copy(LocalFileSystem(), here, filesystem, path)
+    print(f"copied {folder} to {shown(place)}", file=sys.stderr)
+
+
+@contextmanager
+def _explained(place: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MissingInput(
+            f"{shown(place)} cannot be {what}: check address, network and credentials. ({first_line(error)})"
+        ) from error
+
+
+def _copy(source: FileSystem, folder: str, target: FileSystem, copy: str) -> None:
+    """Copy the files of a folder that the other lacks, or has with another size."""
+    there = {found.path.removeprefix(copy): found.size for found in _files(target, copy)}
+    for found in _files(source, folder):
+        name = found.path.removeprefix(folder)
+        if there.get(name) == found.size:
+            continue
+        if ".." in name.split("/"):
+            raise MissingInput(f"The name {name} leads out of its folder: rename the file.")
+        target.create_dir(f"{copy}{name}".rpartition("/")[0], recursive=True)
+        copy_files(found.path, f"{copy}{name}", source_filesystem=source, destination_filesystem=target)
+
+
+def _files(filesystem: FileSystem, folder: str) -> Iterator[FileInfo]:
+    for found in filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True)):
+        if found.type is FileType.File:
+            yield found
