@@ -1,9 +1,12 @@
 // The page of Sound Sentry: has recordings judged and shows the answers.
 // Whatever came over the network or from a file enters the page as text, never as markup.
 
+import { css, palette, shade, sign } from './colours.js'
 import { explainGauge, fillGauge, scaleOf } from './gauge.js'
 import { showRow } from './list.js'
-import { asCsv, dropped, isWaited, makeQueue } from './queue.js'
+import { canListen, listen } from './live.js'
+import { canRecord, openMicrophone, recordFrom } from './microphone.js'
+import { asCsv, asProblem, dropped, isWaited, makeQueue } from './queue.js'
 import { Problem, ask, judge } from './service.js'
 import WaveSurfer from './vendor/wavesurfer.esm.js'
 import { $, clock, element, headline, odds, percent } from './words.js'
@@ -18,7 +21,7 @@ const DISAGREEMENT = 0.5 // rows so far apart may be of a human and of a machine
 
 let current = null // the entry of the queue that is looked at
 let verdict = null // its answer, while that is shown
-let recorder = null // MediaRecorder while the microphone is on
+let recording = null // from the microphone, while it is on
 let wave = null // WaveSurfer that shows and plays the recording
 let position = 0 // of the playhead, in seconds
 let peaks = [] // of the waveform, for the report
@@ -31,31 +34,6 @@ function sentence(word) {
   if (Object.hasOwn(sentences, word)) return sentences[word]
   const words = word.replaceAll('_', ' ')
   return `${words.charAt(0).toUpperCase()}${words.slice(1)}.`
-}
-
-// ---- colours
-
-function palette() {
-  const style = getComputedStyle(document.documentElement)
-  const colour = (name) => {
-    const hex = style.getPropertyValue(name).trim()
-    return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16))
-  }
-  return { stops: [colour('--human'), colour('--even'), colour('--machine')], none: colour('--none') }
-}
-
-function shade(p, { stops, none }) {
-  if (p === null) return none
-  const [from, to, share] = p < 0.5 ? [stops[0], stops[1], 2 * p] : [stops[1], stops[2], 2 * p - 1]
-  return from.map((value, i) => Math.round(value + share * (to[i] - value)))
-}
-
-const css = (colour) => `rgb(${colour.join(' ')})`
-
-// Besides its colour, what is machine-made is hatched and what is not settled is dotted.
-function sign(made, { probability, result }, colours) {
-  made.style.backgroundColor = css(shade(probability, colours))
-  made.dataset.result = result
 }
 
 // ---- the queue of recordings
@@ -111,7 +89,8 @@ function present({ state, file, answer, problem, seconds, name }) {
   if (state !== 'done') return
   verdict = answer
   show(answer)
-  $('status').textContent = `${answer.overall}: answered in ${seconds.toFixed(1)} seconds.`
+  const time = seconds === undefined ? '' : `: answered in ${seconds.toFixed(1)} seconds` // a stream was answered all along
+  $('status').textContent = `${answer.overall}${time}.`
   showSound(file, answer)
 }
 
@@ -343,13 +322,17 @@ function showExplanation({ explanation }) {
   )
 }
 
-function drawShare({ sentence: words, score, speaker }, shares) {
-  const most = Math.max(...shares.map((share) => Math.abs(share.score))) || 1
-  const length = (50 * Math.abs(score)) / most
-  const bar = element('span', { className: score > 0 ? 'share machine' : 'share human' })
-  bar.style.left = `${score > 0 ? 50 : 50 - length}%`
-  bar.style.width = `${length}%`
-  const track = element('span', { className: 'share-track', ariaHidden: 'true' }, bar)
+function drawShare({ sentence: words, score, humans, speaker }, shares) {
+  const most = Math.max(...shares.flatMap((share) => [share.score, ...(share.humans ?? [])]).map(Math.abs)) || 1
+  const place = (className, low, high) => {
+    const made = element('span', { className })
+    made.style.left = `${50 + (50 * low) / most}%`
+    made.style.width = `${(50 * (high - low)) / most}%`
+    return made
+  }
+  const bar = place(score > 0 ? 'share machine' : 'share human', Math.min(score, 0), Math.max(score, 0))
+  const usual = humans ? [place('usual', ...humans)] : []
+  const track = element('span', { className: 'share-track', ariaHidden: 'true' }, bar, ...usual)
   return element('li', {}, track, element('span', {}, speaker ? `${speaker}, ${words}` : words))
 }
 
@@ -597,48 +580,59 @@ async function toggle() {
   await wave.playPause()
 }
 
-// ---- choosing, dropping and making a recording
+// ---- the microphone: a recording to be judged, or a stream that is judged while it is made
 
 async function record() {
-  if (recorder) {
-    recorder.stop()
+  if (recording) {
+    recording.stop()
     return
   }
-  let stream
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ audio: true })
-  } catch {
-    showProblem(new Problem('No microphone', 'The browser gave no access to a microphone. Allow it, or choose a file.'))
+    recording = recordFrom(await openMicrophone(), { tick: tellTime })
+  } catch (error) {
+    showProblem(error)
     return
   }
-  const parts = []
-  const started = performance.now()
-  const timer = setInterval(() => tellTime((performance.now() - started) / 1000), 250)
-  recorder = new MediaRecorder(stream)
-  recorder.addEventListener('dataavailable', (event) => parts.push(event.data))
-  recorder.addEventListener('stop', () => {
-    clearInterval(timer)
-    $('recorded').hidden = true
-    for (const track of stream.getTracks()) track.stop()
-    const type = recorder.mimeType
-    recorder = null
-    $('record').textContent = 'Record with the microphone'
-    $('record').setAttribute('aria-pressed', 'false')
-    const name = `recording.${type.includes('mp4') ? 'm4a' : type.includes('ogg') ? 'ogg' : 'webm'}`
-    choose([{ file: new File(parts, name, { type }), name }])
-  })
-  recorder.start()
-  tellTime(0)
-  $('record').textContent = 'Stop and analyse'
-  $('record').setAttribute('aria-pressed', 'true')
+  showRecording(true)
+  const file = await recording.file
+  recording = null
+  showRecording(false)
+  choose([{ file, name: file.name }])
+}
+
+function showRecording(on) {
+  $('recorded').hidden = !on
+  $('guard').disabled = on
+  $('record').textContent = on ? 'Stop and analyse' : 'Record with the microphone'
+  $('record').setAttribute('aria-pressed', on)
 }
 
 // How long the microphone has been on; it is turned off when no more can be sent.
 function tellTime(seconds) {
   const most = info?.limits.max_duration_seconds ?? Infinity
-  $('recorded').hidden = false
   $('recorded').textContent = `${clock(seconds, 0)}${most < Infinity ? ` of ${clock(most, 0)}` : ''}`
-  if (seconds >= most && recorder?.state === 'recording') recorder.stop()
+  if (seconds >= most) recording?.stop()
+}
+
+async function listenLive() {
+  $('guard').disabled = $('record').disabled = true
+  showProblem(null)
+  const chosen = { ...options(), explain: false, channels: 'mix' } // a stream offers neither
+  try {
+    await introduced
+    info ??= await ask('info')
+    const { file, answer, problem } = await listen(chosen, scaleOf(info, chosen.operating_point), sentence)
+    const { name } = file
+    if (answer) look(queue.keep({ file, name, chosen, answer: { ...answer, filename: name } }))
+    else {
+      choose([{ file, name }])
+      $('left-out').textContent = `${problem.message} What was recorded is judged as a recording.`
+    }
+  } catch (error) {
+    showProblem(asProblem(error))
+  } finally {
+    $('guard').disabled = $('record').disabled = false
+  }
 }
 
 function save(content, type, name) {
@@ -706,6 +700,7 @@ $('form').addEventListener('input', markOld)
 $('again').addEventListener('click', analyseCurrent)
 $('tell-apart').addEventListener('click', tellApart)
 $('record').addEventListener('click', record)
+$('guard').addEventListener('click', listenLive)
 $('save').addEventListener('click', saveJson)
 $('diarize').addEventListener('change', showCount)
 $('save-report').addEventListener('click', saveReport)
@@ -767,5 +762,6 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
 addEventListener('resize', () => verdict && stretch())
 
 showCount() // a page that is loaded again keeps its ticks
-$('record').hidden = !(navigator.mediaDevices && window.MediaRecorder)
+$('record').hidden = !canRecord()
+$('guard').hidden = !canListen()
 const introduced = introduce()

@@ -18,6 +18,14 @@ export function makeQueue({ judge, changed, moved }) {
     return added
   }
 
+  // A recording that has its answer already.
+  function keep(judged) {
+    const entry = { ...judged, state: 'done', problem: null, doing: 'Waiting', done: null }
+    entries.push(entry)
+    changed(entry)
+    return entry
+  }
+
   function again(entry, chosen) {
     entry.abort?.abort()
     Object.assign(entry, { chosen, state: 'waiting', answer: null, problem: null, doing: 'Waiting', done: null })
@@ -65,10 +73,10 @@ export function makeQueue({ judge, changed, moved }) {
     entries.length = 0
   }
 
-  return { entries, add, again, cancel, clear }
+  return { entries, add, keep, again, cancel, clear }
 }
 
-const asProblem = (error) => (error instanceof Problem ? error : new Problem('The page failed', String(error)))
+export const asProblem = (error) => (error instanceof Problem ? error : new Problem('The page failed', String(error)))
 
 // ---- files and folders
 

@@ -74,6 +74,14 @@ export async function ask(path, options, read = (response) => response.json()) {
   )
 }
 
+// A WebSocket to the service, with the key where there is one: a browser can send it in no other way.
+export function openStream() {
+  const address = new URL('stream', location.href)
+  address.protocol = address.protocol.replace('http', 'ws')
+  const key = sessionStorage.getItem(KEY)
+  return new WebSocket(address, key ? ['sound-sentry', `sound-sentry-key.${key}`] : [])
+}
+
 // The answer for one recording, by whichever way its size and length allow. `tell` learns what goes on: a sentence, and
 // how much is done where that is known.
 export async function judge(file, chosen, info, signal, tell) {

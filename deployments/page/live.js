@@ -1,0 +1,132 @@
+// The microphone, judged while somebody speaks: every half second an answer for the last seconds.
+
+import { palette, sign } from './colours.js'
+import { fillGauge } from './gauge.js'
+import { canRecord, openMicrophone, recordFrom } from './microphone.js'
+import { Problem, openStream } from './service.js'
+import { $, clock, element } from './words.js'
+
+const TYPE = 'audio/webm;codecs=opus'
+const SLICE_MS = 250
+const BARS = 120 // of the last minute
+const TITLE = document.title
+
+export function canListen() {
+  return canRecord() && MediaRecorder.isTypeSupported(TYPE)
+}
+
+// Listens until it is stopped, or the service ends it. Gives {file, answer} with the answer on the whole, or
+// {file, problem} where the stream broke: what was recorded is not lost. Throws a Problem where nothing was recorded.
+export async function listen(chosen, scale, sentence) {
+  const microphone = await openMicrophone()
+  let socket
+  try {
+    socket = await connect(chosen)
+  } catch (problem) {
+    for (const track of microphone.getTracks()) track.stop()
+    throw problem
+  }
+  showNothing()
+  const send = (data) => socket.readyState === WebSocket.OPEN && socket.send(data) // it may have broken
+  const { file, stop } = recordFrom(microphone, {
+    type: TYPE,
+    sliceMs: SLICE_MS,
+    tick: (seconds) => ($('live-time').textContent = clock(seconds, 0)),
+    heard: send,
+  })
+  $('live-stop').onclick = () => {
+    stop()
+    $('live-word').textContent = 'The whole is being judged.'
+    $('live-stop').disabled = true
+  }
+  file.then(() => send('{"end": true}'))
+  try {
+    return { answer: await lastAnswer(socket, (update) => showUpdate(update, scale, sentence)), file: await file }
+  } catch (problem) {
+    stop()
+    return { file: await file, problem }
+  } finally {
+    stop()
+    socket.close()
+    $('live').hidden = true
+    document.title = TITLE
+  }
+}
+
+// ---- the stream
+
+function connect({ operating_point, use_diarization }) {
+  const socket = openStream()
+  return new Promise((resolve, reject) => {
+    socket.addEventListener('open', () => {
+      socket.send(JSON.stringify({ format: 'webm', operating_point, use_diarization }))
+      resolve(socket)
+    })
+    socket.addEventListener('close', () =>
+      reject(new Problem('No answer', 'The service cannot be reached, or takes no stream. Try again in a moment.')),
+    )
+  })
+}
+
+// The last message of the stream as the answer that it is; `show` learns of those before it.
+function lastAnswer(socket, show) {
+  return new Promise((resolve, reject) => {
+    socket.addEventListener('message', ({ data }) => {
+      const { final, ...message } = JSON.parse(data)
+      if (final === undefined) reject(new Problem(message.title, message.detail, { status: message.status }))
+      else if (!final) show(message)
+      else {
+        const { start, end, ...answer } = message
+        resolve(answer)
+      }
+    })
+    socket.addEventListener('close', () =>
+      reject(new Problem('The stream broke', 'The service closed the connection without an answer.')),
+    )
+  })
+}
+
+// ---- what is shown meanwhile
+
+function showNothing() {
+  $('live').hidden = false
+  $('live-stop').disabled = false
+  $('live-stop').focus()
+  $('live-word').textContent = 'Listening'
+  $('live-gauge').hidden = true
+  for (const list of ['live-reasons', 'live-history', 'live-alarms']) $(list).replaceChildren()
+}
+
+function showUpdate(update, scale, sentence) {
+  if ($('live-stop').disabled) return // it is stopped
+  const { overall, reasons } = update
+  if ($('live-word').textContent !== overall) $('live-word').textContent = overall // what is told again is read again
+  document.title = `${overall} – ${TITLE}`
+  fillGauge($('live-gauge'), update, scale)
+  $('live-reasons').replaceChildren(...reasons.map((word) => element('li', {}, sentence(word))))
+  showBar(update)
+  if (overall === 'Fake') showAlarm(update)
+}
+
+function showBar({ mean_probability: probability, overall: result }) {
+  const bar = element('div', { className: 'sign' })
+  sign(bar, { probability, result }, palette())
+  bar.style.height = probability === null ? '0' : `${100 * (0.15 + 0.85 * probability)}%`
+  const history = $('live-history')
+  history.append(bar)
+  while (history.children.length > BARS) history.firstChild.remove()
+}
+
+// One line for what follows without a gap.
+function showAlarm({ start, end }) {
+  const alarms = $('live-alarms')
+  const last = alarms.lastChild
+  const goesOn = last && start <= Number(last.dataset.end)
+  const line = goesOn ? last : element('li')
+  if (!goesOn) {
+    line.dataset.start = start
+    alarms.append(line)
+  }
+  line.dataset.end = end
+  line.textContent = `Sounded machine-made from ${clock(line.dataset.start)} to ${clock(end)}.`
+}

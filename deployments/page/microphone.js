@@ -1,0 +1,45 @@
+// The microphone of this machine.
+
+import { Problem } from './service.js'
+
+const TICK_MS = 250
+
+export function canRecord() {
+  return Boolean(navigator.mediaDevices && window.MediaRecorder)
+}
+
+export async function openMicrophone() {
+  try {
+    return await navigator.mediaDevices.getUserMedia({ audio: true })
+  } catch {
+    throw new Problem('No microphone', 'The browser gave no access to a microphone. Allow it, or choose a file.')
+  }
+}
+
+// Records from an open microphone until `stop`, which turns it off. Gives {stop, file}, the file as a promise. `tick`
+// learns how many seconds it has been on, `heard` of each piece of sound, `sliceMs` long.
+export function recordFrom(microphone, { tick, heard = () => {}, type, sliceMs }) {
+  const parts = []
+  const started = performance.now()
+  const timer = setInterval(() => tick((performance.now() - started) / 1000), TICK_MS)
+  const recorder = new MediaRecorder(microphone, { mimeType: type })
+  const file = new Promise((resolve) => {
+    recorder.addEventListener('dataavailable', ({ data }) => {
+      parts.push(data)
+      heard(data)
+    })
+    recorder.addEventListener('stop', () => {
+      clearInterval(timer)
+      for (const track of microphone.getTracks()) track.stop()
+      resolve(asFile(parts, recorder.mimeType))
+    })
+  })
+  recorder.start(sliceMs)
+  tick(0)
+  return { file, stop: () => recorder.state === 'recording' && recorder.stop() }
+}
+
+function asFile(parts, type) {
+  const ending = type.includes('mp4') ? 'm4a' : type.includes('ogg') ? 'ogg' : 'webm'
+  return new File(parts, `recording.${ending}`, { type })
+}

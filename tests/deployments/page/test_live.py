@@ -1,0 +1,109 @@
+"""The microphone, judged while somebody speaks, in a real browser over a real WebSocket."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+from axe_playwright_python.sync_playwright import Axe
+from numpy.typing import NDArray
+from playwright.sync_api import Page, WebSocketRoute, expect
+
+from tests.audio import encode
+
+ANSWER_MS = 60_000
+
+
+def speak(page: Page, recording: bytes) -> None:
+    """A recording, again and again, stands in for whoever speaks into a microphone."""
+    page.evaluate(
+        """async (encoded) => {
+            const bytes = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))
+            const context = new AudioContext()
+            const buffer = await context.decodeAudioData(bytes.buffer)
+            navigator.mediaDevices.getUserMedia = async () => {
+                const voice = new AudioBufferSourceNode(context, { buffer, loop: true })
+                const microphone = new MediaStreamAudioDestinationNode(context)
+                voice.connect(microphone)
+                voice.start()
+                return (window.microphone = microphone.stream)
+            }
+        }""",
+        base64.b64encode(recording).decode(),
+    )
+
+
+def is_off(page: Page) -> bool:
+    return bool(page.evaluate("window.microphone.getTracks().every((track) => track.readyState === 'ended')"))
+
+
+def test_every_half_second_has_an_answer_and_then_the_whole(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    speak(page, encode(ten_seconds))
+    page.click("#guard")
+    expect(page.locator("#live")).to_be_visible()
+    expect(page.locator("#record")).to_be_disabled()
+    bars = page.locator("#live-history > div")
+    expect(bars.nth(9)).to_be_attached(timeout=ANSWER_MS)
+    assert page.text_content("#live-word") in ("Real", "Fake", "Inconclusive")
+    assert page.title() == f"{page.text_content('#live-word')} – Sound Sentry"
+    expect(page.locator("#live-gauge .gauge-mark")).to_be_visible()
+    expect(page.locator("#live-time")).to_have_text("0:07", timeout=ANSWER_MS)
+    assert Axe().run(page).violations_count == 0
+    page.click("#live-stop")
+    expect(page.locator("#name")).to_have_text("recording.webm", timeout=ANSWER_MS)
+    assert page.text_content("#overall") in ("Real", "Fake", "Inconclusive")
+    expect(page.locator("#play")).to_be_visible()  # what was recorded is there to be heard
+    expect(page.locator("#live")).to_be_hidden()
+    assert page.title() == "Sound Sentry"
+    assert is_off(page)
+    with page.expect_download() as saved:
+        page.click("#save-report")
+    assert "recording.webm" in saved.value.suggested_filename
+
+
+def test_what_sounds_like_a_machine_is_noted_once_a_stretch(page: Page) -> None:
+    """The answers are made up: which of them is Fake must not depend on the detector."""
+    moments = [(0.0, 1.0, "Fake"), (0.5, 1.5, "Fake"), (1.0, 2.0, "Real"), (4.0, 5.0, "Fake")]
+
+    def answer(socket: WebSocketRoute, message: str | bytes) -> None:
+        for start, end, overall in moments if isinstance(message, str) else ():
+            update = {"final": False, "start": start, "end": end, "overall": overall, "reasons": []}
+            socket.send(json.dumps(update | {"mean_probability": 0.5, "interval": [0.1, 0.9]}))
+
+    page.route_web_socket("**/stream", lambda socket: socket.on_message(lambda message: answer(socket, message)))
+    speak(page, encode(np.zeros(16_000, np.float32)))
+    page.click("#guard")
+    expect(page.locator("#live-alarms li")).to_have_text(
+        ["Sounded machine-made from 0:00.0 to 0:01.5.", "Sounded machine-made from 0:04.0 to 0:05.0."]
+    )
+    expect(page.locator("#live-history > div")).to_have_count(4)
+
+
+def test_what_was_recorded_is_judged_though_the_stream_breaks(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    sockets: list[WebSocketRoute] = []
+    page.route_web_socket("**/stream", lambda socket: sockets.append(socket))  # which answers nothing
+    speak(page, encode(ten_seconds))
+    page.click("#guard")
+    expect(page.locator("#live-time")).to_have_text("0:03")
+    sockets[0].close(code=1011)
+    expect(page.locator("#overall")).to_be_visible(timeout=ANSWER_MS)
+    expect(page.locator("#name")).to_have_text("recording.webm")
+    expect(page.locator("#left-out")).to_contain_text("What was recorded is judged as a recording.")
+    assert is_off(page)
+
+
+def test_a_service_that_takes_no_stream_is_told(page: Page) -> None:
+    page.route_web_socket("**/stream", lambda socket: socket.close(code=1013))
+    speak(page, encode(np.zeros(16_000, np.float32)))
+    page.click("#guard")
+    expect(page.locator("#problem-detail")).to_contain_text("takes no stream")
+    expect(page.locator("#guard")).to_be_enabled()
+    assert is_off(page)
+
+
+def test_no_microphone_is_told(page: Page) -> None:
+    page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error('no')) }")
+    page.click("#guard")
+    expect(page.locator("#problem-title")).to_have_text("No microphone")
+    expect(page.locator("#guard")).to_be_enabled()
