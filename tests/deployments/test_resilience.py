@@ -324,7 +324,7 @@ def test_many_requests_in_a_row(
     samples: list[tuple[int, int, int, int]] = []
     for index in range(count):
         send(service, versions[index % len(versions)], report, use_diarization="false")
-        if index % max(1, count // 20) == 0:
+        if index % max(6, count // 20) == 0:
             pids = list(processes(cluster))
             open_files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
             left = sum(1 for _ in Path("/tmp").iterdir())

@@ -190,6 +190,7 @@ def distance(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     return float(np.linalg.norm((first.mean(axis=0) - second.mean(axis=0)) / first.std(axis=0)))
 
 
+@pytest.mark.slow  # it starts a cluster twice
 def test_extraction_killed_half_way_goes_on_and_computes_nothing_twice(corpus: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tune.extract", f"--manifest={corpus}", f"--features={FEATURES}"]
     command += [f"--cache={tmp_path}", "--actors=1"]
@@ -341,6 +342,7 @@ def test_a_grid_search_on_another_node(
     assert Bundle.load(tmp_path / "bundle").info.features.name == FEATURES
 
 
+@pytest.mark.slow  # it starts a search three times
 def test_a_search_killed_in_the_middle_ends_with_the_same_table(
     corpus: Path, cache: Path, extracted: Table, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ class Stand:
         return {"answer": [json.dumps({"filename": name, "status": "success"}) for name in batch["name"]]}
 
 
+@pytest.mark.slow  # Ray gives a process up three times
 def test_a_file_that_kills_its_process_costs_its_own_answer() -> None:
     files = [File(name, name) for name in ("deadly", *(f"{n}.wav" for n in range(40)))]
     answers = {answer["filename"]: answer for answer in score(files, Stand, (), actors=2, num_gpus=0)}
