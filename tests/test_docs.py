@@ -144,6 +144,8 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
     roots = "pipeline|deployments|tune|configs|ops|client|docs|tests"
     for path in re.findall(rf"`((?:{roots})/[\w./-]+)`", text):
         assert (ROOT / path).exists() or (page.parent / path).exists(), path
+    for path, test in re.findall(r"`(tests/[\w./-]+)::(\w+)`", text):
+        assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), test
 
 
 def test_the_page_about_http_lists_the_formats_of_their_table() -> None:
