@@ -9,8 +9,9 @@ from pipeline.verdict.answer import Interval, Verdict
 from pipeline.verdict.bundle import Thresholds
 
 ROUNDING = 1e-9
-SURE = 0.9
-"""No answer at the balanced threshold is Inconclusive and above this probability, or below its opposite."""
+SURE = 0.94
+"""No answer at the balanced threshold is Inconclusive and above this probability, or below its opposite: the bound that
+`pipeline.verdict.evidence` names."""
 
 
 def disagreements(
