@@ -44,7 +44,7 @@ def _absent(value: object) -> bool:
 
 
 class Part(BaseModel):
-    """Base of every part of an answer: no unknown field, no change once made, no NaN."""
+    """Base of every part of an answer: no unknown fields, not changeable, no NaN."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -56,7 +56,7 @@ class Part(BaseModel):
 
 
 class Detail(Part):
-    """The verdict on one stretch of speech: a turn where speakers were told apart, else a speech segment."""
+    """The verdict on one stretch of speech: a turn if speakers were told apart, else a speech segment."""
 
     speaker: str | None
     """Who speaks; null where speakers were not told apart."""
@@ -116,7 +116,7 @@ class ChannelVerdict(Part):
 
 
 class DecidedBy(Part):
-    """The part of the recording that decided for the whole."""
+    """The part of the recording that decided the answer for the whole."""
 
     speaker: str | None = Field(None, exclude_if=_absent)
     """Who decided; absent where speakers were not told apart."""
@@ -190,8 +190,8 @@ class BandShare(Part):
     high_hz: NonNegative
     """Where the band ends, in hertz."""
     score: Number
-    """How much the score falls where nothing happens in the band any more, averaged over the moments, as a natural
-    logarithm: above 0 speaks for a machine."""
+    """How much the score falls if the energy of the band is set to its mean over time, averaged over the moments, as a
+    natural logarithm: above 0 speaks for a machine."""
     sentence: str
     """The same for a person."""
 
@@ -208,18 +208,18 @@ class LayerShare(Part):
 
 
 class Explanation(Part):
-    """What carried the answer; where a part decided for the whole, what carried that part."""
+    """What the answer rests on. If a part decided for the whole, this explains that part."""
 
     moments: tuple[MomentShare, ...]
-    """The moments that weigh most, the weightiest first; at most six, none overlapping another."""
+    """At most six moments with the most weight, the heaviest first. They do not overlap."""
     bands: tuple[BandShare, ...]
-    """One entry a band of frequency, the lowest first; empty for a model that has no bands."""
+    """One entry per band of frequency, the lowest first; empty for a model without bands."""
     layers: tuple[LayerShare, ...]
-    """One entry a layer, in the order of the network."""
+    """One entry per layer, in the order of the network."""
 
 
 class Verdict(Part):
-    """The answer for one recording. Probabilities are of the speech being machine-made; null where there is none."""
+    """The answer for one recording. Probabilities say how likely the speech is machine-made; null without speech."""
 
     overall: Label
     """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` where nobody speaks."""
@@ -239,9 +239,9 @@ class Verdict(Part):
         description=f"Why the answer is Inconclusive; empty where it is not. {_listed(Reason)}"
     )
     details: tuple[Detail, ...]
-    """One entry a turn where speakers were told apart, else one a speech segment."""
+    """One entry per turn if speakers were told apart, else one per speech segment."""
     speakers: tuple[SpeakerVerdict, ...]
-    """One entry a speaker; empty where speakers were not told apart."""
+    """One entry per speaker; empty if speakers were not told apart."""
     timeline: Timeline
     """The probability from moment to moment."""
     duration_config: DurationConfig
@@ -253,7 +253,7 @@ class Verdict(Part):
     original_format: str
     """Format of the file, told by its content."""
     channels: tuple[ChannelVerdict, ...] = ()
-    """One entry a channel; empty unless channels were to be judged one by one."""
+    """One entry per channel; empty unless channels were judged one by one."""
     decided_by: DecidedBy | None = None
     """The part that decided for the whole; null where the whole recording did. Its probability is the one to show."""
     file_sha256: str | None
@@ -264,7 +264,7 @@ class Verdict(Part):
         description=f"What else to know about the recording or its judgement. {_listed(AnswerWarning)}"
     )
     explanation: Explanation | None = Field(None, exclude_if=_absent)
-    """What carried the answer; only where asked for."""
+    """What the answer rests on; only if the caller asked for it."""
 
     @property
     def headline(self) -> tuple[float, Interval] | None:
@@ -277,13 +277,13 @@ class Verdict(Part):
 
     @property
     def without_speakers(self) -> tuple[ChannelVerdict, ...]:
-        """The channels of which no speaker tells: silent ones, and copies of others."""
+        """The channels without speakers of their own: silent channels, and copies of others."""
         told = {speaker.channel for speaker in self.speakers}
         return tuple(channel for channel in self.channels if channel.channel not in told)
 
     @property
     def outcome(self) -> Literal["success", "no_speech"]:
-        """What the answers for several files call this one."""
+        """The status of this answer among the answers for several files."""
         return "no_speech" if self.overall == "No Speech" else "success"
 
 
