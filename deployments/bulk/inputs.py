@@ -1,7 +1,7 @@
-"""Which files there are to score: a folder, a bucket, a manifest or a Parquet table.
+"""Finds the files to score in a folder, a bucket, a manifest or a Parquet table.
 
-A place is a path on this machine or the URI of an object store, such as s3://bucket/calls; pyarrow.fs knows s3, gs,
-hdfs and, as fsspec+NAME, whatever fsspec has installed.
+A place is a path on this machine or the URI of an object store, such as s3://bucket/calls. pyarrow.fs supports s3, gs
+and hdfs, and as fsspec+NAME every file system that is installed for fsspec.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.errors import MissingInput
 
 @dataclass(frozen=True)
 class File:
-    """A file to score: its `name` in the results, the place it is at, and its bytes where they are known."""
+    """A file to score: its `name` in the results, its place, and its size in bytes if known."""
 
     name: str
     place: str
@@ -31,7 +31,7 @@ class File:
 
 
 def locate(place: str) -> tuple[FileSystem, str]:
-    """The file system that holds `place`, and the path within it. Raises MissingInput where there is no such one."""
+    """The file system that holds `place`, and the path within it. Raises MissingInput if there is no such one."""
     if "://" not in place:
         return LocalFileSystem(), Path(place).absolute().as_posix()
     try:
@@ -44,11 +44,11 @@ def locate(place: str) -> tuple[FileSystem, str]:
 
 
 def find_files(place: str) -> list[File]:
-    """The files at `place`, the largest first, so that none is left over when all others are done.
+    """The files at `place`. The largest come first, so that no large file runs alone at the end.
 
-    A folder or bucket is searched to its end, hidden files apart; the names are relative to it. A `.csv` with a column
-    `path` or a Parquet table with one lists files, relative to itself, under the names it gives them; one listed twice
-    is one file. Raises MissingInput where there is nothing to score.
+    A folder or bucket is searched with all its subfolders, except hidden files; the names are relative to it. A `.csv`
+    or a Parquet table with a column `path` lists files, with paths relative to the list. The names are those in the
+    list, and a file that is listed twice counts once. Raises MissingInput if there is nothing to score.
     """
     filesystem, path = locate(place)
     try:
@@ -92,11 +92,11 @@ def _paths_of_parquet(filesystem: FileSystem, path: str) -> list[str]:
         table = pq.read_table(path, columns=["path"], filesystem=filesystem)
         return [name for name in table["path"].to_pylist() if name]
     except (KeyError, pa.ArrowInvalid) as error:
-        raise MissingInput(f"{Path(path).name} is no Parquet table with a column `path`.") from error
+        raise MissingInput(f"{Path(path).name} is not a Parquet table with a column `path`.") from error
 
 
 def _listed(place: str, names: Iterable[str]) -> Iterator[File]:
-    """Files that a list at `place` names: with their own URI or absolute path, or relative to the list."""
+    """The files that a list at `place` names, by URI, by absolute path, or by a path relative to the list."""
     _, path = locate(place)
     folder = path.rpartition("/")[0]
     for name in names:
@@ -104,7 +104,7 @@ def _listed(place: str, names: Iterable[str]) -> Iterator[File]:
 
 
 class Opener:
-    """Opens files by their places; those without a scheme are on the file system of `root`."""
+    """Opens files by their places. Places without a scheme are on the file system of `root`."""
 
     def __init__(self, root: str) -> None:
         self._root, _ = locate(root)
@@ -122,11 +122,11 @@ class Opener:
 
 
 def shown(place: str) -> str:
-    """A place as it may be printed: a URI without the key, secret and settings that it may hold."""
+    """A place in a form that is safe to print: a URI without the key, secret and settings in it."""
     parts = urlsplit(place)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else place
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says went wrong, without its trace."""
+    """The first line of a library's error message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

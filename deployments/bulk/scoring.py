@@ -1,4 +1,4 @@
-"""Files through Detectors, as many at once as a Ray cluster has room for."""
+"""Scores files with Detectors, as many at once as a Ray cluster has room for."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from pipeline.predict import Settings, predict, take
 from pipeline.writers import as_json
 
 BLOCK_FILES, BLOCK_BYTES = 16, 2**22
-"""What a process is handed at a time: few enough for progress to be seen and for all to be busy until the end."""
+"""The number of files that a process gets at a time. It is small, so that progress is visible and all processes are
+busy until the end."""
 READERS = 4
-"""Files that a process reads ahead of the one it scores."""
+"""The number of files that a process reads in advance."""
 RETRIES = 1
-"""How often files are tried again whose process died, with its machine or by itself."""
+"""How often files are tried again if their process died."""
 
 
 class Scorer:
-    """An actor: names and places of files in, an answer for each out, whatever is wrong with it."""
+    """An actor: names and places of files in, one answer for each out. A bad file gets an error as its answer."""
 
     def __init__(self, config: DetectorConfig, root: str, settings: Settings) -> None:
         self._detector = Detector(config)

@@ -60,7 +60,7 @@ WARNINGS = {str(word): word for word in AnswerWarning}
 
 _BROKE = "The file breaks the decoder: it is damaged, or made to do harm. Export it again and send the new file."
 _STOPPED = "The decoder was stopped from outside while it read this file. Send it again in a while."
-_FAILED = "The decoder failed for a reason of its own. Nothing can be said about this recording."
+_FAILED = "The decoder failed because of an error in the service. Nothing can be said about this recording."
 
 
 class DecoderPool:

@@ -541,7 +541,7 @@ def test_a_file_that_kills_whatever_judges_it_is_given_up(tmp_path: Path) -> Non
             await service.kill_runner()
             service.start_runner()
             done = await service.until(job_id, "done")
-            assert done["results"][0]["error"]["detail"].startswith("What judges this file was lost each time.")
+            assert done["results"][0]["error"]["detail"].startswith("Each process that judged this file was lost.")
             assert service.stages.heard == 1
 
     run(test)
