@@ -148,7 +148,7 @@ def test_no_microphone_is_a_sentence(server: StandIn, tmp_path: Path) -> None:
     script = 'echo "ALSA lib: noise" >&2; echo "arecord: main:831: audio open error: No such device" >&2; exit 1'
     code, _, errors = run(server, path=recorder(tmp_path, script))
     assert code == 2
-    assert "The recorder gave up: arecord: main:831: audio open error: No such device. Check the microphone" in errors
+    assert "The recorder failed: arecord: main:831: audio open error: No such device. Check the microphone" in errors
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
@@ -159,4 +159,4 @@ def test_ffmpeg_records_where_there_is_no_arecord(server: StandIn, tmp_path: Pat
     (tmp_path / "ffmpeg").symlink_to(ffmpeg)
     code, _, errors = run(server, "--device=nowhere", path=str(tmp_path))
     assert code == 2
-    assert "The recorder gave up: " in errors
+    assert "The recorder failed: " in errors
