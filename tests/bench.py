@@ -208,7 +208,7 @@ def long_table(detector: Detector) -> Table:
     limits = detector.config.limits.model_copy(update={"max_duration_seconds": 1e6, "max_upload_mib": 1_000})
     roomy = Detector(detector.config.model_copy(update={"limits": limits}))
     table = Table(title="Long recordings through the Detector", title_justify="left")
-    for heading in ("", "wall s", "CPU s", "x real time", "MiB more than before"):
+    for heading in ("", "wall s", "CPU s", "x real time", "additional memory, MiB"):
         table.add_column(heading, justify="left" if not heading else "right")
     for minutes, diarize in ((LONG_MINUTES, False), (DIARIZED_MINUTES, True)):
         data = sample(60 * minutes)

@@ -32,7 +32,7 @@ class StreamOptions(TypedDict, total=False):
     """The format of a stream, and how it is judged. For an option that is left out, the service uses its default."""
 
     format: Literal["pcm_s16le", "webm"]
-    """16-bit samples, lower byte first, with interleaved channels (the default), or WebM with Opus, as browsers record."""
+    """16-bit samples, lower byte first, interleaved channels (default), or WebM with Opus, as browsers record it."""
     sample_rate: int
     """The sample rate of `pcm_s16le`, in Hz."""
     channels: int
