@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 CLIPS = 60
 
 START_SECONDS = 500
-"""How long a machine with other work to do may take until the first files are scored; a tenth of it is usual."""
+"""How long a busy machine may take until the first files are scored. Usually it takes a tenth of this."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -125,7 +125,7 @@ def test_a_bucket_is_read_and_written(clip: bytes, tmp_path: Path, capsys: pytes
 
 
 class Stand:
-    """An actor in place of the Detector: takes a moment a file, and dies of one."""
+    """An actor instead of the Detector. It takes a moment for each file, and one file kills it."""
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         time.sleep(0.05 * len(batch["name"]))

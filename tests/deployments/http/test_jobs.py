@@ -98,7 +98,7 @@ class Service:
         return runner
 
     async def kill_runner(self) -> None:
-        """End a runner without a word, as SIGKILL would."""
+        """End a runner without any cleanup, like SIGKILL."""
         runner = self.runners.pop()
         for loop in runner._loops:
             loop.cancel()
