@@ -1,4 +1,4 @@
-"""Makes the serve_config.yaml for containers from the one in the repository.
+"""Makes the Serve config file for containers from serve_config.yaml in the repository.
 
     python -m ops.cluster_config                    for nodes without a GPU
     python -m ops.cluster_config --accelerator gpu  for nodes with one

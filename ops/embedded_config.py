@@ -1,4 +1,4 @@
-"""Makes the serve_config.yaml for one machine whose stages share a process from the one in the repository."""
+"""Makes the Serve config file for one machine, with all stages in one process, from serve_config.yaml."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object per line")
     output.add_argument(
-        "--csv", dest="output", action="store_const", const="csv", help="a row a file, and one a speaker or channel"
+        "--csv", dest="output", action="store_const", const="csv", help="a row per file, and one per speaker or channel"
     )
     parser.set_defaults(output="table")
     parser.add_argument(

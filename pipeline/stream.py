@@ -106,7 +106,7 @@ class StreamMoment(Part):
     interval: Interval | None
     """90 % interval of `mean_probability`, lower end first; `overall` follows from it."""
     reasons: tuple[Reason, ...]
-    """Why the answer is Inconclusive; empty where it is not."""
+    """Why the answer is Inconclusive; empty if it is not."""
 
 
 class StreamChannel(StreamMoment):

@@ -180,7 +180,7 @@ class SpeakerCount:
 class Window:
     """A few seconds of one speaker's speech, scored as one: its parts are disjoint, sorted speech segments.
 
-    `speaker` is None where the recording was not diarized.
+    `speaker` is None if the recording was not diarized.
     """
 
     parts: tuple[Segment, ...]

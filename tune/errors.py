@@ -1,4 +1,4 @@
-"""Errors of corpora and of experiments, beside those of the pipeline."""
+"""Errors of corpora and of experiments, in addition to those of the pipeline."""
 
 from __future__ import annotations
 

@@ -58,21 +58,21 @@ class Scorer:
 def score(
     files: Sequence[File], actor: type, arguments: Sequence[Any], *, actors: int, num_gpus: float
 ) -> Iterator[dict[str, Any]]:
-    """An answer for each of `files`, as they come, by up to `actors` processes `actor(*arguments)`.
+    """An answer for each of `files`, in the order in which they are ready, by up to `actors` processes.
 
-    Files that were with a process when it died are tried again, at last one by one; one on which it always dies is
-    answered with an error.
+    A process runs `actor(*arguments)`. If it dies, its files are tried again, in the end one by one. A file that always
+    kills its process gets an error as its answer.
     """
     left = {file.name: file for file in files}
     for one_by_one in (False, True):
         blocks = [[file] for file in left.values()] if one_by_one else cut(files)
-        # A block that waits at a process dies with the one before it. One by one, none may wait.
+        # A block that waits in a process dies with the block before it. So in the last pass no block may wait.
         at_once = 1 if one_by_one else None
         for answer in _pass(blocks, at_once, actor, arguments, actors=actors, num_gpus=num_gpus) if blocks else ():
             if left.pop(answer["filename"], None):
                 yield answer
     for name in left:
-        yield as_json(name, StageFailed("The process that scored the file died of it. Nothing can be said about it."))
+        yield as_json(name, StageFailed("The file killed the process that scored it. Nothing can be said about it."))
 
 
 def _pass(
@@ -86,11 +86,11 @@ def _pass(
 ) -> Iterator[dict[str, Any]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # a block whose process died is left to the next pass
+    context.max_errored_blocks = -1  # the next pass tries a block again if its process died
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     tables = [pa.table({"name": [f.name for f in block], "place": [f.place for f in block]}) for block in blocks]
     with warnings.catch_warnings():
-        # Ray 2.60 deprecates the way to say how often a task is retried, and has no other yet.
+        # Ray 2.60 deprecates this way to set the number of retries, but has no other way yet.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         answered = ray.data.from_arrow(tables).map_batches(
             actor,
@@ -111,7 +111,7 @@ def _pass(
 
 
 def cut(files: Sequence[File]) -> list[list[File]]:
-    """The files in blocks of no more than BLOCK_FILES and, where there are several in one, BLOCK_BYTES."""
+    """The files in blocks of at most BLOCK_FILES files. A block with several files has at most BLOCK_BYTES."""
     blocks: list[list[File]] = []
     room = 0
     for file in files:
@@ -124,7 +124,7 @@ def cut(files: Sequence[File]) -> list[list[File]]:
 
 
 def places(num_gpus: float) -> int:
-    """How many processes the cluster has room for now: one a CPU, or as many as its GPUs hold."""
+    """How many processes the cluster has room for now: one per CPU, or as many as fit on its GPUs."""
     resources: dict[str, float] = ray.cluster_resources()
     if num_gpus:
         return max(1, int(resources.get("GPU", 0) / num_gpus))
@@ -132,5 +132,5 @@ def places(num_gpus: float) -> int:
 
 
 def default_gpu_share() -> float:
-    """A quarter of a GPU a process where the cluster has GPUs."""
+    """The share of a GPU per process: a quarter if the cluster has GPUs, else none."""
     return 0.25 if ray.cluster_resources().get("GPU", 0) else 0.0

@@ -114,13 +114,13 @@ class InfoAnswer(Answer):
     timeouts_seconds: dict[str, float] = Field(
         description="How long the whole request may take, and each stage once its input is there, its queue included."
     )
-    admission: dict[str, float] = Field(description="What a replica of the service takes in hand at once.")
+    admission: dict[str, float] = Field(description="The limits for the work of a replica of the service.")
     supported_formats: list[str]
     timestamp: str
 
 
 class UsageAnswer(Answer):
-    keys: dict[str, dict[str, float]] = Field(description="Of each key by its name, what it has left of each limit.")
+    keys: dict[str, dict[str, float]] = Field(description="What each key, by its name, has left of each limit.")
     timestamp: str
 
 

@@ -301,7 +301,7 @@ ONE = {
 
 EVENTS = {
     200: {
-        "description": "Events of the type `state`, whose data is the job, in one line.",
+        "description": "Events of the type `state`. The data is the job, in one line.",
         "content": {"text/event-stream": {"example": f"event: state\ndata: {json.dumps(_JOB)}\n\n"}},
     },
     **answers.problems(*answers.ACCESS_ERRORS, *JOB_ERRORS),

@@ -59,9 +59,9 @@ class Detail(Part):
     """The verdict on one stretch of speech: a turn if speakers were told apart, else a speech segment."""
 
     speaker: str | None
-    """Who speaks; null where speakers were not told apart."""
+    """Who speaks; null if speakers were not told apart."""
     channel: str | None = Field(None, exclude_if=_absent)
-    """The channel of the recording; only where channels were judged one by one."""
+    """The channel of the recording; only if channels were judged one by one."""
     start: NonNegative
     """Where the stretch begins, in seconds from the start of the recording."""
     end: NonNegative
@@ -82,7 +82,7 @@ class SpeakerVerdict(Part):
     speaker: str
     """Name of the speaker within this recording."""
     channel: str | None = Field(None, exclude_if=_absent)
-    """The channel of the recording; only where channels were judged one by one."""
+    """The channel of the recording; only if channels were judged one by one."""
     result: Label
     """The verdict on this speaker alone."""
     probability: Probability
@@ -101,7 +101,7 @@ class ChannelVerdict(Part):
     result: Label
     """The verdict on this channel alone."""
     probability: Probability | None
-    """Probability that the speech of this channel is machine-made, 0 to 1; null where there is none."""
+    """Probability that the speech of this channel is machine-made, 0 to 1; null if there is none."""
     speech_seconds: NonNegative
     """How long somebody speaks on this channel, in seconds."""
     note: str | None
@@ -109,7 +109,7 @@ class ChannelVerdict(Part):
 
     @property
     def note_sentence(self) -> str:
-        """The note for people; empty where there is none."""
+        """The note for people; empty if there is none."""
         if self.note is None:
             return ""
         return "Silent." if self.note == "silent" else f"The same as {self.note.removeprefix('same_as_')}."
@@ -119,9 +119,9 @@ class DecidedBy(Part):
     """The part of the recording that decided the answer for the whole."""
 
     speaker: str | None = Field(None, exclude_if=_absent)
-    """Who decided; absent where speakers were not told apart."""
+    """Who decided; absent if speakers were not told apart."""
     channel: str | None = Field(None, exclude_if=_absent)
-    """The channel that decided; absent where channels were not judged one by one."""
+    """The channel that decided; absent if channels were not judged one by one."""
     start: NonNegative
     """Where that part begins, in seconds from the start of the recording."""
     end: NonNegative
@@ -145,7 +145,7 @@ class Timeline(Part):
     step_seconds: Annotated[Number, Field(gt=0)]
     """Length of a step, in seconds."""
     probability: tuple[Probability | None, ...]
-    """Probability that the speech is machine-made, 0 to 1, one value a step; null where nobody speaks."""
+    """Probability that the speech is machine-made, 0 to 1, one value per step; null where nobody speaks."""
 
 
 class DurationConfig(Part):
@@ -170,7 +170,7 @@ class MomentShare(Part):
     """What one moment says by itself."""
 
     speaker: str | None
-    """Who speaks; null where speakers were not told apart."""
+    """Who speaks; null if speakers were not told apart."""
     start: NonNegative
     """Where the moment begins, in seconds from the start of the recording."""
     end: NonNegative
@@ -222,7 +222,7 @@ class Verdict(Part):
     """The answer for one recording. Probabilities say how likely the speech is machine-made; null without speech."""
 
     overall: Label
-    """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` where nobody speaks."""
+    """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` if nobody speaks."""
     mean_probability: Probability | None
     """Probability that the speech of the whole recording is machine-made, 0 to 1."""
     max_probability: Probability | None
@@ -236,7 +236,7 @@ class Verdict(Part):
     interval: Interval | None
     """90 % interval of `mean_probability`, lower end first; `overall` follows from it, unless `decided_by` is given."""
     reasons: tuple[Reason, ...] = Field(
-        description=f"Why the answer is Inconclusive; empty where it is not. {_listed(Reason)}"
+        description=f"Why the answer is Inconclusive; empty if it is not. {_listed(Reason)}"
     )
     details: tuple[Detail, ...]
     """One entry per turn if speakers were told apart, else one per speech segment."""
@@ -255,9 +255,9 @@ class Verdict(Part):
     channels: tuple[ChannelVerdict, ...] = ()
     """One entry per channel; empty unless channels were judged one by one."""
     decided_by: DecidedBy | None = None
-    """The part that decided for the whole; null where the whole recording did. Its probability is the one to show."""
+    """The part that decided for the whole; null if the whole recording did. Its probability is the one to show."""
     file_sha256: str | None
-    """SHA-256 of the file's bytes, in hexadecimal digits; null where the sound came from no file."""
+    """SHA-256 of the file's bytes, in hexadecimal digits; null if the sound came from no file."""
     model: ModelName
     """The model that judged."""
     warnings: tuple[AnswerWarning, ...] = Field(

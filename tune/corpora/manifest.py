@@ -143,7 +143,7 @@ def require_usable(clips: Sequence[Clip]) -> None:
 
 def add_split_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--split", help="only the clips whose column `split` says so, such as dev (default: all, whatever it says)"
+        "--split", help="only the clips with this value in the column `split`, such as dev (default: all)"
     )
 
 

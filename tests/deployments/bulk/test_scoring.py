@@ -139,7 +139,7 @@ def test_a_file_that_kills_its_process_costs_its_own_answer() -> None:
     answers = {answer["filename"]: answer for answer in score(files, Stand, (), actors=2, num_gpus=0)}
     assert set(answers) == {file.name for file in files}
     assert {name for name, answer in answers.items() if answer["status"] == "failed"} == {"deadly"}
-    assert "died of it" in answers["deadly"]["error"]["detail"]
+    assert "killed the process" in answers["deadly"]["error"]["detail"]
 
 
 @pytest.mark.slow  # it takes Ray a minute to give a node up
