@@ -31,7 +31,7 @@ class File:
 
 
 def locate(place: str) -> tuple[FileSystem, str]:
-    """The file system that holds `place`, and the path within it. Raises MissingInput if there is no such one."""
+    """The file system that holds `place`, and the path within it. Raises MissingInput if there is none."""
     if "://" not in place:
         return LocalFileSystem(), Path(place).absolute().as_posix()
     try:
