@@ -1,5 +1,5 @@
-"""The graph on Ray Serve: one deployment a stage, thin wrappers over `pipeline`.
+"""The graph on Ray Serve: one deployment per stage, each a thin wrapper over `pipeline`.
 
-`app.build` puts the deployments together as serve_config.yaml says; `graph.Graph` is the order in which a request
-visits them; `http` takes the requests and answers them.
+`app.build` puts the deployments together as serve_config.yaml says. `graph.Graph` sends a request through the stages.
+`http` receives the requests and answers them.
 """

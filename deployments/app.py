@@ -1,6 +1,6 @@
 """The application builder that serve_config.yaml names."""
 
-# Serve reads the annotation of the builder: no `from __future__ import annotations` here.
+# No `from __future__ import annotations` here, because Serve reads the annotation of the builder.
 
 import ray
 from ray.serve import Application, Deployment
@@ -22,7 +22,7 @@ from pipeline.errors import ConfigurationError
 
 
 def check_jobs(jobs: JobSettings) -> None:
-    """Raises ConfigurationError where jobs would be lost between nodes, or webhooks could not be signed."""
+    """Raises ConfigurationError if jobs would be lost between nodes, or webhooks could not be signed."""
     if jobs.webhook_secret_file:
         read_secret(jobs.webhook_secret_file)
     nodes = sum(node["Alive"] for node in ray.nodes())
@@ -42,7 +42,7 @@ def build(args: BuildArgs) -> Application:
         if args.jobs:
             check_jobs(args.jobs)
     except ConfigurationError as error:
-        # Serve shows its message and no stack, and does not try again.
+        # Serve shows its message without a stack trace, and does not try again.
         raise RayServeException(error.detail) from error
 
     gpus = args.accelerator == "gpu" or (args.accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
@@ -56,7 +56,7 @@ def build(args: BuildArgs) -> Application:
     settings = args.stages
     classifier = _deployment(Classifier).options(user_config={"bundle": str(config.bundle)})
     ingress, runner = _deployment(Ingress), _deployment(JobRunner)
-    # A decoder of their own, for jobs may be larger, and take longer, than what /predict waits for.
+    # Jobs have a decoder of their own, because their files may be larger and take longer than those of /predict.
     larger = config
     if args.jobs:
         larger = config.model_copy(update={"limits": args.jobs.limits, "decoders": args.jobs.parallel_files})
@@ -93,6 +93,6 @@ def build(args: BuildArgs) -> Application:
 
 
 def _deployment(stage: object) -> Deployment:
-    """What `serve.deployment` made of a class: a type checker does not see it, as it ignores what decorators return."""
+    """The Deployment that `serve.deployment` made of a class. Type checkers ignore what class decorators return."""
     assert isinstance(stage, Deployment)
     return stage

@@ -1,4 +1,4 @@
-"""What the `args` and the `user_config`s of serve_config.yaml may say, and nothing else."""
+"""All keys that the `args` and the `user_config`s of serve_config.yaml may hold."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pipeline.stream import LiveSettings
 
 
 class Stage(Strict):
-    """A stage of the graph. `timeout_seconds` is how long it may take once its input is there, its queue included."""
+    """A stage of the graph. `timeout_seconds` limits its time from its input to its answer, including the queue."""
 
     timeout_seconds: float = Field(gt=0)
 
 
 class AcceleratedStage(Stage):
-    """A stage that uses a GPU where the cluster has one: what each replica reserves of a CPU, and of a GPU."""
+    """A stage that uses a GPU if the cluster has one: the CPUs, and the share of a GPU, that each replica reserves."""
 
     cpu_share: float = Field(ge=0)
     gpu_fraction: float = Field(ge=0)
 
 
 class Stages(Strict):
-    """Every stage by the name of its deployment."""
+    """All stages, by the names of their deployments."""
 
     Decoder: Stage = Stage(timeout_seconds=90)
     VoiceActivityDetector: AcceleratedStage = AcceleratedStage(timeout_seconds=120, cpu_share=0.2, gpu_fraction=0.1)
@@ -41,7 +41,7 @@ class Stages(Strict):
 
 
 class JobLimits(Limits):
-    """What a file of a job may be: as of an upload to /predict, with more room."""
+    """The limits for a file of a job. They are like those of /predict, but higher."""
 
     max_upload_mib: float = Field(200, gt=0)
     max_duration_seconds: float = Field(7_200, gt=0)
@@ -52,18 +52,18 @@ class JobLimits(Limits):
 class JobSettings(Strict):
     """All of `jobs`.
 
-    `folder` holds the sound of jobs until they are done, and the database, unless `database` names another by its URL:
-    `sqlite:///PATH` or `postgresql://USER@HOST/NAME`. Where the graph has several nodes, all of them have to see the
-    folder, and the database has to be PostgreSQL.
+    `folder` holds the sound of jobs until they are done. It also holds the database, unless `database` is the URL of
+    another: `sqlite:///PATH` or `postgresql://USER@HOST/NAME`. If the graph has several nodes, all of them must see the
+    folder, and the database must be PostgreSQL.
 
-    `parallel_files` are judged at a time by each replica of the JobRunner, and `max_waiting_files` may wait. A file may
-    take `file_seconds`; one whose stage or runner is lost is tried `max_attempts` times. A runner that is not heard of
-    for `lease_seconds` counts as lost. Jobs and results are kept for `keep_results_hours` once they are finished.
-    `max_followers` may listen to /jobs/{job_id}/events of each replica of the ingress at a time.
+    Each replica of the JobRunner judges `parallel_files` at a time, and `max_waiting_files` may wait. A file may take
+    `file_seconds`. A file whose stage or runner is lost is tried `max_attempts` times. A runner that does not renew its
+    lease for `lease_seconds` counts as lost. Finished jobs and their results are kept for `keep_results_hours`. Each
+    replica of the ingress serves /jobs/{job_id}/events to `max_followers` clients at a time.
 
-    Webhooks are signed with what `webhook_secret_file` holds; with no such file there are none. They reach public
-    addresses and `webhook_networks`, and are tried `webhook_attempts` times, with pauses that begin with
-    `webhook_first_pause_seconds` and grow fourfold.
+    Webhooks are signed with the secret in `webhook_secret_file`. Without such a file there are no webhooks. They may
+    reach public addresses and `webhook_networks`. Each is tried `webhook_attempts` times; the first pause takes
+    `webhook_first_pause_seconds`, and each further pause four times as long.
     """
 
     folder: Path = Path("var/jobs")
@@ -108,11 +108,11 @@ class JobSettings(Strict):
 class BuildArgs(Strict):
     """All of `args`. Relative paths are relative to the repository root.
 
-    `serve_config` names the file that holds these very arguments, so that the keys Serve itself would overlook are
-    checked at start; leave it out where there is no such file. `accelerator: auto` takes GPUs where the cluster has
-    any when the application is built. `embedded` has every replica of the Ingress, and of the JobRunner, hold all
-    stages itself, in place of deployments of their own. `request_timeout_seconds` is how long all stages together may
-    take. `live` bounds the streams of /stream; `jobs` is about /jobs, and null for a service without.
+    `serve_config` names the file that holds these arguments, so that keys that Serve itself ignores are checked at the
+    start; leave it out if there is no such file. `accelerator: auto` uses GPUs if the cluster has any when the
+    application is built. With `embedded` every replica of the Ingress and of the JobRunner runs all stages itself,
+    instead of calling deployments. `request_timeout_seconds` limits the time of all stages together. `live` limits the
+    streams of /stream. `jobs` configures /jobs; null turns it off.
     """
 
     serve_config: Path | None = None
@@ -130,7 +130,7 @@ class BuildArgs(Strict):
     @model_validator(mode="wrap")
     @classmethod
     def _refuse(cls, values: Any, validate: ModelWrapValidatorHandler[BuildArgs]) -> BuildArgs:
-        """Raises RayServeException: Serve shows its message and no stack, and does not try again."""
+        """Raises RayServeException: Serve shows its message without a stack trace, and does not try again."""
         try:
             return validate(values)
         except ValidationError as error:

@@ -1,8 +1,8 @@
-"""Finding the keys of a Serve config file that Serve itself would overlook.
+"""Finds wrong keys of a Serve config file that Serve itself ignores.
 
     python -m deployments.check [serve_config.yaml]
 
-says what is wrong with the file, or that nothing is; it ends with 1 or 0.
+prints the errors of the file, or that it has none. The exit code is 1 or 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deployments.args import BatchSettings, BuildArgs, ClassifierSettings, Front
 from pipeline.config import ROOT, DetectorConfig, describe_misfits
 from pipeline.errors import ConfigurationError
 
-DESCRIPTION = "Find the keys and values of a Serve config file that do not hold."
+DESCRIPTION = "Find the wrong keys and values of a Serve config file."
 
 FRONT = "deployments.http.front.FrontRouter"
 BUILDER = "deployments.app:build"
@@ -32,7 +32,7 @@ USER_CONFIGS: dict[str, type[BaseModel]] = {"Classifier": ClassifierSettings, "T
 
 
 def check_serve_config(path: Path) -> None:
-    """Raises ConfigurationError that names every key and value of the Serve config file `path` that does not hold."""
+    """Raises ConfigurationError that names every wrong key and value of the Serve config file `path`."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -41,7 +41,7 @@ def check_serve_config(path: Path) -> None:
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
 
     if not isinstance(document, dict):
-        raise ConfigurationError(f"{path.name} is no Serve config file: it has no keys")
+        raise ConfigurationError(f"{path.name} is not a Serve config file: it has no keys")
     problems = [f"{key}: Serve has no such key" for key in unknown_keys(document, ServeDeploySchema)]
     problems += _misfits(ServeDeploySchema, document)
     if not problems:
@@ -53,9 +53,9 @@ def check_serve_config(path: Path) -> None:
 
 
 def unknown_keys(value: Any, annotation: Any, where: str = "") -> Iterator[str]:
-    """The keys in `value`, as read from YAML, that the pydantic models in `annotation` do not have, with their path.
+    """The keys in `value`, as read from YAML, that the pydantic models in `annotation` do not have, with their paths.
 
-    Where there is no model (`args`, `user_config`) any key goes.
+    If there is no model (`args`, `user_config`), any key is allowed.
     """
     if isinstance(value, list):
         for index, item in enumerate(value):
@@ -109,7 +109,7 @@ def _misfits(model: type[BaseModel], value: Any, where: str = "") -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deployments.check", description=DESCRIPTION)
     default = ROOT / "serve_config.yaml"
-    parser.add_argument("config", nargs="?", type=Path, default=default, help="serve_config.yaml where none is given")
+    parser.add_argument("config", nargs="?", type=Path, default=default, help="serve_config.yaml by default")
     path = parser.parse_args(arguments).config
     try:
         check_serve_config(path)

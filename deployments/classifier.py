@@ -24,10 +24,10 @@ logger = logging.getLogger("ray.serve")
 
 @serve.deployment
 class Classifier:
-    """Serves the bundle that its `user_config` names, the configuration's at first.
+    """Serves the bundle that its `user_config` names, or else the bundle of the configuration.
 
-    Another bundle takes its place while requests are served, as long as it needs the features that the
-    TkanExtractor computes for the configuration's.
+    Another bundle can replace it while requests are served, if it needs the same features as the bundle of the
+    configuration, because the TkanExtractor computes these.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -38,16 +38,16 @@ class Classifier:
         self._refusal: str | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load and try the bundle. A bad one fails at start; later it is refused, and the old one serves on."""
+        """Load and test the bundle. A bad one is an error at the start. Later it is refused, and the old one stays."""
         try:
             self._classifier = self._load(ClassifierSettings.model_validate(user_config))
             self._refusal = None
         except Exception as error:
             if self._classifier is None:
                 raise
-            # Raising would have Serve stop this replica and start one that cannot start.
+            # After an error here Serve would stop this replica and start one that cannot start.
             self._refusal = error.detail if isinstance(error, BundleError) else type(error).__name__
-            logger.exception("The new bundle is refused; the old one serves on.")
+            logger.exception("The new bundle is refused; the old one goes on serving.")
 
     def _load(self, settings: ClassifierSettings) -> stage.Classifier:
         loaded = stage.Classifier(self._config.model_copy(update={"bundle": settings.bundle}))
@@ -64,7 +64,7 @@ class Classifier:
         return loaded
 
     def classify(self, features: Features, operating_point: OperatingPoint, explain: bool, among: int) -> Verdict:
-        serving = self._serving  # another bundle may take its place meanwhile
+        serving = self._serving  # another bundle may replace it during this call
         verdict = serving.classify(features, operating_point, explain, among)
         certainty = None if verdict.score is None else serving.bundle.certainty(verdict.score)
         if certainty is not None:
@@ -72,8 +72,7 @@ class Classifier:
         return verdict
 
     def explain_bands(self, verdict: Verdict, features: Features, occluded: Occluded) -> Verdict:
-        """`verdict` with the bands of its explanation; one that another bundle gave, before this one took its place,
-        stays as it is."""
+        """`verdict` with the bands of its explanation. A verdict of an earlier bundle is returned unchanged."""
         serving = self._serving
         if verdict.model.sha256 != serving.bundle.sha256:
             return verdict
@@ -83,7 +82,7 @@ class Classifier:
         return self._serving.no_speech(speech, use_diarization=use_diarization)
 
     def describe(self) -> dict[str, Any]:
-        """What /info tells about the bundle in use, and why the last one offered was refused, if it was."""
+        """The part of /info about the bundle in use, and why the last new bundle was refused, if it was."""
         bundle = self._serving.bundle
         info = bundle.info
         return {
@@ -114,8 +113,10 @@ class Classifier:
 
 
 def _try(candidate: stage.Classifier) -> None:
-    """Classify one window of the bundle's own average features, through a wide band and through a narrow one: raises
-    for arrays that do not fit each other."""
+    """Classify one window of the bundle's own average features, for a wide band and for a narrow one.
+
+    Raises an error if the arrays do not fit each other.
+    """
     info = candidate.bundle.info
     for bandwidth_hz in (8_000.0, 3_400.0):
         candidate.classify(

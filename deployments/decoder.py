@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ChannelReference:
-    """A Channel whose recording, if it has one, lies in Ray's memory."""
+    """A Channel whose recording, if it has one, is in Ray's object store."""
 
     name: str
     recording: ObjectRef[Recording] | None
@@ -33,7 +33,7 @@ class ChannelReference:
 
 @serve.deployment
 class Decoder:
-    """Decodes in processes of its own, which are killed where a request is cancelled. It outlives whatever they do."""
+    """Decodes in processes of its own. They are killed if a request is cancelled, and may crash without harm."""
 
     def __init__(self, config: DetectorConfig) -> None:
         refusals.log_in_one_line()
@@ -46,12 +46,12 @@ class Decoder:
         return await self._run(self._pool.decode, data, track)
 
     async def decode_channels(self, data: bytes, track: int | None) -> list[ChannelReference]:
-        """Each channel; their recordings stay on this node until a stage fetches one."""
+        """Decodes each channel. The recordings stay on this node until a stage fetches them."""
         channels = await self._run(self._pool.decode_channels, data, track)
         return [ChannelReference(c.name, ray.put(c.recording) if c.recording else None, c.note) for c in channels]
 
     async def _run(self, work: Callable[[bytes, int | None, Checkpoint], T], data: bytes, track: int | None) -> T:
-        abandoned = threading.Event()  # a thread does not stop with the task that waits for it
+        abandoned = threading.Event()  # the thread does not stop when the task that waits for it is cancelled
 
         def checkpoint() -> None:
             if abandoned.is_set():

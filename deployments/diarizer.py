@@ -13,7 +13,7 @@ from pipeline.types import Recording, SpeakerCount, Turn
 
 @serve.deployment
 class Diarizer:
-    """One thread runs the networks; more replicas take more recordings at once."""
+    """Diarizes on one thread. More replicas take more recordings at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
         from pipeline.stages import diarize  # here, so that building the application need not wait for pyannote.audio

@@ -1,4 +1,4 @@
-"""The stages of the graph in the process that asks for them, in place of replicas of their own."""
+"""The stages of the graph in the process that calls them, instead of in replicas of their own."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.config import DetectorConfig
 
 @dataclass(frozen=True)
 class EmbeddedMethod:
-    """A method of a stage, to be called as one of a handle is."""
+    """A method of a stage that is called like a method of a handle."""
 
     method: Callable[..., Any]
 
     def remote(self, *arguments: Any) -> asyncio.Task[Any]:
-        """The answer to come. Of the arguments those that are still to come are waited for."""
+        """Start the call and return its future answer. Arguments that are future answers are waited for."""
         task = asyncio.create_task(self._call(arguments))
-        # A failure that nobody asks for is that of a stage before, which is told by then.
+        # If nobody reads this failure, an earlier stage failed too, and that failure is already reported.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
@@ -35,7 +35,7 @@ class EmbeddedMethod:
 
 @dataclass(frozen=True)
 class EmbeddedStage:
-    """A stage in this process; its methods are called as through a handle: `decode.remote(data, None)`."""
+    """A stage in this process. Its methods are called like those of a handle: `decode.remote(data, None)`."""
 
     stage: Any
 
@@ -44,8 +44,8 @@ class EmbeddedStage:
 
 
 def embedded_stages(config: DetectorConfig) -> dict[str, EmbeddedStage]:
-    """All stages, made and tried in this process. Raises what a replica's start would."""
-    # torch takes seconds to import: an ingress that asks replicas does without.
+    """All stages, made and tested in this process. Raises the same errors as the start of a replica."""
+    # torch takes seconds to import, and an ingress that calls replicas does not need it.
     from deployments.classifier import Classifier
     from deployments.decoder import Decoder
     from deployments.diarizer import Diarizer

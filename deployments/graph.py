@@ -1,4 +1,4 @@
-"""The graph: which stage follows which, how long each may take, and whose fault a failure is."""
+"""The graph: the order of the stages, how long each may take, and which stage caused a failure."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 Stages = Mapping[str, DeploymentHandle[Any] | EmbeddedStage]
-"""The stages by their names, wherever they are."""
+"""The stages by their names: handles of replicas, or stages in this process."""
 
 Response = DeploymentResponse[Any] | asyncio.Task[Any]
-"""What a stage will answer."""
+"""The future answer of a stage."""
 
 UNAVAILABLE = (RayError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError)
-"""What Ray raises where a replica is gone, or where too many requests wait for one."""
+"""The errors that Ray raises if a replica is gone, or if too many requests wait for one."""
 
 LOST = (RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableError)
-"""Of these, what Ray raises where a replica died with the request in hand."""
+"""Those of the errors that Ray raises if a replica died while it worked on the request."""
 
 BLAME_SECONDS = 1.0
-"""How long a request that failed waits to learn whether it was an earlier stage that failed."""
+"""How long a failed request waits to find out whether an earlier stage failed."""
 
 STATE_SECONDS = 1.0
-"""How long what is known of the stages stands, so that a flood of health checks does not reach the controller."""
+"""How long a known state of the stages is used again, so that many health checks do not burden the controller."""
 
 CONTROLLER_SECONDS = 5.0
-"""How long the controller may take to tell the state of the stages."""
+"""How long the controller may take to report the state of the stages."""
 
 
 class StageState(TypedDict):
@@ -66,16 +66,22 @@ class Call:
 
 @dataclass
 class Progress:
-    """How far a request is: the stages it has waited for, each with the time of the event loop at which it began to,
-    and the length of the recording in seconds once that is known."""
+    """How far a request is.
+
+    `stages`: the stages it has waited for, each with the time, by the event loop's clock, when the wait began.
+    `audio_seconds`: the length of the recording; None until it is known.
+    """
 
     stages: list[tuple[str, float]] = field(default_factory=list)
     audio_seconds: float | None = None
 
 
 class Graph:
-    """`stages` holds a handle a stage, or the stages themselves; `stage_seconds` says how long each may take once its
-    input is there, its queue included; `request_seconds` is how long all of them together may take."""
+    """Sends requests through the stages.
+
+    `stages` holds a handle for each stage, or the stages themselves. `stage_seconds` limits the time of each stage from
+    its input to its answer, including the queue. `request_seconds` limits the time of all stages together.
+    """
 
     def __init__(self, stages: Stages, stage_seconds: dict[str, float], request_seconds: float) -> None:
         self._stages = stages
@@ -99,11 +105,11 @@ class Graph:
         max_speakers: int | None = None,
         progress: Progress | None = None,
     ) -> Verdict:
-        """The verdict on one recording, given as the bytes of a file. Where it is, `progress` tells meanwhile.
+        """The verdict on one recording, given as the bytes of a file. `progress` is updated during the work.
 
-        A stage only computes, so that a request whose replica died is sent through the graph once more; not again, for
-        it may be what kills them. Raises SoundSentryError: an InputError, the StageError of the stage at fault, or
-        RequestTimeout.
+        Stages keep no state, so a request whose replica died is sent through the graph once more. It is not sent a
+        third time, because the request itself may kill replicas. Raises SoundSentryError: an InputError, the StageError
+        of the stage that failed, or RequestTimeout.
         """
         count = SpeakerCount(num_speakers, min_speakers, max_speakers).when(use_diarization)
         arguments = (data, track, count if use_diarization else None, operating_point, explain)
@@ -118,7 +124,7 @@ class Graph:
             return await judge(*arguments)
 
     async def extract(self, data: bytes) -> Features | Speech:
-        """The features of the speech in a recording, or, where nobody speaks, that alone. Raises as `predict` does."""
+        """The features of the speech in a recording, or its empty Speech if nobody speaks. Raises as `predict` does."""
         async with self._request() as request:
             recording = request.start("Decoder", "decode", data, None)
             segmented = request.start_segmenting(recording, None)
@@ -132,7 +138,7 @@ class Graph:
             return features
 
     async def classify(self, content: Features | Speech, operating_point: OperatingPoint) -> Verdict:
-        """The verdict on what `extract` found. Raises as `predict` does."""
+        """The verdict on the result of `extract`. Raises as `predict` does."""
         async with self._request() as request:
             if isinstance(content, Speech):
                 call = request.start("Classifier", "no_speech", content, False)
@@ -148,7 +154,7 @@ class Graph:
 
     @asynccontextmanager
     async def _request(self, progress: Progress | None = None) -> AsyncIterator[_Request]:
-        """A request, with so long for all it asks of the stages. Whatever ends it early cancels what is under way."""
+        """A request, with a time limit for all its stages. If it ends early, its running calls are cancelled."""
         request = _Request(self._stages, self._stage_seconds, progress or Progress())
         try:
             async with asyncio.timeout(self._request_seconds) as patience:
@@ -163,16 +169,16 @@ class Graph:
             raise
 
     async def check_embedded(self) -> None:
-        """Raises where a stage in this process does not work."""
+        """Raises if a stage in this process does not work."""
         for stage in self._stages.values():
             if isinstance(stage, EmbeddedStage):
                 await stage.check_health.remote()
 
     async def states(self) -> dict[str, StageState]:
-        """Which stages have a replica that serves, as far as the controller knows.
+        """Which stages have a working replica, as far as the controller knows.
 
-        It has every replica try itself on a recording of one second, each `health_check_period_s`. A stage that is
-        only busy is healthy.
+        Every `health_check_period_s` the controller makes each replica test itself on a recording of one second. A
+        stage that is only busy is healthy.
         """
         async with self._asking:
             if time.monotonic() - self._states_age > STATE_SECONDS:
@@ -186,12 +192,12 @@ class Graph:
             status = await asyncio.wait_for(asyncio.to_thread(serve.status), CONTROLLER_SECONDS)
             deployments = status.applications[application].deployments
         except Exception:
-            logger.exception("The Serve controller did not tell the state of the stages.")
+            logger.exception("The Serve controller did not report the state of the stages.")
             return {stage: {"status": "unknown", "replicas": 0} for stage in self._stages}
         states: dict[str, StageState] = {}
         for stage, handle in self._stages.items():
             deployment = "Ingress" if isinstance(handle, EmbeddedStage) else stage
-            # Declared as an enumeration, its keys are strings.
+            # Its keys are declared as an enumeration, but they are strings.
             replicas = deployments[deployment].replica_states.get("RUNNING", 0)  # type: ignore[call-overload]
             states[stage] = {"status": "healthy" if replicas else "down", "replicas": replicas}
         return states
@@ -214,7 +220,7 @@ class _Request:
         operating_point: OperatingPoint,
         explain: bool,
     ) -> Verdict:
-        # The recording is never fetched: it goes from the Decoder's replica straight to those that need it.
+        # The recording is not fetched here. It goes directly from the Decoder's replica to the stages that need it.
         recording = self.start("Decoder", "decode", data, track)
         segmented = self.start_segmenting(recording, count)
         segmented.since = await self.answered(recording)
@@ -229,7 +235,7 @@ class _Request:
         operating_point: OperatingPoint,
         explain: bool,
     ) -> Verdict:
-        """The stages run once a channel, side by side; the channels stay where the Decoder put them."""
+        """Run the stages for all channels in parallel. The channels stay where the Decoder put them."""
         found: list[ChannelReference] = await self.result(self.start("Decoder", "decode_channels", data, track))
         by_channel = {c.name: self.start_segmenting(c.recording, count) for c in found if c.recording}
         await asyncio.gather(*(self.segment(channel) for channel in by_channel.values()))
@@ -244,7 +250,7 @@ class _Request:
         return merge_channels({channel.name: channel.note for channel in found}, judged)
 
     def start_segmenting(self, recording: Call | ObjectRef[Recording], count: SpeakerCount | None) -> _Segmented:
-        """Find speech, and turns where there is a `count` of speakers to tell apart."""
+        """Start to find speech, and also turns if `count` is given."""
         speech_call = self.start("VoiceActivityDetector", "detect", recording)
         turns_call = self.start("Diarizer", "diarize", recording, count) if count is not None else None
         return _Segmented(recording, speech_call, turns_call, count)
@@ -278,12 +284,12 @@ class _Request:
         return verdict
 
     def cancel(self) -> None:
-        """Let every stage stop that still can."""
+        """Cancel all calls that are still running."""
         for call in self._calls:
             _cancel(call)
 
     def start(self, stage: str, method: str, *arguments: Any) -> Call:
-        """Send `arguments` to a stage; those that are Calls become what these answer, on the replica itself."""
+        """Send `arguments` to a stage. An argument that is a Call is replaced by its answer, on the replica itself."""
         sent = [argument.response if isinstance(argument, Call) else argument for argument in arguments]
         sources = tuple(argument for argument in arguments if isinstance(argument, Call))
         call = Call(stage, getattr(self._stages[stage], method).remote(*sent), sources)
@@ -291,14 +297,14 @@ class _Request:
         return call
 
     async def result(self, call: Call, since: float | None = None) -> Any:
-        """What `call` answers. `since` is when its input was there, where that is not now.
+        """The answer of `call`. `since` is the time when its input was ready; None means now.
 
-        Raises the SoundSentryError of the first stage at fault.
+        Raises the SoundSentryError of the first stage that failed.
         """
         return await self._wait(call, call.response, since)
 
     async def answered(self, call: Call) -> float:
-        """Wait until `call` has an answer, or an error, and leave it where it is. Returns the time."""
+        """Wait until `call` has an answer or an error, without fetching it. Returns the time."""
         await self._wait(call, _is_there(call.response))
         return asyncio.get_running_loop().time()
 
@@ -327,9 +333,9 @@ class _Request:
 
 @dataclass
 class _Segmented:
-    """A recording on its way to speech and turns: the calls that find them, and what came of these.
+    """A recording whose speech and turns are being found: the calls for them, and their results.
 
-    `since` is when the calls could begin.
+    `since` is the time when the calls could begin.
     """
 
     recording: Call | ObjectRef[Recording]
@@ -342,7 +348,7 @@ class _Segmented:
 
 
 async def _is_there(response: Response) -> None:
-    """Wait for a response without fetching it, which for a long recording would be a copy to this node."""
+    """Wait for a response without fetching it. Fetching would copy a long recording to this node."""
     if isinstance(response, asyncio.Task):
         await asyncio.wait((response,))
         return
@@ -370,7 +376,7 @@ async def _raise_if_at_fault(call: Call) -> None:
 
 
 def _explain(stage: str, error: Exception) -> SoundSentryError:
-    """What the failure of a stage means to the user."""
+    """The error for the user when a stage failed."""
     cause = unwrap(error)
     if isinstance(cause, SoundSentryError):
         return cause
@@ -381,6 +387,6 @@ def _explain(stage: str, error: Exception) -> SoundSentryError:
 
 
 def _cancel(call: Call) -> None:
-    """Let a stage stop, if it still can. A call that had failed raises its error here too, which is known by now."""
+    """Cancel a call if it is still running. A failed call raises its error here again, which is already known."""
     with suppress(Exception):
         call.response.cancel()

@@ -1,7 +1,7 @@
-"""`make serve`: what serve_config.yaml describes, on a Ray of its own, for this machine alone, until Ctrl-C.
+"""`make serve`: runs serve_config.yaml on a Ray of its own, for this machine only, until Ctrl-C.
 
-`serve run` reports success before the graph is up, and even where it fails. So this starts it, waits until Ray says
-RUNNING, and only then tells where the service is.
+`serve run` reports success before the graph is up, and even if it fails. So this starts it, waits until Ray says
+RUNNING, and only then prints the address of the service.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ def main() -> int:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too, makes Ray listen on the loopback address alone
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # also on Linux: this makes Ray listen on the loopback address only
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # the stages are what is to run here
-        "SERVE_SLOW_STARTUP_WARNING_S": "180",  # on two cores, loading the networks takes longer than Serve's 30 s
+        "RAY_worker_niceness": "0",  # the CPUs are for the stages
+        "SERVE_SLOW_STARTUP_WARNING_S": "180",  # on two cores, the networks take more than the default 30 s to load
     }
-    # SIGINT too: where a script starts this with `&`, it is ignored, and `serve run` would inherit that.
+    # SIGINT, too: if a script starts this with `&`, SIGINT is ignored, and `serve run` would inherit that.
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     print("Starting Ray and the stages: about a minute.", flush=True)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(config, file)
         file.flush()
-        # In a session of its own, so that Ctrl-C reaches it once: from here.
+        # In a session of its own, so that Ctrl-C reaches it only once, from here.
         serve = subprocess.Popen(
             [Path(sys.executable).with_name("serve"), "run", "--address", "local", file.name],
             cwd=ROOT,
@@ -100,14 +100,14 @@ def main() -> int:
 
 
 def require_free(port: int, who: str, remedy: str) -> None:
-    """End the program where something listens on `port` already."""
+    """End the program if something listens on `port` already."""
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             sys.exit(f"Port {port}, on which {who} is to listen, is taken: {remedy}.")
 
 
 def wait_until_running(serve: subprocess.Popen[bytes], token: str) -> None:
-    """Return when every application runs; end the program where one cannot."""
+    """Return when every application runs. End the program if one fails."""
     while True:
         if serve.poll() is not None:
             sys.exit("The service did not start: see above.")
@@ -121,7 +121,7 @@ def wait_until_running(serve: subprocess.Popen[bytes], token: str) -> None:
 
 
 def status(token: str) -> dict[str, Any]:
-    """The applications as Ray's dashboard knows them; none while it is not up yet."""
+    """The applications that Ray's dashboard reports; none if it is not up yet."""
     request = urllib.request.Request(
         f"http://{HOST}:{DASHBOARD_PORT}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"}
     )
@@ -134,7 +134,7 @@ def status(token: str) -> dict[str, Any]:
 
 
 def sample() -> Path:
-    """A recording that pyannote.audio brings."""
+    """A recording that is part of the package pyannote.audio."""
     package = importlib.util.find_spec("pyannote.audio")
     assert package is not None and package.origin is not None
     path = Path(package.origin).parent / "sample" / "sample.wav"
@@ -142,7 +142,7 @@ def sample() -> Path:
 
 
 def stop(serve: subprocess.Popen[bytes]) -> None:
-    """Have `serve run` take down the graph and Ray; a second Ctrl-C does not cut that short."""
+    """Let `serve run` stop the graph and Ray. A second Ctrl-C does not interrupt this."""
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.SIG_IGN)
     if serve.poll() is None:

@@ -1,7 +1,7 @@
-"""What the service tells Prometheus beside what Ray Serve tells: verdicts, scores, speech, stages, refusals.
+"""The metrics for Prometheus in addition to those of Ray Serve: verdicts, scores, speech, stages and refusals.
 
-Every name gets the prefix `ray_` from Ray, and every counter the suffix `_total`. Each function may be called in any
-replica: the metric is made at the first call, when Serve knows the replica, and carries its tags.
+Ray adds the prefix `ray_` to every name, and the suffix `_total` to every counter. Each function may be called in any
+replica. The metric is made at the first call, because Serve then knows the replica and adds its tags.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from pipeline.verdict.answer import Verdict
 
 TENTHS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 CERTAINTY_BUCKETS = [0.1, 0.2, 0.3, 0.4, 0.5]
-"""A bundle tells how near to zero the scores of its tested clips are, up to the nearer half of them."""
+"""The highest share that is reported. A bundle holds the distances from zero only for the half of its tested clips that
+are nearer to zero."""
 
 STAGE_SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0]
 MODEL_LENGTH = 12
-"""Characters of a bundle's SHA-256 that name it in a tag."""
+"""The number of characters of a bundle's SHA-256 that name it in a tag."""
 
 
 def count_verdict(verdict: Verdict) -> None:
-    """Count an answer that a client gets, its reasons, and the audio it is about."""
+    """Count an answer, its reasons, and the seconds of its recording."""
     _verdicts().inc(tags={"result": verdict.overall})
     for reason in verdict.reasons:
         _reasons().inc(tags={"reason": reason.value})
@@ -35,17 +36,18 @@ def count_verdict(verdict: Verdict) -> None:
 
 
 def observe_certainty(certainty: float, model_sha256: str) -> None:
-    """Note what share of the bundle's tested clips were scored less certainly than a recording: `Bundle.certainty`."""
+    """Record the share of the bundle's tested clips that were scored less certainly than a recording. See
+    `Bundle.certainty`."""
     _certainties().observe(certainty, tags={"model": model_sha256[:MODEL_LENGTH]})
 
 
 def observe_stage(stage: str, seconds: float) -> None:
-    """Note how long a stage took once its input was there, its queue included."""
+    """Record how long a stage took from its input to its answer, including the queue."""
     _stages().observe(seconds, tags={"stage": stage})
 
 
 def count_refusal(error: SoundSentryError) -> None:
-    """Count a request, or a file of a batch, that is answered with an error."""
+    """Count a request, or a file of a batch, that got an error."""
     _refusals().inc(tags={"reason": error.kind(), "status": str(int(error.status))})
 
 

@@ -1,4 +1,4 @@
-"""A recording of one second, on which a stage proves that it works before and while it serves."""
+"""A recording of one second, on which a stage tests itself before and while it serves."""
 
 from __future__ import annotations
 

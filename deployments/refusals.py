@@ -1,4 +1,4 @@
-"""What a client did wrong, in the log of a stage: one line instead of an error with its stack."""
+"""Logs an error of a client in one line in the log of a stage, instead of with a stack trace."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ logger = logging.getLogger("ray.serve")
 
 
 def log_in_one_line() -> None:
-    """Have this process log refused requests so. Serve logs whatever a stage raises as a fault of the stage."""
+    """Make this process log refused requests in one line. Serve itself logs every error as a failure of the stage."""
     if _shorten not in logger.filters:
         logger.addFilter(_shorten)
 
 
 def unwrap(error: BaseException | None) -> BaseException | None:
-    """What a stage raised, out of what Ray puts around it."""
+    """The error that a stage raised, without Ray's wrappers."""
     while isinstance(error, RayTaskError):
         error = error.cause
     return error

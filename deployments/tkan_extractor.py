@@ -19,12 +19,12 @@ from pipeline.types import Checkpoint, Features, Occluded, Recording, Speech, Tu
 from pipeline.verdict.answer import Verdict
 
 MAX_BATCHES = 16
-"""That may wait for the thread; as many as `max_ongoing_requests` in serve_config.yaml."""
+"""The most requests that may wait for the thread; the same as `max_ongoing_requests` in serve_config.yaml."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one caller asks for, and whether it is gone."""
+    """The request of one caller, and whether the caller is gone."""
 
     recording: Recording
     speech: Speech
@@ -34,7 +34,7 @@ class Request:
 
 @serve.deployment
 class TkanExtractor:
-    """One thread runs the network; more replicas take more recordings at once."""
+    """Extracts features on one thread. More replicas take more recordings at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)
@@ -59,14 +59,14 @@ class TkanExtractor:
             raise outcome
         return outcome
 
-    # Several at once, because a short recording may pass a long one.
+    # Several at once, because a short recording may overtake a long one.
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=0, max_concurrent_batches=MAX_BATCHES)
     async def _extract_batch(self, requests: list[Request]) -> list[Features | Exception]:
         longest = max(request.recording.waveform.duration_seconds for request in requests)
         return await self._worker.run(self._extract_each, requests, seconds=longest)
 
     def _extract_each(self, requests: list[Request], checkpoint: Checkpoint) -> list[Features | Exception]:
-        """An outcome a request: a recording that cannot be scored is no reason to refuse the others."""
+        """One outcome per request. If a recording cannot be scored, the others still are."""
         return [self._extract(request, checkpoint) for request in requests]
 
     def _extract(self, request: Request, batch_checkpoint: Checkpoint) -> Features | Exception:

@@ -14,7 +14,7 @@ from pipeline.types import Recording, Speech
 
 @serve.deployment
 class VoiceActivityDetector:
-    """One thread runs the network; more replicas take more recordings at once."""
+    """Finds speech on one thread. More replicas take more recordings at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)

@@ -1,4 +1,4 @@
-"""The one thread of a replica in which networks compute."""
+"""The one thread of a replica that runs the networks."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from pipeline.errors import SoundSentryError
 T = TypeVar("T")
 
 SILENT_SECONDS = 120.0
-"""How long work may go on without passing a checkpoint before the replica counts as stuck. Chunks take far less; the
-longest step without one, the clustering of a long recording's speakers, takes seconds."""
+"""If work calls no checkpoint for this long, the replica counts as stuck. Chunks take far less. The longest step
+without a checkpoint, the clustering of a long recording's speakers, takes seconds."""
 
 SHORTER = 4.0
-"""How many times longer work must be than what it lets pass."""
+"""A task is overtaken by tasks that are at least this many times shorter."""
 
 NICENESS = 5
-"""How much lower than its process's the priority of the thread is. Event loops then answer on a busy machine, too."""
+"""How much the priority of the thread is below that of its process. So event loops also answer on a busy machine."""
 
 
 class Abandoned(Exception):
-    """Nobody waits for the answer any more."""
+    """Ends work whose caller does not wait for the answer any more."""
 
 
 @dataclass(eq=False)
 class Task:
-    """Work that waits for the thread: `act` does it and keeps what came of it; `seconds` of sound are its length."""
+    """Work that waits for the thread. `act` does the work. `seconds` is the length of its recording."""
 
     act: Callable[[], Any]
     seconds: float
@@ -55,11 +55,11 @@ class Task:
 class Worker:
     """Runs work on one recording after another. Work whose caller is gone stops at its next checkpoint.
 
-    Work on a long recording lets others pass: at each checkpoint one that is much shorter, if one waits, is done first.
-    So short recordings get every second turn, and a long one goes on all the same.
+    Short recordings overtake long ones: at each checkpoint of long work, one much shorter task is done first if one
+    waits. So short recordings get every second turn, and the long one still makes progress.
 
-    `probe` is a tiny piece of real work. It shows whether a replica works: at once, while it is idle, and after a
-    recording that failed unforeseen, which may be the fault of the recording or of the replica.
+    `probe` is a very small piece of real work that shows whether the replica works. It runs at the start, at health
+    checks while the replica is idle, and after an unexpected error, which the recording or the replica may have caused.
     """
 
     def __init__(self, probe: Callable[[], object]) -> None:
@@ -75,8 +75,10 @@ class Worker:
         self._fault: Exception | None = None
 
     async def run(self, work: Callable[..., T], *arguments: Any, seconds: float = 0.0) -> T:
-        """What `work(*arguments, checkpoint)` returns; `checkpoint()` is to be called between chunks of the work.
-        `seconds` of sound tell how long it is; work that does not say so lets nothing pass."""
+        """The result of `work(*arguments, checkpoint)`, which must call `checkpoint()` between its chunks.
+
+        `seconds` is the length of the recording. Work without a length is never overtaken.
+        """
         abandoned = threading.Event()
 
         def checkpoint() -> None:
@@ -91,7 +93,7 @@ class Worker:
         self._waiting += 1
         loop = asyncio.get_running_loop()
         task.outcome.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
-        self._thread.submit(self._do)  # what waits first, which need not be this one
+        self._thread.submit(self._do)  # runs the first waiting task, which may be another one
         try:
             outcome: T = await asyncio.wrap_future(task.outcome)
             return outcome
@@ -100,9 +102,9 @@ class Worker:
             raise
 
     async def check_health(self) -> None:
-        """Raises where the thread is stuck or fails; waits for no recording.
+        """Raises if the thread is stuck or fails. It does not wait for recordings.
 
-        A busy thread shows that it lives by passing checkpoints; an idle one is given the probe.
+        A busy thread shows that it works by calling checkpoints. An idle thread runs the probe.
         """
         if not self._waiting:
             await self.run(lambda _: self._probe())
@@ -114,7 +116,7 @@ class Worker:
             raise RuntimeError(f"the work under way has not moved for {SILENT_SECONDS:g} seconds")
 
     def _do(self, shorter_than: float = math.inf) -> None:
-        """Of the tasks that are shorter than so many seconds, the one that has waited longest, if there is one."""
+        """Do the task that has waited longest among those shorter than this many seconds, if there is one."""
         with self._lock:
             self._tasks = [task for task in self._tasks if not task.outcome.cancelled()]
             task = next((task for task in self._tasks if task.seconds < shorter_than), None)
@@ -135,7 +137,7 @@ class Worker:
             raise
 
     def examine(self, error: Exception) -> None:
-        """Find out, in the thread that computes, whether `error`, with which a recording failed, is the replica's."""
+        """Run the probe after a recording failed with `error`, to find out whether the replica caused the failure."""
         if isinstance(error, SoundSentryError | Abandoned):
             return
         try:
@@ -145,6 +147,6 @@ class Worker:
 
 
 def _give_way() -> None:
-    """Lower the priority of this thread; Linux has one for each."""
+    """Lower the priority of this thread. On Linux each thread has a priority of its own."""
     niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICENESS
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -1,1 +1,1 @@
-"""What runs Sound Sentry on other machines: images, compose, Kubernetes, monitoring. The product never imports it."""
+"""Runs Sound Sentry on other machines: images, compose, Kubernetes, monitoring. The product never imports it."""

@@ -1,12 +1,11 @@
-"""serve_config.yaml as it is to be in containers, from the one in the repository.
+"""Makes the Serve config file for containers from serve_config.yaml in the repository.
 
     python -m ops.cluster_config                    for nodes without a GPU
     python -m ops.cluster_config --accelerator gpu  for nodes with one
 
-It listens on every address, because what stands in front of it is another container. Each stage gets its share of a
-GPU, or none, whatever nodes are up when the application is built. Nothing in it points to a file that it did not come
-with.
-It is without jobs, which need a disk that all nodes share.
+It listens on every address, because the proxy in front of it is another container. Each stage gets its share of a GPU,
+or none, regardless of the nodes that are up when the application is built. It names no file outside the image. It has
+no jobs, because they need a disk that all nodes share.
 """
 
 from __future__ import annotations

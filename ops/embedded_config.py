@@ -1,4 +1,4 @@
-"""serve_config.yaml for one machine whose stages share a process, from the one in the repository."""
+"""Makes the Serve config file for one machine, with all stages in one process, from serve_config.yaml."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.config import ROOT
 EMBEDDED = Path("configs/serve_embedded.yaml")
 
 HOLDERS = ("Ingress", "JobRunner")
-"""The deployments whose replicas hold all stages."""
+"""The deployments whose replicas run all stages."""
 
 
 def embedded_config() -> dict[str, Any]:
-    """The content of the Serve config file. What each replica reserves is told by the shares of the stages."""
+    """The content of the Serve config file. A replica reserves the sum of the stages' shares."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf-8"))
     (application,) = config["applications"]
     application["args"] |= {"serve_config": str(EMBEDDED), "embedded": True}

@@ -1,5 +1,5 @@
-"""Writes the files that repeat others: in ops/kuberay, since kustomize reads nothing outside of its folders, and
-configs/serve_embedded.yaml, which is serve_config.yaml but for what its stages run in.
+"""Writes the files that repeat others: those in ops/kuberay, because kustomize reads only its own folders, and
+configs/serve_embedded.yaml, which is serve_config.yaml with all stages in one process.
 
 make manifests
 """

@@ -1,4 +1,4 @@
-"""The configuration of the pipeline: what `configs/detector.yaml` may say, and nothing else."""
+"""The configuration of the pipeline: all keys that `configs/detector.yaml` may hold."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """A section of configuration: a key it does not know is an error that names the key."""
+    """A section of the configuration. An unknown key is an error that names the key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Limits(Strict):
-    """What an upload may be. Every cap is applied while decoding, never read from a header."""
+    """The limits for an upload. Each is checked against the decoded audio, never against a header."""
 
     max_upload_mib: float = Field(25, gt=0)
     max_duration_seconds: float = Field(600, gt=0)
@@ -53,9 +53,9 @@ class VoiceActivity(Strict):
 class Diarization(Strict):
     """Who speaks when.
 
-    `embedded` needs no token: segmentation-3.0 and CAM++ under pyannote's agglomerative clustering, to which
-    `clustering_threshold`, `min_cluster_size` and `segmentation_step` belong. The other two are pyannote's own
-    gated pipelines, run as published.
+    `embedded` needs no token: it runs segmentation-3.0 and CAM++ with pyannote's agglomerative clustering.
+    `clustering_threshold`, `min_cluster_size` and `segmentation_step` apply to it alone. The other two are pyannote's
+    own gated pipelines, run as published.
     """
 
     pipeline: Literal[
@@ -69,7 +69,7 @@ class Diarization(Strict):
 
 
 class Windows(Strict):
-    """How speech is cut for scoring: `seconds` of one speaker's speech a window, one every `hop_seconds`."""
+    """How speech is cut for scoring: one window every `hop_seconds`, each with `seconds` of one speaker's speech."""
 
     seconds: float = Field(4.0, gt=0)
     hop_seconds: float = Field(2.0, gt=0)
@@ -77,8 +77,11 @@ class Windows(Strict):
 
 
 class Decision(Strict):
-    """What evidence a verdict needs: with less speech than `min_speech_seconds` the answer is Inconclusive, and below
-    `min_bandwidth_hz` a recording is judged as a telephone's. `prior` is the share of fakes expected."""
+    """The evidence that a verdict needs.
+
+    With less speech than `min_speech_seconds` the answer is Inconclusive. With less bandwidth than `min_bandwidth_hz` a
+    recording is judged as a telephone call. `prior` is the expected share of fakes, 0 to 1.
+    """
 
     min_speech_seconds: float = Field(1.0, ge=0)
     min_bandwidth_hz: float = Field(4_200, ge=0)
@@ -88,7 +91,7 @@ class Decision(Strict):
 class DetectorConfig(Strict):
     """All of `configs/detector.yaml`. Relative paths are relative to the repository root.
 
-    `threads` is how many a stage computes with on a CPU, `decoders` how many processes a Decoder decodes uploads in.
+    `threads`: the CPU threads that a stage computes with. `decoders`: the processes that a Decoder decodes uploads in.
     """
 
     bundle: Path = Path("pipeline/bundles/default")
@@ -103,7 +106,7 @@ class DetectorConfig(Strict):
 
     @classmethod
     def load(cls, path: Path | None = None) -> DetectorConfig:
-        """Read `path`, or `configs/detector.yaml` where none is given.
+        """Read `path`, or `configs/detector.yaml` if no path is given.
 
         Raises ConfigurationError that names the file and the key.
         """
@@ -128,8 +131,10 @@ def parse(model: type[Model], path: Path) -> Model:
 
 
 def describe_misfits(error: ValidationError, where: str = "", model: type[BaseModel] | None = None) -> str:
-    """Each key that pydantic refused, as `where` and the key's path, and why. Of a `model` that is named, the key that
-    one it does not know is likely meant to be."""
+    """Each key that pydantic refused, and why. A key is written as `where` followed by its path.
+
+    If `model` is given, the text also suggests a known key for each unknown one.
+    """
     found = []
     for problem in error.errors():
         *section, key = problem["loc"] or ("",)
@@ -142,13 +147,13 @@ def describe_misfits(error: ValidationError, where: str = "", model: type[BaseMo
 
 
 def _keys(annotation: Any, section: Sequence[int | str]) -> set[str]:
-    """The keys that a section may hold: `section` is its path in the annotation of a type."""
+    """The keys that a section may hold. `section` is the section's path within the type `annotation`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not section:
             return set(annotation.model_fields)
         field = annotation.model_fields.get(str(section[0]))
         if field is not None:
             return _keys(field.annotation, section[1:])
-        # Where one of several models was chosen by its kind, the path names the kind, too.
+        # If a section may be one of several models, the path also names the kind of the model.
         return _keys(annotation, section[1:])
     return set().union(*(_keys(part, section) for part in get_args(annotation)))

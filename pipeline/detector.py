@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from pipeline.stages.diarize import Diarizer
 
 Announce = Callable[[str], None]
-"""Told what is done next, in words for a person who waits."""
+"""Called before each step with the name of the step, in words for a person who waits."""
 
 
 def say_nothing(_: str) -> None:
-    """The Announce of work that nobody watches."""
+    """An Announce that does nothing."""
 
 
 class Detector:
-    """Decodes, finds speech, tells speakers apart where asked, extracts and classifies.
+    """Decodes, finds speech, tells speakers apart if asked to, extracts features and classifies.
 
-    A file is decoded in a process that may do nothing else: one that breaks the decoder costs its own answer, and not
-    those of the files after it. Threads may share a Detector; recordings that are diarized wait for each other. It sets
-    the number of CPU threads that torch and numpy compute with in this process to the configuration's.
+    Each file is decoded in a process that may do nothing else. A file that crashes the decoder gets an error, and the
+    files after it are still answered. Threads may share a Detector, but it diarizes one recording at a time. It sets
+    the number of CPU threads of torch and numpy in this process to that of the configuration.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
         torch.set_num_threads(config.threads)
-        threadpool_limits(config.threads, user_api="blas")  # a second thread would wait more than it computes
+        threadpool_limits(config.threads, user_api="blas")  # with a second thread numpy waits longer than it computes
         self.config = config
-        self.decoder = DecoderPool(config.limits, config.decoders)  # first: its processes start meanwhile
+        self.decoder = DecoderPool(config.limits, config.decoders)  # first: its processes start while the rest loads
         self.voice_activity = VoiceActivityDetector(config)
         self.extractor = TkanExtractor(config)
         self.classifier = Classifier(config)
@@ -52,15 +52,15 @@ class Detector:
 
     @classmethod
     def from_config(cls, path: str | Path | None = None) -> Detector:
-        """A detector as the YAML file at `path` describes it; `configs/detector.yaml` where none is given."""
+        """A detector with the configuration in the YAML file at `path`; without one, in `configs/detector.yaml`."""
         return cls(DetectorConfig.load(None if path is None else Path(path)))
 
     @property
     def diarizer(self) -> Diarizer:
-        """Built when first asked for: most recordings are not diarized."""
+        """The Diarizer. It is built at its first use, because most recordings are not diarized."""
         with self._building:
             if self._diarizer is None:
-                from pipeline.stages.diarize import Diarizer  # pyannote takes longer to import than all else
+                from pipeline.stages.diarize import Diarizer  # pyannote takes longer to import than everything else
 
                 self._diarizer = Diarizer(self.config)
             return self._diarizer
@@ -81,10 +81,10 @@ class Detector:
     ) -> Verdict:
         """The verdict on one recording, given as the bytes of a file in any supported format.
 
-        With `channels="split"` each channel is judged by itself. `track` is which of several audio tracks to judge,
-        counted from 0. `num_speakers`, or `min_speakers` and `max_speakers`, say how many people speak in each channel,
-        where they are told apart. `announce` is told of each step. Raises InputError for a recording that cannot be
-        scored.
+        With `channels="split"` each channel is judged by itself. `track` is the number of the audio track to judge,
+        counted from 0, if there are several. `num_speakers`, or `min_speakers` and `max_speakers`, say how many people
+        speak in each channel; they need `use_diarization`. `announce` is called before each step. Raises InputError for
+        a recording that cannot be scored.
         """
         count = SpeakerCount(num_speakers, min_speakers, max_speakers).when(use_diarization)
         announce("decoding")
@@ -128,7 +128,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class _Segmented:
-    """A recording, where somebody speaks in it and, where speakers are told apart, who."""
+    """A recording, the speech in it and, if it was diarized, the speaker turns."""
 
     recording: Recording
     speech: Speech

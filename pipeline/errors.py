@@ -1,38 +1,38 @@
 """Every error the product raises on purpose.
 
 SoundSentryError
-├── InputError                     the caller can mend it
+├── InputError                     the caller can correct it
 │   ├── MissingInput          422  no file, or an empty field
 │   ├── EmptyAudio            422  a file of no bytes, or with no audio samples
 │   ├── UnsupportedFormat     415  not one of the accepted formats
 │   ├── UploadTooLarge        413  more bytes than allowed
 │   ├── RecordingTooLong      413  decodes to more seconds than allowed
 │   ├── TooManyFiles          413  more files than a request may hold
-│   ├── UploadTooSlow         408  a body that comes by drops
+│   ├── UploadTooSlow         408  a body that arrives too slowly
 │   ├── UnreadableAudio       422  broken, out of limits, or ambiguous audio
 │   ├── WebhookRefused        422  an address that no webhook is sent to
-│   ├── StreamStopped         408  a live stream sends nothing any more
-│   └── StreamTooFast         429  a live stream sends more sound than can have been made
-├── AccessError                    who asks may not
+│   ├── StreamStopped         408  a live stream that stopped sending
+│   └── StreamTooFast         429  a live stream that sends sound faster than it can be recorded
+├── AccessError                    the caller has no right to this
 │   ├── KeyMissing            401  no key, or one that is not known
 │   ├── NotAllowed            403  a key that may not do this
-│   └── RateExceeded          429  a key that has used up what it may for now
-├── Overloaded                503  more in hand than the service can take
+│   └── RateExceeded          429  a key that has used up its allowance for now
+├── Overloaded                503  the service has more work than it can take
 ├── JobError
-│   ├── JobNotFound           404  no such job, or one that is gone
-│   ├── IdempotencyConflict   409  an idempotency key that was used for something else
-│   ├── SoundLost             500  what was sent for a job is not in its folder any more
+│   ├── JobNotFound           404  a job that does not exist or was deleted
+│   ├── IdempotencyConflict   409  an idempotency key that was used for another request
+│   ├── SoundLost             500  the files of a job are no longer in its folder
 │   └── StoreUnavailable      503  the database or the folder of the jobs cannot be used
 ├── ConfigurationError        500  a key or value in a configuration file
 ├── ModelUnavailable          503  weights missing, unverified or not licensed to this token
 ├── BundleError               500  a model bundle that is damaged or does not fit
 ├── RequestTimeout            504  all stages together took too long
 └── StageError                     a stage of the graph failed
-    ├── StageFailed           500  it raised something unforeseen
+    ├── StageFailed           500  it raised an unexpected error
     ├── StageUnavailable      503  it is down or overloaded
     └── StageTimeout          504  it took too long
 
-`detail` is a sentence for the user that says what to do. It never holds a path, a stack or a decoder's text.
+`detail` is a sentence for the user that says what to do. It never holds a path, a stack trace or a decoder's message.
 """
 
 
@@ -48,7 +48,7 @@ class SoundSentryError(Exception):
 
     @classmethod
     def kind(cls) -> str:
-        """The kind of problem as a short name for machines, such as `unsupported-format`."""
+        """The kind of problem as a short name for programs, such as `unsupported-format`."""
         return "".join("-" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("-")
 
 
@@ -123,7 +123,7 @@ class NotAllowed(AccessError):
 
 
 class RateExceeded(AccessError):
-    """`wait_seconds` is when the key may ask again."""
+    """`wait_seconds`: how long the key must wait before its next request."""
 
     status = 429
     title = "Rate exceeded"

@@ -1,8 +1,8 @@
-"""The weights of every network: where each comes from, its licence and its SHA-256.
+"""The weights of every network: the source, the licence and the SHA-256 of each.
 
-`python -m pipeline.models` fetches and verifies them ahead of time, for use without a network. Some come inside
-installed packages, the others from the Hugging Face hub; gated ones need a token in HUGGING_FACE_TOKEN whose account
-has accepted the licence on the model's page.
+`python -m pipeline.models` fetches and verifies them in advance, for use without the internet. Some weights are part of
+installed packages, the others come from the Hugging Face hub. Gated weights need a token in HUGGING_FACE_TOKEN. The
+token's account must have accepted the licence on the model's page.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Hub:
 class Weights:
     """One file of weights.
 
-    Where `sha256` is None the file is verified against the hash the hub records for it at the pinned revision.
-    `name` is how the product speaks of it, `file` its path in the source.
+    If `sha256` is None, the file is verified against the hash that the hub records for it at the pinned revision.
+    `name` is its name in this product, `file` its path in the source.
     """
 
     name: str
@@ -163,7 +163,7 @@ REGISTRY = {
 
 
 def weights(name: str) -> Path:
-    """The verified file of `name`, fetched from the hub where it is not here yet.
+    """The verified file of `name`, fetched from the hub if it is not on this machine yet.
 
     Raises ModelUnavailable for a file that is missing, altered or not licensed to this token.
     """
@@ -173,7 +173,7 @@ def weights(name: str) -> Path:
 
 def weights_sha256(name: str) -> str:
     """The SHA-256 of the verified file of `name`, in hexadecimal."""
-    # The hub's cache names a large file after the SHA-256 that the revision, itself a hash, records for it.
+    # The revision is a hash and fixes the SHA-256 of each large file. The hub's cache names the file by it.
     return REGISTRY[name].sha256 or weights(name).resolve().name
 
 
@@ -197,13 +197,13 @@ def _locate(entry: Weights) -> Path:
 
 
 def _cached(entry: Weights) -> Path | None:
-    """Where the file is on this machine, as far as that can be told without a network."""
+    """Where the file is on this machine, as far as this can be told without the internet."""
     if isinstance(entry.source, Hub):
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(entry.source.repo, entry.file, revision=entry.source.revision)
         return Path(found) if isinstance(found, str) else None
-    # Finding is not importing: what the package itself imports is not needed.
+    # The package is found but not imported, so its own imports are not needed.
     package = importlib.util.find_spec(entry.source.name)
     return Path(package.origin).parent / entry.file if package and package.origin else None
 
@@ -231,7 +231,7 @@ def _download(entry: Weights, source: Hub) -> Path:
 
 
 class _Inert:
-    """Stands in for every class a checkpoint names that is no tensor: it can be built, and runs nothing."""
+    """Replaces every class in a checkpoint that is not a tensor. It can be built, but runs nothing."""
 
     def __init__(self, *arguments: Any) -> None: ...
 
@@ -239,10 +239,10 @@ class _Inert:
 
 
 def load_checkpoint(name: str) -> dict[str, Any]:
-    """The verified PyTorch checkpoint of `name`, read without running anything that is in it.
+    """The verified PyTorch checkpoint of `name`. Nothing in it is run.
 
-    Of the training run's objects that a pyannote checkpoint holds beside the parameters, its specifications are
-    kept and all others become inert.
+    A pyannote checkpoint also holds objects of its training run. Its specifications are kept; all other objects are
+    replaced by objects that do nothing.
     """
     import torch
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
@@ -260,10 +260,10 @@ def load_checkpoint(name: str) -> dict[str, Any]:
 
 
 def survey(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Fetch and verify `names`, or all weights where none is named; one row each, with `status` and `detail`.
+    """Fetch and verify `names`, or all weights if none is named. Returns one row each, with `status` and `detail`.
 
-    Status: `ok` or `failed`. What is on the hub is left there while there is no token and nobody asks for it by
-    name: `needs HUGGING_FACE_TOKEN` where it is gated, else `on request`.
+    Status: `ok` or `failed`. Without a token, weights on the hub are fetched only if they are named. Their status is
+    then `needs HUGGING_FACE_TOKEN` if they are gated, else `on request`.
     """
     rows = []
     for entry in [REGISTRY[name] for name in names] or REGISTRY.values():
@@ -291,7 +291,7 @@ def survey(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: 0 where every file asked for is there and verified, else 2."""
+    """The command line. The exit code is 0 if every requested file is there and verified, else 2."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.models", description="Fetch, verify and list the weights of the networks."
     )

@@ -1,9 +1,10 @@
-"""Verdicts on the command line, with no server.
+"""Verdicts on the command line, without a server.
 
-Rows are written as they come. A file that cannot be answered has its error in its row, and the others are still
-answered. Standard output holds the answers alone; progress and complaints go to standard error.
+Each row is written as soon as it is known. If a file cannot be judged, its row holds the error, and the other files are
+still judged. Standard output holds only the answers; progress and errors go to standard error.
 
-What takes seconds to import is imported where it is used, so that `--help` and a misspelt option are answered at once.
+Modules that take seconds to import are imported where they are used. So `--help` and a misspelt option are answered at
+once.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ if TYPE_CHECKING:
     from pipeline.detector import Announce, Detector
 
 EXIT_CODES = """\
-a folder stands for all recordings in it, told by the endings of their names; - stands for standard input
+a folder stands for all recordings in it, found by the endings of their names; - stands for standard input
 
 exit code:
   0  every file is Real
-  1  at least one is Fake, whatever became of the others
+  1  at least one is Fake, even if others failed
   2  none is Fake, and at least one could not be answered, or nothing could
   3  none is Fake, but not every one is Real: the others are Inconclusive or No Speech
 """
 
 Peaks = tuple[float, ...]
-"""What a report draws of a waveform; empty where there is no report."""
+"""The loudness that a report draws for a waveform; empty if there is no report."""
 
 STDIN = "-"
 
 LOCAL_MIB, LOCAL_SECONDS, LOCAL_DECODE_SECONDS = 4096, 24 * 3600, 3600
-"""The largest and longest file of one's own, and how long decoding it may take: more would not fit in memory."""
+"""The limits for local files: size, length and time to decode. A larger file would not fit in memory."""
 
 CHUNK_BYTES = 2**20
 
@@ -61,7 +62,7 @@ class SupportsRead(Protocol):
 
 
 class Settings(TypedDict):
-    """What `Detector.predict` is asked for, of every file."""
+    """The arguments of `Detector.predict` that are the same for all files."""
 
     use_diarization: bool
     operating_point: OperatingPoint
@@ -74,9 +75,10 @@ class Settings(TypedDict):
 
 
 def find_files(arguments: Sequence[str]) -> list[str]:
-    """The files that are named: those of a folder in the order of their names, those that a pattern fits.
+    """The files that `arguments` name: files, the recordings in a folder, and the files that match a pattern.
 
-    What stands for no file is left as it is: its error is told in its row.
+    Files of a folder and of a pattern are sorted by name. An argument that stands for no file is kept as it is; its row
+    will hold the error.
     """
     files: list[str] = []
     for argument in arguments:
@@ -91,7 +93,7 @@ def find_files(arguments: Sequence[str]) -> list[str]:
 
 
 def _recordings(folder: Path) -> list[str]:
-    """The recordings in a folder and in the folders in it, without what is hidden."""
+    """The recordings in a folder and its subfolders, without hidden files and folders."""
     return [
         str(path)
         for path in sorted(folder.rglob("*"))
@@ -102,26 +104,28 @@ def _recordings(folder: Path) -> list[str]:
 
 
 def predict(detector: Detector, recording: Callable[[], bytes], settings: Settings, announce: Announce) -> Answer:
-    """The verdict on what `recording` reads, or the error that stands in its place."""
+    """The verdict on the bytes that `recording` reads, or the error instead of it."""
     try:
         return detector.predict(recording(), **settings, announce=announce)
     except SoundSentryError as error:
         return error
     except Exception:
         traceback.print_exc()
-        return StageFailed("Scoring failed for a reason of its own, shown above: please report it.")
+        return StageFailed("Scoring failed because of an error in this program, shown above: please report it.")
 
 
 def read(path: str, limits: Limits) -> bytes:
-    """The bytes of a file, or of standard input. Raises MissingInput or UploadTooLarge, the latter without reading more
-    than is allowed."""
+    """The bytes of a file or of standard input.
+
+    Raises MissingInput, or UploadTooLarge, without reading more than is allowed.
+    """
     if path == STDIN:
         return take(sys.stdin.buffer, limits)
     try:
         if Path(path).is_dir():
             raise MissingInput("There is no recording in this folder. Name files, or a folder that holds some.")
         if Path(path).is_char_device():
-            raise MissingInput("This is a device and no file. Record from it into a file first.")
+            raise MissingInput("This is a device, not a file. Record from it into a file first.")
         with open(path, "rb") as file:
             return take(file, limits)
     except OSError as error:
@@ -141,7 +145,7 @@ def take(file: SupportsRead, limits: Limits) -> bytes:
 
 
 def local_limits(limits: Limits) -> Limits:
-    """The limits for files of one's own: size and length bind a service, which takes files from strangers."""
+    """The limits for local files. They are wider than those of a service, which takes files from strangers."""
     return limits.model_copy(
         update={
             "max_upload_mib": max(limits.max_upload_mib, LOCAL_MIB),
@@ -152,7 +156,7 @@ def local_limits(limits: Limits) -> Limits:
 
 
 def exit_code(answers: Iterable[Answer]) -> int:
-    """The exit code of EXIT_CODES; a Fake outweighs an error, and an error what is not Real."""
+    """The exit code as in EXIT_CODES. Fake has priority over an error, and an error over Inconclusive or No Speech."""
     labels = {"error" if isinstance(answer, SoundSentryError) else answer.overall for answer in answers}
     if "Fake" in labels:
         return 1
@@ -164,8 +168,10 @@ def exit_code(answers: Iterable[Answer]) -> int:
 def answer_all(
     paths: Sequence[str], detector: Detector, settings: Settings, *, is_drawn: bool
 ) -> Iterator[tuple[str, Answer, Peaks]]:
-    """Each path with its answer, in order, and with its waveform where it `is_drawn`; meanwhile a progress bar on
-    standard error, where that is a terminal."""
+    """Each path with its answer and, if `is_drawn`, its waveform, in order.
+
+    A progress bar is shown on standard error if that is a terminal.
+    """
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -186,7 +192,7 @@ def answer_all(
             bar.update(task, description=f"{name}: {step}")
 
         announce("reading")
-        with bar:  # gone from the terminal before the answer is written to it
+        with bar:  # the bar is removed before the answer is written
             recording = cache(partial(read, path, detector.config.limits))
             answer = predict(detector, recording, settings, announce)
             peaks: Peaks = ()
@@ -197,7 +203,7 @@ def answer_all(
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answer all files as the options say, and return the exit code. Raises SoundSentryError before the first file."""
+    """Answer all files as the options say, and return the exit code. Raises SoundSentryError only before the first."""
     from pipeline.detector import Detector
 
     config = DetectorConfig.load(options.config)
@@ -241,13 +247,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="split: judge each channel by itself, as call recorders write a party a channel",
     )
     parser.add_argument(
-        "--explain", action="store_true", help="say what carried each answer, in --json and --report; takes longer"
+        "--explain", action="store_true", help="say what each answer rests on, in --json and --report; takes longer"
     )
     parser.add_argument("--track", type=int, metavar="N", help="which audio track of a file with several, from 0")
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """What the command line asks of every file. Raises InputError for numbers of speakers that cannot be."""
+    """The settings that the options give for all files. Raises InputError for impossible numbers of speakers."""
     SpeakerCount(options.num_speakers, options.min_speakers, options.max_speakers).when(options.diarize)
     return Settings(
         use_diarization=options.diarize,
@@ -262,7 +268,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def _open_report(path: Path) -> TextIO:
-    """The file for a report, opened before the work begins. Raises MissingInput where that cannot be."""
+    """The file for a report, opened before the work begins. Raises MissingInput if it cannot be written."""
     try:
         return path.open("w", encoding="utf-8")
     except OSError as error:
@@ -270,7 +276,7 @@ def _open_report(path: Path) -> TextIO:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Python's own exit code for a failure is 1, which here means Fake: none may get that far."""
+    """The command line. Python exits with 1 after an uncaught exception, but 1 here means Fake: so all are caught."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.predict",
         description="Tell whether the speech in recordings is a human's or a machine's.",
@@ -287,9 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"without: {LOCAL_MIB // 1024} GiB and {LOCAL_SECONDS // 3600} hours",
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object a line")
+    output.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object per line")
     output.add_argument(
-        "--csv", dest="output", action="store_const", const="csv", help="a row a file, and one a speaker or channel"
+        "--csv", dest="output", action="store_const", const="csv", help="a row per file, and one per speaker or channel"
     )
     parser.set_defaults(output="table")
     parser.add_argument(
@@ -303,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except (BrokenPipeError, SystemExit):  # what reads the answers has gone; SystemExit is how rich says so
+    except (BrokenPipeError, SystemExit):  # the reader of standard output is gone; rich raises SystemExit then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except Exception:

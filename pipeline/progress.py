@@ -31,7 +31,7 @@ def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
             now = time.monotonic()
             rate = done / max(now - started, 1e-9)
             progress.update(task, completed=done, rate=rate)
-            # A log file gets a line now and then in place of the bar.
+            # A log file gets a line from time to time instead of the bar.
             if not console.is_terminal and (now - shown > 30 or done == total):
                 shown = now
                 left = (total - done) / rate

@@ -1,9 +1,9 @@
-"""A live stream: how much of it may come, which stretch is judged next, and what its last seconds say together.
+"""A live stream: its limits, the stretch that is judged next, and the features of its last seconds.
 
-Every half second the last four seconds become one window, decoded, searched for speech and turned into features like a
-recording of their own. What is said of the stream at that moment is what the classifier makes of the windows of the
-last ten seconds, a hop apart. So an update costs one window, however long the stream is, and what somebody said a
-minute ago does not colour it. The verdict on the whole is another matter: it is that on a recording of all that came.
+Every half second the last four seconds become one window. It is decoded, searched for speech and turned into features
+like a recording of its own. The update then holds the classifier's verdict on the windows of the last ten seconds, a
+hop apart. So an update costs one window, regardless of the stream's length, and speech of a minute ago does not change
+it. The last message holds the verdict on everything that has arrived, judged as one recording.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ from pipeline.verdict.reasons import Reason
 from pipeline.verdict.windows import merge
 
 STEP_SECONDS = 0.5
-"""Sound from one update to the next."""
+"""Seconds of sound from one update to the next."""
 
 _WORST_FIRST = ("Fake", "Inconclusive", "Real", "No Speech")
 
 _SLACK_SECONDS = 0.5
-"""How much longer than its stretch a file may decode to: a block at each end, and the silence that a codec adds."""
+"""A file may decode to this much more than its stretch: a block at each end, and the silence that a codec adds."""
 
 
 class LiveSettings(Strict):
-    """`span_seconds`: how far back an update looks. `max_speed`: how many seconds of sound may come a second, once
-    `burst_seconds` have come at once. `idle_seconds`: how long a stream may send nothing.
-    `close_after_silence_seconds`: how long nobody may speak; null for as long as they like. `max_streams`: how many
-    streams a replica of the ingress serves at a time.
+    """The limits of live streams.
+
+    `span_seconds`: how far back an update looks. `burst_seconds`: how much sound may arrive at once. `max_speed`: how
+    many seconds of sound may arrive per second after that. `idle_seconds`: how long a stream may send nothing.
+    `close_after_silence_seconds`: how long a stream may go on without speech; null for no limit. `max_streams`: how
+    many streams a replica of the ingress serves at a time.
     """
 
     span_seconds: float = Field(10.0, gt=0)
@@ -83,7 +85,7 @@ _OPTIONS: TypeAdapter[StreamOptions] = TypeAdapter(Annotated[StreamOptions, Fiel
 
 
 def parse_options(message: str) -> StreamOptions:
-    """What the first message of a stream asks for. Raises InputError that shows what it may be."""
+    """The options in the first message of a stream. Raises InputError that shows valid messages."""
     try:
         return _OPTIONS.validate_json(message)
     except ValidationError as error:
@@ -94,28 +96,28 @@ def parse_options(message: str) -> StreamOptions:
 
 
 class StreamMoment(Part):
-    """What is said of the last seconds of a stream."""
+    """The verdict on the last seconds of a stream."""
 
     overall: Label
     """The answer for these seconds."""
     mean_probability: Probability | None
-    """Probability that the speech of these seconds, or of the part of them that decided, is machine-made, 0 to 1; null
-    where nobody speaks."""
+    """Probability that the speech of these seconds, or of the part that decided, is machine-made, 0 to 1; null if
+    nobody speaks."""
     interval: Interval | None
     """90 % interval of `mean_probability`, lower end first; `overall` follows from it."""
     reasons: tuple[Reason, ...]
-    """Why the answer is Inconclusive; empty where it is not."""
+    """Why the answer is Inconclusive; empty if it is not."""
 
 
 class StreamChannel(StreamMoment):
-    """What is said of one channel of a stream."""
+    """The verdict on the last seconds of one channel of a stream."""
 
     channel: str
     """Name of the channel within this stream: CHANNEL_1 is the first."""
 
 
 class StreamUpdate(StreamMoment):
-    """The message of every half second. Of several channels the one that is most like a machine stands for all."""
+    """The message of every half second. Of several channels, it holds the verdict on the most machine-like one."""
 
     final: Literal[False] = False
     """Always false: more follows."""
@@ -124,7 +126,7 @@ class StreamUpdate(StreamMoment):
     end: Number
     """Where they end."""
     channels: tuple[StreamChannel, ...] = ()
-    """One entry a channel; empty unless channels were to be judged one by one."""
+    """One entry per channel; empty unless channels are judged one by one."""
 
 
 class StreamVerdict(Verdict):
@@ -139,7 +141,7 @@ class StreamVerdict(Verdict):
 
 
 Content = Features | Speech
-"""What the stages make of a stretch: its features, or, where nobody speaks, that alone."""
+"""The result of the stages for a stretch: its features, or a Speech without segments if nobody speaks."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class _Stretch:
 
 
 class LiveStream:
-    """What has arrived of one stream, and the content of its last seconds. Memory is bounded by that of an upload."""
+    """What has arrived of one stream, and the content of its last seconds. It takes no more memory than an upload."""
 
     def __init__(self, options: StreamOptions, windows: Windows, limits: Limits, settings: LiveSettings) -> None:
         self._windows = windows
@@ -167,9 +169,9 @@ class LiveStream:
         self._last_speech: Seconds = 0.0
 
     def add(self, data: bytes, elapsed_seconds: Seconds) -> None:
-        """Append what has arrived so long after the stream began.
+        """Append `data`, which arrived `elapsed_seconds` after the stream began.
 
-        Raises UnreadableAudio where it is no such stream, StreamTooFast where more came than can be judged in time.
+        Raises UnreadableAudio if it is not such a stream, StreamTooFast if sound arrives faster than allowed.
         """
         self.tape.add(data)
         settings = self._settings
@@ -181,21 +183,21 @@ class LiveStream:
 
     @property
     def is_full(self) -> bool:
-        """Whether as much has arrived as one recording may hold."""
+        """Whether the stream has reached the limits of one recording."""
         limits = self._limits
         return self.tape.seconds >= limits.max_duration_seconds or self.tape.size >= limits.max_upload_bytes
 
     @property
     def is_silent(self) -> bool:
-        """Whether nobody has spoken for so long that the stream is to be closed."""
+        """Whether nobody has spoken for so long that the stream must be closed."""
         patience = self._settings.close_after_silence_seconds
         return patience is not None and self._end - self._last_speech >= patience
 
     def next_stretch(self) -> Segment | None:
-        """The stretch to judge next; None until more has arrived.
+        """The stretch to judge next; None until enough has arrived.
 
-        It ends half a second after the last one, or, where judging has fallen behind by more than a burst, where the
-        stream is now.
+        It ends half a second after the last stretch. If judging is more than a burst behind, it ends where the stream
+        is now.
         """
         end, arrived = self._end + STEP_SECONDS, self.tape.seconds
         if arrived < end:
@@ -205,16 +207,16 @@ class LiveStream:
         return Segment(max(0.0, end - self._windows.seconds), end)
 
     def files(self, stretch: Segment) -> list[bytes]:
-        """The stretch as a file, or as one a channel where each is judged."""
+        """The stretch as one file, or as one file per channel if each is judged."""
         if self._channels is None:
             return [self.tape.stretch(stretch.start, stretch.end)]
         assert isinstance(self.tape, PcmTape)
         return [self.tape.channel_stretch(channel, stretch.start, stretch.end) for channel in range(self._channels)]
 
     def remember(self, stretch: Segment, contents: Sequence[Content]) -> list[Content]:
-        """Take in the content of each file of the stretch; returns what the classifier is to judge for each.
+        """Store the content of each file of the stretch. Returns what the classifier must judge for each.
 
-        Raises UnreadableAudio where a file held more sound than the stretch is long.
+        Raises UnreadableAudio if a file held more sound than the stretch is long.
         """
         self._end = stretch.end
         for recent, one in zip(self._recent, contents, strict=True):
@@ -228,7 +230,7 @@ class LiveStream:
         return [self._gather(recent) for recent in self._recent]
 
     def update(self, verdicts: Sequence[Verdict]) -> StreamUpdate:
-        """The message on the stretch that was remembered last, from the verdict on each of its files."""
+        """The update after the last `remember`, made of the verdict on each file."""
         moments = [_moment(verdict) for verdict in verdicts]
         worst = min(
             moments, key=lambda moment: (_WORST_FIRST.index(moment["overall"]), -(moment["mean_probability"] or 0))
@@ -237,10 +239,10 @@ class LiveStream:
         return StreamUpdate(**worst, start=self._start, end=self._end, channels=channels if self._channels else ())
 
     def _gather(self, recent: Sequence[_Stretch]) -> Content:
-        """The windows of the span as if they were those of one recording, which begins where the oldest does."""
+        """The windows of the span as those of one recording, which begins with the oldest of them."""
         chosen = [recent[-1]]
         for stretch in reversed(recent):
-            # Both, for the first stretches of a stream all begin at 0 and hold each other.
+            # Compares starts and ends, because the first stretches of a stream all begin at 0 and overlap.
             further = min(chosen[-1].start - stretch.start, chosen[-1].end - stretch.end)
             if further >= self._windows.hop_seconds and self._end - stretch.start <= self._settings.span_seconds:
                 chosen.append(stretch)
@@ -251,7 +253,7 @@ class LiveStream:
         duration_seconds = self._end - self._start
         if not spoken:
             return replace(speech, segments=(), duration_seconds=duration_seconds)
-        # A file may decode to a little more than a window, and then yields two that are all but the same.
+        # A file may decode to a little more than a window. It then has two windows that are nearly the same.
         windows = tuple(_shift(features.windows[-1], stretch.start - self._start) for stretch, features in spoken)
         segments = merge(part for window in windows for part in window.parts)
         weights = [window.speech_seconds for window in windows]

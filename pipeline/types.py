@@ -18,7 +18,7 @@ from pipeline.verdict.reasons import AnswerWarning
 
 Seconds = float
 Hertz = tuple[float, float]
-"""A band of frequency: from the first to below the second."""
+"""A band of frequency in Hz: from the first value to below the second."""
 
 Label = Literal["Real", "Fake", "Inconclusive", "No Speech"]
 Spectrum = Literal["mel", "linear"]
@@ -27,17 +27,17 @@ Channels = Literal["mix", "split"]
 """Whether the channels of a recording are judged as one, or each by itself."""
 
 MAX_SPEAKERS = 50
-"""The most people that may be said to speak in one recording."""
+"""The highest number of speakers that a caller may give for one recording."""
 
 Checkpoint = Callable[[], None]
-"""Called between chunks of long work; it may raise, which ends the work, where nobody waits for its outcome."""
+"""Called between chunks of long work. It may raise to end the work if nobody waits for the result any more."""
 
 SAMPLE_RATE = 16_000
 """Sample rate of every Waveform between stages, in Hz."""
 
 
 def go_on() -> None:
-    """The Checkpoint of work that nothing ends early."""
+    """A Checkpoint that never ends the work."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Waveform:
 
 @dataclass(frozen=True)
 class Recording:
-    """What the Decoder makes of an upload: 16 kHz mono audio, the format it was in, and what was odd about it.
+    """A decoded upload: 16 kHz mono audio, the format of the file, and warnings about it.
 
-    `file_sha256` is the SHA-256 of the upload's bytes in hexadecimal digits; None where the sound came from no file.
+    `file_sha256` is the SHA-256 of the upload's bytes in hexadecimal digits; None if the sound came from no file.
     """
 
     waveform: Waveform
@@ -104,8 +104,8 @@ class Recording:
 class Channel:
     """One channel of an upload whose channels are judged one by one.
 
-    `note` says why it need not be judged: `silent`, or `same_as_` and the name of an earlier channel. Where there is no
-    `recording` it is not judged.
+    `note` says why it need not be judged: `silent`, or `same_as_` and the name of an earlier channel. A channel without
+    a `recording` is not judged.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Speech:
-    """What the VoiceActivityDetector finds: disjoint, sorted speech segments; none means no speech."""
+    """What the VoiceActivityDetector finds: disjoint, sorted speech segments. Without segments nobody speaks."""
 
     segments: tuple[Segment, ...]
     duration_seconds: Seconds
@@ -128,7 +128,7 @@ class Speech:
         return sum(segment.duration_seconds for segment in self.segments)
 
     def check(self, count: SpeakerCount, turns: tuple[Turn, ...]) -> Speech:
-        """The same with a warning where the speakers of `turns` are not as many as `count` says."""
+        """The same, with a warning if the number of speakers in `turns` does not fit `count`."""
         found = len({turn.speaker for turn in turns})
         if count.allows(found):
             return self
@@ -137,7 +137,7 @@ class Speech:
 
 @dataclass(frozen=True)
 class SpeakerCount:
-    """How many people speak, as far as who asks knows; None for what they do not know.
+    """How many people speak, as far as the caller knows. None means unknown.
 
     Raises InputError for numbers that contradict each other.
     """
@@ -157,17 +157,17 @@ class SpeakerCount:
 
     @property
     def is_told(self) -> bool:
-        """Whether anything is known."""
+        """Whether the caller gave any number."""
         return self != SpeakerCount()
 
     def allows(self, found: int) -> bool:
-        """Whether so many speakers are among what is known."""
+        """Whether this number of speakers fits what the caller gave."""
         least = self.num_speakers or self.min_speakers or 0
         most = self.num_speakers or self.max_speakers or found
         return least <= found <= most
 
     def when(self, use_diarization: bool) -> SpeakerCount:
-        """The same. Raises InputError where numbers are told though speakers are not told apart."""
+        """The same. Raises InputError if numbers are given but speakers are not told apart."""
         if self.is_told and not use_diarization:
             raise InputError(
                 "How many people speak matters only where they are told apart: ask for that too (use_diarization), "
@@ -180,7 +180,7 @@ class SpeakerCount:
 class Window:
     """A few seconds of one speaker's speech, scored as one: its parts are disjoint, sorted speech segments.
 
-    `speaker` is None where the recording was not diarized.
+    `speaker` is None if the recording was not diarized.
     """
 
     parts: tuple[Segment, ...]
@@ -193,22 +193,22 @@ class Window:
 
 @dataclass(frozen=True)
 class Quality:
-    """What the recording's channel lets us judge: signal-to-noise ratio in dB and occupied bandwidth in Hz."""
+    """The quality of a recording: its signal-to-noise ratio in dB and its bandwidth in Hz."""
 
     snr_db: float
     bandwidth_hz: float
 
 
 Occluded = tuple[NDArray[np.float32], ...]
-"""Feature vectors of some windows, (windows, dimension), as they are, and then with each band of frequency hidden."""
+"""Feature vectors of some windows, (windows, dimension): as they are, and then with each band of frequency hidden."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the TkanExtractor hands to the Classifier: one feature vector a window.
+    """What the TkanExtractor passes to the Classifier: one feature vector per window.
 
-    vectors: (windows, dimension) float32. `spec_id` names the feature recipe and `backbone_sha256` the weights of the
-    network that computed them, so that a classifier trained on others refuses them.
+    `vectors`: (windows, dimension) float32. `spec_id` names the feature recipe, and `backbone_sha256` the weights of
+    the network. A classifier that was trained on other features refuses them.
     """
 
     windows: tuple[Window, ...]
@@ -218,4 +218,4 @@ class Features:
     quality: Quality
     speech: Speech
     turns: tuple[Turn, ...] | None
-    """Speaker turns where the recording was diarized, else None."""
+    """Speaker turns if the recording was diarized, else None."""

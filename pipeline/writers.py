@@ -19,10 +19,10 @@ from pipeline.errors import SoundSentryError
 from pipeline.verdict.answer import DecidedBy, Interval, SpeakerVerdict, Verdict
 
 Answer = Verdict | SoundSentryError
-"""The verdict on a file, or the error that stands in its place."""
+"""The verdict on a file, or the error instead of it."""
 
 Write = Callable[[str, Answer], None]
-"""Writes the answer for the file of that name."""
+"""Writes the answer for the file with this name."""
 
 STYLES = {"Real": "green", "Fake": "bold red", "Inconclusive": "yellow", "No Speech": "dim", "error": "bold magenta"}
 
@@ -48,14 +48,14 @@ CSV_COLUMNS = (
 )
 
 ENDLESS_WIDTH = 10_000
-"""The width, in characters, of what is no terminal: nothing is wrapped there."""
+"""The width in characters of output that is not a terminal: nothing is wrapped there."""
 
 LONGEST_NAME = 30
 """The longest name that is not wrapped on a terminal, in characters."""
 
 
 def as_json(path: str, answer: Answer) -> dict[str, Any]:
-    """What `/batch-predict` answers for one file."""
+    """The same object that `/batch-predict` returns for one file."""
     if isinstance(answer, SoundSentryError):
         problem = {"type": answer.kind(), "title": answer.title, "status": answer.status, "detail": answer.detail}
         return {"filename": path, "status": "failed", "error": problem}
@@ -63,7 +63,7 @@ def as_json(path: str, answer: Answer) -> dict[str, Any]:
 
 
 def as_row(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns CSV_COLUMNS of what `as_json` gives, but for those that have no value."""
+    """The CSV_COLUMNS of an object of `as_json`. Columns without a value are left out."""
     if body["status"] == "failed":
         return {"path": body["filename"], "error": body["error"]["detail"]}
     part = body["decided_by"]
@@ -92,7 +92,7 @@ def json_writer() -> Write:
 
 
 def csv_writer() -> Write:
-    """Writes the header; then of each file a row whose `speaker` and `channel` are empty, followed by one for each
+    """Writes the header, then for each file a row with empty `speaker` and `channel`, and after it a row for each
     speaker and each channel that was judged by itself."""
     rows = csv.DictWriter(sys.stdout, CSV_COLUMNS, lineterminator="\n")
     rows.writeheader()
@@ -121,7 +121,7 @@ def _bounds(interval: Sequence[float] | None) -> dict[str, float | None]:
 
 
 def table_writer(paths: Sequence[str]) -> Write:
-    """Writes the header, then a row a file and, where they were judged by themselves, a row a speaker or channel.
+    """Writes the header, then a row per file, and a row per speaker or channel that was judged by itself.
 
     On a terminal long notes are wrapped within their column.
     """
@@ -132,7 +132,7 @@ def table_writer(paths: Sequence[str]) -> Write:
     name_width = min(max(map(cell_len, names)), LONGEST_NAME if console.is_terminal else ENDLESS_WIDTH)
 
     def table() -> Table:
-        """A part of the table: every part has the same columns, so that rows can be written as they come."""
+        """A part of the table. All parts have the same columns, so that each row can be written at once."""
         made = Table.grid(padding=(0, 2, 0, 0))
         made.add_column(min_width=name_width, max_width=name_width, overflow="fold")
         made.add_column(min_width=12, no_wrap=True)
@@ -177,12 +177,12 @@ def _numbers(headline: tuple[float, Interval] | None) -> tuple[str, str]:
 
 
 def place(speaker: SpeakerVerdict) -> str:
-    """Where a speaker was, in words, where channels were judged one by one."""
+    """The channel of a speaker in words, if channels were judged one by one."""
     return f"On {speaker.channel}." if speaker.channel and speaker.channel != speaker.speaker else ""
 
 
 def notes(verdict: Verdict) -> str:
-    """What is to be said of an answer besides its numbers."""
+    """The reasons, warnings and notes of an answer."""
     sentences = [word.sentence for word in (*verdict.reasons, *verdict.warnings)]
     if verdict.decided_by:
         part = verdict.decided_by
@@ -191,6 +191,6 @@ def notes(verdict: Verdict) -> str:
 
 
 def shown(path: str) -> str:
-    """A file name that can be printed: bytes that are no text, and characters that steer a terminal, escaped."""
+    """A printable file name: bytes that are not text and control characters of a terminal are escaped."""
     text = os.fsencode(path).decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

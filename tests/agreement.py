@@ -1,4 +1,4 @@
-"""Whether the words of a verdict agree with its numbers."""
+"""Checks that the results of a verdict agree with its numbers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.verdict.bundle import Thresholds
 
 ROUNDING = 1e-9
 SURE = 0.94
-"""No answer at the balanced threshold is Inconclusive and above this probability, or below its opposite: the bound that
-`pipeline.verdict.evidence` names."""
+"""At the balanced threshold an Inconclusive answer is never above this probability, nor below 1 minus it.
+`pipeline.verdict.evidence` names this bound."""
 
 
 def disagreements(
     verdict: Verdict, thresholds: Thresholds, operating_point: OperatingPoint = "balanced", prior: float = 0.5
 ) -> list[str]:
-    """What in `verdict` is said otherwise in words than in numbers; empty where nothing is."""
+    """The places where the results and the numbers of `verdict` disagree; empty if they agree."""
     if verdict.overall == "No Speech":
         return []
     odds = prior / (1 - prior)

@@ -36,14 +36,14 @@ CODECS = {
     "mp2": ("mp2", "mp2"),
     "w64": ("w64", "pcm_s16le"),
 }
-"""Of each format of the product: libav's muxer and encoder. libav's own Vorbis encoder makes stereo only."""
+"""libav's muxer and encoder for each format of the product. libav's own Vorbis encoder makes stereo only."""
 
 RATES = {"libopus": 48_000, "libopencore_amrnb": 8_000}
-"""Of encoders that take one sample rate alone."""
+"""The sample rate of encoders that take only one."""
 
 
 class Pipe(io.RawIOBase):
-    """Takes a file that is written front to back, as a live recorder writes it, with no size known beforehand."""
+    """Receives a file that is written from front to back with an unknown size, as by a live recorder."""
 
     def __init__(self) -> None:
         self.written = bytearray()
@@ -74,7 +74,7 @@ def encode(
 ) -> bytes:
     """The bytes of a file in the format `name` that holds `samples`, (time,) or (channels, time) at `rate` Hz.
 
-    `tracks` is how many audio tracks hold them, `picture` adds a video track, `live` writes as to a pipe.
+    `tracks` is the number of audio tracks that hold them, `picture` adds a video track, and `live` writes as to a pipe.
     """
     muxer, codec = muxer or CODECS[name][0], codec or CODECS[name][1]
     samples = np.atleast_2d(samples).astype(np.float32)
@@ -109,9 +109,9 @@ def encode(
 
 
 def with_ffmpeg(samples: NDArray[np.float32], muxer: str, *options: str) -> bytes:
-    """The same by Debian's ffmpeg, for what PyAV's libav cannot encode; (time,) float32 at 16 kHz.
+    """The same by Debian's ffmpeg, for formats that PyAV's libav cannot encode; (time,) float32 at 16 kHz.
 
-    Skips the test where it is not here.
+    Skips the test if ffmpeg is not installed.
     """
     if not shutil.which("ffmpeg"):
         pytest.skip("needs ffmpeg: on Debian, apt-get install ffmpeg")
@@ -121,13 +121,13 @@ def with_ffmpeg(samples: NDArray[np.float32], muxer: str, *options: str) -> byte
 
 
 def amr_wb(seconds: float) -> bytes:
-    """An AMR-WB file, for which nobody has an encoder: frames of 20 ms at 12.65 kbit/s whose bits are noise."""
+    """An AMR-WB file: frames of 20 ms at 12.65 kbit/s whose bits are noise, because no encoder is available."""
     bits = np.random.default_rng(0).integers(0, 256, (round(seconds * 50), 32), dtype=np.uint8)
     return b"#!AMR-WB\n" + b"".join(b"\x14" + frame.tobytes() for frame in bits)
 
 
 def remux(muxer: str, *files: bytes, languages: Sequence[str] = ()) -> bytes:
-    """The audio of files as the tracks of one, in another container, as it is encoded."""
+    """The encoded audio of several files as the tracks of one file, in another container."""
     target_file = io.BytesIO()
     with ExitStack() as stack:
         target = stack.enter_context(av.open(target_file, "w", format=muxer))

@@ -1,12 +1,12 @@
-"""How fast the parts and the whole are, in one run on one machine.
+"""Measures the speed of the parts and of the whole, in one run on one machine.
 
     python -m tests.bench [--rounds N] [--without-graph] [--long]
 
-On cuts of pyannote's sample: the networks alone, each stage and the Detector in this process, in CPU time for each
-second of sound; then the served graph, its embedded profile and, as their peer, a plain FastAPI app around the same
-Detector with one worker a core, under the same clients. What is compared takes turns, so that whatever else the machine
-does falls on all alike; take the ratios, and of them the spread. `--long` adds a recording of 30 minutes, plain and
-diarized.
+It uses cuts of pyannote's sample. First it measures the networks alone, each stage and the Detector in this process, in
+CPU time for each second of sound. Then it measures the served graph, its embedded profile and, for comparison, a plain
+FastAPI app around the same Detector with one worker per core, with the same clients. The candidates take turns, so that
+other work of the machine affects all of them alike; use the ratios and their spread. `--long` adds a recording of 30
+minutes, plain and diarized.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ WARM_UP_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A load: so many clients that send so many seconds of speech; of `diarized_every` requests one asks who speaks."""
+    """A load: a number of clients, and the seconds of speech that each sends. One in `diarized_every` is diarized."""
 
     clients: int
     seconds: int
@@ -91,7 +91,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Service:
-    """A service under load: where it is, and its processes."""
+    """A service under load: its address and its processes."""
 
     name: str
     url: str
@@ -145,7 +145,7 @@ def stage_table(detector: Detector, rounds: int) -> Table:
 
 
 def child_table(detector: Detector, rounds: int) -> Table:
-    """What it costs to decode in a process that may do nothing else. On the clock, because this one only waits."""
+    """The cost of decoding in a process that may do nothing else, in wall-clock time, because this one only waits."""
     table = Table(title=f"Decoding, ms on the clock: median and quartiles of {rounds}", title_justify="left")
     for heading in ("", *(f"{seconds} s" for seconds in CLIP_SECONDS)):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
@@ -191,8 +191,7 @@ def forward_voice_activity(detector: Detector, recording: Recording) -> None:
 def measure(
     parts: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Milliseconds that each part took in each round, of this process's CPU time or by another clock. They take
-    turns."""
+    """Milliseconds of each part in each round, in CPU time of this process or by another clock. They take turns."""
     times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in track(range(WARM_UP_ROUNDS + rounds), description="Measuring", transient=True):
         for name, part in parts.items():
@@ -204,11 +203,11 @@ def measure(
 
 
 def long_table(detector: Detector) -> Table:
-    """Long recordings: how many times faster than real time, and memory beyond what the process held before."""
+    """Long recordings: the speed as a multiple of real time, and the additional memory of the process."""
     limits = detector.config.limits.model_copy(update={"max_duration_seconds": 1e6, "max_upload_mib": 1_000})
     roomy = Detector(detector.config.model_copy(update={"limits": limits}))
     table = Table(title="Long recordings through the Detector", title_justify="left")
-    for heading in ("", "wall s", "CPU s", "x real time", "MiB more than before"):
+    for heading in ("", "wall s", "CPU s", "x real time", "additional memory, MiB"):
         table.add_column(heading, justify="left" if not heading else "right")
     for minutes, diarize in ((LONG_MINUTES, False), (DIARIZED_MINUTES, True)):
         data = sample(60 * minutes)
@@ -225,7 +224,7 @@ def long_table(detector: Detector) -> Table:
 
 @contextmanager
 def peer() -> Iterator[Service]:
-    """The plain app, one worker a core."""
+    """The plain app, with one worker per core."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "uvicorn", "tests.peer:app", "--port", str(port), "--log-level", "warning"]
@@ -256,7 +255,7 @@ def _answers(url: str) -> bool:
 
 
 def load_tables(detector: Detector, services: list[Service], rounds: int, seconds: float) -> Iterator[Table]:
-    """What each service does under each load, against the Detector alone and against the plain app."""
+    """Each service under each load, compared with the Detector alone and with the plain app."""
     alone: dict[Case, list[float]] = {}
     loads: dict[Case, dict[str, list[Load]]] = {case: {service.name: [] for service in services} for case in CASES}
     for turn in range(rounds + 1):
@@ -312,7 +311,7 @@ def percentiles(latencies: list[float]) -> list[float]:
 
 
 def figures(case: Case, found: list[Load], peers: list[Load], alone: list[float] | None) -> list[str]:
-    """The cells of a service's row. Times are those of plain requests, CPU time is of all."""
+    """The cells of a service's row. The times are those of plain requests; CPU time is that of all requests."""
     latencies = [latency for load in found for latency in load.latencies]
     cpu = statistics.median(load.cpu_seconds * 1_000 / load.answers / case.seconds for load in found)
     ratios = sorted(mine.rate / peer.rate for mine, peer in zip(found, peers, strict=True))
@@ -328,15 +327,15 @@ def figures(case: Case, found: list[Load], peers: list[Load], alone: list[float]
 
 
 def pyannote_sample() -> bytes:
-    """The recording that pyannote.audio brings, 30 s as a WAV file."""
+    """The recording in the package pyannote.audio, 30 s as a WAV file."""
     package = importlib.util.find_spec("pyannote.audio")
     assert package is not None and package.origin is not None
     return (Path(package.origin).parent / "sample" / "sample.wav").read_bytes()
 
 
 def sample(seconds: int) -> bytes:
-    """Seconds of pyannote's recording as a WAV file, from where its two people begin to talk without a pause, repeated
-    where it is shorter."""
+    """Seconds of pyannote's recording as a WAV file, from where the two people talk without a pause. It is repeated if
+    it is too short."""
     cut = io.BytesIO()
     with wave.open(io.BytesIO(pyannote_sample())) as whole, wave.open(cut, "wb") as part:
         part.setparams(whole.getparams())

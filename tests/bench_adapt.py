@@ -1,11 +1,11 @@
-"""What so many labelled clips of a channel buy, on pages that a bundle was not trained on.
+"""Measures the gain from a number of labelled clips of a channel, on pages that a bundle was not trained on.
 
     python -m tests.bench_adapt --bundle B --manifest field-dev/manifest.csv --sites neonbjb gemelo-ai ...
     python -m tests.bench_adapt ... --channels telephone mp3_32k ...
 
-Without `--channels` each site is a channel: some of its clips adapt the bundle, all others judge it, and a voice may be
-on both sides. With `--channels` all clips pass each of these channels of `tune.corpora.augment`; some clips of one half
-of the sites adapt the bundle, and the other half of the sites judges it. The table shows means over draws.
+Without `--channels` each site is a channel: some of its clips adapt the bundle, all others test it, and a voice may be
+on both sides. With `--channels` all clips go through each of these channels of `tune.corpora.augment`. Some clips of
+one half of the sites adapt the bundle, and the other half of the sites tests it. The table shows means over draws.
 """
 
 from __future__ import annotations
@@ -42,16 +42,18 @@ METRICS: dict[str, tuple[str, Metric, float, int]] = {
         for (name, metric), title in zip(rates(0.0).items(), ("fakes missed %", "recordings accused %"), strict=True)
     },
 }
-"""Of each: its title, itself, its unit and its digits."""
+"""Each metric: its title, its function, its unit and its number of digits."""
 TESTED = 3
-"""Clips of each class that must be left to judge by."""
+"""The number of clips of each class that must be left for the test."""
 
 
 def draw(
     scored: ScoredClips, sites: Sequence[str], count: int, rng: np.random.Generator
 ) -> tuple[ScoredClips, ScoredClips] | None:
-    """`count` clips to adapt by, half of each class as far as they reach, and those to judge by: all others, or of
-    several sites those of the other half of them. None where there are too few."""
+    """`count` clips to adapt with, half of each class if possible, and the clips to test with.
+
+    The test clips are all others, or with several sites those of the other half of the sites. None if they are too few.
+    """
     of_clip = np.array(sites)
     names = rng.permutation(np.unique(of_clip))
     inside = np.isin(of_clip, names[: -(-len(names) // 2)])
@@ -67,8 +69,8 @@ def draw(
 
 
 def bench(scored: ScoredClips, sites: Sequence[str], count: int, draws: int) -> dict[str, float] | None:
-    """Means over draws: before, adapted whatever leaving out says, and as the command leaves it, which writes nothing
-    where a gain may be chance."""
+    """Means over draws: before, adapted in any case, and as the command decides, which keeps the old bundle if the gain
+    may be chance."""
     found: dict[str, list[float]] = defaultdict(list)
     for seed in range(draws):
         drawn = draw(scored, sites, count, np.random.default_rng([seed, count]))

@@ -1,9 +1,9 @@
-"""How much sooner several actors are done with `tune.extract` than one, in one run on one machine.
+"""Compares the speed of `tune.extract` with several actors and with one, in one run on one machine.
 
     python -m tests.bench_extract [--actors N] [--manifest M.csv]
 
-One actor and several extract the same clips by turns, and so do one process and several without Ray, which shows what
-the machine itself allows. The clips are 6 s each, cut from pyannote's sample, unless a manifest names others.
+One actor and several actors extract the same clips in turns. One process and several processes without Ray do the same,
+which shows what the machine allows. The clips are 6 s each, cut from pyannote's sample, unless a manifest names others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tune.extract import Extraction, Recipe, Row, extract
 RATE = 16_000
 CLIP_SECONDS = 6.0
 SPEECH_STARTS = 6.7
-"""Seconds into the sample before which nobody speaks."""
+"""The second of the sample at which speech begins."""
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def crops(folder: Path, count: int) -> list[Clip]:
-    """Stretches of the sample's conversation, each a little later than the one before, of two classes in name."""
+    """Stretches of the sample's conversation, each a little later than the one before, with labels of two classes."""
     samples = np.frombuffer(pyannote_sample()[44:], "<i2").astype(np.float32) / 2**15
     starts = np.linspace(SPEECH_STARTS * RATE, len(samples) - CLIP_SECONDS * RATE, count).astype(int)
     clips = []
@@ -89,7 +89,7 @@ def crops(folder: Path, count: int) -> list[Clip]:
 
 
 def extract_in_processes(clips: Sequence[Clip], recipe: Recipe, draws: int, cache: Path, count: int) -> None:
-    """What `extract` does, in `count` processes that each get an equal share beforehand."""
+    """The same work as `extract`, in `count` processes that each get an equal share at the start."""
     rows = [
         Row(clip.path, LAW if draw else "clean", draw, cache / f"{number}-{draw}")
         for draw in range(1 + draws)
@@ -113,7 +113,7 @@ def extract_share(recipe: Recipe, rows: Sequence[Row]) -> None:
 
 
 def timed(way: Callable[[Path, int], None], count: int) -> tuple[float, float]:
-    """Clips a second between the first that is finished and the last, and seconds in all, of one extraction."""
+    """For one extraction: clips per second between the first and the last finished clip, and the total seconds."""
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
         way(Path(cache), count)
@@ -123,7 +123,7 @@ def timed(way: Callable[[Path, int], None], count: int) -> tuple[float, float]:
 
 
 def report(rounds: Sequence[dict[str, tuple[float, float]]], title: str) -> Table:
-    """A row a way: medians, and beside them how many times better it was than one in each round, with the range."""
+    """One row per setup: medians, and the ratio to a single actor or process, with its range over the rounds."""
     table = Table(title=title, title_justify="left")
     for heading in ("", "clips/s at work", "x one", "s in all", "x one"):
         table.add_column(heading, justify="left" if not heading else "right")

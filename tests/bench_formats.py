@@ -1,9 +1,9 @@
-"""How far the answer to a recording moves with the format it is sent in.
+"""Measures how much the answer for a recording changes with the format in which it is sent.
 
     python -m tests.bench_formats --manifest field-dev/manifest.csv --split dev
 
 Each recording is encoded by the ffmpeg program in the formats of `FORMATS`, at its own sample rate and with FFmpeg's
-defaults where no bit rate is named. A recording's difference is that between its highest and its lowest probability.
+defaults if no bit rate is named. A recording's difference is its highest minus its lowest probability.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMATS = {
     "Opus": ["-c:a", "libopus", "-f", "ogg"],
     "WebM": ["-c:a", "libopus", "-f", "webm"],
 }
-"""What the ffmpeg program is told of the output. FFmpeg's own encoder of Vorbis makes stereo only."""
+"""The ffmpeg program's options for the output. FFmpeg's own encoder of Vorbis makes stereo only."""
 BOUND = 0.15
 
 
@@ -44,7 +44,7 @@ def encode(path: Path, options: Sequence[str]) -> bytes:
 
 
 def choose(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """As many recordings of each class as spoofs, drawn from one page after the other."""
+    """As many recordings as spoofs, drawn from one page after the other."""
     rng = np.random.default_rng(0)
     chosen: list[Clip] = []
     for spoof in (False, True):
@@ -59,7 +59,7 @@ def choose(clips: Sequence[Clip], count: int) -> list[Clip]:
 
 
 def as_text(probabilities: np.ndarray, scores: np.ndarray) -> str:
-    """What (recordings, formats) probabilities and log-likelihood ratios say, format by format and in all."""
+    """The results of (recordings, formats) probabilities and log-likelihood ratios, for each format and in total."""
     lines = [
         "| format | mean change of the score | median change of the probability | 95th percentile | most |",
         "|---|---|---|---|---|",

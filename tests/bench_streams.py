@@ -1,9 +1,9 @@
-"""Whether live streams keep up with the sound that they judge.
+"""Checks that live streams keep up with the sound that they judge.
 
     python -m tests.bench_streams [--streams N] [--seconds S]
 
-So many streams at once send pyannote's sample, over and over, as fast as it was spoken. A stream keeps up where it
-skips no update and the last one comes no later after its sound than the first ones did.
+Several streams send pyannote's sample at once, again and again, in real time. A stream keeps up if it skips no update,
+and if the last update has no longer delay after its sound than the first ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 300
 
 @dataclass
 class Log:
-    """What came back on one stream: where each update ends, and how long after the last of its sound it came."""
+    """The updates of one stream: the end of each, and its delay after the last of its sound."""
 
     ends: list[float] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def stream(url: str, count: int, seconds: float) -> list[Log]:
-    """Send `seconds` of speech on each of `count` streams as fast as it was spoken."""
+    """Send `seconds` of speech on each of `count` streams in real time."""
     with wave.open(io.BytesIO(pyannote_sample())) as file:
         rate, sound = file.getframerate(), file.readframes(file.getnframes())
     size = 2 * int(rate * seconds)

@@ -1,7 +1,7 @@
-"""Hostile and broken files, made here, and what each is answered.
+"""Makes hostile and broken files, and lists the expected answer for each.
 
-One row for each kind of input that can be a file. What else a client may do (forms, sizes, names, slowness, keys) is
-tested where it is handled, in `tests/deployments/http`.
+There is one row for each kind of file. Other attacks of a client (forms, sizes, names, slowness, keys) are tested in
+`tests/deployments/http`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.audio import encode, with_ffmpeg
 RATE = 16_000
 PORT = 20_961
 OUTSIDE = f"http://127.0.0.1:{PORT}/a.ts"
-"""What nobody may fetch: the tests listen there."""
+"""An address that nobody may fetch. The tests listen there."""
 
 Samples = NDArray[np.float32]
 
@@ -30,7 +30,7 @@ def tone(seconds: float = 2.0, rate: int = RATE) -> Samples:
 
 
 def wav(rate: int, channels: int, claimed: int, held: int) -> bytes:
-    """A WAV file of 16-bit samples that claims so many bytes of audio, and holds so many."""
+    """A WAV file of 16-bit samples that declares one number of bytes of audio and holds another."""
     block = channels * 2
     fields = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * block & 0xFFFFFFFF, block & 0xFFFF, 16)
     return b"RIFF" + struct.pack("<I", 36) + b"WAVEfmt " + fields + b"data" + struct.pack("<I", claimed) + bytes(held)
@@ -67,7 +67,7 @@ def flac_of_silence(hours: float, rate: int = 8_000) -> bytes:
 
 
 def opus_of_nothing(hours: float) -> bytes:
-    """Packets of one byte that say 60 ms of nothing each, 255 to a page (RFC 3533, RFC 7845)."""
+    """Packets of one byte that each mean 60 ms of silence, 255 to a page (RFC 3533, RFC 7845)."""
 
     def page(packets: list[bytes], number: int, granule: int, flags: int) -> bytes:
         head = b"OggS\x00" + struct.pack("<BqIII", flags, granule, 1, number, 0) + bytes([len(packets)])
@@ -84,7 +84,7 @@ def opus_of_nothing(hours: float) -> bytes:
 
 
 def overwritten(data: bytes, mark: bytes, offset: int, value: bytes) -> bytes:
-    """`data` with other bytes some way after a mark."""
+    """`data` with other bytes at an offset after a mark."""
     start = data.index(mark) + offset
     return data[:start] + value + data[start + len(value) :]
 
@@ -123,7 +123,7 @@ def flac_claims(samples: int) -> bytes:
 
 
 def movie_of_another_file(path: bytes) -> bytes:
-    """A MOV file whose audio is said to lie in the file at `path` (QuickTime File Format, data references)."""
+    """A MOV file that says its audio is in the file at `path` (QuickTime File Format, data references)."""
     data = encode(tone(), muxer="mov", codec="pcm_s16le")
     volume, name = b"disk", path.rsplit(b"/", 1)[1]
     alias = bytes(10) + bytes([len(volume)]) + volume.ljust(27, b"\0") + bytes(12) + bytes([len(name)])
@@ -141,7 +141,7 @@ def movie_of_another_file(path: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Row:
-    """A file, and what it is answered: an error with such a sentence, or so many seconds of audio with warnings."""
+    """A file and the expected answer: an error with its sentence, or seconds of audio with warnings."""
 
     make: Callable[[], bytes]
     error: str | None = None

@@ -1,4 +1,4 @@
-"""Clients that keep a service busy, and what its processes spend meanwhile."""
+"""Clients that keep a service busy, and the CPU time and memory of its processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Load:
-    """What came of some seconds of load: seconds a request took, how long all took, CPU seconds of the service."""
+    """The results of a load: the seconds of each request, the total seconds, and the CPU seconds of the service."""
 
     latencies: list[float] = field(default_factory=list)
     diarized_latencies: list[float] = field(default_factory=list)
@@ -40,9 +40,11 @@ class Load:
 def put_load(
     url: str, upload: bytes, clients: int, seconds: float, pids: list[int], *, diarized_every: int | None = None
 ) -> Load:
-    """So many clients at once, each of which sends `upload` again and again for `seconds` and waits for the answer.
-    `pids` are the processes of the service; of `diarized_every` requests one asks who speaks. Raises RuntimeError for
-    an answer that is no verdict."""
+    """Run a number of clients at once. Each sends `upload` again and again for `seconds`, and waits for each answer.
+
+    `pids` are the processes of the service. One of `diarized_every` requests is diarized. Raises RuntimeError for an
+    answer that is not a verdict.
+    """
     plain, diarized = (
         httpx.Request("POST", f"{url}/predict", files={"audio": ("clip", upload)}, data={"use_diarization": tick})
         for tick in ("false", "true")
@@ -79,7 +81,7 @@ def put_load(
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it started and what these started, as far as they still run."""
+    """A process and all its running descendants."""
     return [pid, *(member for child in _children(pid) for member in family(child))]
 
 
@@ -90,7 +92,7 @@ def _children(pid: int) -> Iterator[int]:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """What the processes have computed so far, in seconds of CPU time."""
+    """The CPU time of the processes so far, in seconds."""
     ticks = 0
     for pid in pids:
         with suppress(OSError):
@@ -100,7 +102,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def peak_mib(pids: list[int]) -> dict[str, int]:
-    """The most memory that each of the processes ever held, in MiB, by name; of those of one name the largest."""
+    """The peak memory of the processes in MiB, by name. If several have the same name, the largest counts."""
     peaks: dict[str, int] = {}
     for pid in pids:
         with suppress(OSError):

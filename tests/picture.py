@@ -1,8 +1,8 @@
-"""The picture of the page in the README, from a running service.
+"""Makes the picture of the page in the README, with a running service.
 
     python -m tests.picture http://localhost:8000
 
-asks it about pyannote's sample, each speaker by itself, and writes docs/page.png.
+sends it pyannote's sample with diarization, and writes docs/page.png.
 """
 
 from __future__ import annotations

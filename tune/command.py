@@ -11,10 +11,10 @@ from pipeline.errors import SoundSentryError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; what is wrong with its input is a sentence and exit status 2, not a traceback.
+    """Run a command. An error in its input gives one sentence and exit status 2, not a traceback.
 
-    Linear algebra gets one thread: on matrices of this size a second gains little, and on a machine with other work
-    its busy waiting costs ten times what it saves. Ray gives its actors one, too.
+    Linear algebra runs on one thread. On matrices of this size a second thread gains little, and on a busy machine its
+    waiting costs ten times what it saves. Ray gives its actors one thread, too.
     """
     try:
         with threadpool_limits(1):
@@ -25,5 +25,5 @@ def run(main: Callable[[], None]) -> None:
 
 
 def finish(wrote: str, then: str) -> None:
-    """The last lines of every command: what it wrote, and what to do with it."""
+    """Print the last lines of every command: what it wrote, and what to do next."""
     print(f"wrote {wrote}\nnext: {then}", file=sys.stderr)

@@ -4,7 +4,7 @@
     python -m tune.corpus build --kind asvspoof PATH --out corpus/manifest.csv
     python -m tune.corpus build --out corpus
 
-`build` with `--kind` writes the manifest of a corpus that is there; without it makes the starter corpus of
+`build` with `--kind` writes the manifest of an existing corpus. Without `--kind` it makes the starter corpus of
 `configs/corpus.yaml`.
 """
 
@@ -45,26 +45,26 @@ NUMBERS = ("duration_seconds", "level_db", "snr_db", "bandwidth_hz")
 NAMES = ("sample_rate", "codec")
 QUARTILES = (25, 50, 75)
 NAMES_SHOWN = 3
-"""In the table; check.json has all."""
+"""The number of names in the table. check.json has all."""
 FILES_SHOWN = 5
 SHUFFLES = 500
 FALSE_ALARMS = 0.05
-"""In how many corpora that leak nothing any trait may be said to leak."""
+"""The share of corpora without a leak in which a trait may still be reported as a leak."""
 LEAKS = ((0.8, "leaks badly"), (0.65, "leaks"), (0.0, "leaks a bit"))
-"""What an AUC beyond chance is called, from which on."""
+"""The lowest AUC of each verdict on a trait whose AUC is above chance."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What can be told of a recording without listening to what is said."""
+    """The properties of a recording that do not depend on its speech."""
 
     content_sha256: str
-    """Of the decoded samples: the same sound in another container is the same."""
+    """SHA-256 of the decoded samples. It is the same for the same sound in another container."""
     duration_seconds: float
     level_db: float
     snr_db: float
     bandwidth_hz: float
-    """As far as 16 kHz audio goes."""
+    """The bandwidth, at most that of 16 kHz audio."""
     sample_rate: int
     codec: str
 
@@ -98,7 +98,7 @@ def measure(path: Path) -> Traits | str:
 
 
 def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Traits]]]:
-    """What is wrong with a corpus and what leaks in it; and the traits of the clips that can be read."""
+    """The errors and leaks of a corpus, and the traits of the clips that can be read."""
     with ThreadPoolExecutor() as pool:
         measured = list(with_progress(pool.map(measure, [clip.path for clip in clips]), len(clips), "clips"))
     good = [(clip, traits) for clip, traits in zip(clips, measured, strict=True) if isinstance(traits, Traits)]
@@ -138,10 +138,10 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
 
 
 def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
-    """For each trait, how it is distributed in each class, the AUC of this trait alone, the AUC that it would have by
-    chance, and what that means. Of corpora like this that leak nothing, one in twenty has a trait above chance.
+    """The leaks of each trait: its distribution in each class, its AUC alone, the AUC by chance, and the verdict.
 
-    Of numbers the quartiles; of names the share of each, the commonest first.
+    One in twenty corpora without a leak has a trait above chance. The distribution of a number is given by its
+    quartiles, that of names by the share of each, the most common first.
     """
     labels = np.array([clip.is_spoof for clip, _ in good])
     if not len(labels) or labels.all() or not labels.any():
@@ -171,13 +171,13 @@ def _auc_of_numbers(values: NDArray[np.float64], labels: Labels) -> float:
 
 
 def _auc_of_names(names: NDArray[np.str_], labels: Labels) -> float:
-    """By the share of spoofs among the clips of the same name."""
+    """The AUC if a clip's score is the share of spoofs among the clips with the same name."""
     _, place = np.unique(names, return_inverse=True)
     return auc(labels, (np.bincount(place, labels) / np.bincount(place))[place])
 
 
 def _leak(labels: Labels, auc_of: Callable[[Labels], float]) -> dict[str, Any]:
-    """The AUC, what it reaches by chance, and the verdict. Chance is what the same trait gives with labels shuffled."""
+    """The AUC, the AUC by chance, and the verdict. Chance is the AUC of the same trait with shuffled labels."""
     rng = np.random.default_rng(0)
     traits = len(NUMBERS) + len(NAMES)
     chance = float(np.quantile([auc_of(rng.permutation(labels)) for _ in range(SHUFFLES)], 1 - FALSE_ALARMS / traits))
@@ -187,7 +187,7 @@ def _leak(labels: Labels, auc_of: Callable[[Labels], float]) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The result of `check` as a person reads it."""
+    """The result of `check` as text for a person."""
     nobody = result["without_speaker"] == result["clips"]
     lines = [
         f"{label:9} {of['minutes']:.1f} min: " + ", ".join(f"{of[n]} {n}" for n in ("clips", "speakers", "generators"))
@@ -201,8 +201,8 @@ def describe(result: dict[str, Any]) -> str:
         f"without speaker: {result['without_speaker']}"
         + (" (folds and intervals then count clips, and look better than they are)" if nobody else ""),
         "",
-        "What the label can be told by without listening (AUC 0.5: not at all, 1.0: always):",
-        f"  {'trait':17}{'AUC':>4}  {'verdict':13}{'class':8}  quartiles, or the commonest and their shares",
+        "How well each trait gives the label away without the speech (AUC 0.5: not at all, 1.0: always):",
+        f"  {'trait':17}{'AUC':>4}  {'verdict':13}{'class':8}  quartiles, or the most common and their shares",
     ]
     for trait, row in sorted(result["leaks"].items(), key=lambda item: -item[1]["auc"]):
         lines += [
@@ -218,17 +218,17 @@ def _advice(bad: Sequence[str], chance: float) -> str:
     if not bad:
         return (
             "No trait gives the label away: a detector has to listen. In a corpus of this size chance alone reaches an "
-            f"AUC of {chance:.2f}, so that less would not be seen."
+            f"AUC of {chance:.2f}, so a smaller leak would not be seen."
         )
     return (
-        f"{', '.join(bad)}: the classes differ in what is not speech, and a detector can learn that instead of speech. "
-        "It then looks good on this corpus and fails elsewhere. Record, cut and encode both classes alike; train with "
-        "copies through random channels (draws: 1); and believe only figures from corpora made otherwise."
+        f"{', '.join(bad)}: the classes differ in traits that are not speech. A detector can learn these instead of "
+        "speech. It then looks good on this corpus and fails elsewhere. Record, cut and encode both classes alike; "
+        "train with copies through random channels (draws: 1); and trust only figures from corpora made another way."
     )
 
 
 def _first(items: Sequence[Any]) -> str:
-    """The first of what was found, in brackets."""
+    """The first of the files found, in brackets."""
     if not items:
         return ""
     shown = [" = ".join(item) if isinstance(item, list) else str(item) for item in items[:FILES_SHOWN]]
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         broken = bool(result["missing"] or result["unreadable"] or result["duplicated_in_both_classes"])
         finish(
             f"check.json and check.png in {arguments.out}" if arguments.out else "nothing: --out DIR keeps the figures",
-            "mend the files named above, and check again"
+            "repair the files named above, and check again"
             if broken
             else f"python -m tune.train --manifest {arguments.path} --out runs/mine",
         )

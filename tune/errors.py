@@ -1,4 +1,4 @@
-"""Errors of corpora and of experiments, beside those of the pipeline."""
+"""Errors of corpora and of experiments, in addition to those of the pipeline."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pipeline.errors import SoundSentryError
 
 
 class CorpusError(SoundSentryError):
-    """A corpus cannot be used as it is: the detail says which row, group or class is at fault."""
+    """A corpus cannot be used as it is. `detail` says which row, group or class is wrong."""
 
     title = "Corpus not usable"
 
 
 class LeakError(SoundSentryError):
-    """What is to be tested on took part in training, calibration or the choice of a threshold."""
+    """A test clip took part in training, calibration or the choice of a threshold."""
 
     title = "Leak between training and test"

@@ -1,9 +1,9 @@
-"""How good a bundle, or a deployment, is on a manifest of recordings.
+"""Measures a bundle or a deployment on a manifest of recordings.
 
     python -m tune.evaluate --manifest M.csv --out DIR [--bundle DIR | --url http://localhost:8000]
 
-Writes `scores.csv`, `metrics.json` and `report.html`. A recording that could not be scored counts as an error: as if
-it had got the most wrong score of all.
+Writes `scores.csv`, `metrics.json` and `report.html`. A recording that could not be scored counts as an error, as if it
+had the worst score of all.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ ASPECTS: dict[str, Callable[[Clip, Scored], str]] = {
     "duration": lambda clip, scored: scored.category,
     "codec": lambda clip, scored: scored.original_format,
 }
-"""What the tables of the report go by. `codec` is the format the file is in now."""
+"""The columns that the report has a table for. `codec` is the current format of the file."""
 
 
 def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, draws: int = 1000) -> dict[str, Any]:
-    """The content of `metrics.json`. Raises CorpusError where a class has no recording, or none was scored.
+    """The content of `metrics.json`. Raises CorpusError if a class has no recording, or if none was scored.
 
-    Intervals are over `draws` bootstraps of the speakers, those of the many rows of `by` and `breakdown` over a fifth
-    of that.
+    Intervals come from `draws` bootstraps of the speakers. Those of the rows of `by` and `breakdown` come from a fifth
+    as many, because there are many rows.
     """
     labels = np.array([clip.is_spoof for clip in clips])
     require_two_classes(labels)
@@ -120,7 +120,7 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
 
 ANSWERS = ("Real", "Inconclusive", "Fake", "No Speech")
 WORST = 10
-"""Recordings of each class that are listed, the most wrong first."""
+"""The number of recordings of each class that the report lists, the worst first."""
 
 
 def _described(clip: Clip, one: Scored) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _described(clip: Clip, one: Scored) -> dict[str, Any]:
 
 
 def worst_where_unscored(labels: Labels, scored: Sequence[Scored]) -> Scores:
-    """Scores; what has none gets one beyond the most wrong, so that failing never looks good."""
+    """The scores. A recording without a score gets one beyond the worst, so that a failure never looks good."""
     known = [one.score for one in scored if one.score is not None]
     if not known:
         raise CorpusError(f"not one recording could be scored; the first: {scored[0].error}")
@@ -144,7 +144,7 @@ def worst_where_unscored(labels: Labels, scored: Sequence[Scored]) -> Scores:
 
 
 def _met(clips: Sequence[Clip], model: Model) -> Labels | None:
-    """(clips,) whether the model was trained on a generator of a spoof's name; None where it does not say on which."""
+    """(clips,) whether the model was trained on the generator of a spoof; None if the model does not name them."""
     if not model.generators:
         return None
     return np.array([clip.is_spoof and plain_name(clip.generator) in model.generators for clip in clips])
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_two_classes(np.array([clip.is_spoof for clip in clips]))
     if name_nobody(clips):
         print(
-            "warning: no speaker is named, so the intervals take each clip for a speaker of its own. Where a voice is "
+            "warning: no speaker is named, so the intervals count each clip as a speaker of its own. Where a voice is "
             "in several clips they are too narrow.",
             file=sys.stderr,
         )

@@ -1,10 +1,9 @@
-"""Cross-validation of the training procedure, with one table for any number of feature recipes.
+"""Cross-validates the training procedure, and writes one table for any number of feature recipes.
 
     python -m tune.kfold --manifest corpus/manifest.csv --by site --features sound-sentry-45 linear-textures
 
-Each figure is of detectors that never met the speakers, or the generator or site, they are tested on. With
-`--random-split` the table also says what a split at random over files would have claimed: a figure to be wary of,
-not to be quoted.
+Each figure is of detectors that are tested on speakers, generators or sites that they were not trained on. With
+`--random-split` the table also shows the EER of a random split over files. That figure is too good: do not quote it.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ from tune.training.validate import (
 
 
 def evaluate_folds(config: TrainingConfig, table: Table, folds: Sequence[Fold], scores: Scores) -> dict[str, Any]:
-    """Metrics of scores (clips,) that `cross_validate` gave, over all folds and part by part, with their intervals over
-    speakers, and EER and AUC of each fold that has both classes."""
+    """Metrics of the scores (clips,) of `cross_validate`, over all folds and part by part, with intervals over
+    speakers; and EER and AUC of each fold that has both classes."""
     found = measure(SUMMARY, table, scores)
     return {
         "features": table.kind.spec.name,
@@ -63,8 +62,8 @@ def evaluate_folds(config: TrainingConfig, table: Table, folds: Sequence[Fold], 
 
 
 def write_scores(path: Path, table: Table, folds: Sequence[Fold], scores: Scores) -> None:
-    """Each clip that was tested, in the order of the folds: its score by the detector of its fold, and whether a
-    generator of its generator's name was met in training."""
+    """One row for each tested clip, in the order of the folds: its score by the detector of its fold, and whether its
+    generator was in the training part."""
     met = generators_met(table.clips, folds)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -76,7 +75,7 @@ def write_scores(path: Path, table: Table, folds: Sequence[Fold], scores: Scores
 
 
 def random_split_eer(config: EstimatorConfig, table: Table, k: int = 10) -> float:
-    """EER that folds at random over files claim. Speakers are on both sides: shown for comparison only."""
+    """EER of random folds over files. Speakers are on both sides, so this is for comparison only."""
     judged, background = np.flatnonzero(table.judged), np.flatnonzero(~table.judged)
     labels = table.labels[judged]
     if min(labels.sum(), (~labels).sum()) < k:
@@ -84,14 +83,14 @@ def random_split_eer(config: EstimatorConfig, table: Table, k: int = 10) -> floa
     scores = np.full(len(labels), np.nan)
     splitter = StratifiedKFold(k, shuffle=True, random_state=config.seed)
     for train, test in splitter.split(labels, labels):
-        # Not made by make_fold, which would refuse it, rightly.
+        # make_fold is not used, because it would correctly refuse such a fold.
         fold = Fold("at random", np.concatenate([judged[train], background]), judged[test])
         scores[test] = fold_scores(config, table, fold)
     return eer(labels, scores)
 
 
 def as_markdown(results: Sequence[dict[str, Any]]) -> str:
-    """One row a recipe; percent, with 95 % intervals."""
+    """One row per recipe, in percent, with 95 % intervals."""
     lines = [
         "| features | dimension | EER % | AUC | Cllr | min Cllr | random split would claim, EER % |",
         "|---|---|---|---|---|---|---|",
@@ -118,10 +117,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--by",
         choices=("speaker", "generator", "site", "source", "language"),
-        help="what to leave out, in place of the configuration's",
+        help="what to leave out, instead of the configuration's",
     )
-    parser.add_argument("--k", type=int, help="number of speaker folds, in place of the configuration's")
-    parser.add_argument("--random-split", action="store_true", help="show what folds at random would have claimed")
+    parser.add_argument("--k", type=int, help="number of speaker folds, instead of the configuration's")
+    parser.add_argument("--random-split", action="store_true", help="also show the EER of random folds (too good)")
     parser.add_argument("--out", help="folder or URI for kfold.json, kfold.md and the scores of each recipe")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)

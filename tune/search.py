@@ -1,10 +1,10 @@
-"""Search for a training configuration on Ray Tune, over grouped folds, with the estimator that `tune.train` uses.
+"""Searches for a training configuration with Ray Tune, over grouped folds, with the estimator of `tune.train`.
 
     python -m tune.search --config configs/grid.yaml --manifest corpus/manifest.csv --out runs/grid
 
-A trial works through the folds and reports the error so far after each, so that ASHA can stop it. The best of many
-points looks better than it is: with `--nested` each fold's point is chosen without that fold, and the figure that
-comes out may be quoted.
+A trial works through the folds and reports its error after each fold, so that ASHA can stop it. The best of many points
+looks better than it is. With `--nested` the point for each fold is chosen without that fold, so the resulting figure
+may be quoted.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Grid(Strict):
 
 
 class Range(Strict):
-    """Values from `low` to `high`, drawn on a logarithmic scale where `log`."""
+    """Values from `low` to `high`, drawn on a logarithmic scale if `log` is set."""
 
     low: float
     high: float
@@ -67,7 +67,7 @@ class Range(Strict):
 
 
 class Optuna(Strict):
-    """`samples` points, each proposed in the light of those before; a list is a choice, a range is drawn from."""
+    """`samples` points. Each is proposed from the results of those before. A value is drawn from a list or a range."""
 
     kind: Literal["optuna"]
     samples: int = Field(32, ge=1)
@@ -82,8 +82,8 @@ class Optuna(Strict):
 
 
 class SearchConfig(TrainingConfig):
-    """A training configuration, and what to vary in it. `asha` stops a trial that after some folds is among the worse
-    of those seen."""
+    """A training configuration, and what to vary in it. `asha` stops a trial that is among the worse half after some
+    folds."""
 
     search: Annotated[Grid | Optuna, Field(discriminator="kind")]
     asha: bool = False
@@ -107,7 +107,7 @@ class SearchConfig(TrainingConfig):
             raise ConfigurationError(f"search.space: at {point}: {error.errors()[0]['msg']}") from error
 
     def presets(self) -> list[str]:
-        """The feature recipes that the search may want."""
+        """The feature recipes that the search may need."""
         return list(self.search.space.get("features", [self.features]))
 
 
@@ -137,9 +137,9 @@ class ScoreKeeper:
 def run_trial(
     point: Point, config: SearchConfig, tables: dict[str, Table], folds: Sequence[Fold], keeper: Any, nested: bool
 ) -> None:
-    """A trial: every fold in a fixed order, with the error over all clips tested so far reported after each.
+    """Run a trial: every fold in a fixed order. After each it reports the error over all clips tested so far.
 
-    `keeper`, a ScoreKeeper, gets the scores after each fold; folds that it has already are not computed again.
+    `keeper`, a ScoreKeeper, gets the scores after each fold. Folds that it has already are not computed again.
     """
     torch.set_num_threads(1)
     training = config.at(point)
@@ -186,7 +186,7 @@ def search(
 ) -> list[dict[str, Any]]:
     """Run the search on the cluster this process is connected to, and write its results to `out`.
 
-    Returns a row a point, best first; rows of trials that were stopped early come last and are marked.
+    Returns one row per point, the best first. Rows of trials that were stopped early come last and are marked.
     """
     table = next(iter(tables.values()))
     folds = make_folds(table.clips, config.folds)
@@ -245,7 +245,7 @@ def search(
 
 
 def nested_estimate(table: Table, folds: Sequence[Fold], folder: Path) -> dict[str, Any]:
-    """EER and AUC where each fold is scored at the point that did best without it: a figure that may be quoted."""
+    """EER and AUC if each fold is scored at the point that was best on the other folds. This figure may be quoted."""
     trials = [np.load(path) for path in sorted(folder.glob("*.npz"))]
     scores = np.full(len(table.clips), np.nan)
     for number, fold in enumerate(folds):
@@ -256,7 +256,8 @@ def nested_estimate(table: Table, folds: Sequence[Fold], folder: Path) -> dict[s
 
 
 def _claim(out: Path, identity: dict[str, Any], resume: bool) -> None:
-    """Mark `out` as this search's. Raises ConfigurationError where it is another's, or nothing is there to resume."""
+    """Mark `out` as the folder of this search. Raises ConfigurationError if it holds another search, or if there is
+    none to resume."""
     record = out / "search.json"
     if resume:
         if not record.exists():
@@ -272,8 +273,8 @@ def _claim(out: Path, identity: dict[str, Any], resume: bool) -> None:
 
 
 def _restorable(trials: Path) -> bool:
-    """Whether Ray's state of the trials is whole. Ray writes over it in place, so that a kill may leave half of it: the
-    trials then start again, and find the scores they had."""
+    """Whether Ray's state of the trials is complete. Ray overwrites it in place, so a kill may leave half of it. The
+    trials then start again, and use the scores that they saved."""
     states = sorted(trials.glob("experiment_state-*.json"))
     try:
         json.loads(states[-1].read_text(encoding="utf-8"))
@@ -283,7 +284,7 @@ def _restorable(trials: Path) -> bool:
 
 
 class _Progress(ray_tune.Callback):
-    """A line a finished trial."""
+    """Prints one line for each finished trial."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         done = sum(other.is_finished() for other in trials)
@@ -292,7 +293,7 @@ class _Progress(ray_tune.Callback):
 
 
 def _asha(folds: int) -> ASHAScheduler:
-    """Stops, from a third of the folds on, the trials that are not among the better half."""
+    """Stops the trials that are not among the better half, from a third of the folds on."""
     return ASHAScheduler(max_t=folds, grace_period=max(1, folds // 3), reduction_factor=2)
 
 

@@ -1,10 +1,10 @@
-"""How a detector holds up on sites it was not trained on: through other channels, at any length, in mixed recordings.
+"""Tests a detector on sites it was not trained on: through other channels, at any length, in mixed recordings.
 
     python -m tune.stress --config configs/train-demo-pages.yaml --manifest corpus/manifest.csv --out runs/stress
 
-Every clip is judged by a detector that was trained, calibrated and thresholded without its fold. Recordings are
-assembled from clips of one fold and judged as users meet them, but for decoding: by the real voice activity,
-extraction and classification. Writes `stress.json` and `stress.md`.
+Every clip is judged by a detector that was trained and calibrated, and got its thresholds, without its fold. Recordings
+are assembled from clips of one fold. They go through the same voice activity detection, extraction and classification
+as a user's recording, but not through decoding. Writes `stress.json` and `stress.md`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ GAP = np.zeros(SAMPLE_RATE // 4, np.float32)
 
 @dataclass(frozen=True)
 class Judge:
-    """A fold's detector, and the clips that had no part in it."""
+    """A fold's detector, which was not trained on the clips of that fold."""
 
     voice_activity: VoiceActivityDetector
     extractor: TkanExtractor
@@ -70,7 +70,7 @@ class Judge:
 def robustness(
     trained: Sequence[Trained], folds: Sequence[Fold], clean: Table, tables: dict[str, Table]
 ) -> dict[str, dict[str, float]]:
-    """EER and AUC of the held-out clips through each condition; of the same clips without it, as `clean`."""
+    """EER and AUC of the held-out clips through each condition, and without one as `clean`."""
     rows = {}
     for name, table in tables.items():
         index = {clip.path: i for i, clip in enumerate(table.clips)}
@@ -84,7 +84,7 @@ def robustness(
 
 
 def false_alarms(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) -> dict[str, Any]:
-    """Verdicts on real speech at each of LENGTHS, from about `seconds` of it each: clips of one site in a row."""
+    """Verdicts on real speech of each of LENGTHS, about `seconds` of it each. A recording joins clips of one site."""
     by_site = defaultdict(list)
     for clip in clips:
         if not clip.is_spoof:
@@ -101,7 +101,7 @@ def false_alarms(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, 
 
 
 def assemble(clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) -> NDArray[np.float32]:
-    """Clips in random order, repeated where needed, until they last `seconds`."""
+    """Clips in random order, repeated if needed, up to a length of `seconds`."""
     parts: list[NDArray[np.float32]] = []
     while sum(map(len, parts)) < seconds * SAMPLE_RATE:
         parts += [GAP, samples_of(clips[int(rng.integers(len(clips)))])]
@@ -109,14 +109,15 @@ def assemble(clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) 
 
 
 def samples_of(clip: Clip) -> NDArray[np.float32]:
-    """The clip at the level of all others, so that no seam shows by its level alone."""
+    """The clip at the same level as all others, so that the level does not reveal where clips are joined."""
     samples = decode(clip.path.read_bytes(), DetectorConfig().limits).waveform.samples
     return samples * np.float32(0.1 / max(float(np.sqrt(np.square(samples).mean())), 1e-6))
 
 
 def mixtures(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
-    """Recordings of three real speakers and a synthetic one, by turns as they were laid, and of a real speaker with a
-    synthetic passage spliced in; each clip of one site, so that the channel does not give it away."""
+    """Verdicts on two kinds of mixed recordings: three real speakers and a synthetic one, with the true turns; and a
+    real speaker with an inserted synthetic passage. All clips of a recording come from one site, so that the channel
+    does not reveal the synthetic one."""
     by_site: dict[str, dict[bool, dict[str, list[Clip]]]] = defaultdict(lambda: {True: {}, False: {}})
     for clip in clips:
         by_site[clip.site][clip.is_spoof].setdefault(clip.voice, []).append(clip)
@@ -274,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Under its own name, by which the actors of a cluster find what is defined here.
+    # Under its own name, so that the actors of a cluster find what is defined here.
     from tune.stress import main as importable_main
 
     run(importable_main)

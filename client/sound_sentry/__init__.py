@@ -1,7 +1,7 @@
 """Client of Sound Sentry: is this speech a human's or a machine's?
 
-Only what talks to the service is here. It judges nothing itself, and imports no torch, no Ray and nothing of the
-service's code.
+The client only talks to the service. It judges nothing itself, and imports neither torch nor Ray nor the code of the
+service.
 """
 
 from sound_sentry.audio import Audio

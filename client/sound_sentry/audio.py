@@ -1,4 +1,4 @@
-"""A recording on its way to the service: a file, the bytes of one, or samples in memory."""
+"""Turns a recording into a file to send: from a path, from the bytes of a file, or from samples in memory."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Samples(Protocol):
 
 
 Audio: TypeAlias = str | os.PathLike[str] | bytes | bytearray | Samples
-"""The path of a file, the bytes of one, or samples, (time,) or (channels, time)."""
+"""The path of a file, the bytes of a file, or samples, (time,) or (channels, time)."""
 
 Upload: TypeAlias = tuple[str, IO[bytes] | bytes]
-"""The name of a file and what is in it, as httpx takes them."""
+"""The name and the content of a file, as httpx takes them."""
 
 _PCM, _FLOAT = 1, 3
 _SAMPLE_FORMATS = {"f": (_FLOAT, "f"), "d": (_FLOAT, "f"), "h": (_PCM, "h"), "i": (_PCM, "i")}
-"""Of each type of sample, by its letter in the buffer protocol: WAV's number for it, and the type it is sent as."""
+"""For each type of sample, by its letter in the buffer protocol: its number in WAV, and the type it is sent as."""
 
 
 def upload(audio: Audio, sample_rate: int | None, files: ExitStack) -> Upload:
-    """The recording as a file to send; what must be opened for that is closed with `files`.
+    """The recording as a file to send. If a file is opened for that, `files` closes it.
 
-    `sample_rate`, in Hz, belongs to samples. Raises OSError for a file that cannot be read, ValueError or TypeError
-    for what is no recording.
+    `sample_rate`, in Hz, is only for samples. Raises OSError for a file that cannot be read, and ValueError or
+    TypeError for something that is not a recording.
     """
     if isinstance(audio, str | os.PathLike | bytes | bytearray):
         if sample_rate is not None:
@@ -41,7 +41,7 @@ def upload(audio: Audio, sample_rate: int | None, files: ExitStack) -> Upload:
             return "recording", bytes(audio)
         path = Path(audio)
         name = os.fsencode(path.name).decode(errors="replace")
-        # What is no regular file, such as a pipe, has no length to announce and can be read once only.
+        # A pipe, which is not a regular file, has no length to announce and can be read only once.
         return name, files.enter_context(path.open("rb")) if path.is_file() else path.read_bytes()
     if sample_rate is None:
         raise ValueError("Samples need their sample_rate, in Hz.")
@@ -55,7 +55,7 @@ def wav(samples: Samples, sample_rate: int) -> bytes:
     other types of sample and ValueError for other shapes.
     """
     try:
-        view = memoryview(samples)  # type: ignore[arg-type]  # ndarray says that it is a buffer from Python 3.12 on
+        view = memoryview(samples)  # type: ignore[arg-type]  # ndarray is declared as a buffer from Python 3.12 on
     except TypeError as error:
         raise TypeError(f"Send a path, bytes or an array of samples, not {type(samples).__name__}.") from error
     if view.format not in _SAMPLE_FORMATS:

@@ -1,7 +1,7 @@
-"""What the service is asked, and how its answers are read; how bytes travel is left to the clients.
+"""The requests to the service, and how its answers are read. The clients send the bytes.
 
-A call is a generator: it yields attempts, is sent what came of each, and returns the result. The client that blocks and
-the one that does not drive the same generators, so that requests, retries and errors are written once.
+A call is a generator: it yields attempts, receives the outcome of each, and returns the result. The blocking client and
+the asyncio client run the same generators, so requests, retries and errors are written only once.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ T = TypeVar("T")
 Model = TypeVar("Model", bound=Answer)
 
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 8.0
-"""Before the first retry where the service names no time, and at most: each further one waits twice as long."""
+"""The wait before the first retry if the service names no time, and the longest wait. Each wait doubles the last."""
 
 OUTAGE_SECONDS = 300.0
-"""How long waiting for a job bridges an outage of the service: a cluster restarts in less."""
+"""How long a wait for a job continues during an outage of the service. A cluster restarts in less time."""
 
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.5, 5.0
-"""How long who waits for a job pauses between two looks, at first and at most."""
+"""The pause between two checks of a job: the first one, and the longest one."""
 
 
 class Options(TypedDict, total=False):
-    """How recordings are judged. What is left out is as the service has it."""
+    """How recordings are judged. For an option that is left out, the service uses its default."""
 
     use_diarization: bool
     """Tell speakers apart and judge each."""
     operating_point: Literal["balanced", "recall", "precision"]
-    """Which threshold decides: `recall` finds more fakes and accuses more humans, `precision` the other way round."""
+    """Which threshold decides: `recall` finds more fakes but accuses more humans, `precision` the opposite."""
     explain: bool
     """Say what carried the verdict."""
     channels: Literal["mix", "split"]
     """Judge all channels as one, or each by itself."""
     track: int
-    """Which audio track to judge, where a file holds several; 0 is the first."""
+    """Which audio track to judge if a file holds several; 0 is the first."""
     num_speakers: int
-    """How many people speak, where that is known and speakers are told apart."""
+    """How many people speak, if known; only if speakers are told apart."""
     min_speakers: int
     """How many people speak at least."""
     max_speakers: int
@@ -65,7 +65,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A request to send, and how long to wait before that."""
+    """A request to send, and how long to wait before sending it."""
 
     request: httpx.Request
     delay_seconds: float = 0.0
@@ -76,7 +76,7 @@ Call: TypeAlias = Generator[Attempt, Received, T]
 
 
 class Patience:
-    """How often to try again, and for how long in all."""
+    """How often to try again, and for how long in total."""
 
     def __init__(self, retries: float, max_wait_seconds: float) -> None:
         self._retries_left = retries
@@ -84,7 +84,7 @@ class Patience:
         self._next_delay = FIRST_DELAY_SECONDS
 
     def delay_before_retry(self, error: SoundSentryError) -> float:
-        """Seconds to wait before the next attempt: what the service asks for, else longer each time.
+        """Seconds to wait before the next attempt: the time that the service names, else longer each time.
 
         Raises `error` where trying again does not help, or is more than allowed.
         """
@@ -99,8 +99,9 @@ class Patience:
 
 
 class JobEvents:
-    """The state of a job, as the service tells it whenever it changes, line by line (server-sent events, WHATWG HTML
-    section 9.2). Where the connection breaks, `request` is to be sent again: every event has the whole state.
+    """The state of a job after each change, read line by line (server-sent events, WHATWG HTML section 9.2).
+
+    If the connection breaks, send `request` again: every event holds the whole state.
     """
 
     def __init__(self, request: httpx.Request) -> None:
@@ -109,7 +110,7 @@ class JobEvents:
         self._patience = Patience(inf, OUTAGE_SECONDS)
 
     def take(self, line: str) -> JobSummary | None:
-        """The state that a line completes, with the results where they come with it. Raises UnexpectedAnswer."""
+        """The state that this line completes, with the results if the event holds them. Raises UnexpectedAnswer."""
         name, _, value = line.partition(":")
         if name == "data":
             self._data.append(value.removeprefix(" "))
@@ -124,9 +125,9 @@ class JobEvents:
         return state
 
     def delay_after(self, error: httpx.RequestError | ServiceError | None) -> float:
-        """Seconds to wait before the request is sent again; the error is None where the service just stopped.
+        """Seconds to wait before the request is sent again. `error` is None if the service only closed the connection.
 
-        Raises SoundSentryError where that has no use.
+        Raises SoundSentryError if another attempt is useless.
         """
         self._data.clear()
         reason = error if isinstance(error, ServiceError) else no_answer(error or httpx.ReadError(""))
@@ -134,7 +135,7 @@ class JobEvents:
 
 
 class Calls:
-    """The calls of one service, whose address and key `http` has."""
+    """The calls to one service. `http` has its address and the key."""
 
     def __init__(self, http: httpx.Client | httpx.AsyncClient, *, retries: int, max_wait_seconds: float) -> None:
         self._http = http
@@ -161,7 +162,8 @@ class Calls:
         idempotency_key: str | None,
         options: Options,
     ) -> Call[Job]:
-        """The key, which is made up where none is given, lets a retry find the job that the first attempt began."""
+        """Submit files as a job. With the idempotency key a retry finds the job that the first attempt began. If no key
+        is given, a random one is used."""
         fields = _fields(options) | ({"webhook": webhook} if webhook else {})
         headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
         with ExitStack() as files:
@@ -202,7 +204,7 @@ class Calls:
         return self._exchange(self._http.build_request("GET", "/info"), Info)
 
     def health(self) -> Call[Health]:
-        """A 503 has the same shape: a stage is down, which is an answer and no reason to try again."""
+        """A 503 has the same body. It means that a stage is down; this is an answer, so there is no retry."""
         return self._exchange(self._http.build_request("GET", "/health"), Health, also_read=503)
 
     def _exchange(
@@ -214,7 +216,7 @@ class Calls:
         delay: float = 0.0,
         patience: Patience | None = None,
     ) -> Call[Model]:
-        """Send a request until it is answered, as long as the patience lasts. Raises SoundSentryError."""
+        """Send a request until it is answered or the patience is used up. Raises SoundSentryError."""
         patience = patience or Patience(self._retries, self._max_wait_seconds)
         while True:
             received = yield Attempt(request, delay)
@@ -227,7 +229,7 @@ class Calls:
 
 
 def parse(answer: type[Model], text: str | bytes, request: httpx.Request) -> Model:
-    """What the service answered to a request. Raises UnexpectedAnswer."""
+    """The service's answer to a request as a model. Raises UnexpectedAnswer."""
     try:
         return answer.model_validate_json(text)
     except ValidationError as error:
@@ -241,7 +243,7 @@ def _job_path(job: JobSummary | str) -> str:
 
 
 def _fields(options: Options) -> dict[str, str]:
-    """The options as fields of a form. Raises TypeError for one that does not exist: the service would overlook it."""
+    """The options as fields of a form. Raises TypeError for an unknown option, because the service would ignore it."""
     unknown = options.keys() - Options.__annotations__.keys()
     if unknown:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""The two clients: one that blocks, and its twin for asyncio. What they ask and how they read it is in `calls`."""
+"""The two clients: one that blocks, and one for asyncio. Their requests and the reading of answers are in `calls`."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class SoundSentry:
     """A client of the service at `url`, for use with `with`, or until `close`. Threads may share it.
 
     `api_key` is for a service that has keys. `timeout_seconds` is how long an answer may take. An overloaded or
-    unreachable service is asked again up to `retries` times, when it says so (Retry-After) or after half a second,
-    one, two and so on; all these waits together take no longer than `max_wait_seconds`.
+    unreachable service is asked again up to `retries` times: after the time in its header Retry-After, or after half a
+    second, one second, two seconds and so on. All these waits together take no longer than `max_wait_seconds`.
 
     Recordings are paths, the bytes of a file, or samples, (time,) or (channels, time), with their `sample_rate` in Hz:
     floats between -1 and 1, int16 or int32. `Options` says how they are judged.
 
-    Every method raises SoundSentryError where the service refuses, fails or cannot be reached; see
-    `sound_sentry.errors` for its kinds. An answer is never made up: an error is no verdict.
+    Every method raises SoundSentryError if the service refuses, fails or cannot be reached; see `sound_sentry.errors`
+    for its subclasses. An error never becomes a verdict.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SoundSentry:
         return self._run(self._calls.predict(audio, sample_rate, options))
 
     def batch(self, audio: Iterable[Audio], sample_rate: int | None = None, **options: Unpack[Options]) -> Batch:
-        """The verdicts on several recordings, each of which succeeds or fails by itself."""
+        """The verdicts on several recordings. If one fails, the others still have their verdicts."""
         return self._run(self._calls.batch(audio, sample_rate, options))
 
     def submit(
@@ -79,15 +79,15 @@ class SoundSentry:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        """Submit recordings to be judged while nobody waits; returns the job, which is queued.
+        """Submit recordings to judge in the background. Returns the queued job.
 
-        `webhook` is the address that is told when the job is done. Two submissions with the same `idempotency_key` are
-        one job; where none is given, one is made up, so that a retry begins no second job.
+        `webhook` is the address that the service calls when the job is done. Two submissions with the same
+        `idempotency_key` are one job. If none is given, a random one is used, so that a retry begins no second job.
         """
         return self._run(self._calls.submit(audio, sample_rate, webhook, idempotency_key, options))
 
     def job(self, job: JobSummary | str) -> Job:
-        """The state of a job, and its results once it is done. Raises NotFound once these are gone."""
+        """The state of a job, and its results if it is done. Raises NotFound if it was deleted."""
         return self._run(self._calls.job(job))
 
     def jobs(self, limit: int | None = None, before: JobSummary | str | None = None) -> JobList:
@@ -95,17 +95,17 @@ class SoundSentry:
         return self._run(self._calls.jobs(limit, before))
 
     def cancel(self, job: JobSummary | str) -> Job:
-        """Stop a job. One that is finished is forgotten, with its results. Returns it as it was last."""
+        """Stop a job. A finished job is deleted with its results. Returns its last state."""
         return self._run(self._calls.cancel(job))
 
     def wait(self, job: JobSummary | str, timeout_seconds: float = inf) -> Job:
-        """Wait until a job is finished. Sits out a service that is away for minutes. Raises JobNotFinished."""
+        """Wait until a job is finished, even if the service is down for minutes. Raises JobNotFinished."""
         return self._run(self._calls.wait(job, timeout_seconds))
 
     def events(self, job: JobSummary | str) -> Iterator[JobSummary]:
-        """The state of a job whenever it changes, until it is finished: the last one is a Job, with the results.
+        """The state of a job after each change, until it is finished. The last one is a Job, with the results.
 
-        Sits out a service that is away for minutes.
+        It goes on even if the service is down for minutes.
         """
         events = self._calls.events(job)
         while True:
@@ -127,12 +127,12 @@ class SoundSentry:
     def stream(
         self, sound: Iterable[bytes], **options: Unpack[StreamOptions]
     ) -> Iterator[StreamUpdate | StreamVerdict]:
-        """Send sound as it is made. Yields a StreamUpdate on the last seconds twice a second, and at the end a
+        """Send sound while it is recorded. Yields a StreamUpdate on the last seconds twice a second, and at the end a
         StreamVerdict on the whole.
 
-        `sound` yields chunks of any size: 16-bit PCM, or WebM where `format` says so. PCM is sent no faster than it
-        sounds. The service may end the stream before `sound` ends: when it is as long as a recording may be, or where
-        nobody has spoken for long.
+        `sound` yields chunks of any size: 16-bit PCM, or WebM if `format` says so. PCM is sent in real time at most.
+        The service may end the stream before `sound` ends: if it reaches the length limit of a recording, or if nobody
+        has spoken for long.
         """
         return self._converse(sound, Conversation(options))
 
@@ -141,7 +141,7 @@ class SoundSentry:
         return self._run(self._calls.info())
 
     def health(self) -> Health:
-        """Whether the service works, stage by stage; an unhealthy service is an answer and no error."""
+        """Whether the service works, stage by stage; an unhealthy service is an answer, not an error."""
         return self._run(self._calls.health())
 
     def close(self) -> None:
@@ -184,7 +184,7 @@ class SoundSentry:
                         connection.send(piece)
                 connection.send(END)
             except ConnectionClosed:
-                pass  # the service has ended the stream: what it said about that is read below
+                pass  # the service has ended the stream; its reason is read below
             except Exception as fault:
                 faults.append(fault)
                 connection.close()
@@ -209,7 +209,7 @@ class SoundSentry:
 
 
 class AsyncSoundSentry:
-    """SoundSentry for asyncio: the same methods, to be awaited."""
+    """SoundSentry for asyncio, with the same methods as coroutines."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class AsyncSoundSentry:
         return await self._run(self._calls.predict(audio, sample_rate, options))
 
     async def batch(self, audio: Iterable[Audio], sample_rate: int | None = None, **options: Unpack[Options]) -> Batch:
-        """The verdicts on several recordings, each of which succeeds or fails by itself."""
+        """The verdicts on several recordings. If one fails, the others still have their verdicts."""
         return await self._run(self._calls.batch(audio, sample_rate, options))
 
     async def submit(
@@ -241,15 +241,15 @@ class AsyncSoundSentry:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        """Submit recordings to be judged while nobody waits; returns the job, which is queued.
+        """Submit recordings to judge in the background. Returns the queued job.
 
-        `webhook` is the address that is told when the job is done. Two submissions with the same `idempotency_key` are
-        one job; where none is given, one is made up, so that a retry begins no second job.
+        `webhook` is the address that the service calls when the job is done. Two submissions with the same
+        `idempotency_key` are one job. If none is given, a random one is used, so that a retry begins no second job.
         """
         return await self._run(self._calls.submit(audio, sample_rate, webhook, idempotency_key, options))
 
     async def job(self, job: JobSummary | str) -> Job:
-        """The state of a job, and its results once it is done. Raises NotFound once these are gone."""
+        """The state of a job, and its results if it is done. Raises NotFound if it was deleted."""
         return await self._run(self._calls.job(job))
 
     async def jobs(self, limit: int | None = None, before: JobSummary | str | None = None) -> JobList:
@@ -257,17 +257,17 @@ class AsyncSoundSentry:
         return await self._run(self._calls.jobs(limit, before))
 
     async def cancel(self, job: JobSummary | str) -> Job:
-        """Stop a job. One that is finished is forgotten, with its results. Returns it as it was last."""
+        """Stop a job. A finished job is deleted with its results. Returns its last state."""
         return await self._run(self._calls.cancel(job))
 
     async def wait(self, job: JobSummary | str, timeout_seconds: float = inf) -> Job:
-        """Wait until a job is finished. Sits out a service that is away for minutes. Raises JobNotFinished."""
+        """Wait until a job is finished, even if the service is down for minutes. Raises JobNotFinished."""
         return await self._run(self._calls.wait(job, timeout_seconds))
 
     async def events(self, job: JobSummary | str) -> AsyncIterator[JobSummary]:
-        """The state of a job whenever it changes, until it is finished: the last one is a Job, with the results.
+        """The state of a job after each change, until it is finished. The last one is a Job, with the results.
 
-        Sits out a service that is away for minutes.
+        It goes on even if the service is down for minutes.
         """
         events = self._calls.events(job)
         while True:
@@ -289,12 +289,12 @@ class AsyncSoundSentry:
     def stream(
         self, sound: AsyncIterable[bytes], **options: Unpack[StreamOptions]
     ) -> AsyncIterator[StreamUpdate | StreamVerdict]:
-        """Send sound as it is made. Yields a StreamUpdate on the last seconds twice a second, and at the end a
+        """Send sound while it is recorded. Yields a StreamUpdate on the last seconds twice a second, and at the end a
         StreamVerdict on the whole.
 
-        `sound` yields chunks of any size: 16-bit PCM, or WebM where `format` says so. PCM is sent no faster than it
-        sounds. The service may end the stream before `sound` ends: when it is as long as a recording may be, or where
-        nobody has spoken for long.
+        `sound` yields chunks of any size: 16-bit PCM, or WebM if `format` says so. PCM is sent in real time at most.
+        The service may end the stream before `sound` ends: if it reaches the length limit of a recording, or if nobody
+        has spoken for long.
         """
         return self._converse(sound, Conversation(options))
 
@@ -303,7 +303,7 @@ class AsyncSoundSentry:
         return await self._run(self._calls.info())
 
     async def health(self) -> Health:
-        """Whether the service works, stage by stage; an unhealthy service is an answer and no error."""
+        """Whether the service works, stage by stage; an unhealthy service is an answer, not an error."""
         return await self._run(self._calls.health())
 
     async def close(self) -> None:
@@ -348,7 +348,7 @@ class AsyncSoundSentry:
                         await connection.send(piece)
                 await connection.send(END)
             except ConnectionClosed:
-                pass  # the service has ended the stream: what it said about that is read below
+                pass  # the service has ended the stream; its reason is read below
             except Exception as fault:
                 faults.append(fault)
                 await connection.close()

@@ -1,6 +1,6 @@
 """The command `sound-sentry`: talks to a service, and judges nothing itself.
 
-Standard output holds the answers alone; progress and complaints go to standard error.
+Standard output holds only the answers; progress and errors go to standard error.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sound_sentry.predict import predict
 EPILOG = """\
 exit code:
   0  every file is Real
-  1  at least one is Fake, whatever became of the others
+  1  at least one is Fake, even if others failed
   2  none is Fake, and at least one could not be answered
   3  none of these: the others are Inconclusive, or hold no speech
 
 environment:
-  SOUND_SENTRY_URL       the service, where --url does not name it
-  SOUND_SENTRY_API_KEY   the key, where the service asks for one
+  SOUND_SENTRY_URL       the service, if --url does not name it
+  SOUND_SENTRY_API_KEY   the key, if the service asks for one
 """
 
 FILES = "a recording, a folder, a pattern, or - for standard input"
@@ -36,12 +36,12 @@ POINTS = ("balanced", "recall", "precision")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Python's own exit code for a failure is 1, which here means Fake: none may get that far."""
+    """The command line. Python exits with 1 after an uncaught exception, but 1 here means Fake: so all are caught."""
     parsed = _parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
         return code
-    except BrokenPipeError:  # what reads the answers has gone
+    except BrokenPipeError:  # the reader of standard output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (SoundSentryError, OSError, httpx.InvalidURL) as error:
         print(error, file=sys.stderr)
@@ -65,27 +65,27 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "predict", "judge recordings", predict, judging)
     command.add_argument("files", nargs="+", metavar="FILE", help=FILES)
 
-    grouped = commands.add_parser("jobs", help="judge recordings while nobody waits")
+    grouped = commands.add_parser("jobs", help="judge recordings in the background")
     of_jobs = grouped.add_subparsers(metavar="COMMAND", required=True)
-    command = _command(of_jobs, "submit", "submit recordings as one job, and say its name", jobs.submit, judging)
+    command = _command(of_jobs, "submit", "submit recordings as one job, and print its name", jobs.submit, judging)
     command.add_argument("files", nargs="+", metavar="FILE", help=FILES)
-    command.add_argument("--webhook", metavar="URL", help="where the service tells that the job is done")
-    command.add_argument("--idempotency-key", metavar="KEY", help="submitted twice with the same key, it is one job")
+    command.add_argument("--webhook", metavar="URL", help="address that the service calls when the job is done")
+    command.add_argument("--idempotency-key", metavar="KEY", help="a second submission with this key is the same job")
     command.add_argument("--wait", action="store_true", help="wait, and show the results")
     _command(of_jobs, "list", "show the latest jobs", jobs.latest)
     for name, help, run in (
         ("wait", "wait for a job, and show its results", jobs.wait),
-        ("show", "show the results of a job, or how far it is", jobs.show),
+        ("show", "show the results of a job, or its progress", jobs.show),
         ("cancel", "stop a job, or forget one that is finished", jobs.cancel),
     ):
         _command(of_jobs, name, help, run).add_argument("job", metavar="JOB", help="the name of the job")
 
-    command = _command(commands, "listen", "judge sound while it is made; Ctrl-C ends it", listen)
+    command = _command(commands, "listen", "judge sound while it is recorded; Ctrl-C ends it", listen)
     command.add_argument(
         "source",
         nargs="?",
         metavar="FILE",
-        help="16-bit WAV, WebM, or raw 16-bit samples; - for standard input; the microphone where left out",
+        help="16-bit WAV, WebM, or raw 16-bit samples; - for standard input; without it the microphone",
     )
     command.add_argument("--sample-rate", type=int, metavar="HZ", help="of raw samples or the microphone")
     command.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples or the microphone")
@@ -115,7 +115,7 @@ def _judging_arguments() -> argparse.ArgumentParser:
 def _command(
     commands: Any, name: str, help: str, run: Callable[[argparse.Namespace], int], *parents: argparse.ArgumentParser
 ) -> argparse.ArgumentParser:
-    """A command with what all commands take."""
+    """A command with the options that all commands have."""
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         parents=parents,
@@ -131,7 +131,7 @@ def _command(
     )
     group = command.add_argument_group("how to show it")
     form = group.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object a line")
+    form.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object per line")
     form.add_argument("--csv", dest="output", action="store_const", const="csv", help="CSV with a header")
     group.add_argument("--report", metavar="FILE.html", help="write a report to read and to print as well")
     command.set_defaults(run=run, output="table", api_key=os.environ.get("SOUND_SENTRY_API_KEY"))

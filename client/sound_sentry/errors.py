@@ -1,15 +1,15 @@
 """Every error of the client.
 
 SoundSentryError
-├── ServiceError                 the service said no, in a problem document (RFC 9457)
+├── ServiceError                 the service refused or failed, in a problem document (RFC 9457)
 │   ├── RequestRefused           4xx: change the request
 │   │   ├── AccessRefused        401, 403: the key is missing, unknown or not allowed this
 │   │   ├── NotFound             404, 410: no such job, or it is gone
-│   │   └── TooManyRequests      429: still so after the retries
+│   │   └── TooManyRequests      429: still, after the retries
 │   └── ServiceFailed            5xx: nothing can be said about the recording
-│       └── ServiceUnavailable   503: still so after the retries
-├── NoAnswer                     the service cannot be reached, or hung up
-├── UnexpectedAnswer             something answered that is not this service, or another version of it
+│       └── ServiceUnavailable   503: still, after the retries
+├── NoAnswer                     the service cannot be reached, or closed the connection
+├── UnexpectedAnswer             the answer is not from this service, or from another version of it
 ├── JobNotFinished               a wait for a job took longer than allowed; the job goes on
 └── NothingToSend                the command found no recording, or nothing to listen to
 
@@ -38,8 +38,8 @@ class SoundSentryError(Exception):
 class ServiceError(SoundSentryError):
     """The service refused or failed. The attributes are those of its problem document.
 
-    `type` ends in the name of the problem, `request_id` is what the service's log knows the request by, and
-    `retry_after_seconds` is how long the service asks to wait before the next attempt; the last two may be None.
+    `type` ends in the name of the problem. `request_id` is the id of the request in the service's log, and
+    `retry_after_seconds` is how long the service asks to wait before the next attempt; these two may be None.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class AccessRefused(RequestRefused):
 
 
 class NotFound(RequestRefused):
-    """404 or 410: there is no such job, or its time is over."""
+    """404 or 410: there is no such job, or it was deleted."""
 
 
 class TooManyRequests(RequestRefused):
@@ -93,7 +93,7 @@ class ServiceUnavailable(ServiceFailed):
 
 
 class NoAnswer(SoundSentryError):
-    """No answer came. `passing` is False where there is no use in trying again, as after a time-out."""
+    """No answer came. `passing` is False if another attempt is useless, for example after a time-out."""
 
     def __init__(self, detail: str, *, passing: bool) -> None:
         super().__init__(detail)
@@ -105,7 +105,7 @@ class UnexpectedAnswer(SoundSentryError):
 
 
 class JobNotFinished(SoundSentryError):
-    """The job was not finished in the time given. It goes on, and can be waited for again."""
+    """The job was not finished in the given time. It goes on, and one can wait for it again."""
 
 
 class NothingToSend(SoundSentryError):
@@ -113,7 +113,7 @@ class NothingToSend(SoundSentryError):
 
 
 def service_error(response: httpx.Response) -> ServiceError:
-    """The error that an answer with a status of 400 or more stands for; its body must have been read."""
+    """The error for an answer with a status of 400 or more. Its body must have been read."""
     try:
         document = response.json()
     except ValueError:
@@ -122,7 +122,7 @@ def service_error(response: httpx.Response) -> ServiceError:
 
 
 def problem_error(document: Any, status: int, headers: httpx.Headers | None = None) -> ServiceError:
-    """The error that a problem document stands for. Another body, as of a proxy, counts by its status."""
+    """The error for a problem document. For any other body, such as that of a proxy, the status decides."""
     headers = headers or httpx.Headers()
     known = document if isinstance(document, dict) else {}
     phrase = httpx.codes.get_reason_phrase(status) or "Error"
@@ -137,7 +137,7 @@ def problem_error(document: Any, status: int, headers: httpx.Headers | None = No
 
 
 def no_answer(error: httpx.RequestError) -> NoAnswer:
-    """The error that stands for a failure on the way."""
+    """The error for a failure of the connection."""
     passing = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         detail = "The service cannot be reached. Check the address, and that the service runs."
@@ -165,7 +165,7 @@ def _error_class(status: int) -> type[ServiceError]:
 
 
 def _retry_after_seconds(value: str | None) -> float | None:
-    """Seconds from now, of a Retry-After header (RFC 9110, 10.2.3): a number of seconds, or a date."""
+    """Seconds from now in a Retry-After header (RFC 9110, 10.2.3), which holds a number of seconds or a date."""
     if value is None:
         return None
     if value.isascii() and value.isdigit():

@@ -1,4 +1,4 @@
-"""What the arguments of a command name: files, and how they are judged."""
+"""Reads the arguments of a command: the files, and how they are judged."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sound_sentry.errors import NothingToSend
 
 
 def find(names: Sequence[str], formats: Sequence[str]) -> list[str]:
-    """The files that names stand for.
+    """The files that the names stand for.
 
-    A folder stands for the files in it, and in its folders, that end in one of `formats` or as audio and video do; a
-    pattern for the files that match; `-` for standard input. Raises NothingToSend where there is none.
+    A folder stands for the files in it and its subfolders whose names end in one of `formats`, or like audio or video.
+    A pattern stands for the files that match it, and `-` for standard input. Raises NothingToSend if there is none.
     """
     files = [file for name in names for file in _named(name, formats)]
     if not files:
-        raise NothingToSend("There is no recording in what was named.")
+        raise NothingToSend("There is no recording among these names.")
     return files
 
 
 def judging_options(arguments: argparse.Namespace) -> Options:
-    """How the arguments say that recordings are judged."""
+    """The options for judging that the arguments give."""
     given = {name: value for name, value in vars(arguments).items() if name in Options.__annotations__}
     return cast(Options, {name: value for name, value in given.items() if value is not None})
 

@@ -1,4 +1,4 @@
-"""`sound-sentry jobs`: recordings that are judged while nobody waits."""
+"""`sound-sentry jobs`: recordings that are judged in the background."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sound_sentry.output import Output, print_to_output
 
 
 def submit(arguments: argparse.Namespace) -> int:
-    """Submit files as one job; prints its name, or waits for its results where asked to."""
+    """Submit files as one job, and print its name, or wait for its results if asked to."""
     with _service(arguments) as sentry:
         paths = find(arguments.files, sentry.info().supported_formats)
         recordings = [sys.stdin.buffer.read() if path == "-" else path for path in paths]
@@ -40,7 +40,7 @@ def wait(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Show the results of a job, or how far it is."""
+    """Show the results of a job, or its progress."""
     with _service(arguments) as sentry:
         return _results(sentry, sentry.job(arguments.job), arguments)
 
@@ -53,7 +53,7 @@ def latest(arguments: argparse.Namespace) -> int:
 
 
 def cancel(arguments: argparse.Namespace) -> int:
-    """Stop a job, or forget one that is finished."""
+    """Stop a job, or delete a finished one."""
     with _service(arguments) as sentry:
         _print_states([sentry.cancel(arguments.job)], arguments)
     return 0
@@ -84,7 +84,7 @@ def _results(sentry: SoundSentry, state: JobSummary, arguments: argparse.Namespa
 
 
 def _print_states(states: Iterable[JobSummary], arguments: argparse.Namespace) -> None:
-    """A row a job, or one JSON object a line."""
+    """Show one row per job, or one JSON object per line."""
     if arguments.output == "json":
         for state in states:
             print(state.model_dump_json(exclude_unset=True))

@@ -1,4 +1,4 @@
-"""`sound-sentry listen`: a verdict that follows the sound, and at the end one on the whole."""
+"""`sound-sentry listen`: verdicts while the sound is recorded, and at the end a verdict on the whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sound_sentry.sources import MICROPHONE_RATE, microphone, recording
 
 BARS = "▁▂▃▄▅▆▇█"
 REMEMBERED = 60
-"""Updates that are drawn: half a minute."""
+"""The number of updates that are drawn: half a minute."""
 
 
 def listen(arguments: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def listen(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _ended_by_interrupt(stopped: threading.Event) -> Iterator[None]:
-    """Let a first Ctrl-C end the sound, so that the verdict on it still comes; a second one is as ever."""
+    """Let the first Ctrl-C end only the sound, so that the verdict still comes. A second one ends the program."""
 
     def end(_: int, __: FrameType | None) -> None:
         stopped.set()
@@ -67,7 +67,7 @@ def _ended_by_interrupt(stopped: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _display(form: str) -> Iterator[Callable[[StreamUpdate], None]]:
-    """Shows each update: in one place of a terminal, else a line each; as JSON where that is asked for."""
+    """Shows the updates: in one place of a terminal, else one line each, or as JSON if asked for."""
     if form == "json":
         yield lambda update: print(update.model_dump_json(exclude_unset=True), flush=True)
     elif not sys.stdout.isatty():
@@ -85,7 +85,7 @@ def _display(form: str) -> Iterator[Callable[[StreamUpdate], None]]:
 
 
 def _line(update: StreamUpdate) -> Text:
-    """The update in a line, and a line for each channel of it."""
+    """The update as one line, and one line for each of its channels."""
     minutes, seconds = divmod(update.end, 60)
     text = Text(f"{minutes:.0f}:{seconds:04.1f}  ").append(_said(update))
     for channel in update.channels:

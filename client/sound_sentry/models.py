@@ -25,7 +25,7 @@ class Detail(Answer):
     """The verdict on one stretch of speech: a turn where speakers were told apart, else a speech segment."""
 
     speaker: str | None
-    """Who speaks; None where speakers were not told apart."""
+    """Who speaks; None if speakers were not told apart."""
     channel: str | None = None
     """The channel of the recording, where channels were judged one by one."""
     start: float
@@ -67,7 +67,7 @@ class ChannelVerdict(Answer):
     result: Label
     """The verdict on this channel alone."""
     probability: float | None
-    """Probability that the speech of this channel is machine-made, 0 to 1; None where there is none."""
+    """Probability that the speech of this channel is machine-made, 0 to 1; None if there is none."""
     speech_seconds: float
     """How long somebody speaks on this channel, in seconds."""
     note: str | None
@@ -78,9 +78,9 @@ class DecidedBy(Answer):
     """The part of the recording that decided for the whole."""
 
     speaker: str | None = None
-    """Who decided; None where speakers were not told apart."""
+    """Who decided; None if speakers were not told apart."""
     channel: str | None = None
-    """The channel that decided; None where channels were not judged one by one."""
+    """The channel that decided; None if channels were not judged one by one."""
     start: float
     """Where that part begins, in seconds from the start of the recording."""
     end: float
@@ -99,7 +99,7 @@ class Timeline(Answer):
     step_seconds: float
     """Length of a step, in seconds."""
     probability: tuple[float | None, ...]
-    """Probability that the speech is machine-made, 0 to 1, one value a step; None where nobody speaks."""
+    """Probability that the speech is machine-made, 0 to 1, one value a step; None if nobody speaks."""
 
 
 class DurationConfig(Answer):
@@ -128,7 +128,7 @@ class LayerShare(Answer):
     score: float
     """What the layer adds to the score of the answer, as a natural logarithm: above 0 speaks for a machine."""
     humans: tuple[float, float] | None = None
-    """Where the same lies in 90 % of recordings of humans; None where the model does not tell."""
+    """Where the same lies in 90 % of recordings of humans; None if the model does not tell."""
     sentence: str = ""
     """The same for a person."""
 
@@ -137,7 +137,7 @@ class MomentShare(Answer):
     """What one moment says by itself."""
 
     speaker: str | None
-    """Who speaks; None where speakers were not told apart."""
+    """Who speaks; None if speakers were not told apart."""
     start: float
     """Where the moment begins, in seconds."""
     end: float
@@ -145,7 +145,7 @@ class MomentShare(Answer):
     score: float
     """The score of this moment, as a natural logarithm: above 0 speaks for a machine."""
     humans: tuple[float, float] | None = None
-    """Where the same lies in 90 % of recordings of humans; None where the model does not tell."""
+    """Where the same lies in 90 % of recordings of humans; None if the model does not tell."""
     sentence: str
     """The same for a person."""
 
@@ -160,7 +160,7 @@ class BandShare(Answer):
     score: float
     """How much the score falls where nothing happens in the band, as a natural logarithm."""
     humans: tuple[float, float] | None = None
-    """Where the same lies in 90 % of recordings of humans; None where the model does not tell."""
+    """Where the same lies in 90 % of recordings of humans; None if the model does not tell."""
     sentence: str
     """The same for a person."""
 
@@ -182,7 +182,7 @@ class Verdict(Answer):
     overall: Label
     """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` where nobody speaks."""
     mean_probability: float | None
-    """Probability that the speech of the whole recording is machine-made, 0 to 1; None where there is none."""
+    """Probability that the speech of the whole recording is machine-made, 0 to 1; None if there is none."""
     max_probability: float | None
     """The highest value of the timeline, 0 to 1."""
     min_probability: float | None
@@ -212,7 +212,7 @@ class Verdict(Answer):
     channels: tuple[ChannelVerdict, ...] = ()
     """One entry a channel; empty unless channels were to be judged one by one."""
     decided_by: DecidedBy | None = None
-    """The part that decided for the whole; None where the whole recording did."""
+    """The part that decided for the whole; None if the whole recording did."""
     file_sha256: str | None = None
     """SHA-256 of the file's bytes, in hexadecimal digits."""
     model: ModelName
@@ -250,7 +250,7 @@ class Problem(Answer):
     title: str
     """The kind of problem in words."""
     status: int | None = None
-    """The HTTP status it has, or would have as an answer of its own; None where the service gave no answer."""
+    """The HTTP status it has, or would have as an answer of its own; None if the service gave no answer."""
     detail: str
     """A sentence that says what to do."""
     request_id: str | None = None
@@ -304,7 +304,7 @@ class JobFile(Answer):
     status: JobStatus
     """What becomes of it."""
     stage: str | None
-    """The stage that is at work on it; None where none is."""
+    """The stage that is at work on it; None if none is."""
     progress: float
     """How much is done, 0 to 1: an estimate."""
     attempts: int
@@ -328,7 +328,7 @@ class JobSummary(Answer):
     status: JobStatus
     """`done` once every file has its result, be it a verdict or an error."""
     stage: str | None
-    """The stage that is at work; None where none is."""
+    """The stage that is at work; None if none is."""
     progress: float
     """How much is done, 0 to 1: an estimate."""
     seconds_left: float | None
@@ -371,7 +371,7 @@ class JobList(Answer):
     jobs: tuple[JobSummary, ...]
     """Newest first."""
     next: str | None
-    """What `before` has to be for the next page; None where there is none."""
+    """What `before` has to be for the next page; None if there is none."""
 
 
 class Stage(Answer):
@@ -447,7 +447,7 @@ class StreamMoment(Answer):
     overall: Label
     """The answer for these seconds."""
     mean_probability: float | None
-    """Probability that the speech of these seconds is machine-made, 0 to 1; None where there is none."""
+    """Probability that the speech of these seconds is machine-made, 0 to 1; None if there is none."""
     interval: Interval | None
     """90 % interval of `mean_probability`, lower end first."""
     reasons: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""How the command shows what became of each file: as a table for people, as JSON or CSV for programs."""
+"""Shows the result of each file: as a table for people, or as JSON or CSV for programs."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ CSV_COLUMNS = (
 )
 
 PIPE_WIDTH = 200
-"""Columns of a table that no terminal shows."""
+"""The width in characters of a table that is not shown on a terminal."""
 
 
 class Output:
-    """What a command shows of its results, in the form that its arguments ask for."""
+    """Shows the results of a command, in the form that its arguments ask for."""
 
     def __init__(self, arguments: argparse.Namespace, info: Info) -> None:
         self._results: list[FileResult] = []
@@ -54,13 +54,13 @@ class Output:
             self._write = CsvWriter(sys.stdout)
 
     def add(self, result: FileResult) -> None:
-        """Take in a result, and write it where each has a line of its own."""
+        """Add a result. In forms with one line per result it is written at once."""
         self._results.append(result)
         if self._write:
             self._write(result)
 
     def finish(self) -> int:
-        """Write the table and the report, where asked for; returns the exit code."""
+        """Write the table and the report if asked for, and return the exit code."""
         if not self._write:
             print_table(self._results, self._sentences)
         if self._report:
@@ -69,13 +69,13 @@ class Output:
 
 
 def file_result(verdict: Verdict, filename: str) -> JudgedFile:
-    """A verdict as the answer for one file of several."""
+    """A verdict as the answer for one of several files."""
     status = "no_speech" if verdict.overall == "No Speech" else "success"
     return JudgedFile(**verdict.model_dump(exclude_unset=True) | {"filename": filename, "status": status})
 
 
 def exit_code(results: Iterable[FileResult]) -> int:
-    """0 all Real, 1 any Fake, 2 any error, 3 none of these. A Fake wins over an error: no broken file hides it."""
+    """0 all Real, 1 any Fake, 2 any error, 3 none of these. Fake has priority, so a broken file does not hide it."""
     labels = {"error" if isinstance(result, FailedFile) else result.overall for result in results}
     if "Fake" in labels:
         return 1
@@ -85,12 +85,12 @@ def exit_code(results: Iterable[FileResult]) -> int:
 
 
 def write_json(result: FileResult) -> None:
-    """One JSON object a line: what /batch-predict answers for one file."""
+    """One JSON object per line: the same object that /batch-predict returns for one file."""
     print(result.model_dump_json(exclude_unset=True), flush=True)
 
 
 class CsvWriter:
-    """A header, then a row a file, followed by a row for each of its speakers and channels."""
+    """A header, then one row per file, each followed by one row for each of its speakers and channels."""
 
     def __init__(self, output: TextIO) -> None:
         self._rows = csv.DictWriter(output, CSV_COLUMNS, lineterminator="\n")
@@ -135,9 +135,9 @@ def _columns(
 
 
 def print_table(results: Iterable[FileResult], sentences: Mapping[str, str]) -> None:
-    """A row a file, followed by a row for each of its channels and speakers.
+    """One row per file, each followed by one row for each of its channels and speakers.
 
-    `sentences` says in words what `reasons` and `warnings` are.
+    `sentences` has a sentence for each reason and warning.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("FILE", overflow="fold")
@@ -167,12 +167,12 @@ def print_table(results: Iterable[FileResult], sentences: Mapping[str, str]) -> 
 
 
 def print_to_output(table: Table) -> None:
-    """Print a table, wide enough where no terminal shows it."""
+    """Print a table. It is made wide enough if it is not shown on a terminal."""
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, emoji=False).print(table)
 
 
 def shown(name: str) -> str:
-    """A name that can be printed: characters that steer a terminal are escaped."""
+    """A printable name: control characters of a terminal are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 

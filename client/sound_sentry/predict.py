@@ -22,11 +22,11 @@ FILES_AT_ONCE = 4
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Judge files, and show what became of each."""
+    """Judge files, and show the result of each."""
 
     async def judge() -> int:
         async with AsyncSoundSentry(arguments.url, arguments.api_key) as sentry:
-            info = await sentry.info()  # a wrong address is said once, and not for every file
+            info = await sentry.info()  # a wrong address is reported once, not for every file
             paths = find(arguments.files, info.supported_formats)
             output = Output(arguments, info)
             with _progress(arguments) as bar:
@@ -40,7 +40,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 async def _judge_all(sentry: AsyncSoundSentry, paths: Iterable[str], options: Options) -> AsyncIterator[FileResult]:
-    """What became of each file, in their order; a few are with the service at a time."""
+    """The result of each file, in their order. A few files are sent to the service at a time."""
     slots = asyncio.Semaphore(FILES_AT_ONCE)
 
     async def judge(path: str) -> FileResult:
@@ -72,7 +72,7 @@ def _problem(error: SoundSentryError | OSError) -> Problem:
 
 
 def _progress(arguments: argparse.Namespace) -> Progress:
-    """A bar on standard error, where that is a terminal and no answers are written to it meanwhile."""
+    """A progress bar on standard error, if that is a terminal and no answers are written to a terminal meanwhile."""
     written_to = arguments.output != "table" and sys.stdout.isatty()
     return Progress(
         TextColumn("{task.description}", markup=False),

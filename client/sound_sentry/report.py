@@ -1,4 +1,4 @@
-"""One HTML file that says what became of each recording: to read, to print, to keep. It loads nothing from anywhere."""
+"""Writes one HTML file with the result of each recording, to read, to print or to keep. It loads no other file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ svg text { font-size: 11px; fill: currentColor; }
 
 STRIP_WIDTH, STRIP_HEIGHT = 900.0, 90.0
 HUMAN, MACHINE = (43, 108, 176), (192, 57, 43)
-"""The shades of 0 and of 1, as red, green and blue."""
+"""The colours of 0 and of 1, as red, green and blue."""
 
 MAX_BARS = 450
 AXIS_MARKS = 7
 
 
 def report(results: Iterable[FileResult], sentences: Mapping[str, str], service: str) -> str:
-    """The report on these files, as HTML. `sentences` says in words what `reasons` and `warnings` are."""
+    """The report on these files, as HTML. `sentences` has a sentence for each reason and warning."""
     address = str(httpx.URL(service).copy_with(username=None, password=None))
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     page = _tag(
@@ -42,7 +42,7 @@ def report(results: Iterable[FileResult], sentences: Mapping[str, str], service:
             "body",
             _tag("h1", "Sound Sentry report"),
             _tag("p", f"Made {made} with the service at {address}."),
-            _tag("p", "A probability is that of the speech being machine-made. It is evidence, not proof."),
+            _tag("p", "Each probability says how likely the speech is machine-made. It is evidence, not proof."),
             *(_failed(r) if isinstance(r, FailedFile) else _judged(r, sentences) for r in results),
         ),
         lang="en",
@@ -51,7 +51,7 @@ def report(results: Iterable[FileResult], sentences: Mapping[str, str], service:
 
 
 def notes(verdict: Verdict, sentences: Mapping[str, str]) -> list[str]:
-    """What to know about a verdict, a sentence each."""
+    """The notes on a verdict, one sentence each."""
     said = [
         sentences.get(word, f"{word.replace('_', ' ').capitalize()}.") for word in verdict.reasons + verdict.warnings
     ]
@@ -109,7 +109,7 @@ def _judged(result: JudgedFile, sentences: Mapping[str, str]) -> ElementTree.Ele
 
 
 def _strip(timeline: Timeline) -> ElementTree.Element:
-    """The probability over time, as bars whose height and shade both say it; nothing where nobody speaks."""
+    """The probability over time, as bars. Their height and their colour both show it. No bar without speech."""
     steps = timeline.probability
     steps_a_bar = -(-len(steps) // MAX_BARS) or 1
     bars = [_highest(steps[i : i + steps_a_bar]) for i in range(0, len(steps), steps_a_bar)]
@@ -159,7 +159,7 @@ def _percent(probability: float | None, interval: Interval | None) -> str:
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[ElementTree.Element]:
-    """A heading and a table; neither where there is no row. A column that is empty in every row is left out."""
+    """A heading and a table, or nothing if there are no rows. A column that is empty in every row is left out."""
     if not rows:
         return []
     kept = [column for column in range(len(heads)) if any(row[column] for row in rows)]

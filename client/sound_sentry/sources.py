@@ -1,6 +1,6 @@
-"""Where `sound-sentry listen` takes its sound from: a file, a pipe, or a microphone through an external recorder.
+"""The sources of sound for `sound-sentry listen`: a file, a pipe, or a microphone through an external recorder.
 
-Each source gives what its stream holds, and its sound in chunks until it ends or `stopped` is set.
+Each source gives the options of its stream, and its sound in chunks until it ends or `stopped` is set.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ READ_SECONDS = 0.1
 WEBM_BYTES = 2**16
 
 FFMPEG_INPUTS = {"linux": ("pulse", "default"), "darwin": ("avfoundation", ":default")}
-"""Of each system, FFmpeg's format for microphones and its name for the one in use."""
+"""For each system, FFmpeg's format for microphones and its name for the current microphone."""
 
 Sound = tuple[StreamOptions, Iterator[bytes]]
 
 
 @contextmanager
 def recording(name: str, sample_rate: int | None, channels: int, stopped: threading.Event) -> Iterator[Sound]:
-    """A file, or standard input where the name is `-`: WAV of 16 bits, WebM, or, where a rate is given, raw samples.
+    """A file, or standard input if the name is `-`: 16-bit WAV, WebM, or, if a rate is given, raw samples.
 
     Raises OSError, or NothingToSend for any other content.
     """
@@ -53,7 +53,7 @@ def recording(name: str, sample_rate: int | None, channels: int, stopped: thread
 
 @contextmanager
 def microphone(device: str | None, sample_rate: int, channels: int, stopped: threading.Event) -> Iterator[Sound]:
-    """What a recorder takes in. Raises NothingToSend where there is none, or it fails."""
+    """The sound of a recorder. Raises NothingToSend if there is none, or if it fails."""
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(
@@ -70,7 +70,7 @@ def microphone(device: str | None, sample_rate: int, channels: int, stopped: thr
             if not stopped.is_set() and recorder.wait():
                 complaints.seek(0)
                 said = complaints.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-                raise NothingToSend(f"The recorder gave up: {said[-1]}. Check the microphone, or pipe sound in.")
+                raise NothingToSend(f"The recorder failed: {said[-1]}. Check the microphone, or pipe sound in.")
 
         options, chunks = _samples(recorder.stdout.read, sample_rate, channels, 2 * channels, stopped)
         try:
@@ -80,7 +80,7 @@ def microphone(device: str | None, sample_rate: int, channels: int, stopped: thr
 
 
 def recorder_command(device: str | None, sample_rate: int, channels: int) -> list[str]:
-    """The command that writes raw 16-bit samples of a microphone. Raises NothingToSend where none is installed."""
+    """The command that writes raw 16-bit samples of a microphone. Raises NothingToSend if none is installed."""
     if shutil.which("arecord"):
         command = ["arecord", "--quiet", "--file-type=raw", "--format=S16_LE", f"--rate={sample_rate}"]
         return [*command, f"--channels={channels}", *([f"--device={device}"] if device else [])]
@@ -96,7 +96,7 @@ def recorder_command(device: str | None, sample_rate: int, channels: int) -> lis
 def _samples(
     read: Callable[[int], bytes], sample_rate: int, channels: int, unit: int, stopped: threading.Event
 ) -> Sound:
-    """PCM, in the frames or bytes that `read` gives: a frame has `unit` of them."""
+    """PCM in chunks. `read` counts in frames or in bytes; one frame has `unit` of these."""
     count = max(1, int(READ_SECONDS * sample_rate)) * unit
     options: StreamOptions = {"format": "pcm_s16le", "sample_rate": sample_rate, "channels": channels}
     return options, _chunks(lambda: read(count), stopped)

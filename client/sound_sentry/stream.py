@@ -1,6 +1,6 @@
-"""What is said on a live stream: the first message, sound no faster than it sounds, and updates in return.
+"""The messages of a live stream: the first message, then sound in real time at most, and updates in return.
 
-How messages travel is left to the clients.
+The clients send and receive the messages.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from sound_sentry.errors import NoAnswer, SoundSentryError, UnexpectedAnswer, pr
 from sound_sentry.models import StreamUpdate, StreamVerdict
 
 PIECE_SECONDS = 0.25
-"""How much sound goes in one message; an update is due every half second."""
+"""The length of sound in one message. An update comes every half second."""
 
 END = json.dumps({"end": True})
 
 MAX_MESSAGE_BYTES = 2**26
-"""Of a verdict on a long stream."""
+"""The largest message: a verdict on a long stream."""
 
 _MESSAGE: TypeAdapter[StreamUpdate | StreamVerdict] = TypeAdapter(StreamUpdate | StreamVerdict)
 
 
 class StreamOptions(TypedDict, total=False):
-    """What a stream holds, and how it is judged. What is left out is as the service has it."""
+    """The format of a stream, and how it is judged. For an option that is left out, the service uses its default."""
 
     format: Literal["pcm_s16le", "webm"]
-    """16-bit samples, lower byte first, channels interleaved, which is the default; or WebM with Opus, as browsers
-    record it."""
+    """16-bit samples, lower byte first, interleaved channels (default), or WebM with Opus, as browsers record it."""
     sample_rate: int
-    """Of `pcm_s16le`, in Hz."""
+    """The sample rate of `pcm_s16le`, in Hz."""
     channels: int
-    """Of `pcm_s16le`, how many; one where it is left out."""
+    """The number of channels of `pcm_s16le`; one by default."""
     per_channel: bool
     """Judge each channel by itself in every update."""
     operating_point: Literal["balanced", "recall", "precision"]
@@ -47,7 +46,7 @@ class StreamOptions(TypedDict, total=False):
 
 
 class Conversation:
-    """One stream. Raises TypeError for an option that does not exist, ValueError for PCM without its sample rate."""
+    """One stream. Raises TypeError for an unknown option, and ValueError for PCM without its sample rate."""
 
     def __init__(self, options: StreamOptions) -> None:
         unknown = options.keys() - StreamOptions.__annotations__.keys()
@@ -66,7 +65,7 @@ class Conversation:
     def pieces(self, chunk: bytes) -> Iterator[tuple[float, bytes]]:
         """A chunk of sound as messages, each with the seconds to wait before it is sent.
 
-        PCM is sent no faster than it sounds: the service refuses a flood. A live source never has to wait.
+        PCM is sent in real time at most, because the service refuses faster streams. A live source never has to wait.
         """
         if self._bytes_per_second is None:
             yield 0.0, chunk
@@ -82,18 +81,18 @@ class Conversation:
 
 
 def read_message(message: str | bytes) -> StreamUpdate | StreamVerdict:
-    """What the service says. Raises ServiceError where that is a problem, UnexpectedAnswer where it is neither."""
+    """A message of the service as a model. Raises ServiceError for a problem, UnexpectedAnswer for anything else."""
     try:
         document = json.loads(message)
         if isinstance(document, dict) and "final" not in document and isinstance(document.get("status"), int):
             raise problem_error(document, document["status"])
         return _MESSAGE.validate_python(document)
     except ValueError as error:
-        raise UnexpectedAnswer("The stream says what Sound Sentry does not say. Check the address.") from error
+        raise UnexpectedAnswer("The stream sent a message that is not from Sound Sentry. Check the address.") from error
 
 
 def not_opened(error: Exception) -> SoundSentryError:
-    """The error that stands for a stream which could not be opened."""
+    """The error for a stream that could not be opened."""
     if isinstance(error, InvalidStatus):
         response = error.response
         headers = httpx.Headers(list(response.headers.raw_items()))
@@ -102,5 +101,5 @@ def not_opened(error: Exception) -> SoundSentryError:
 
 
 def broken_off() -> NoAnswer:
-    """The error that stands for a stream which ended without a verdict."""
+    """The error for a stream that ended without a verdict."""
     return NoAnswer("The stream broke off before its verdict. Begin a new one.", passing=True)

@@ -1,2 +1,2 @@
-"""Verdicts on many files with Ray Data: `inputs` finds the files, `scoring` has a cluster score them, `journal` keeps
-every answer. No HTTP, and no decision: those are `pipeline`'s."""
+"""Verdicts on many files with Ray Data: `inputs` finds the files, `scoring` scores them on a cluster, and `journal`
+keeps every answer. There is no HTTP here, and all decisions are made in `pipeline`."""

@@ -1,11 +1,11 @@
-"""Verdicts on a folder, a bucket or a list of files, on Ray Data: one row a file.
+"""Verdicts on a folder, a bucket or a list of files with Ray Data: one row per file.
 
     python -m deployments.bulk recordings --out verdicts.csv
     python -m deployments.bulk s3://bucket/calls --out s3://bucket/verdicts.parquet --address auto
 
-A file that cannot be answered has its error in its row. Run again after it was stopped, the same command goes on where
-it was; run again later, it scores what is new. The results are written at the end; meanwhile the answers are kept in a
-folder beside them whose name ends in .journal.
+If a file cannot be judged, its row holds the error. If the command was stopped, the same command goes on where it was.
+Later the same command scores only new files. The results are written at the end. Until then the answers are kept in a
+folder next to the results whose name ends in .journal.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ if TYPE_CHECKING:
     from deployments.bulk.journal import Journal
 
 DECIDING = {"limits", "voice_activity", "diarization", "windows", "decision"}
-"""The sections of the configuration that answers depend on."""
+"""The sections of the configuration that the answers depend on."""
 CONNECT_SECONDS = 10.0
 JOURNAL_SECONDS, JOURNAL_ROWS = 2.0, 1_000
-"""Answers are kept at the latest when they are this old or this many."""
+"""Answers are written to the journal when the first is this old, or when there are this many."""
 
 
 def connect(address: str | None) -> None:
-    """Connect to the Ray cluster at `address`, or at RAY_ADDRESS; without either to one of this process's own, which
-    listens on the loopback address alone."""
+    """Connect to the Ray cluster at `address` or RAY_ADDRESS. Without either, start a private one that listens on the
+    loopback address only."""
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None and not os.environ.get("RAY_ADDRESS"):
-        # Only where Ray holds that this machine forms no clusters does it listen on no other address. Read at import.
+        # Ray listens on the loopback address only if it takes this machine for one that forms no clusters. It reads
+        # this variable when it is imported.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         folder = tempfile.mkdtemp(prefix="sound-sentry-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -54,10 +55,10 @@ def connect(address: str | None) -> None:
 
     if ray.is_initialized():
         return
-    atexit.register(ray.shutdown)  # the last registered is first: Ray stops before its folder goes
+    atexit.register(ray.shutdown)  # the last one registered runs first: Ray stops before its folder is deleted
     place = address or os.environ.get("RAY_ADDRESS", "")
     try:
-        # Ray would knock for minutes at a door that nobody opens.
+        # Ray itself would try to connect for minutes.
         if found := re.fullmatch(r"([^:/]+):(\d+)", place):
             socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
         ray.init(**options)
@@ -66,7 +67,7 @@ def connect(address: str | None) -> None:
 
 
 def keep(answers: Iterable[dict[str, Any]], journal: Journal) -> Generator[dict[str, Any]]:
-    """Pass `answers` on, and add them to the journal, some at a time; at the end, or when closed, the last ones."""
+    """Yield `answers` unchanged, and add them to the journal in groups. The rest is added at the end or when closed."""
     waiting: list[dict[str, Any]] = []
     since = time.monotonic()
     try:
@@ -82,7 +83,7 @@ def keep(answers: Iterable[dict[str, Any]], journal: Journal) -> Generator[dict[
 
 
 def run(options: argparse.Namespace) -> str:
-    """Score what has no answer yet and write the results; returns what to tell. Raises SoundSentryError."""
+    """Score the files without an answer, and write the results. Returns the summary. Raises SoundSentryError."""
     from deployments.bulk.inputs import find_files
     from deployments.bulk.journal import Journal
     from pipeline.config import DetectorConfig
@@ -126,17 +127,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m deployments.bulk",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="exit code: 0 every file has its row, be it an error; 2 it could not be done; 130 it was interrupted",
+        epilog="exit code: 0 every file has its row, or its error; 2 it could not be done; 130 it was interrupted",
     )
     parser.add_argument("input", metavar="IN", help="a folder, a bucket, or a .csv or .parquet with a column `path`")
     parser.add_argument(
         "--out", required=True, help="where the results go: .csv, .jsonl or .parquet, here or in a bucket"
     )
     parser.add_argument("--address", help="Ray cluster to work on, such as auto (default: one of its own)")
-    parser.add_argument("--actors", type=int, help="processes at most (default: as the cluster has room for now)")
-    parser.add_argument("--gpu", type=float, metavar="SHARE", help="share of a GPU a process (default: 0.25 if any)")
+    parser.add_argument("--actors", type=int, help="most processes at a time (default: as the cluster has room)")
+    parser.add_argument("--gpu", type=float, metavar="SHARE", help="share of a GPU per process (default: 0.25 if any)")
     add_settings(parser)
-    parser.add_argument("--again-failed", action="store_true", help="score files anew whose answer is an error")
+    parser.add_argument("--again-failed", action="store_true", help="score files again whose answer is an error")
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration, instead of configs/detector.yaml")
     options = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""Which files there are to score: a folder, a bucket, a manifest or a Parquet table.
+"""Finds the files to score in a folder, a bucket, a manifest or a Parquet table.
 
 A place is as `pipeline.storage` describes it.
 """
@@ -22,7 +22,7 @@ from pipeline.storage import first_line, locate, shown
 
 @dataclass(frozen=True)
 class File:
-    """A file to score: its `name` in the results, the place it is at, and its bytes where they are known."""
+    """A file to score: its `name` in the results, its place, and its size in bytes if known."""
 
     name: str
     place: str
@@ -30,11 +30,11 @@ class File:
 
 
 def find_files(place: str) -> list[File]:
-    """The files at `place`, the largest first, so that none is left over when all others are done.
+    """The files at `place`. The largest come first, so that no large file runs alone at the end.
 
-    A folder or bucket is searched to its end, hidden files apart; the names are relative to it. A `.csv` with a column
-    `path` or a Parquet table with one lists files, relative to itself, under the names it gives them; one listed twice
-    is one file. Raises MissingInput where there is nothing to score.
+    A folder or bucket is searched with all its subfolders, except hidden files; the names are relative to it. A `.csv`
+    or a Parquet table with a column `path` lists files, with paths relative to the list. The names are those in the
+    list, and a file that is listed twice counts once. Raises MissingInput if there is nothing to score.
     """
     filesystem, path = locate(place)
     try:
@@ -78,11 +78,11 @@ def _paths_of_parquet(filesystem: FileSystem, path: str) -> list[str]:
         table = pq.read_table(path, columns=["path"], filesystem=filesystem)
         return [name for name in table["path"].to_pylist() if name]
     except (KeyError, pa.ArrowInvalid) as error:
-        raise MissingInput(f"{Path(path).name} is no Parquet table with a column `path`.") from error
+        raise MissingInput(f"{Path(path).name} is not a Parquet table with a column `path`.") from error
 
 
 def _listed(place: str, names: Iterable[str]) -> Iterator[File]:
-    """Files that a list at `place` names: with their own URI or absolute path, or relative to the list."""
+    """The files that a list at `place` names, by URI, by absolute path, or by a path relative to the list."""
     _, path = locate(place)
     folder = path.rpartition("/")[0]
     for name in names:
@@ -90,7 +90,7 @@ def _listed(place: str, names: Iterable[str]) -> Iterator[File]:
 
 
 class Opener:
-    """Opens files by their places; those without a scheme are on the file system of `root`."""
+    """Opens files by their places. Places without a scheme are on the file system of `root`."""
 
     def __init__(self, root: str) -> None:
         self._root, _ = locate(root)

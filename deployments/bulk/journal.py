@@ -1,7 +1,7 @@
-"""Every answer, kept while the work goes on, so that a run that is killed goes on where it was.
+"""Keeps every answer during the work, so that a run that was killed can go on where it was.
 
-Answers are added as small Parquet files next to the results, each written whole or not at all; the results are made of
-them at the end. What a kill can cost is the answers since the last such file, which are scored again and written once.
+Answers are added as small Parquet files next to the results. Each file is written completely or not at all. At the end
+the results are made from them. After a kill, only the answers since the last such file are lost; they are scored again.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ TEXTS = ("path", "speaker", "channel", "result", "decided_by", "reasons", "warni
 RESULT_COLUMNS = pa.schema(
     [(name, pa.string() if name in TEXTS else pa.float64()) for name in CSV_COLUMNS] + [("answer", pa.string())]
 )
-"""Of Parquet results: the columns of CSV results, and the whole answer as JSON."""
+"""The columns of Parquet results: those of CSV results, and the whole answer as JSON."""
 
 SETTINGS = b"sound-sentry"
 
 Answer = dict[str, Any]
-"""What `pipeline.writers.as_json` makes of an answer."""
+"""An answer as `pipeline.writers.as_json` returns it."""
 
 
 class Journal:
-    """The answers for the results at the place `out`. `settings` are all that decides them besides the files.
+    """The answers for the results at the place `out`. `settings` is everything that decides them besides the files.
 
-    Raises ConfigurationError for a format of results that there is not, and where the journal that is there already was
-    made with other settings.
+    Raises ConfigurationError for an unknown format of results, and if the existing journal was made with other
+    settings.
     """
 
     def __init__(self, out: str, settings: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class Journal:
         return {name for name, failed in names.items() if not (again_failed and failed)}
 
     def add(self, answers: Sequence[Answer]) -> None:
-        """Keep `answers`: after this they outlive the process."""
+        """Add `answers` to the journal. From then on a kill does not lose them."""
         rows = [
             {"path": a["filename"], "failed": a["status"] == "failed", "answer": json.dumps(a, allow_nan=False)}
             for a in answers
@@ -81,7 +81,7 @@ class Journal:
         self._parts.append(part)
 
     def write_results(self) -> dict[str, int]:
-        """Write the results whole, a row a file, and return how many of them there are of each result."""
+        """Write the complete results, one row per file, and return the number of files with each result."""
         newest = {}
         for number, table in enumerate(self._read(["path"])):
             newest.update(dict.fromkeys(table["path"].to_pylist(), number))
@@ -90,7 +90,7 @@ class Journal:
         def answers() -> Iterator[list[Answer]]:
             for number, table in enumerate(self._read(["answer"])):
                 found = [json.loads(text) for text in table["answer"].to_pylist()]
-                # An answer that a later one replaced is left out.
+                # An answer that was replaced by a later one is left out.
                 chosen = [answer for answer in found if newest.get(answer["filename"]) == number]
                 for answer in chosen:
                     result = answer.get("overall", "error")

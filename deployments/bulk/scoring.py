@@ -1,4 +1,4 @@
-"""Files through Detectors, as many at once as a Ray cluster has room for."""
+"""Scores files with Detectors, as many at once as a Ray cluster has room for."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from pipeline.predict import Settings, predict, take
 from pipeline.writers import as_json
 
 BLOCK_FILES, BLOCK_BYTES = 16, 2**22
-"""What a process is handed at a time: few enough for progress to be seen and for all to be busy until the end."""
+"""The number of files that a process gets at a time. It is small, so that progress is visible and all processes are
+busy until the end."""
 READERS = 4
-"""Files that a process reads ahead of the one it scores."""
+"""The number of files that a process reads in advance."""
 RETRIES = 1
-"""How often files are tried again whose process died, with its machine or by itself."""
+"""How often files are tried again if their process died."""
 
 
 class Scorer:
-    """An actor: names and places of files in, an answer for each out, whatever is wrong with it."""
+    """An actor: names and places of files in, one answer for each out. A bad file gets an error as its answer."""
 
     def __init__(self, config: DetectorConfig, root: str, settings: Settings) -> None:
         self._detector = Detector(config)
@@ -57,21 +58,21 @@ class Scorer:
 def score(
     files: Sequence[File], actor: type, arguments: Sequence[Any], *, actors: int, num_gpus: float
 ) -> Iterator[dict[str, Any]]:
-    """An answer for each of `files`, as they come, by up to `actors` processes `actor(*arguments)`.
+    """An answer for each of `files`, in the order in which they are ready, by up to `actors` processes.
 
-    Files that were with a process when it died are tried again, at last one by one; one on which it always dies is
-    answered with an error.
+    A process runs `actor(*arguments)`. If it dies, its files are tried again, in the end one by one. A file that always
+    kills its process gets an error as its answer.
     """
     left = {file.name: file for file in files}
     for one_by_one in (False, True):
         blocks = [[file] for file in left.values()] if one_by_one else cut(files)
-        # A block that waits at a process dies with the one before it. One by one, none may wait.
+        # A block that waits in a process dies with the block before it. So in the last pass no block may wait.
         at_once = 1 if one_by_one else None
         for answer in _pass(blocks, at_once, actor, arguments, actors=actors, num_gpus=num_gpus) if blocks else ():
             if left.pop(answer["filename"], None):
                 yield answer
     for name in left:
-        yield as_json(name, StageFailed("The process that scored the file died of it. Nothing can be said about it."))
+        yield as_json(name, StageFailed("The file killed the process that scored it. Nothing can be said about it."))
 
 
 def _pass(
@@ -85,11 +86,11 @@ def _pass(
 ) -> Iterator[dict[str, Any]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # a block whose process died is left to the next pass
+    context.max_errored_blocks = -1  # the next pass tries a block again if its process died
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     tables = [pa.table({"name": [f.name for f in block], "place": [f.place for f in block]}) for block in blocks]
     with warnings.catch_warnings():
-        # Ray 2.60 deprecates the way to say how often a task is retried, and has no other yet.
+        # Ray 2.60 deprecates this way to set the number of retries, but has no other way yet.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         answered = ray.data.from_arrow(tables).map_batches(
             actor,
@@ -110,7 +111,7 @@ def _pass(
 
 
 def cut(files: Sequence[File]) -> list[list[File]]:
-    """The files in blocks of no more than BLOCK_FILES and, where there are several in one, BLOCK_BYTES."""
+    """The files in blocks of at most BLOCK_FILES files. A block with several files has at most BLOCK_BYTES."""
     blocks: list[list[File]] = []
     room = 0
     for file in files:
@@ -123,7 +124,7 @@ def cut(files: Sequence[File]) -> list[list[File]]:
 
 
 def places(num_gpus: float) -> int:
-    """How many processes the cluster has room for now: one a CPU, or as many as its GPUs hold."""
+    """How many processes the cluster has room for now: one per CPU, or as many as fit on its GPUs."""
     resources: dict[str, float] = ray.cluster_resources()
     if num_gpus:
         return max(1, int(resources.get("GPU", 0) / num_gpus))
@@ -131,5 +132,5 @@ def places(num_gpus: float) -> int:
 
 
 def default_gpu_share() -> float:
-    """A quarter of a GPU a process where the cluster has GPUs."""
+    """The share of a GPU per process: a quarter if the cluster has GPUs, else none."""
     return 0.25 if ray.cluster_resources().get("GPU", 0) else 0.0

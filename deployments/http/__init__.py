@@ -1,2 +1,2 @@
-"""The HTTP in front of the graph: what a request may hold and what an answer looks like. No stage runs here, and the
-order of the stages is in `deployments.graph`."""
+"""The HTTP interface of the graph: the form of requests and answers. No stage runs here, and the order of the stages is
+in `deployments.graph`."""

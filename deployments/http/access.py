@@ -1,9 +1,9 @@
-"""Who may ask, and how much.
+"""Keys: who may use the service, and how much.
 
     python -m deployments.http.access NAME [--may predict admin]
 
-makes a key, prints it once, and prints what `access.keys` in serve_config.yaml is to hold of it: its SHA-256. The key
-itself is kept nowhere. Keys are 256 random bits, so that a plain hash gives none of them away.
+makes a key, prints it once, and prints the entry for `access.keys` in serve_config.yaml, which holds its SHA-256. The
+key itself is stored nowhere. Keys are 256 random bits, so a plain hash does not reveal them.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ Right = Literal["predict", "admin"]
 
 PAGE_PATH = "/page/"
 OPEN_PATHS = {"/health"}
-"""What needs no key besides the page's own files, which ask for the key: whether the service is up."""
+"""The paths that need no key, besides the files of the page: they tell whether the service is up."""
 
 ADMIN_PATHS = {"/usage"}
 
 PREFIX = "ss_"
 NO_KEY = "Send a valid key in the header Authorization, as `Bearer KEY`, or X-API-Key."
-NOT_ALLOWED = "This key may not do that. Ask whoever runs the service for one that may."
-USED_UP = "This key has used up what it may for now. Try again later."
+NOT_ALLOWED = "This key may not do that. Ask the operator of the service for a key that may."
+USED_UP = "This key has used up its allowance for now. Try again later."
 
 SUBPROTOCOL = "sound-sentry-key."
-"""Begins the WebSocket subprotocol in which a browser, that can set no header there, sends its key."""
+"""The prefix of the WebSocket subprotocol that holds a key. Browsers use it, because they cannot set a header there."""
 
 MINUTE_SECONDS = 60.0
 
 
 class Key(Strict):
-    """A key by its hash; what it may do; how much a minute, where that is limited."""
+    """A key as its hash, what it may do, and how much per minute; None means no limit."""
 
     name: str = Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9._-]+$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -55,7 +55,7 @@ class Key(Strict):
 
 
 class AccessConfig(Strict):
-    """All of `access`. Without keys anybody may ask."""
+    """All of `access`. Without keys anybody may use the service."""
 
     keys: tuple[Key, ...] = ()
 
@@ -70,16 +70,16 @@ class AccessConfig(Strict):
 
 
 class Access:
-    """Decides about each request. `limits` are shared by all replicas of the ingress."""
+    """Decides which requests are allowed. All replicas of the ingress share `limits`."""
 
     def __init__(self, config: AccessConfig, limits: Limits | None = None) -> None:
         self._keys = config.keys
         self._limits = limits
 
     async def admit(self, path: str, headers: Mapping[str, str], *, is_page: bool = False) -> Key | None:
-        """The key that a request came with; None where it needs none.
+        """The key of a request; None if it needs none.
 
-        Raises KeyMissing, NotAllowed, RateExceeded, or StageUnavailable where the limits cannot be told.
+        Raises KeyMissing, NotAllowed, RateExceeded, or StageUnavailable if the limits are not available.
         """
         if not self._keys or is_page or path in OPEN_PATHS or path.startswith(PAGE_PATH):
             return None
@@ -93,17 +93,17 @@ class Access:
         return key
 
     async def charge(self, key: Key | None, audio_seconds: float) -> None:
-        """Count what a request turned out to hold against its key."""
+        """Subtract the audio of a request from what its key has left."""
         if key and key.audio_seconds_per_minute and self._limits:
             await self._limits.charge(key, audio_seconds)
 
     async def usage(self) -> dict[str, dict[str, float]]:
-        """What each key that has a limit has left of it."""
+        """What each limited key has left of its limits."""
         return await self._limits.left(self._keys) if self._limits else {}
 
     def _find(self, presented: str) -> Key:
         digest = hashlib.sha256(presented.encode()).hexdigest()
-        # Every key is compared in full: how long this takes says nothing about any of them.
+        # Every key is compared completely, so the time that this takes reveals nothing about the keys.
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
         if not presented or not found:
             raise KeyMissing(NO_KEY)
@@ -111,7 +111,7 @@ class Access:
 
 
 def presented_key(headers: Mapping[str, str]) -> str:
-    """The key in the headers of a request; empty where there is none."""
+    """The key in the headers of a request; empty if there is none."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return bearer.strip()
@@ -124,13 +124,13 @@ def presented_key(headers: Mapping[str, str]) -> str:
 
 
 def subprotocol(offered: Sequence[str]) -> str | None:
-    """Which of the subprotocols that a client offers a WebSocket is to speak: one has to be named where any is."""
+    """The subprotocol for a WebSocket. If the client offers any, one of them must be chosen."""
     return next((one for one in offered if not one.startswith(SUBPROTOCOL)), next(iter(offered), None))
 
 
 @dataclass
 class Bucket:
-    """What is left of an amount a minute, which fills up evenly. Below nothing is a debt."""
+    """What is left of an amount per minute. It fills up evenly. A level below 0 is a debt."""
 
     level: float
     at: float
@@ -142,16 +142,16 @@ class Bucket:
 
 
 class Buckets:
-    """What each key has left: of requests, and of seconds of audio."""
+    """The requests and the seconds of audio that each key has left."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def take(self, name: str, requests_per_minute: float | None, audio_seconds_per_minute: float | None) -> float:
-        """Take a request; or tell in how many seconds there will be one, and take nothing.
+        """Take one request. If none is left, take nothing and return in how many seconds there will be one, else 0.
 
-        How much audio it holds is known later, so that one request may overdraw: the next ones wait for it.
+        The length of the audio is only known later, so one request may exceed the limit. The next ones then wait.
         """
         wait = 0.0
         if requests_per_minute:
@@ -178,7 +178,7 @@ class Buckets:
 
 
 class Limits:
-    """The Buckets of the whole cluster: one actor, by its name, that Ray starts again where it dies."""
+    """The Buckets of the whole cluster. They are one named actor, which Ray restarts if it dies."""
 
     NAME = "sound-sentry-limits"
 
@@ -210,7 +210,7 @@ class Limits:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a key and say what to do with it."""
+    """Make a key and print what to do with it."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments.http.access", description="Make a key for the service; it is printed once."
     )

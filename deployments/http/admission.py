@@ -1,4 +1,4 @@
-"""How much an ingress replica takes in hand at once. Beyond it a request is refused before its body is read."""
+"""Limits the work that an ingress replica accepts at once. Further requests are refused before their body is read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pydantic import Field
 from pipeline.config import Strict
 from pipeline.errors import Overloaded
 
-BUSY = "The service has as much in hand as it can take. Try again in a while."
+BUSY = "The service has as much work as it can take. Try again in a while."
 
 
 class AdmissionConfig(Strict):
-    """All of `admission`: what each replica of the ingress may have in hand.
+    """All of `admission`: the work that each replica of the ingress may have at once.
 
-    `max_mib_in_flight` bounds the bodies of all requests together, and half of it those of slow requests: those with
-    diarization, with channels that are judged one by one, or with a recording of more than `slow_mib`. A body that is
-    larger by itself is taken where there is no other. `max_recordings` are in the graph at a time, decoded; `max_slow`
-    of these belong to slow requests, so that the others do not wait behind them. `max_waiting` wait for their turn,
-    slow ones and others each. The more may wait, the longer an answer may take. A body may take
-    `max_body_seconds`, and has to come at `min_bytes_per_second` on average.
+    A request is slow if it asks for diarization or for a verdict on each channel, or if its recording has more than
+    `slow_mib`. `max_mib_in_flight` limits the bodies of all requests together, and half of it limits those of slow
+    requests. A body that is larger than the limit is accepted if there is no other. At most `max_recordings` are in the
+    graph at a time, and at most `max_slow` of them belong to slow requests, so that the others do not wait for these.
+    `max_waiting` slow requests, and as many others, may wait for their turn; a higher value allows longer waits. A body
+    may take `max_body_seconds`, and must arrive at `min_bytes_per_second` on average.
     """
 
     max_mib_in_flight: float = Field(48, gt=0)
@@ -35,7 +35,7 @@ class AdmissionConfig(Strict):
 
 
 class Admission:
-    """Counts what an ingress replica has in hand."""
+    """Counts the work that an ingress replica has accepted."""
 
     def __init__(self, config: AdmissionConfig) -> None:
         self._slow_bytes = int(config.slow_mib * 2**20)
@@ -46,7 +46,7 @@ class Admission:
 
     @contextmanager
     def request(self, body_bytes: int) -> Iterator[None]:
-        """While a request with such a body is in hand. Raises Overloaded where it is to be refused unread."""
+        """A context for one request with a body of this size. Raises Overloaded if it must be refused unread."""
         if self._recordings.is_full:
             raise Overloaded(BUSY)
         with self._bodies.take(body_bytes):
@@ -54,7 +54,7 @@ class Admission:
 
     @asynccontextmanager
     async def recording(self, size_bytes: int, *, is_slow: bool) -> AsyncIterator[None]:
-        """While a recording is in the graph; waits for its turn. Raises Overloaded for a slow one too many."""
+        """A context for one recording in the graph; waits for its turn. Raises Overloaded if too many slow ones do."""
         if not is_slow and size_bytes <= self._slow_bytes:
             async with self._recordings.take():
                 yield
@@ -67,7 +67,7 @@ class Admission:
 
 
 class _Room:
-    """So many bytes, or a single larger body."""
+    """Room for a number of bytes, or for a single larger body."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -85,7 +85,7 @@ class _Room:
 
 
 class _Turns:
-    """So many at a time. `is_full` is whether as many more wait as should."""
+    """Turns for a number of recordings at a time. `is_full` tells whether as many wait as may."""
 
     def __init__(self, at_a_time: int, max_waiting: int) -> None:
         self._semaphore = asyncio.Semaphore(at_a_time)

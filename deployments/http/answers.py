@@ -1,4 +1,4 @@
-"""What the service answers, as models for the OpenAPI document; the tests hold real answers against them."""
+"""The answers of the service as models for the OpenAPI document. Tests compare real answers with them."""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -33,7 +33,7 @@ from pipeline.types import Label
 from pipeline.verdict.answer import EXAMPLES, MEANINGS, Verdict
 from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
 
-FileName = Annotated[str | None, Field(description="Name of the file as it was sent; null where it had none.")]
+FileName = Annotated[str | None, Field(description="Name of the file as it was sent; null if it had none.")]
 Timestamp = Annotated[str, Field(description="When this was answered: UTC, ISO 8601.")]
 
 
@@ -53,7 +53,7 @@ class Problem(Answer):
     title: str
     status: int
     detail: str
-    request_id: str = Field("", description="What the header X-Request-ID of this answer says, for a report.")
+    request_id: str = Field("", description="The header X-Request-ID of this answer, for a report.")
 
 
 class FailedFile(Answer):
@@ -70,9 +70,9 @@ class JudgedFile(Verdict):
 class BatchAnswer(Answer):
     timestamp: str
     total_files: int
-    successful: int = Field(description="Files that were answered, those without speech included.")
+    successful: int = Field(description="Number of files with an answer, including those without speech.")
     failed: int
-    results: list[JudgedFile | FailedFile] = Field(description="One entry a file, in the order sent.")
+    results: list[JudgedFile | FailedFile] = Field(description="One entry per file, in the order sent.")
 
 
 class HomeAnswer(Answer):
@@ -103,24 +103,24 @@ class InfoAnswer(Answer):
     voice_activity: dict[str, Any]
     diarization: dict[str, Any]
     windows: dict[str, float]
-    decision: dict[str, float] = Field(description="What evidence a verdict needs, and the share of fakes expected.")
+    decision: dict[str, float] = Field(description="The evidence that a verdict needs; the expected share of fakes.")
     possible_results: list[str]
     meanings: dict[str, str] = Field(description="Each result in a sentence.")
-    reasons: dict[str, str] = Field(description="What may stand in `reasons` of an answer, each with its sentence.")
-    warnings: dict[str, str] = Field(description="What may stand in `warnings` of an answer, each with its sentence.")
+    reasons: dict[str, str] = Field(description="The possible `reasons` of an answer, each with its sentence.")
+    warnings: dict[str, str] = Field(description="The possible `warnings` of an answer, each with its sentence.")
     limits: dict[str, float]
     live: dict[str, float | None] = Field(description="What a stream of WS /stream may do.")
     jobs: dict[str, Any] | None = Field(description="What a job of /jobs may be; null for a service without.")
     timeouts_seconds: dict[str, float] = Field(
         description="How long the whole request may take, and each stage once its input is there, its queue included."
     )
-    admission: dict[str, float] = Field(description="What a replica of the service takes in hand at once.")
+    admission: dict[str, float] = Field(description="The limits for the work of a replica of the service.")
     supported_formats: list[str]
     timestamp: str
 
 
 class UsageAnswer(Answer):
-    keys: dict[str, dict[str, float]] = Field(description="Of each key by its name, what it has left of each limit.")
+    keys: dict[str, dict[str, float]] = Field(description="What each key, by its name, has left of each limit.")
     timestamp: str
 
 
@@ -131,7 +131,7 @@ FILE_NAME = "call.webm"
 
 
 def predict_examples() -> dict[str, dict[str, Any]]:
-    """An answer of each kind, as /predict gives it."""
+    """An answer of each kind, as /predict returns it."""
     return {
         name: PredictAnswer(**dict(verdict), filename=FILE_NAME, timestamp=TIMESTAMP).model_dump(mode="json")
         for name, verdict in EXAMPLES.items()
@@ -188,7 +188,7 @@ def ok(model: type[BaseModel], **examples: dict[str, Any]) -> dict[int | str, di
 
 
 def problems(*errors: SoundSentryError) -> dict[int | str, dict[str, Any]]:
-    """The responses of an endpoint in OpenAPI that are errors: one a status, with an example an error."""
+    """The error responses of an endpoint in OpenAPI: one per status, with one example per error."""
     responses: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         content = {"schema": Problem.model_json_schema(), "examples": {}}
@@ -315,6 +315,6 @@ REPORT: dict[int | str, dict[str, Any]] = {
         Overloaded(BUSY),
         UploadTooSlow("The upload is too slow: send at least 4096 bytes a second, and all of it within 600 seconds."),
         UploadTooLarge("Send at most 4 MiB."),
-        InputError("This is no answer of this service: the file: Invalid JSON. Send one as it was given."),
+        InputError("This is not an answer of this service: the file: Invalid JSON. Send one as it was received."),
     ),
 }

@@ -1,4 +1,4 @@
-"""The page /docs: what OpenAPI says of the service, and each problem by its name, where the type of a problem leads."""
+"""The page /docs: the OpenAPI document, and each problem by its name. The type of a problem is a link to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def page() -> str:
 
 
 def kinds(kind: type[SoundSentryError] = SoundSentryError) -> Iterator[type[SoundSentryError]]:
-    """An error and all that derive from it."""
+    """An error class and all its subclasses."""
     yield kind
     for derived in kind.__subclasses__():
         yield from kinds(derived)

@@ -1,14 +1,14 @@
-"""What stands around Ray Serve's own proxy, the process that takes every connection.
+"""Wraps Ray Serve's own proxy, the process that accepts every connection.
 
-Ray's proxy has answers of its own, in plain text: that of a request whose ingress replica died, that of a queue that is
-full, that of a path while nothing is deployed. It echoes any X-Request-ID, names its server, and waits for headers for
-ever. None of that can be mended behind it. So `Front` is wrapped around it, in its process.
+Ray's proxy sends some answers of its own, in plain text: if the ingress replica of a request died, if a queue is full,
+and if nothing is deployed at a path. It also echoes any X-Request-ID, names its server, and waits for headers for ever.
+The ingress cannot change any of this. So `Front` is wrapped around the proxy, in the proxy's process.
 
-It gets there as part of the ingress's request router, which serve_config.yaml names: a class that Serve sends to every
-proxy by value, so that a proxy needs nothing of this repository. Ray has a hook for middlewares, too, but only by a
-variable in the environment of the cluster, which `serve run serve_config.yaml` alone would leave unset. This is the
-one module that knows the insides of Ray's proxy and of uvicorn, of the versions that pyproject.toml pins; it imports
-nothing of this repository.
+It gets there with the ingress's request router, which serve_config.yaml names. Serve sends this class to every proxy by
+value, so a proxy needs nothing from this repository. Ray also has a hook for middlewares, but it needs an environment
+variable of the cluster, which `serve run serve_config.yaml` alone does not set. This is the only module that uses
+internals of Ray's proxy and of uvicorn, in the versions that pyproject.toml pins. It imports nothing from this
+repository.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ SECURITY_HEADERS = {
     b"referrer-policy": b"no-referrer",
     b"content-security-policy": b"frame-ancestors 'none'",
 }
-"""Of every answer that does not say otherwise."""
+"""The headers of every answer that does not set them itself."""
 
 RETRY_AFTER_SECONDS = 5
 
 HEADER_TIMEOUT_SECONDS = 20.0
-"""How long the headers of a request may take where serve_config.yaml does not say."""
+"""How long the headers of a request may take if serve_config.yaml does not set it."""
 
 LARGE_BYTES = 1 << 20
-"""After a body of so many bytes the proxy gives its memory back."""
+"""After a body of at least this many bytes the proxy returns its memory to the system."""
 
 TRIM_SECONDS = 1.0
-"""How long the proxy waits for other large bodies to end before it does."""
+"""How long the proxy waits for other large bodies to end before it returns the memory."""
 
 OWN_ANSWERS = {
     HTTPStatus.NOT_FOUND: (HTTPStatus.SERVICE_UNAVAILABLE, "The service is starting. Try again in a while."),
@@ -59,24 +59,24 @@ OWN_ANSWERS = {
     ),
     HTTPStatus.SERVICE_UNAVAILABLE: (
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "The service has too many requests in hand. Try again in a while.",
+        "The service has too many requests. Try again in a while.",
     ),
 }
-"""What Ray's proxy answers by itself, and what it comes to here."""
+"""The answers of Ray's proxy itself, and the problem that replaces each."""
 
-LOST = "The part of the service that had this request in hand was lost. Send it again."
+LOST = "The part of the service that worked on this request was lost. Send it again."
 
 
 class FrontRouter(PowerOfTwoChoicesRequestRouter):
-    """Ray Serve's own way to choose a replica of the ingress; brings Front into the proxy that it runs in."""
+    """Chooses a replica of the ingress in Ray Serve's own way. It also puts Front into the proxy that it runs in."""
 
     def initialize_state(self, **settings: Any) -> None:
         _install(settings.get("header_timeout_seconds", HEADER_TIMEOUT_SECONDS))
 
 
 class Front:
-    """An ASGI application around Ray's proxy. Every answer has a safe X-Request-ID and the security headers; every
-    failure is a problem document (RFC 9457); a GET whose replica was lost is asked once more."""
+    """An ASGI application around Ray's proxy. Every answer has a safe X-Request-ID and the security headers. Every
+    failure is a problem document (RFC 9457). A GET whose replica was lost is sent once more."""
 
     def __init__(self, proxy: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
         self._proxy = proxy
@@ -115,7 +115,7 @@ class Front:
 
 
 class _Answer:
-    """The answer to one request, on its way to the client. `is_begun` is whether the client has got any of it."""
+    """The answer to one request. `is_begun` tells whether a part of it was already sent to the client."""
 
     def __init__(self, identity: bytes, path: str, send: Send) -> None:
         self.is_begun = False
@@ -149,7 +149,7 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body})
 
     def _own_answer(self, message: Message) -> tuple[HTTPStatus, str] | None:
-        """What an answer of Ray's own comes to; None for one of the application, whose errors are no plain text."""
+        """The problem that replaces an answer of Ray's proxy; None for one of the application."""
         plain = any(k == b"content-type" and v.startswith(b"text/plain") for k, v in message.get("headers", []))
         if message["status"] < HTTPStatus.BAD_REQUEST or not plain or self._path.startswith("/-/"):
             return None
@@ -162,7 +162,7 @@ class _Answer:
 
 
 def request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """The X-Request-ID that a client sent, where it is one and short and safe to show; else a new one."""
+    """The X-Request-ID that a client sent if there is one that is short and safe to show, else a new one."""
     sent = [value for name, value in headers if name == REQUEST_ID]
     if len(sent) == 1 and SAFE_REQUEST_ID.fullmatch(sent[0].decode("latin-1")):
         return sent[0]
@@ -195,7 +195,7 @@ def _after_an_empty_body(receive: Receive) -> Receive:
 
 
 def _install(header_timeout_seconds: float) -> None:
-    """Put a Front around the proxy of this process, in place of one that is there."""
+    """Put a Front around the proxy of this process. It replaces an existing one."""
     fronts: dict[int, Front] = {}
 
     async def call(self: Any, scope: Message, receive: Receive, send: Send) -> None:
@@ -207,7 +207,7 @@ def _install(header_timeout_seconds: float) -> None:
 
 
 def _watch_headers(protocol: Any, seconds: float) -> None:
-    """Have connections of uvicorn's `protocol` end where a request's headers take longer, and name no server."""
+    """Make connections of uvicorn's `protocol` end if a request's headers take too long, and send no server name."""
     made, begun = (
         getattr(method, "before_front", method) for method in (protocol.connection_made, protocol.on_message_begin)
     )
@@ -236,4 +236,4 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
     protocol.connection_made, protocol.on_message_begin = connection_made, on_message_begin
 
 
-TOO_SLOW = "No whole request came within {:g} seconds. Send it faster."
+TOO_SLOW = "No complete request came within {:g} seconds. Send it faster."

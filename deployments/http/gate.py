@@ -1,4 +1,4 @@
-"""The door of the ingress: whoever may not come in is told so before anything else is done for them."""
+"""Checks the key of every request to the ingress, before anything else is done for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.errors import SoundSentryError
 
 
 class Gate:
-    """ASGI middleware: asks Access about every request and every WebSocket; leaves the key in `state.key`."""
+    """ASGI middleware that checks every request and every WebSocket with Access, and stores the key in `state.key`."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -32,5 +32,5 @@ class Gate:
 
 
 def asks_for_page(connection: HTTPConnection) -> bool:
-    """Whether this is a browser that wants the page, and not a program that asks what the service is."""
+    """Whether a browser asks for the page, and not a program for the state of the service."""
     return connection.scope["path"] == "/" and "text/html" in connection.headers.get("accept", "")

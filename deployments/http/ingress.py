@@ -1,6 +1,6 @@
 """The ingress: HTTP in front of the graph."""
 
-# FastAPI reads the annotations of the endpoints: no `from __future__ import annotations` here.
+# No `from __future__ import annotations` here, because FastAPI reads the annotations of the endpoints.
 
 import asyncio
 import tomllib
@@ -54,14 +54,14 @@ from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
 PAGE = ROOT / "deployments" / "page"
 
 POLICY = "default-src 'self'; frame-ancestors 'none'"
-"""The page needs nothing from elsewhere, may get nothing, and is shown in no other."""
+"""The page loads nothing from other hosts, and cannot be shown in a frame."""
 
 CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "DELETE"],
     "allow_headers": ["Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Idempotency-Key"],
     "expose_headers": ["X-Request-ID", "Retry-After", "Location"],
 }
-"""What the sites on the list may send, and read of an answer."""
+"""The request headers that the sites in `cors_origins` may send, and the response headers that they may read."""
 
 
 EXAMPLES = {
@@ -81,8 +81,8 @@ EXAMPLES = {
 class Ingress:
     """Answers HTTP by sending each recording through the graph.
 
-    Without `stages` it holds them itself. It never calls the `runner` of jobs, which takes what there is from the
-    database; Serve deploys what is bound.
+    Without `stages` it runs the stages itself. It never calls the `runner` of jobs, which takes its work from the
+    database; the runner is an argument because Serve only deploys what is bound.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class Ingress:
         self._memory = Memory()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The HTTP application; Serve asks for it once the constructor has returned."""
+        """The HTTP application. Serve gets it after the constructor has returned."""
         app = FastAPI(
             title="Sound Sentry",
             summary="Is this speech a human's or a machine's?",
             description="Every error is a problem document (RFC 9457); its type ends in its name.",
             version=self._version,
-            docs_url=None,  # in favour of our own, which needs no content delivery network
+            docs_url=None,  # replaced by our own page, which needs no content delivery network
             redoc_url=None,
             middleware=[
                 Middleware(Cors, allow_origins=list(self._cors_origins), **CORS),
@@ -164,11 +164,11 @@ class Ingress:
             self._jobs.add_routes(app)
         app.mount("/page", StaticFiles(directory=PAGE))
         app.openapi()["components"]["schemas"].update(report_schemas)
-        # The document that FastAPI makes, and keeps, lacks every null: in an example null says something.
+        # FastAPI leaves every null out of its document, but a null in an example has a meaning.
         for path, operations in app.openapi()["paths"].items():
             for operation in operations.values():
                 if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                    del operation["responses"]["422"]  # FastAPI's own: an id of a job is any text
+                    del operation["responses"]["422"]  # FastAPI's own, but any text is a job id
                 for status, response in operation["responses"].items():
                     for media_type, content in response["content"].items():
                         content.update(EXAMPLES[path].get(int(status), {}).get("content", {}).get(media_type, {}))
@@ -179,7 +179,7 @@ class Ingress:
         self._memory.give_back()
 
     async def home(self, request: Request) -> Response:
-        """Name, version and state of the service. A browser gets the page on which to drop a recording."""
+        """Name, version and state of the service. A browser gets the page for recordings."""
         if asks_for_page(request):
             return FileResponse(PAGE / "index.html", headers={"Vary": "Accept", "Content-Security-Policy": POLICY})
         return JSONResponse(
@@ -196,7 +196,7 @@ class Ingress:
         return HTMLResponse(documentation.page())
 
     async def health(self) -> JSONResponse:
-        """Whether every stage has a replica that works; 503 with the same shape while one has none."""
+        """Whether every stage has a working replica. If one has none, the status is 503 with the same body."""
         stages = await self._graph.states()
         healthy = all(state["status"] == "healthy" for state in stages.values())
         return JSONResponse(
@@ -210,7 +210,7 @@ class Ingress:
         )
 
     async def info(self) -> JSONResponse:
-        """The model in use, what it computes from a recording, and what may be sent."""
+        """The model in use, what it computes from a recording, and the limits for recordings."""
         config = self._config
         return JSONResponse(
             {
@@ -235,7 +235,7 @@ class Ingress:
         )
 
     async def usage(self) -> JSONResponse:
-        """What each key that has a limit has left of it, for a key that may administer."""
+        """What each limited key has left of its limits. It needs a key with the right `admin`."""
         return JSONResponse({"keys": await self._access.usage(), "timestamp": _now()})
 
     async def predict(self, request: Request) -> JSONResponse:
@@ -246,7 +246,7 @@ class Ingress:
         return JSONResponse(answer.model_dump(mode="json"))
 
     async def batch_predict(self, request: Request) -> JSONResponse:
-        """A verdict on each of several recordings; each succeeds or fails by itself."""
+        """A verdict on each of several recordings. If one fails, the others are still answered."""
         async with self._form(request, "files", self._config.limits.max_files) as (uploads, options):
             results = await asyncio.gather(*(self._judge_one_of_many(request, upload, options) for upload in uploads))
         failed = sum(result["status"] == "failed" for result in results)
@@ -261,13 +261,13 @@ class Ingress:
         )
 
     async def report(self, request: Request) -> HTMLResponse:
-        """An answer of /predict as one HTML file to print or to file. Nothing is judged again, and nothing is kept."""
+        """An answer of /predict as one HTML file to print or to keep. Nothing is judged again or stored."""
         with self._admission.request(reports.MAX_MIB * 2**20):
             return await reports.respond(await read_body(request, reports.MAX_MIB, self._pace))
 
     @asynccontextmanager
     async def _form(self, request: Request, field: str, max_files: int) -> AsyncIterator[tuple[list[Upload], Options]]:
-        """The files and options of a form, while there is room for its body."""
+        """The files and options of a form, if there is room for its body."""
         limits = self._config.limits
         with self._admission.request(body_bytes(request, limits, max_files)):
             yield await read_form(request, field, limits, self._pace, max_files)
@@ -293,7 +293,7 @@ class Ingress:
 
 
 class Cors(CORSMiddleware):
-    """A preflight that is refused gets a problem document, as everything else does."""
+    """Refuses a preflight request with a problem document, like all other requests."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)

@@ -1,6 +1,6 @@
-"""The endpoints of /jobs: recordings that are judged while nobody waits."""
+"""The endpoints of /jobs: recordings that are judged in the background."""
 
-# FastAPI reads the annotations of the endpoints: no `from __future__ import annotations` here.
+# No `from __future__ import annotations` here, because FastAPI reads the annotations of the endpoints.
 
 import asyncio
 import hashlib
@@ -37,10 +37,10 @@ from pipeline.errors import (
 )
 
 POLL_SECONDS = 0.5
-"""How often a job that somebody follows is looked at."""
+"""How often the state of a followed job is read."""
 
 KEEP_ALIVE_SECONDS = 15.0
-"""How often something is sent to who follows a job, so that no proxy between takes the connection for dead."""
+"""How often something is sent to a client that follows a job, so that no proxy closes the connection as idle."""
 
 MAX_KEY_LENGTH = 200
 CHUNK_BYTES = 1 << 20
@@ -60,7 +60,7 @@ class Page(Strict):
 
 
 class Jobs:
-    """Takes jobs and tells of them. The JobRunner does the work; between them are the database and the folder."""
+    """Accepts jobs and reports on them. The JobRunner does the work; both share the database and the folder."""
 
     def __init__(self, settings: JobSettings, pace: AdmissionConfig) -> None:
         self._settings = settings
@@ -75,7 +75,7 @@ class Jobs:
         self._followers = 0
 
     def add_routes(self, app: FastAPI) -> None:
-        """Let `app` answer for these paths."""
+        """Add these paths to `app`."""
         form = describe_form("files", FILES, JobFields)
         app.add_api_route("/jobs", self.create, methods=["POST"], status_code=202, responses=CREATE, openapi_extra=form)
         app.add_api_route("/jobs", self.latest, responses=LATEST, openapi_extra=QUERY)
@@ -84,7 +84,7 @@ class Jobs:
         app.add_api_route("/jobs/{job_id}/events", self.events, responses=EVENTS, response_class=StreamingResponse)
 
     def describe(self) -> dict[str, Any]:
-        """What /info tells about jobs."""
+        """The part of /info about jobs."""
         return {
             "limits": self._limits.model_dump(),
             "keep_results_hours": self._settings.keep_results_hours,
@@ -92,7 +92,8 @@ class Jobs:
         }
 
     async def create(self, request: Request) -> JSONResponse:
-        """Take recordings to be judged one after another. With the same Idempotency-Key it is the same job."""
+        """Accept recordings to judge in the background. A second request with the same Idempotency-Key gets the same
+        job."""
         key = request.headers.get("idempotency-key")
         if key is not None and not (0 < len(key) <= MAX_KEY_LENGTH and key.isprintable()):
             raise InputError(f"Idempotency-Key: send 1 to {MAX_KEY_LENGTH} printable characters.")
@@ -113,7 +114,7 @@ class Jobs:
             webhook=fields.webhook,
             max_waiting=self._settings.max_waiting_files,
         )
-        # Whatever else ends this leaves the sound: the job may be there by now. If it is not, the sound is swept away.
+        # After any other error the sound stays, because the job may exist by now. If not, it is deleted later.
         try:
             job, is_new = await adding
         except (IdempotencyConflict, Overloaded):
@@ -124,7 +125,7 @@ class Jobs:
         return JSONResponse(self._document(job), HTTPStatus.ACCEPTED, {"Location": f"/jobs/{job.id}"})
 
     async def latest(self, request: Request) -> JSONResponse:
-        """The latest jobs of the key that asks, without their results."""
+        """The latest jobs of the calling key, without their results."""
         try:
             page = Page.model_validate(dict(request.query_params))
         except ValidationError as error:
@@ -134,11 +135,12 @@ class Jobs:
         return JSONResponse({"jobs": summaries, "next": jobs[-1].id if len(jobs) == page.limit else None})
 
     async def get(self, request: Request, job_id: str) -> JSONResponse:
-        """How far a job is, and the results of its files."""
+        """The progress of a job, and the results of its files."""
         return JSONResponse(self._document(await asyncio.to_thread(self._store.get, owner(request), job_id)))
 
     async def cancel(self, request: Request, job_id: str) -> JSONResponse:
-        """Stop a job, and delete its recordings; forget one that is finished, with its results. Answers what it was."""
+        """Stop a job and delete its recordings. A finished job is deleted with its results. Returns the job's last
+        state."""
         job = await asyncio.to_thread(self._store.get, owner(request), job_id)
         if job.state in UNFINISHED:
             job = await asyncio.to_thread(self._store.cancel, owner(request), job_id)
@@ -148,9 +150,9 @@ class Jobs:
         return JSONResponse(self._document(job))
 
     async def events(self, request: Request, job_id: str) -> StreamingResponse:
-        """The job whenever it changes, as server-sent events, until it is finished; results come with the last."""
+        """The job after each change, as server-sent events, until it is finished. The last event has the results."""
         if self._followers >= self._settings.max_followers:
-            raise Overloaded("As many follow jobs as may at a time. Ask for /jobs/{job_id} now and then instead.")
+            raise Overloaded("Too many clients follow jobs now. Ask for /jobs/{job_id} from time to time instead.")
         job = await asyncio.to_thread(self._store.get, owner(request), job_id)
         return StreamingResponse(
             self._follow(job), headers={"Cache-Control": "no-store"}, media_type="text/event-stream"
@@ -181,7 +183,7 @@ class Jobs:
             self._followers -= 1
 
     async def _receive(self, request: Request, job_id: str) -> tuple[list[NewFile], JobFields, str]:
-        """Write the files of a form to the folder; returns them, the fields, and a fingerprint of both."""
+        """Write the files of a form to the folder. Returns them, the fields, and a fingerprint of both."""
         limits, positions = self._limits, itertools.count()
 
         def open_file() -> BinaryIO:
@@ -209,13 +211,13 @@ class Jobs:
 
 
 def owner(request: Request) -> str:
-    """Whose jobs a request is about: the name of its key; empty where the service has none."""
+    """The owner of a request's jobs: the name of its key; empty if the service has no keys."""
     key = getattr(request.state, "key", None)
     return key.name if key else ""
 
 
 def _settle(file: BinaryIO) -> str:
-    """The SHA-256 of a file that is written, once it is on the disk for good."""
+    """Flush a written file to the disk, and return its SHA-256."""
     os.fsync(file.fileno())
     file.seek(0)
     digest = hashlib.sha256()
@@ -299,7 +301,7 @@ ONE = {
 
 EVENTS = {
     200: {
-        "description": "Events of the type `state`, whose data is the job, in one line.",
+        "description": "Events of the type `state`. The data is the job, in one line.",
         "content": {"text/event-stream": {"example": f"event: state\ndata: {json.dumps(_JOB)}\n\n"}},
     },
     **answers.problems(*answers.ACCESS_ERRORS, *JOB_ERRORS),

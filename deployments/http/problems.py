@@ -22,7 +22,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def respond(request: HTTPConnection, error: SoundSentryError) -> JSONResponse:
-    """The answer that an error comes to. What a client did wrong is one line in the log."""
+    """The answer for an error. An error of the client is logged in one line."""
     headers = {}
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
@@ -40,14 +40,14 @@ def respond(request: HTTPConnection, error: SoundSentryError) -> JSONResponse:
 
 
 def refuse(request: HTTPConnection, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer to what has no error of its own: an unknown path, a method that a path lacks."""
+    """The answer for a problem without an error class: an unknown path, or a method that a path does not have."""
     document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     logger.info("Refused with %s.", status)
     return JSONResponse(document | {"request_id": request_id(request)}, status, headers, MEDIA_TYPE)
 
 
 def request_id(request: HTTPConnection) -> str:
-    """What the front, or the client, calls this request."""
+    """The id of this request, set by the front or the client."""
     return request.headers.get(REQUEST_ID.decode(), "")
 
 
@@ -56,18 +56,18 @@ async def answer_error(request: HTTPConnection, error: SoundSentryError) -> JSON
 
 
 async def answer_http_error(request: HTTPConnection, error: HTTPException) -> JSONResponse:
-    """What Starlette refuses."""
+    """The answer for a request that Starlette refuses."""
     detail = f"{HTTPStatus(error.status_code).phrase}: see /docs for what can be asked."
     return refuse(request, error.status_code, detail, dict(error.headers or {}))
 
 
 async def answer_nobody(request: HTTPConnection, error: ClientDisconnect) -> JSONResponse:
-    """The sender of a form hung up: nobody reads this."""
+    """The answer when the sender of a form disconnected. Nobody reads it."""
     return respond(request, InputError("The form ended early. Send it again."))
 
 
 async def answer_unforeseen(request: HTTPConnection, error: Exception) -> JSONResponse:
-    """A fault of ours; Serve logs its stack."""
+    """The answer for a bug of ours. Serve logs the stack trace."""
     return respond(request, SoundSentryError("The service failed on this request. Nothing can be said about it."))
 
 
@@ -77,4 +77,4 @@ HANDLERS: dict[Any, Any] = {
     ClientDisconnect: answer_nobody,
     Exception: answer_unforeseen,
 }
-"""What FastAPI does with each error."""
+"""The handler of each error for FastAPI."""

@@ -1,4 +1,4 @@
-"""An answer of the service as a report to print: what the page saves, and whoever has an answer may ask for."""
+"""Makes a report to print from an answer of the service. The page saves it; any client with an answer can get it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pipeline.report import MAX_PEAKS, Reported, render_report
 from pipeline.verdict.answer import Verdict
 
 MAX_MIB = 4
-"""The largest answer that is taken: that on many hours has less."""
+"""The largest accepted answer. An answer for many hours of audio is smaller."""
 
 HEADERS = {
     "Content-Disposition": 'attachment; filename="report.html"',
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'",
 }
-"""Whatever an answer that somebody made up may hold, it is saved and not shown here, and nothing in it runs."""
+"""An answer may be forged. So a browser saves the report instead of showing it here, and no script in it runs."""
 
 
 class ReportRequest(Verdict):
-    """An answer of /predict as it was given, and the waveform to draw with it."""
+    """An answer of /predict as it was received, and the waveform to draw with it."""
 
     filename: FileName
     timestamp: Timestamp | None = None
     peaks: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((), max_length=MAX_PEAKS)
-    """The loudest sample of each of as many equal stretches of the recording, relative to the loudest of all; none
-    where no waveform is to be drawn."""
+    """The loudest sample in each of this number of equal stretches of the recording, relative to the loudest of all;
+    empty to draw no waveform."""
 
 
 def describe() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -43,11 +43,11 @@ def describe() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 async def respond(body: bytes) -> HTMLResponse:
-    """The report on the answer in `body`. Raises InputError for what is none."""
+    """The report on the answer in `body`. Raises InputError if it is not an answer."""
     try:
         request = ReportRequest.model_validate_json(body)
     except ValidationError as error:
         fault = describe_misfits(error).partition(";")[0]
-        raise InputError(f"This is no answer of this service: {fault}. Send one as it was given.") from error
+        raise InputError(f"This is not an answer of this service: {fault}. Send one as it was received.") from error
     recording = Reported(request.filename, request, request.timestamp, request.peaks)
     return HTMLResponse(await asyncio.to_thread(render_report, [recording]), headers=HEADERS)

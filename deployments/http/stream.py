@@ -1,4 +1,4 @@
-"""WS /stream: a verdict every half second on sound while it is made, and at the end one on the whole."""
+"""WS /stream: a verdict every half second on sound while it is recorded, and at the end a verdict on the whole."""
 
 import asyncio
 import json
@@ -36,16 +36,16 @@ CLOSE_CODES: tuple[tuple[type[SoundSentryError], int], ...] = (
     (StageUnavailable, status.WS_1013_TRY_AGAIN_LATER),
     (SoundSentryError, status.WS_1011_INTERNAL_ERROR),
 )
-"""The first that fits an error says how a stream is closed because of it (RFC 6455 section 7.4)."""
+"""The close code for each error (RFC 6455 section 7.4). The first class that fits an error counts."""
 
 ENDED = "The verdict on the whole is in the last message."
 FULL = "The stream is as long as one recording may be. Begin a new one."
 SILENT = "Nobody has spoken for a while. Begin a new stream when somebody does."
-"""Why a stream is closed that had no fault, within the 123 bytes that a reason may have."""
+"""The reasons for closing a stream without an error. A reason may have 123 bytes at most."""
 
 
 class Streams:
-    """Serves the live streams of one replica, so many at a time."""
+    """Serves the live streams of one replica, up to a number at a time."""
 
     def __init__(self, graph: Graph, access: Access, config: DetectorConfig, settings: LiveSettings) -> None:
         self._graph = graph
@@ -55,12 +55,12 @@ class Streams:
         self._open = 0
 
     async def serve(self, websocket: WebSocket) -> None:
-        """Answer one stream until it ends, by whoever's will."""
+        """Answer one stream until the client or the service ends it."""
         await websocket.accept(subprotocol(websocket.scope["subprotocols"]))
         self._open += 1
         try:
             if self._open > self._settings.max_streams:
-                raise Overloaded("As many streams are open as are served at a time. Try again in a while.")
+                raise Overloaded("Too many streams are open. Try again in a while.")
             await self._answer(websocket)
         except WebSocketDisconnect:
             pass
@@ -87,7 +87,7 @@ class Streams:
                 while not live.is_silent and (stretch := live.next_stretch()):
                     await _send(websocket, await self._update(live, stretch, options))
                     if receiver.done():
-                        receiver.result()  # raises where the stream is broken, or nobody listens any more
+                        receiver.result()  # raises if the stream is broken or the client is gone
             reason = receiver.result() if receiver.done() else SILENT
         finally:
             receiver.cancel()
@@ -98,7 +98,7 @@ class Streams:
         await websocket.close(status.WS_1000_NORMAL_CLOSURE, reason)
 
     async def _receive(self, websocket: WebSocket) -> dict[str, Any]:
-        """The next message. Raises WebSocketDisconnect, or StreamStopped where none comes for long."""
+        """The next message. Raises WebSocketDisconnect, or StreamStopped if none comes for long."""
         try:
             async with asyncio.timeout(self._settings.idle_seconds):
                 message = await websocket.receive()
@@ -111,7 +111,7 @@ class Streams:
         return {kind: message[kind] for kind in ("text", "bytes") if message.get(kind) is not None}
 
     async def _record(self, websocket: WebSocket, live: LiveStream, arrived: asyncio.Event) -> str:
-        """Take in sound until the stream ends, or is full; returns why. `arrived` is set whenever something came."""
+        """Receive sound until the stream ends or is full. Returns the reason. `arrived` is set after each message."""
         began = time.monotonic()
         try:
             while not live.is_full:
@@ -139,7 +139,7 @@ class Streams:
         )
         values = dict(verdict)
         if options.format != "webm":
-            values["file_sha256"] = None  # samples are no file; that of the WAV around them would tell nobody anything
+            values["file_sha256"] = None  # raw samples are not a file
         return StreamVerdict(**values, end=verdict.duration_seconds)
 
 
@@ -150,7 +150,7 @@ def _is_end(text: str) -> bool:
 
 
 async def _unless_gone(websocket: WebSocket, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. Cancels it and raises WebSocketDisconnect as soon as nobody waits for it any more."""
+    """The result of `work`. If the client disconnects, `work` is cancelled and WebSocketDisconnect is raised."""
 
     async def listen() -> None:
         while (message := await websocket.receive())["type"] != "websocket.disconnect":
@@ -174,7 +174,7 @@ async def _send(websocket: WebSocket, message: StreamUpdate | StreamVerdict) -> 
 
 
 async def _refuse(websocket: WebSocket, error: SoundSentryError) -> None:
-    """Tell what is wrong, if anybody still listens, and close."""
+    """Send the error if the client is still connected, and close the stream."""
     code = next(code for kind, code in CLOSE_CODES if isinstance(error, kind))
     with suppress(WebSocketDisconnect, RuntimeError):
         await websocket.send_json(answers.problem(error) | {"request_id": problems.request_id(websocket)})

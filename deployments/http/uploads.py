@@ -1,4 +1,4 @@
-"""Reading a multipart form that anybody may have sent."""
+"""Reads a multipart form. Anybody may have sent it, so it is not trusted."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from pipeline.types import MAX_SPEAKERS, Channels, OperatingPoint, SpeakerCount
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1024
 FRAMING_BYTES = 64 * 1024
-"""What a form may hold besides its files: boundaries, headers and fields."""
+"""The most bytes of a form besides its files: boundaries, headers and fields."""
 
 SEVERAL = 4
-"""Times the allowed size from which on a declared one is refused unread; below, it may be two files and is told so."""
+"""A form is refused unread if its declared size is this many times the allowed size. A smaller form may hold two files;
+it is read, so that the error can say so."""
 
 GRACE_SECONDS = 10.0
 """How long a body may take to begin."""
@@ -43,13 +44,13 @@ class Options(BaseModel):
     operating_point: OperatingPoint = "balanced"
     """Which errors to avoid: `recall` misses few fakes, `precision` accuses few humans."""
     explain: bool = False
-    """Say which moments, bands of frequency and layers of the network carried the answer; takes longer."""
+    """Say which moments, bands of frequency and layers of the network the answer rests on; takes longer."""
     channels: Channels = "mix"
-    """`split` judges each channel by itself, as call recorders write one party to a channel."""
+    """`split` judges each channel by itself. Use it for call recorders, which write each party to a channel."""
     track: int | None = Field(None, ge=0)
-    """The audio track to judge, from 0; needed only where a file holds several."""
+    """The audio track to judge, counted from 0; only needed if the file holds several."""
     num_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
-    """How many people speak, where that is known; only with `use_diarization`, and without the next two."""
+    """How many people speak, if known; only with `use_diarization`, and without the next two."""
     min_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
     """How many people speak at least; only with `use_diarization`."""
     max_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
@@ -57,14 +58,14 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _count_is_possible(self) -> Self:
-        """Raises InputError, which pydantic lets through, before the recording is looked at."""
+        """Raises InputError, which pydantic does not convert, before the recording is read."""
         SpeakerCount(self.num_speakers, self.min_speakers, self.max_speakers).when(self.use_diarization)
         return self
 
 
 FILE = {"type": "string", "format": "binary"}
 FILES = {"type": "array", "items": FILE}
-"""What a field with a file, or several, is in OpenAPI."""
+"""The OpenAPI schema of a field with several files; FILE is that of one file."""
 
 Fields = TypeVar("Fields", bound=BaseModel)
 
@@ -78,9 +79,9 @@ class Upload:
 
 
 def body_bytes(request: Request, limits: Limits, max_files: int) -> int:
-    """How much memory the body of a form may take: what it declares, or, where it declares nothing, the most.
+    """How much memory the body of a form may take: its declared size, or the maximum if it declares none.
 
-    Raises UploadTooLarge for a body that could hold several times the files that are allowed.
+    Raises UploadTooLarge for a body that could hold several times the allowed files.
     """
     most = _max_bytes(limits, max_files)
     declared = request.headers.get("content-length", "")
@@ -94,7 +95,7 @@ def body_bytes(request: Request, limits: Limits, max_files: int) -> int:
 async def read_form(
     request: Request, field: str, limits: Limits, pace: AdmissionConfig, max_files: int
 ) -> tuple[list[Upload], Options]:
-    """The files in `field` and the options of a multipart form, read into memory and never onto a disk.
+    """The files in `field` and the options of a multipart form. They are read into memory, never written to a disk.
 
     Raises as `receive_form` does.
     """
@@ -112,9 +113,9 @@ async def receive_form(
     fields: type[Fields],
     open_file: Callable[[], BinaryIO] | None = None,
 ) -> AsyncIterator[tuple[list[UploadFile], Fields]]:
-    """The files in `field` and the other fields of a multipart form; the files are closed afterwards.
+    """The files in `field` and the other fields of a multipart form. The files are closed afterwards.
 
-    A file is kept in memory, or in what `open_file` opens for it; at its end that is to be read from its beginning.
+    A file is kept in memory, or in the file that `open_file` opens for it. After the upload it is at its beginning.
     Raises MissingInput, TooManyFiles, UploadTooLarge (as soon as the form is too large, however it is sent),
     UploadTooSlow, or InputError for a form that is broken or has a bad value.
     """
@@ -163,7 +164,7 @@ def describe_form(field: str, files: dict[str, Any], fields: type[BaseModel]) ->
 
 
 async def read_body(request: Request, max_mib: float, pace: AdmissionConfig) -> bytes:
-    """A body that is no form. Raises UploadTooLarge or UploadTooSlow."""
+    """A body that is not a form. Raises UploadTooLarge or UploadTooSlow."""
     body = bytearray()
     async for chunk in _in_time(request, pace):
         body += chunk
@@ -179,21 +180,21 @@ def check_size(upload: Upload, limits: Limits) -> None:
 
 
 def display_name(name: str | None) -> str | None:
-    """The last part of a file name without what cannot be printed; None where nothing is left.
+    """The last part of a file name, without unprintable characters; None if nothing is left.
 
-    Whatever it was, it is only ever shown: it is no path, and no decoder sees it.
+    It is only for display: it is not used as a path, and no decoder sees it.
     """
     last = PureWindowsPath(name or "").name
     return "".join(character for character in last if character.isprintable()).strip()[:MAX_NAME_LENGTH] or None
 
 
 class _Parser(MultiPartParser):
-    spool_max_size = 0  # never onto a disk: nothing of a recording is left behind
+    spool_max_size = 0  # never onto a disk, so that nothing of a recording is left behind
 
     _kept_field: str | None = None
 
     def keep_files(self, field: str, open_file: Callable[[], BinaryIO]) -> None:
-        """Write the files in `field` to what `open_file` opens, one after another."""
+        """Write each file in `field` to a file that `open_file` opens."""
         self._kept_field = field
         self._open_file = open_file
 
@@ -209,13 +210,13 @@ class _Parser(MultiPartParser):
         return self._current_files
 
     def close(self) -> None:
-        """Let go of every file, those of a form that broke off included."""
+        """Close every file, including those of a form that ended early."""
         for file in self._files_to_close_on_error:
             file.close()
 
 
 async def _in_time(request: Request, pace: AdmissionConfig) -> AsyncGenerator[bytes, None]:
-    """The body as it comes. Raises UploadTooSlow where it takes too long, or comes too slowly on average."""
+    """The body in chunks as they arrive. Raises UploadTooSlow if it takes too long or is too slow on average."""
     started = asyncio.get_running_loop().time()
     received = 0
     chunks = request.stream()

@@ -1,1 +1,1 @@
-"""Jobs: recordings judged while nobody waits. A database holds their state, a private folder their sound."""
+"""Jobs: recordings that are judged in the background. A database holds their state, a private folder their sound."""

@@ -1,4 +1,4 @@
-"""What is told of a job, over HTTP and to its webhook."""
+"""The description of a job for HTTP answers and for its webhook."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Instant = str
 
 
 class JobFileAnswer(Answer):
-    """How far one file of a job is."""
+    """The progress of one file of a job."""
 
     filename: FileName
     status: State
-    stage: str | None = Field(description="The stage that is at work on it; null where none is.")
+    stage: str | None = Field(description="The stage that works on it now; null if none does.")
     progress: float = Field(description="How much is done, 0 to 1: an estimate.")
-    attempts: int = Field(description="How often it was begun: again where what judged it was lost.")
+    attempts: int = Field(description="How often it was started. It is started again if its process was lost.")
 
 
 class WebhookAnswer(Answer):
-    """How telling the webhook went."""
+    """The state of the webhook."""
 
     status: Literal["waiting", WebhookState] = Field(description="`waiting` until the job is done.")
     attempts: int = Field(description="How often it was tried.")
@@ -35,28 +35,28 @@ class JobSummary(Answer):
     """A job without its results."""
 
     job_id: str
-    status: State = Field(description="`done` once every file has its result, be it a verdict or an error.")
-    stage: str | None = Field(description="The stage that is at work; null where none is.")
+    status: State = Field(description="`done` if every file has its result, either a verdict or an error.")
+    stage: str | None = Field(description="The stage that works on it now; null if none does.")
     progress: float = Field(description="How much is done, 0 to 1: an estimate.")
-    seconds_left: float | None = Field(description="About how long it will take; null while nobody can tell.")
+    seconds_left: float | None = Field(description="About how long it will still take; null if unknown.")
     created_at: Instant = Field(description="UTC, ISO 8601.")
     started_at: Instant | None
     finished_at: Instant | None
-    kept_until: Instant | None = Field(description="When job and results will be gone; null until it is finished.")
+    kept_until: Instant | None = Field(description="When job and results are deleted; null until it is finished.")
     total_files: int
-    files: list[JobFileAnswer] = Field(description="One entry a file, in the order sent.")
-    webhook: WebhookAnswer | None = Field(description="Null where none was asked for.")
+    files: list[JobFileAnswer] = Field(description="One entry per file, in the order sent.")
+    webhook: WebhookAnswer | None = Field(description="Null if the job has none.")
 
 
 class JobAnswer(JobSummary):
-    successful: int = Field(description="Files that were answered, those without speech included.")
+    successful: int = Field(description="Number of files with an answer, including those without speech.")
     failed: int
-    results: list[JudgedFile | FailedFile] = Field(description="One entry a file that is done, in the order sent.")
+    results: list[JudgedFile | FailedFile] = Field(description="One entry per finished file, in the order sent.")
 
 
 class JobsAnswer(Answer):
     jobs: list[JobSummary] = Field(description="Newest first.")
-    next: str | None = Field(description="What `before` has to be for the next page; null where there is none.")
+    next: str | None = Field(description="The value of `before` for the next page; null if there is none.")
 
 
 def summary(job: Job, keep_seconds: float) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def summary(job: Job, keep_seconds: float) -> dict[str, Any]:
 
 
 def document(job: Job, keep_seconds: float) -> dict[str, Any]:
-    """A JobAnswer. Results are told as they were written, by whichever version of the service that was."""
+    """A JobAnswer. Results are returned as they were stored, even if an older version of the service wrote them."""
     results = [file.result for file in job.files if file.result is not None]
     failed = sum(result["status"] == "failed" for result in results)
     counts = {"successful": len(results) - failed, "failed": failed}
@@ -98,7 +98,7 @@ def document(job: Job, keep_seconds: float) -> dict[str, Any]:
 
 
 def _seconds_left(job: Job, progress: float) -> float | None:
-    """What is left takes as long, by its share, as what is done has taken."""
+    """The estimated time for the rest, if it goes at the same speed as the part that is done."""
     if job.state != "running" or job.started_at is None or not progress:
         return None
     return round((time.time() - job.started_at) * (1 - progress) / progress, 1)

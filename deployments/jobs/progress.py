@@ -1,4 +1,4 @@
-"""How far the work on a file is, told from how long each stage has taken for the files before."""
+"""Estimates the progress of a file from the time that each stage took for earlier files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 from deployments.graph import Progress
 
 STAGES = ("Decoder", "VoiceActivityDetector", "Diarizer", "TkanExtractor", "Classifier")
-"""In the order in which a request waits for them."""
+"""The stages in the order in which a request waits for them."""
 
 FIRST_GUESS = {
     "Decoder": 0.01,
@@ -16,14 +16,14 @@ FIRST_GUESS = {
     "TkanExtractor": 0.02,
     "Classifier": 0.001,
 }
-"""Seconds of each stage for a second of audio, until this runner knows better."""
+"""Seconds of each stage for a second of audio, until this runner has measured them."""
 
 ALMOST = 0.95
-"""How far a stage is taken to be at most while it is at work."""
+"""The highest progress of a stage that is still working."""
 
 
 class Pace:
-    """What each stage takes on this cluster, learnt file by file."""
+    """The time that each stage takes on this cluster, learnt from file to file."""
 
     def __init__(self) -> None:
         self._pace = dict(FIRST_GUESS)
@@ -39,7 +39,7 @@ class Pace:
         return (before + min(now - since, ALMOST * expected[stage])) / sum(expected.values())
 
     def learn(self, progress: Progress, now: float) -> None:
-        """Take in how long the stages of a file took that is done."""
+        """Learn from the times of the stages of a finished file."""
         if not progress.audio_seconds:
             return
         for (stage, begin), (_, end) in pairwise([*progress.stages, ("", now)]):

@@ -1,4 +1,4 @@
-"""The JobRunner: takes files of jobs from the database and sends them through the graph, so many at a time."""
+"""The JobRunner: takes files of jobs from the database and sends them through the graph, several at a time."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 POLL_SECONDS = 0.5
-"""How often the database is asked for work, and, while there is some, whether it was cancelled."""
+"""How often the database is asked for work, and during work, whether the job was cancelled."""
 
 OUTAGE_SECONDS = 2.0
-"""How long to wait where the database does not answer."""
+"""How long to wait if the database does not answer."""
 
 SWEEP_SECONDS = 60.0
 
 WEBHOOK_LEASE_SECONDS = 60.0
-"""After so long a webhook that was begun is taken to be lost with its runner."""
+"""If a webhook that was begun is not finished after this time, its runner counts as lost."""
 
 RETRY_SECONDS = 5.0
-"""How long a file rests after a stage was down, times the attempts so far."""
+"""How long a file waits after a stage was down, multiplied by the number of attempts so far."""
 
 
 @serve.deployment
 class JobRunner:
-    """Judges the files of jobs, sends webhooks, and clears away what is over. It takes no requests.
+    """Judges the files of jobs, sends webhooks, and deletes old jobs. It takes no requests.
 
-    It works for as long as it lives; where it dies, whatever it had in hand is taken up by another, or by itself when
-    it is started again. Without `stages` it holds them itself.
+    If it dies, another runner, or the same after a restart, continues its files. Without `stages` it runs the stages
+    itself.
     """
 
     def __init__(
@@ -77,21 +77,21 @@ class JobRunner:
         self._loops.append(asyncio.create_task(_repeat(self._sweep)))
 
     async def check_health(self) -> None:
-        """Raises where a part of the runner has ended, so that Serve starts another."""
+        """Raises if a part of the runner has ended, so that Serve starts a new replica."""
         for loop in self._loops:
             if loop.done():
                 loop.result()
         await self._graph.check_embedded()
 
     async def _judge_next(self) -> float:
-        """Judge the file that has waited longest. Returns how long to rest then."""
+        """Judge the file that has waited longest. Returns how long to wait before the next call."""
         claim = await asyncio.to_thread(self._store.claim, self._settings.lease_seconds)
         if claim is None:
             return POLL_SECONDS
         audio_seconds = 0.0
         try:
             if claim.attempts > self._settings.max_attempts:
-                raise SoundSentryError("What judges this file was lost each time. Nothing can be said about it.")
+                raise SoundSentryError("Each process that judged this file was lost. Nothing can be said about it.")
             result, audio_seconds = await self._judge(claim)
         except (StageUnavailable, Overloaded) as error:
             if claim.attempts < self._settings.max_attempts:
@@ -109,7 +109,7 @@ class JobRunner:
         return 0.0
 
     async def _judge(self, claim: Claim) -> tuple[dict[str, Any] | None, float]:
-        """The result of a file, and its length in seconds; None where its job was cancelled, or the claim was lost."""
+        """The result of a file, and its length in seconds; None if its job was cancelled or the claim was lost."""
         sound = await asyncio.to_thread(self._sound.read, claim.job_id, claim.position)
         progress = Progress()
         work = asyncio.create_task(self._graph.predict(sound, **claim.options, progress=progress))
@@ -119,7 +119,7 @@ class JobRunner:
                 share = self._pace.share_done(progress, loop.time(), claim.options["use_diarization"])
                 stage = progress.stages[-1][0] if progress.stages else None
                 lease_seconds = self._settings.lease_seconds
-                with suppress(StoreUnavailable):  # the work goes on; whether it counts is told when it is finished
+                with suppress(StoreUnavailable):  # the work goes on; whether the result counts is checked at the end
                     if not await asyncio.to_thread(self._store.renew, claim, lease_seconds, stage, share):
                         return None, 0.0
             verdict = work.result()
@@ -131,14 +131,14 @@ class JobRunner:
         return judged.model_dump(mode="json"), verdict.duration_seconds
 
     async def _charge(self, claim: Claim, audio_seconds: float) -> None:
-        """Count what a file held against the key that sent it."""
+        """Subtract the audio of a file from what the key that sent it has left."""
         try:
             await self._access.charge(self._keys.get(claim.owner), audio_seconds)
         except StageUnavailable:
             logger.warning("%g s of audio of job %s were not counted.", audio_seconds, claim.job_id)
 
     async def _tell_next(self) -> float:
-        """Send the webhook that is due."""
+        """Send the next webhook that is due."""
         job = await asyncio.to_thread(self._store.claim_webhook, WEBHOOK_LEASE_SECONDS)
         if job is None:
             return POLL_SECONDS
@@ -159,7 +159,7 @@ class JobRunner:
         return 0.0
 
     async def _sweep(self) -> float:
-        """Forget jobs whose time is over, and delete sound that no job needs any more."""
+        """Delete jobs that are too old, and sound that no job needs any more."""
         await asyncio.to_thread(self._store.delete_finished, time.time() - self._settings.keep_seconds)
         await asyncio.to_thread(self._sweep_sound)
         return SWEEP_SECONDS
@@ -175,7 +175,7 @@ class JobRunner:
 
 
 async def _repeat(turn: Callable[[], Awaitable[float]]) -> None:
-    """Take one turn after another, each followed by the rest that it asks for."""
+    """Call `turn` again and again. After each call it waits as long as the call returned."""
     while True:
         try:
             rest = await turn()
@@ -185,7 +185,7 @@ async def _repeat(turn: Callable[[], Awaitable[float]]) -> None:
 
 
 async def _insist(write: Callable[..., T], *arguments: Any) -> T:
-    """Write to the database, however long it is away."""
+    """Write to the database. If it does not answer, try again until it does."""
     while True:
         try:
             return await asyncio.to_thread(write, *arguments)

@@ -1,7 +1,7 @@
-"""The sound of jobs on its way to the graph: the one place where the service lets a recording touch a disk.
+"""Stores the sound of jobs until it is judged. Only here does the service write a recording to a disk.
 
-A file is there from the moment its upload begins until it is judged, or its job is cancelled or deleted. What a crash
-leaves behind is swept away when a runner starts, and every minute. Nobody but the service's own user may read it.
+A file exists from the start of its upload until it is judged, or until its job is cancelled or deleted. Files that a
+crash left behind are deleted when a runner starts and every minute. Only the service's own user may read the files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO
 from pipeline.errors import ConfigurationError, SoundLost, StoreUnavailable
 
 UNKNOWN_SECONDS = 3600.0
-"""How long the sound of a job that is not in the database may lie there: its upload may be under way."""
+"""How long the sound of a job that is not in the database is kept, because its upload may still be running."""
 
 NO_ROOM = "The service cannot take files for jobs at present. Try again in a while."
 
@@ -24,13 +24,13 @@ SoundFile = tuple[str, int]
 
 
 class SoundFolder:
-    """A folder that holds the sound of jobs, which every node that takes or judges jobs has to see."""
+    """A folder that holds the sound of jobs. Every node that accepts or judges jobs must see it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def create(self) -> None:
-        """Make the folder, for this user alone. Raises ConfigurationError where that cannot be."""
+        """Make the folder, readable by this user only. Raises ConfigurationError if it cannot be made."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder.chmod(0o700)
@@ -38,7 +38,7 @@ class SoundFolder:
             raise ConfigurationError(f"jobs.folder: {self._folder} cannot be made ({error.strerror})") from error
 
     def write(self, job_id: str, position: int) -> BinaryIO:
-        """A new file to write sound to. Raises StoreUnavailable where that cannot be."""
+        """A new file to write sound to. Raises StoreUnavailable if it cannot be made."""
         try:
             descriptor = os.open(self._path(job_id, position), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -46,19 +46,19 @@ class SoundFolder:
         return os.fdopen(descriptor, "w+b")
 
     def read(self, job_id: str, position: int) -> bytes:
-        """The sound of a file. Raises SoundLost where it is not there."""
+        """The sound of a file. Raises SoundLost if it is not there."""
         try:
             return self._path(job_id, position).read_bytes()
         except OSError as error:
             raise SoundLost("The sound of this file is lost. Send it again.") from error
 
     def delete(self, job_id: str, positions: Iterable[int]) -> None:
-        """Delete those of these files of a job that are there."""
+        """Delete these files of a job. Files that do not exist are ignored."""
         for position in positions:
             self._path(job_id, position).unlink(missing_ok=True)
 
     def files(self) -> dict[SoundFile, float]:
-        """Every file that is there, and for how many seconds."""
+        """Every file in the folder, and its age in seconds."""
         found = {}
         now = time.time()
         for path in self._folder.iterdir():

@@ -1,10 +1,10 @@
 """The state of every job, in SQLite or PostgreSQL.
 
-A file of a job is claimed by an atomic update, under a lease that its runner renews while it works. A runner that died
-renews nothing, so that another claims the file once the lease is over. Whoever lost a lease can write nothing any more:
-each file has one result, written in one transaction with the state of its job.
+A runner claims a file of a job by an atomic update. It gets a lease, which it renews while it works. A dead runner does
+not renew its lease, so another runner claims the file when the lease is over. A runner that lost its lease cannot write
+any more. So each file has one result, written in one transaction with the state of its job.
 
-All times are seconds since 1970 by the clocks of the machines, which have to agree to within a few seconds.
+All times are seconds since 1970 by the clocks of the machines, which must agree to within a few seconds.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ WebhookState = Literal["pending", "delivered", "failed"]
 UNFINISHED: tuple[State, ...] = ("queued", "running")
 
 BUSY_SECONDS = 30
-"""How long SQLite waits for another process that writes."""
+"""How long SQLite waits for another process that is writing."""
 
 TABLES_LOCK = 0x536F756E64
-"""Any number that others who use the database do not lock, too."""
+"""The number of the advisory lock. Any number will do that other users of the database do not lock."""
 
 READS_ONLY = "reads_only"
-"""Option of a transaction that writes nothing, and so waits for nobody who does."""
+"""Option of a transaction that only reads, and so does not wait for writers."""
 
 _metadata = sa.MetaData()
 
@@ -122,7 +122,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to judge a file, as long as `lease` is renewed. `attempts` counts this one."""
+    """The right to judge a file, as long as `lease` is renewed. `attempts` includes the current one."""
 
     job_id: str
     position: int
@@ -134,9 +134,9 @@ class Claim:
 
 
 class JobStore:
-    """Blocks while it waits for the database; threads and processes may share it.
+    """The store of all jobs. Its calls block until the database answers. Threads and processes may share the database.
 
-    Raises StoreUnavailable where the database does not answer as it should.
+    Raises StoreUnavailable if the database fails.
     """
 
     def __init__(self, url: str) -> None:
@@ -149,9 +149,9 @@ class JobStore:
         self._engine.dispose()
 
     def create_tables(self) -> None:
-        """Make what is not there yet."""
+        """Make the tables that do not exist yet."""
         with self._transaction() as connection:
-            if self._engine.dialect.name == "postgresql":  # where two that make a table at once both fail to find it
+            if self._engine.dialect.name == "postgresql":  # two processes may make a table at once
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
             _metadata.create_all(connection)
 
@@ -167,9 +167,10 @@ class JobStore:
         webhook: str | None = None,
         max_waiting: int,
     ) -> tuple[Job, bool]:
-        """A new job; or the one that the owner's idempotency key stands for, and False.
+        """A new job and True, or the existing job with the owner's idempotency key and False.
 
-        Raises IdempotencyConflict where that one was another request, Overloaded where `max_waiting` files wait.
+        Raises IdempotencyConflict if the existing job came from another request, and Overloaded if `max_waiting` files
+        wait.
         """
         now = time.time()
         job = {"id": job_id, "owner": owner, "options": options, "state": "queued", "created_at": now}
@@ -185,11 +186,11 @@ class JobStore:
                     return known, False
                 waiting = sa.select(sa.func.count()).where(_files.c.state.in_(UNFINISHED))
                 if (connection.scalar(waiting.select_from(_files)) or 0) + len(rows) > max_waiting:
-                    raise Overloaded("As many files wait as may. Try again in a while.")
+                    raise Overloaded("Too many files are waiting. Try again in a while.")
                 connection.execute(_jobs.insert(), job)
                 connection.execute(_files.insert(), rows)
                 return self._read(connection, job_id), True
-        except IntegrityError:  # the same request came twice at once, and the other was first
+        except IntegrityError:  # the same request came twice at once, and the other one was first
             with self._transaction() as connection:
                 known = self._by_key(connection, owner, idempotency_key or "", fingerprint)
             if known is None:
@@ -205,9 +206,9 @@ class JobStore:
         return job
 
     def latest(self, owner: str, limit: int, before: str | None = None) -> list[Job]:
-        """The owner's jobs without their results, newest first; those older than the job `before`, where given.
+        """The owner's jobs without their results, newest first. If `before` is given, only jobs older than that one.
 
-        Raises JobNotFound where that one is not there, or another owner's.
+        Raises JobNotFound if the job `before` does not exist or has another owner.
         """
         with self._transaction(reads_only=True) as connection:
             chosen = sa.select(_jobs).where(_jobs.c.owner == owner)
@@ -232,7 +233,7 @@ class JobStore:
         return [_job(job, by_job[job["id"]]) for job in jobs]
 
     def cancel(self, owner: str, job_id: str) -> Job:
-        """End a job that is not finished, so that nothing is written to it any more; returns it as it is then.
+        """End a job that is not finished, so that no result is written to it any more. Returns the job after that.
 
         Raises JobNotFound.
         """
@@ -250,7 +251,7 @@ class JobStore:
             return self._read(connection, job_id)
 
     def delete(self, owner: str, job_id: str) -> None:
-        """Forget a job and its results. Raises JobNotFound."""
+        """Delete a job and its results. Raises JobNotFound."""
         with self._transaction() as connection:
             job = self._lock(connection, job_id)
             if job is None or job.owner != owner:
@@ -258,13 +259,15 @@ class JobStore:
             _delete(connection, _jobs.c.id == job_id)
 
     def delete_finished(self, before: float) -> int:
-        """Forget the jobs that were finished before that time; returns how many."""
+        """Delete the jobs that were finished before that time. Returns how many."""
         with self._transaction() as connection:
             return _delete(connection, _jobs.c.finished_at < before)
 
     def claim(self, lease_seconds: float) -> Claim | None:
-        """The file that has waited longest, of those that nobody has in hand or whose runner is gone; None where there
-        is none. Of a job that somebody else is just changing nothing is claimed at that moment.
+        """Claim the file that has waited longest; None if there is none.
+
+        Files that no runner has, and files whose lease is over, can be claimed. A job that another process is changing
+        at this moment is skipped.
         """
         now = time.time()
         free = (_files.c.state == "queued") & (_files.c.due_at <= now)
@@ -291,7 +294,7 @@ class JobStore:
                 found.owner,
                 found.options,
             )
-            # The condition once more: what was found may have been claimed since.
+            # The condition is checked again, because another runner may have claimed the file in between.
             taken = connection.execute(
                 _files.update()
                 .where(_is_file(claim) & (free | left))
@@ -314,7 +317,7 @@ class JobStore:
             return claim
 
     def renew(self, claim: Claim, lease_seconds: float, stage: str | None, progress: float) -> bool:
-        """Keep a claim, and tell how far the work is. False where it is lost, or the job was cancelled."""
+        """Renew a claim, and store the progress. False if the claim is lost or the job was cancelled."""
         with self._transaction() as connection:
             renewed = connection.execute(
                 _files.update()
@@ -324,7 +327,7 @@ class JobStore:
             return renewed.rowcount == 1
 
     def release(self, claim: Claim, delay_seconds: float) -> None:
-        """Give a claim back, for another try after a while."""
+        """Give a claim back, so that the file is tried again after the delay."""
         with self._transaction() as connection:
             connection.execute(
                 _files.update()
@@ -333,7 +336,7 @@ class JobStore:
             )
 
     def finish(self, claim: Claim, result: dict[str, Any]) -> bool:
-        """Write the result of a file, and end its job where it was the last. False where the claim was lost."""
+        """Write the result of a file, and end its job if it was the last. False if the claim was lost."""
         now = time.time()
         with self._transaction() as connection:
             job = self._lock(connection, claim.job_id)
@@ -356,7 +359,7 @@ class JobStore:
             return True
 
     def claim_webhook(self, lease_seconds: float) -> Job | None:
-        """A finished job whose webhook is due; it is due again after the lease, unless settled before."""
+        """A finished job whose webhook is due. It is due again after the lease, unless it is settled before."""
         now = time.time()
         due = (
             sa.select(_jobs.c.id)
@@ -377,7 +380,7 @@ class JobStore:
             return self._read(connection, job_id)
 
     def settle_webhook(self, job_id: str, state: WebhookState, delay_seconds: float = 0.0) -> None:
-        """Write how a webhook went; one that stays pending is due again after the delay."""
+        """Store the state of a webhook. A pending one is due again after the delay."""
         with self._transaction() as connection:
             connection.execute(
                 _jobs.update()
@@ -386,7 +389,7 @@ class JobStore:
             )
 
     def unfinished(self, among: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
-        """Those of these files, by job and position, whose sound is still needed."""
+        """Those of the given files, by job and position, whose sound is still needed."""
         with self._transaction(reads_only=True) as connection:
             rows = connection.execute(
                 sa.select(_files.c.job_id, _files.c.position).where(
@@ -396,7 +399,7 @@ class JobStore:
             return {(row.job_id, row.position) for row in rows} & set(among)
 
     def known(self, among: Sequence[str]) -> set[str]:
-        """Those of these jobs that are there."""
+        """Those of the given jobs that exist."""
         with self._transaction(reads_only=True) as connection:
             return set(connection.scalars(sa.select(_jobs.c.id).where(_jobs.c.id.in_(among))))
 
@@ -415,9 +418,9 @@ class JobStore:
         return self._read(connection, known.id)
 
     def _lock(self, connection: sa.Connection, job_id: str) -> sa.Row[Any] | None:
-        """The row of a job, which nobody else may change before this transaction is over.
+        """The row of a job, locked against changes by others until this transaction is over.
 
-        What changes a job and its files locks the job first, so that no two wait for each other.
+        Every change of a job or its files locks the job first, so that there is no deadlock.
         """
         return connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id).with_for_update()).first()
 
@@ -471,7 +474,7 @@ def _file(row: Mapping[Any, Any]) -> JobFile:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Keep a write-ahead log. SQLite refuses that while another opens the same new file, and does not wait."""
+    """Use a write-ahead log. SQLite refuses this, without waiting, while another process opens the same new file."""
     until = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -484,9 +487,9 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
-    """Let several processes share the file: readers beside one writer, who waits for its turn at the start.
+    """Let several processes share the file: many readers, and one writer that waits for its turn at its start.
 
-    Python's own handling of transactions would begin one too late for that.
+    Python's own handling of transactions would begin a transaction too late for that.
     """
 
     @sa.event.listens_for(engine, "connect")

@@ -1,8 +1,7 @@
-"""Telling whoever sent a job that it is done: one signed POST, tried again with longer and longer pauses.
+"""Tells the sender of a job that it is done: one signed POST, tried again after longer and longer pauses.
 
-The address is whatever a client of the service says, and the service may stand where private networks can be reached.
-So what counts is the address that a connection is really made to, after the name was resolved, and no redirect is
-followed.
+A client of the service chooses the address, and the service may be able to reach private networks. So the check is made
+on the address that a connection is really made to, after the name was resolved. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ SIGNATURE_HEADER = "X-Sound-Sentry-Signature"
 JOB_HEADER = "X-Sound-Sentry-Job"
 
 TIMEOUT_SECONDS = 10.0
-"""How long a receiver may take to answer, its name's resolution and the connection included."""
+"""How long a receiver may take to answer, including the resolution of its name and the connection."""
 
 MAX_URL_LENGTH = 2_000
 MIN_SECRET_BYTES = 16
 SUCCESS = range(200, 300)
 
 CARRIES_IPV4 = tuple(IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
-"""Networks whose addresses hold an IPv4 address that a gateway unpacks (RFC 6052, 8215, 3056, 4380)."""
+"""Networks whose addresses contain an IPv4 address that a gateway extracts (RFC 6052, 8215, 3056, 4380)."""
 
 NO_ADDRESS = "webhook: send an http or https address without a user name."
 
@@ -44,18 +43,18 @@ Network = IPv4Network | IPv6Network
 
 
 class ForbiddenAddressError(OSError):
-    """A connection to an address that a webhook may not have."""
+    """A connection to an address that webhooks may not use."""
 
 
 class Webhooks:
-    """Sends webhooks, signed with `secret`. `allowed` are the networks besides the public ones that they may reach."""
+    """Sends webhooks, signed with `secret`. They may reach public addresses and the networks in `allowed`."""
 
     def __init__(self, secret: bytes, allowed: Sequence[Network]) -> None:
         self._secret = secret
         self._allowed = allowed
 
     async def check(self, url: str) -> None:
-        """Raises WebhookRefused where a webhook to `url` could never be sent."""
+        """Raises WebhookRefused if a webhook to `url` could never be sent."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -74,14 +73,14 @@ class Webhooks:
             raise WebhookRefused("webhook: its address is in a private network, where this service sends nothing.")
 
     async def send(self, url: str, job_id: str, body: bytes) -> str | None:
-        """POST `body` once. Returns None where the receiver answered with success, else what went wrong."""
+        """POST `body` once. Returns None if the receiver answered with success, else what went wrong."""
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "Sound-Sentry",
             JOB_HEADER: job_id,
             SIGNATURE_HEADER: signature(self._secret, body),
         }
-        # A connection of its own each time: one that is kept might be to an address that the name has no more.
+        # A new connection each time, because a kept one could lead to an old address of the name.
         connector = aiohttp.TCPConnector(socket_factory=self._open_socket, use_dns_cache=False, force_close=True)
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         cookies = aiohttp.DummyCookieJar()
@@ -100,7 +99,7 @@ class Webhooks:
             return f"the connection failed ({type(error).__name__})"
 
     def _open_socket(self, address: Any) -> socket.socket:
-        """A socket for one address that a name was resolved to. Raises ForbiddenAddressError before it is used."""
+        """A socket for one resolved address of a name. Raises ForbiddenAddressError before it is used."""
         family, kind, protocol, _, where = address
         if not self._may_reach(where[0]):
             raise ForbiddenAddressError("a webhook may not reach this address")
@@ -114,7 +113,7 @@ class Webhooks:
 
 
 def read_secret(path: Path) -> bytes:
-    """The secret in a file, without white space around it. Raises ConfigurationError."""
+    """The secret in a file, without white space around it. Raises ConfigurationError if it is missing or too short."""
     try:
         secret = path.read_bytes().strip()
     except OSError as error:
@@ -128,7 +127,7 @@ def read_secret(path: Path) -> bytes:
 
 
 def is_public(ip: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is one of the Internet: not private, loopback, link-local, multicast or reserved."""
+    """Whether an address is public: not private, loopback, link-local, multicast or reserved."""
     if isinstance(ip, IPv6Address) and any(ip in network for network in CARRIES_IPV4):
         return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
@@ -140,5 +139,5 @@ def signature(secret: bytes, body: bytes) -> str:
 
 
 def pause_seconds(attempts: int, first_seconds: float) -> float:
-    """How long to wait after so many attempts: four times longer after each."""
+    """How long to wait after this number of attempts: four times longer after each."""
     return first_seconds * 4.0 ** (attempts - 1)

@@ -1,4 +1,4 @@
-"""What of requirements.lock goes into an image: all but what only the tests and the development need.
+"""Prints the part of requirements.lock for an image: everything except packages for tests and development.
 
     python3.11 ops/docker/requirements.py            with torch and the CUDA libraries that it brings
     python3.11 ops/docker/requirements.py --no-torch  without both
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = "sound-sentry"
 TORCH = {"torch", "torchaudio"}
-"""An index of CPU builds has its own files of these, whose hashes are not in the lock."""
+"""An index of CPU builds has other files of these packages, and their hashes are not in the lock."""
 
 
 def entries(lock: str) -> dict[str, str]:
@@ -27,7 +27,7 @@ def entries(lock: str) -> dict[str, str]:
 
 
 def needed(lock: str, development: set[str]) -> dict[str, str]:
-    """The entries of `lock` without those that only packages in `development` ask for, and these themselves."""
+    """The entries of `lock` without the packages in `development` and those that only they need."""
     kept = entries(lock)
     while True:
         unneeded = [name for name, entry in kept.items() if not _askers(name, entry, development) & {PRODUCT, *kept}]
@@ -38,7 +38,7 @@ def needed(lock: str, development: set[str]) -> dict[str, str]:
 
 
 def _askers(name: str, entry: str, development: set[str]) -> set[str]:
-    """Who asks for a package, as uv notes it."""
+    """The packages that need a package, from uv's comments."""
     askers = set(re.findall(r"^    #(?: via|  ) (\S+)", entry, flags=re.MULTILINE))
     if PRODUCT in askers and name in development:
         askers.remove(PRODUCT)

@@ -1,1 +1,1 @@
-"""From the bytes of a file to samples, and how good those samples are. Nothing here looks for speech or judges it."""
+"""Turns the bytes of a file into samples, and measures their quality. Nothing here finds or judges speech."""

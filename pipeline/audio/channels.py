@@ -1,4 +1,4 @@
-"""The channels of a recording: how they become one, and which of them need not be judged by themselves."""
+"""The channels of a recording: how they are mixed to one, and which of them need no verdict of their own."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ Samples = NDArray[np.float32]
 NO_AUDIO = "The file holds no audio. Send a recording."
 
 SILENT_PEAK = 1e-4
-"""A channel that never goes beyond this, 80 dB below full scale, is silent."""
+"""A channel whose samples never exceed this is silent. It is 80 dB below full scale."""
 
 SAME_POWER = 1e-3
-"""Two channels are the same where their difference has less than this share of the power: AAC alters copies by up to
-2e-4, Opus and WMA by less."""
+"""Two channels are the same if the power of their difference is less than this share of their power. AAC changes
+copies by up to 2e-4, Opus and WMA by less."""
 
 
 def mix(blocks: Iterable[Samples]) -> tuple[Samples, int | None]:
-    """The mean of the channels (time,), and the loudest channel where the mean loses what the channels hold.
+    """The mean of the channels (time,), and the index of the loudest channel if the mean loses the signal, else None.
 
-    `blocks` are (time, channels), up to a second each. The mean of n equal channels has their power, of n unrelated
-    ones an n-th of it, of opposite ones nothing. It loses the signal where, in a twentieth of the seconds that have
-    any, it has under a tenth of what unrelated channels would leave. Raises EmptyAudio where there are no blocks.
+    `blocks` are (time, channels), up to a second each. The mean of n equal channels has the power of one channel, the
+    mean of n unrelated channels has 1/n of it, and the mean of opposite channels has none. A second is lost if its mean
+    has less than a tenth of the power that unrelated channels would leave. The signal is lost if more than a twentieth
+    of the seconds with a signal are lost. Raises EmptyAudio if there are no blocks.
     """
     mono, powers, left = [], [], []
     for block in blocks:
@@ -44,7 +45,7 @@ def mix(blocks: Iterable[Samples]) -> tuple[Samples, int | None]:
 
 
 def split(blocks: Iterable[Samples]) -> list[Samples]:
-    """Each channel, (time,), of blocks (time, channels). Raises EmptyAudio where there are no blocks."""
+    """Each channel, (time,), of blocks (time, channels). Raises EmptyAudio if there are no blocks."""
     channels = [np.concatenate(parts) for parts in zip(*(block.T for block in blocks), strict=True)]
     if not channels:
         raise EmptyAudio(NO_AUDIO)
@@ -52,7 +53,7 @@ def split(blocks: Iterable[Samples]) -> list[Samples]:
 
 
 def notes(channels: Sequence[Samples]) -> list[str | None]:
-    """Why each channel need not be judged: `silent`, or `same_as_` and the name of an earlier one; else None."""
+    """One note a channel: `silent`, or `same_as_` and the name of an earlier channel; None if it must be judged."""
     found: list[str | None] = []
     for number, samples in enumerate(channels):
         if np.abs(samples).max(initial=0) <= SILENT_PEAK:
@@ -65,12 +66,12 @@ def notes(channels: Sequence[Samples]) -> list[str | None]:
 
 
 def channel_name(index: int) -> str:
-    """What a channel is called, by its index from 0."""
+    """The name of the channel with this index, counted from 0."""
     return f"CHANNEL_{index + 1}"
 
 
 def same_as(index: int) -> str:
-    """The note of a channel that holds the same as an earlier one."""
+    """The note of a channel that holds the same sound as the earlier channel `index`."""
     return f"same_as_{channel_name(index)}"
 
 

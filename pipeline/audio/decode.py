@@ -1,7 +1,7 @@
 """Bytes of an upload to 16 kHz mono audio.
 
-The upload is hostile until decoded: its format is told by its magic bytes, that one demuxer is forced, the codecs
-are a whitelist, nothing else may be opened, and every cap is applied to what comes out, never to what a header says.
+An upload is treated as hostile. Its magic bytes tell its format, only the demuxer of that format runs, only codecs on
+a whitelist are used, and no other file is opened. Every cap is applied to the decoded audio, never to a header.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from pipeline.config import Limits
 
 _RESAMPLER = {"filter_size": "128", "cutoff": "0.97"}
-"""Flat to 7.5 kHz and 80 dB down from 8.1 kHz; libswresample's default lets 8.5 kHz through at -26 dB."""
+"""The filter is flat up to 7.5 kHz and 80 dB down from 8.1 kHz on. libswresample's default lets 8.5 kHz through at
+-26 dB."""
 
 _PRIMING_SECONDS = 0.25
-"""Codecs add up to so much silence, which does not count against a recording's length."""
+"""Codecs add up to this much silence. It does not count towards a recording's length."""
 
 _MAX_AMPLITUDE = 10.0
-"""Full scale is 1, and lossy codecs overshoot it a little; beyond +20 dB it is no recording."""
+"""Full scale is 1, and lossy codecs overshoot it a little. Samples beyond +20 dB are not from a recording."""
 
 _SEND = f"Send {ACCEPTED}."
 _BROKEN = "The audio cannot be decoded: the file is damaged or incomplete. Export it again and send the new file."
@@ -50,7 +51,7 @@ _Block = NDArray[np.float32]
 
 
 class _Upload:
-    """The bytes as libav reads them: without a name, which PyAV would obey, and at an end once time is up."""
+    """The bytes as libav reads them. They have no file name, which PyAV would follow, and end when time is up."""
 
     def __init__(self, data: bytes, deadline: float) -> None:
         self._file = io.BytesIO(data)
@@ -67,11 +68,11 @@ class _Upload:
 
 
 def decode(data: bytes, limits: Limits, track: int | None = None) -> Recording:
-    """Decode an upload in any of FORMATS, told by its content, to 16 kHz mono.
+    """Decode an upload in any of FORMATS to 16 kHz mono. The content tells the format.
 
-    `track` is which of several audio tracks to take, counted from 0. Channels are averaged; where that cancels the
-    signal, the loudest channel is taken. Warnings: `truncated` (the file holds less audio than it declares), `damaged`
-    (parts could not be decoded and are left out), `anti_phase_loudest_channel_scored`.
+    `track` is the number of the audio track to take, counted from 0, if there are several. Channels are averaged; if
+    that cancels the signal, the loudest channel is taken. Warnings: `truncated` (the file holds less audio than it
+    declares), `damaged` (parts could not be decoded and are left out), `anti_phase_loudest_channel_scored`.
 
     Raises EmptyAudio, UnsupportedFormat, RecordingTooLong or UnreadableAudio.
     """
@@ -84,10 +85,10 @@ def decode(data: bytes, limits: Limits, track: int | None = None) -> Recording:
 
 
 def decode_channels(data: bytes, limits: Limits, track: int | None = None) -> tuple[Channel, ...]:
-    """As `decode`, but for each channel by itself.
+    """Like `decode`, but with one result for each channel.
 
-    Silent ones and copies of earlier ones have a note instead of a recording; but of silent ones alone the first has
-    both.
+    Silent channels and copies of earlier channels have a note instead of a recording. If all channels are silent, the
+    first has both.
     """
     decoding = _Decoding(data, limits, track)
     samples = channels.split(decoding.blocks())
@@ -101,14 +102,14 @@ def decode_channels(data: bytes, limits: Limits, track: int | None = None) -> tu
 
 
 def takes_too_long(limits: Limits) -> str:
-    """What is told where decoding is given up."""
+    """The error message for decoding that takes too long."""
     return f"The audio takes longer than {limits.max_decode_seconds:g} seconds to decode. Send it in parts."
 
 
 class _Decoding:
-    """One upload on its way to samples. All caps are applied here, to what is decoded.
+    """One upload while it is decoded. All caps are applied here, to the decoded audio.
 
-    Raises EmptyAudio or UnsupportedFormat for what is none.
+    Raises EmptyAudio for an empty file and UnsupportedFormat for a file that is in none of FORMATS.
     """
 
     def __init__(self, data: bytes, limits: Limits, track: int | None) -> None:
@@ -122,7 +123,7 @@ class _Decoding:
         self._truncated = self._damaged = False
 
     def recording(self, samples: NDArray[np.float32], *warnings: AnswerWarning) -> Recording:
-        """What has been made of the blocks, once they have all been taken, and what was odd about them."""
+        """The recording made of `samples`, with its warnings. All blocks must have been read before."""
         return Recording(Waveform(samples), self._format.name, (*warnings, *self._oddities), self._sha256)
 
     @cached_property
@@ -157,7 +158,7 @@ class _Decoding:
     def _resample(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
         """Frames of one kind as packed floats at SAMPLE_RATE, about a second each.
 
-        PyAV's own resampler would start a thread for every CPU there is, and its own reading of eight planes crashes.
+        PyAV's own resampler would start a thread for each CPU, and PyAV crashes when it reads eight planes.
         """
         graph = Graph()
         graph.threads = 1
@@ -174,10 +175,10 @@ class _Decoding:
             yield from resampled
 
     def _seconds(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame | None]:
-        """Frames of one kind joined to a second each, which saves a resampler's call for each packet; then None."""
+        """Frames of one kind joined to blocks of a second, then None. This saves a call of the resampler per packet."""
         fifo = av.AudioFifo()
         for frame in frames:
-            frame.pts = None  # the FIFO refuses gaps; they stay closed
+            frame.pts = None  # the FIFO refuses gaps, so gaps are closed
             with self._reading():
                 fifo.write(frame)
             if fifo.samples >= frame.sample_rate:
@@ -249,7 +250,7 @@ class _Decoding:
             )
 
     def _stream(self, container: InputContainer) -> AudioStream:
-        """The one audio track, or the one asked for, ready to decode all it holds."""
+        """The only audio track, or the one asked for, ready to decode all of its audio."""
         tracks = container.streams.audio
         if not tracks:
             raise EmptyAudio(channels.NO_AUDIO)
@@ -263,7 +264,7 @@ class _Decoding:
             kind = self._format.name.upper()
             raise UnsupportedFormat(f"The {kind} file holds audio of a kind that is not accepted. {_SEND}")
         context.thread_count = 1
-        # Trims that the file asks for are not made: they could hide audio. What codecs add is a little silence.
+        # The file may ask to skip samples, but this could hide audio. Codecs add only a little silence.
         context.flags2 |= Flags2.skip_manual
         return stream
 
@@ -281,11 +282,11 @@ class _Decoding:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Around a call of libav, and nothing of ours: what libav cannot read is the file's fault, or time is up."""
+        """Wraps calls of libav only. If libav cannot read the file, the file is broken or time is up."""
         try:
             yield
         except av.FFmpegError as error:
-            self._check_time()  # the upload ends there, which libav may take for damage
+            self._check_time()  # when time is up the upload ends, which libav may report as damage
             raise UnreadableAudio(_BROKEN) from error
 
     def _check_time(self) -> None:
@@ -305,7 +306,7 @@ def _configure(graph: Graph, frame: AudioFrame) -> None:
 
 
 def _describe(tracks: tuple[AudioStream, ...]) -> str:
-    """The audio tracks of a file in words, by their numbers."""
+    """The audio tracks of a file in words, with their numbers."""
     return f"{len(tracks)} audio track{'s' * (len(tracks) > 1)}: " + "; ".join(
         f"{number}, {', '.join(_describe_track(track))}" for number, track in enumerate(tracks)
     )

@@ -1,4 +1,4 @@
-"""The formats a recording may have: the one place that a format is added in, and that all lists of them come from."""
+"""The formats a recording may have. A format is added here alone, and every list of formats comes from here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pipeline.audio.structure import Chunks
 
 @dataclass(frozen=True)
 class Format:
-    """A format: how it is told by a file's content, and all that may be used to read it.
+    """A format: how it is recognised, and what may be used to read it.
 
-    `labels` are the names that people know its files by, `demuxer` is libav's, `codecs` are the decoders it may lead
-    to. `ends_early` is whether a file stops before its own structure does, part of it was cut off; a live stream that
-    is cut between two packets cannot be told. `exact_duration`: its declared duration comes from the file, where libav
-    guesses that of others from the bit rate. `chunks` of a format are followed to see whether its header declares less
-    audio than the file holds. `options` are libav's for every file, `past_the_end` those with which it reads on where
-    the header declares too little; a file of a format that has none is then refused.
+    `labels`: the names that people use for such files. `sniff`: whether a file begins as this format does. `demuxer`:
+    the name of libav's demuxer. `codecs`: the decoders that may be used. `ends_early`: whether a part of the file was
+    cut off; this cannot be seen in a live stream that is cut between two packets. `exact_duration`: whether the file
+    itself declares its duration; for other formats libav guesses it from the bit rate. `chunks`: how the file's chunks
+    are read to find a header that declares less audio than the file holds. `options`: libav's options for every file.
+    `past_the_end`: the options to read on after a header that declares too little; a format without them is refused
+    then.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Format:
     past_the_end: tuple[tuple[str, str], ...] = ()
 
     def holds_more(self, data: bytes) -> bool:
-        """Whether the header of `data` declares less audio than there is."""
+        """Whether the header of `data` declares less audio than the file holds."""
         return self.chunks is not None and structure.holds_more(data, self.chunks)
 
 
@@ -47,7 +48,7 @@ _DOLBY = ("ac3", "eac3")
 _AMR = ("amrnb", "amrwb")
 _OGG = ("vorbis", "opus", "flac", "speex")
 _QUICKTIME_ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
-"""What a MOV file may begin with where it has no box for its type, which is younger than the format."""
+"""The types that the first box of a MOV file without a `ftyp` box may have. Early versions of MOV had no such box."""
 
 
 def _begins_as(read: structure.ReadFrame) -> Callable[[bytes], bool]:
@@ -115,7 +116,7 @@ _TABLE = (
         ("aac", "alac", "opus", "flac", *_MPEG, *_DOLBY, *_AMR, *_APPLE),
         structure.mp4_ends_early,
         exact_duration=True,
-        options=(("ignore_editlist", "1"),),  # it would hide audio
+        options=(("ignore_editlist", "1"),),  # an edit list could hide audio
     ),
     Format(
         "flac",
@@ -186,17 +187,17 @@ FORMATS = {format.name: format for format in _TABLE}
 """Every format by its name, in the order in which they are tried."""
 
 SUPPORTED_FORMATS = tuple(label.lower() for format in _TABLE for label in format.labels)
-"""Every kind of file that is taken, by the names that people know."""
+"""Every accepted kind of file, by the name that people use."""
 
 OTHER_ENDINGS = ("wave", "rf64", "oga", "spx", "mka", "m4b", "m4v", "aif", "aifc", "asf")
 
 ENDINGS = frozenset(f".{ending}" for ending in (*SUPPORTED_FORMATS, *OTHER_ENDINGS))
-"""How the names of such files end, in lower case: what is looked for in a folder."""
+"""The file name endings of these formats, in lower case. A search in a folder looks for them."""
 
 ACCEPTED = f"{', '.join(SUPPORTED_FORMATS[:-1]).upper()} or {SUPPORTED_FORMATS[-1].upper()}"
-"""The same as words of a sentence."""
+"""The same as a part of a sentence."""
 
 
 def sniff(data: bytes) -> Format | None:
-    """The format that `data` begins as; None where it is none of these. File names play no part."""
+    """The format of `data`, told by its first bytes; None if it is none of FORMATS. File names are not used."""
     return next((format for format in _TABLE if format.sniff(data)), None)

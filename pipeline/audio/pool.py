@@ -1,7 +1,7 @@
-"""Decoding in processes that may do nothing else, so that a file that breaks the decoder breaks nothing more.
+"""Decodes in processes that may do nothing else. A file that crashes the decoder cannot harm the service.
 
 This is the service's side; `pipeline.audio.worker` is the other. An upload and its samples pass through anonymous
-memory, never a disk. A worker that does not tell in time how its decoder ended is killed with it, and replaced.
+memory, never through a disk. If a worker does not report in time how its decoder ended, both are killed and replaced.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ START_SECONDS = 60.0
 """How long a worker may take to start."""
 
 GRACE_SECONDS = 2.0
-"""A decoder ends by itself once `max_decode_seconds` are over. So much later it is killed."""
+"""A decoder ends by itself after `max_decode_seconds`. If it still runs this many seconds later, it is killed."""
 
 CHECKPOINT_SECONDS = 0.05
-"""How long a wait goes on between two checkpoints."""
+"""Time between two calls of the checkpoint during a wait."""
 
 REFUSALS = {error.__name__: error for error in (EmptyAudio, UnsupportedFormat, RecordingTooLong, UnreadableAudio)}
 
 WARNINGS = {str(word): word for word in AnswerWarning}
-"""What a decoder may say besides samples, by how it says it."""
+"""The errors and warnings that a decoder may report, by their names in its answer."""
 
 _BROKE = "The file breaks the decoder: it is damaged, or made to do harm. Export it again and send the new file."
 _STOPPED = "The decoder was stopped from outside while it read this file. Send it again in a while."
-_FAILED = "The decoder failed for a reason of its own. Nothing can be said about this recording."
+_FAILED = "The decoder failed because of an error in the service. Nothing can be said about this recording."
 
 
 class DecoderPool:
-    """Decodes uploads in worker processes. Threads may share one; each worker decodes one upload at a time."""
+    """Decodes uploads in worker processes. Threads may share one pool. Each worker decodes one upload at a time."""
 
     def __init__(self, limits: Limits, workers: int) -> None:
         self._limits = limits
@@ -73,14 +73,13 @@ class DecoderPool:
         for worker in self._workers:
             self._idle.put(worker)
         self.close = weakref.finalize(self, _stop_all, self._workers)
-        """Ends the workers. Called by itself where the pool is no longer used, and when Python ends."""
+        """Ends the workers. This is called automatically when the pool is no longer used and when Python ends."""
 
     def decode(self, data: bytes, track: int | None = None, checkpoint: Checkpoint = go_on) -> Recording:
-        """As `pipeline.audio.decode.decode`, which raises the same errors, in a process of its own.
+        """Like `pipeline.audio.decode.decode`, in a process of its own. Raises the same errors.
 
-        A decoder that crashes on `data` raises UnreadableAudio; one that is killed from outside is tried once more,
-        then raises StageUnavailable; a mistake of ours raises StageFailed and is logged. Where `checkpoint` raises,
-        the decoder is killed.
+        Also raises UnreadableAudio if the decoder crashes on `data`, StageUnavailable if it is killed from outside
+        twice, and StageFailed, which is logged, for a bug of ours. If `checkpoint` raises, the decoder is killed.
         """
         (channel,) = self._order(data, Order(track=track), checkpoint)
         assert channel.recording
@@ -89,7 +88,7 @@ class DecoderPool:
     def decode_channels(
         self, data: bytes, track: int | None = None, checkpoint: Checkpoint = go_on
     ) -> tuple[Channel, ...]:
-        """As `pipeline.audio.decode.decode_channels`, in a process of its own, as `decode` is."""
+        """Like `pipeline.audio.decode.decode_channels`, in a process of its own. Raises as `decode` does."""
         return self._order(data, Order(split=True, track=track), checkpoint)
 
     def _order(self, data: bytes, order: Order, checkpoint: Checkpoint) -> tuple[Channel, ...]:
@@ -104,7 +103,7 @@ class DecoderPool:
         raise StageUnavailable(_STOPPED)
 
     def try_out(self, data: bytes) -> None:
-        """Decode `data` if a worker is idle; where all are busy, they work. Raises as `decode` does."""
+        """Decode `data` on an idle worker; do nothing if all are busy. Raises as `decode` does."""
         if not self._idle.empty():
             self.decode(data)
 
@@ -124,15 +123,15 @@ class DecoderPool:
 
 
 class _StoppedFromOutsideError(Exception):
-    """Something else than this service killed a worker or its fork."""
+    """Something outside this service killed a worker or its fork."""
 
 
 class _LateError(Exception):
-    """A worker did not tell in time."""
+    """A worker did not report in time."""
 
 
 class _Worker:
-    """A worker process, seen from the service. `is_sound` is whether it may be given another upload."""
+    """A worker process, seen from the service. `is_sound` tells whether it can take another upload."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -141,18 +140,18 @@ class _Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-E", "-m", "pipeline.audio.worker", limits.model_dump_json()],
                 cwd=ROOT,
-                # One thread, for no process with more may fork. What else the service has in its environment is
-                # none of a decoder's business.
+                # One thread, because a process with several threads must not fork. The decoder does not get the rest
+                # of the service's environment.
                 env={"OPENBLAS_NUM_THREADS": "1"} | {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"},
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the service, which then ends its workers
+                start_new_session=True,  # Ctrl-C goes to the service alone, which then ends its workers
             )
         self.is_sound = True
         self._is_ready = False
 
     def decode(self, data: bytes, order: Order, checkpoint: Checkpoint) -> tuple[Channel, ...]:
-        """As DecoderPool._order. Raises _StoppedFromOutsideError where the decoder's end says nothing about `data`."""
+        """Like DecoderPool._order. Raises _StoppedFromOutsideError if the decoder did not end because of `data`."""
         upload, result = os.memfd_create("upload"), os.memfd_create("samples")
         try:
             with open(upload, "wb", closefd=False) as file:
@@ -176,22 +175,22 @@ class _Worker:
             self._process.wait()
 
     def _run(self, order: Order, upload: int, result: int, checkpoint: Checkpoint) -> int:
-        """Have the worker fork a decoder, from one file in memory to another; the exit status of the fork."""
-        self.is_sound = False  # until it has told how this went
+        """Let the worker fork a decoder that reads `upload` and writes `result`. Returns the fork's exit status."""
+        self.is_sound = False  # until it has reported how this ended
         if not self._is_ready:
             try:
                 self._hear(START_SECONDS, checkpoint)
             except _LateError as error:
                 raise StageUnavailable("The decoder does not start. Try again in a while.") from error
             self._is_ready = True
-        with suppress(OSError):  # which the next message, or that there is none, says more about
+        with suppress(OSError):  # the wait for the next message finds out why
             socket.send_fds(self._control, [json.dumps(asdict(order)).encode()], [upload, result])
         try:
             status = int(self._hear(self._limits.max_decode_seconds + GRACE_SECONDS, checkpoint))
         except (_StoppedFromOutsideError, StageFailed):
             raise
         except BaseException as error:
-            self._process.send_signal(signal.SIGTERM)  # at which it kills its decoder
+            self._process.send_signal(signal.SIGTERM)  # the worker then kills its decoder
             with suppress(_LateError):
                 self._hear(GRACE_SECONDS, go_on)
                 self.is_sound = True
@@ -202,7 +201,7 @@ class _Worker:
         return status
 
     def _hear(self, seconds: float, checkpoint: Checkpoint) -> bytes:
-        """The worker's next message. Raises _LateError where it says nothing for so long."""
+        """The worker's next message. Raises _LateError if none comes within `seconds`."""
         deadline = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
@@ -213,7 +212,8 @@ class _Worker:
         with suppress(OSError):
             if message := self._control.recv(64):
                 return message
-        # The worker itself is gone, which no upload can bring about. Not reaped, it keeps its group, which is killed.
+        # The worker itself is gone, and no upload can cause that. Its process group exists until the worker is
+        # reaped: stop() kills the group first.
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self.stop()
         if self._process.returncode == -signal.SIGKILL:
@@ -223,12 +223,12 @@ class _Worker:
 
 
 def _read(result: int, limits: Limits, order: Order, file_sha256: str) -> tuple[Channel, ...]:
-    """What a fork has left in a file in memory. A fork that a file took over may write anything there."""
+    """The channels that a fork wrote to the file `result` in memory. A hijacked fork may write anything there."""
     with open(result, "rb", closefd=False) as file:
         file.seek(0)
         try:
             header = json.loads(file.readline(HEADER_BYTES))
-            # Of a fork's file no more is read than there is: room for the longest recording would be gigabytes.
+            # Reads no more than the file holds: a buffer for the longest recording would take gigabytes.
             left = min(4 * most_samples(limits, order), os.fstat(result).st_size)
             samples = np.frombuffer(file.read(left), np.float32)
             answer = _parse(header, samples, file_sha256)
@@ -240,7 +240,7 @@ def _read(result: int, limits: Limits, order: Order, file_sha256: str) -> tuple[
 
 
 def _parse(header: Any, samples: NDArray[np.float32], file_sha256: str) -> tuple[Channel, ...] | SoundSentryError:
-    """Raises ValueError, LookupError or TypeError for what no fork of ours writes."""
+    """The channels or the error in a fork's answer. Raises ValueError, LookupError or TypeError for a false answer."""
     match header:
         case {"refused": str(error), "detail": str(detail)}:
             return REFUSALS[error](detail)

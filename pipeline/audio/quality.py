@@ -1,4 +1,4 @@
-"""How good the recording is, and so how much a verdict on it can say."""
+"""Measures the quality of a recording. A verdict on a bad recording is less certain."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ FRAME, HOP = 512, 256  # samples
 BLOCK = 1_024  # frames, 16 s
 MAX_SNR_DB = 80.0
 BANDWIDTH_FLOOR_DB = 60.0
-"""A band belongs to the recording's bandwidth down to this far below the strongest one."""
+"""A band belongs to the recording's bandwidth if it is at most this far below the strongest band."""
 
 
 def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:
     """Signal-to-noise ratio and bandwidth of the speech.
 
-    SNR: mean power of the speech frames over the power that the quietest tenth of all frames stay under, in dB,
-    at most 80. Bandwidth: the highest 125 Hz band of the long-term average spectrum of speech within 60 dB of the
-    strongest.
+    SNR: mean power of the speech frames divided by the 10th percentile of the power of all frames, in dB, at most 80.
+    Bandwidth: the highest 125 Hz band of the long-term average spectrum of speech that is within 60 dB of the strongest
+    band.
     """
     samples = waveform.samples
     if len(samples) < FRAME:
@@ -45,9 +45,9 @@ def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:
 
 
 def _powers(frames: NDArray[np.float32], spoken: NDArray[np.bool]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The power of each frame (frames,), and of each frequency where somebody speaks (frequencies,).
+    """The power of each frame (frames,), and the power of speech at each frequency (frequencies,).
 
-    Some seconds at a time: the spectra of an hour would not fit in memory.
+    It works on a few seconds at a time, because the spectra of an hour would not fit in memory.
     """
     window = np.hanning(FRAME).astype(np.float32)
     levels = np.empty(len(frames), np.float32)

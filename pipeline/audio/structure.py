@@ -1,6 +1,6 @@
-"""The structure of audio files: the frames, chunks, boxes, pages and objects that follow each other in one.
+"""The structure of audio files: their frames, chunks, boxes, pages and objects.
 
-Nothing here decodes. Sizes and counts read from a file are only ever compared with the bytes at hand.
+Nothing here decodes. Sizes and counts that are read from a file are only compared with the bytes that are there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 _MAX_PARTS = 400_000
-"""Parts of a file that are looked at, an hour of the shortest packets: a file made of nothing but parts is hostile."""
+"""The most parts of a file that are read: an hour of the shortest packets. A file with more parts is hostile."""
 
 
 def after_id3(data: bytes) -> int:
@@ -23,18 +23,18 @@ def after_id3(data: bytes) -> int:
     return start
 
 
-# MPEG audio (ISO 11172-3, 13818-3), ADTS (ISO 13818-7) and AMR (RFC 4867): a run of frames that each tell their length.
+# MPEG audio (ISO 11172-3, 13818-3), ADTS (ISO 13818-7) and AMR (RFC 4867): frames that each declare their length.
 
 
 class Frame(NamedTuple):
-    """One frame: its length in bytes, and what must not change along the stream."""
+    """One frame: its length in bytes, and the fields that must be equal in all frames of a stream."""
 
     length: int
     kind: tuple[int, ...]
 
 
 ReadFrame = Callable[[bytes, int], Frame | None]
-"""The frame that begins at an offset; None where none does."""
+"""The frame that begins at an offset; None if no frame begins there."""
 
 AMR, AMR_WB = b"#!AMR\n", b"#!AMR-WB\n"
 
@@ -44,7 +44,7 @@ _LOW_RATE_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160,
 _MPEG_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _AMR_BYTES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1)
 _AMR_WB_BYTES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1)
-"""Of each type of frame, its length with the byte that names the type; 0 for types there are not."""
+"""The length of each type of frame, including the byte that names the type; 0 for types that do not exist."""
 
 
 def mp3_frame(data: bytes, offset: int) -> Frame | None:
@@ -56,7 +56,7 @@ def mp2_frame(data: bytes, offset: int) -> Frame | None:
 
 
 def _mpeg_frame(data: bytes, offset: int, layer: int) -> Frame | None:
-    """`layer` as the header codes it: 1 for layer III, 2 for layer II."""
+    """`layer` is the code in the header: 1 for layer III, 2 for layer II."""
     header = int.from_bytes(data[offset : offset + 4], "big")
     version, kbits, rate = header >> 19 & 3, header >> 12 & 15, header >> 10 & 3
     if header >> 21 != 0x7FF or version == 1 or header >> 17 & 3 != layer or kbits in (0, 15) or rate == 3:
@@ -78,7 +78,7 @@ def adts_frame(data: bytes, offset: int) -> Frame | None:
 
 
 def begins_stream(data: bytes, start: int, read: ReadFrame) -> bool:
-    """True where a frame stands at `start` and another of its kind, or the end of the data, right after it."""
+    """True if a frame is at `start` and another of its kind, or the end of the data, directly after it."""
     first = read(data, start)
     if first is None:
         return False
@@ -88,7 +88,7 @@ def begins_stream(data: bytes, start: int, read: ReadFrame) -> bool:
 
 
 def stream_ends_early(data: bytes, read: ReadFrame) -> bool:
-    """Walk the frames: early where the last one is cut, or where there are fewer than the Xing header counts."""
+    """Walk the frames. The file ends early if the last frame is cut or there are fewer than the Xing header counts."""
     start = offset = after_id3(data)
     frames = 0
     while (frame := read(data, offset)) is not None:
@@ -100,7 +100,7 @@ def stream_ends_early(data: bytes, read: ReadFrame) -> bool:
 
 
 def _xing_frames(data: bytes, start: int) -> int:
-    """Frames that the Xing or Info header of an MP3 counts, its own as a rule not among them; 0 where there is none."""
+    """The frame count in the Xing or Info header of an MP3, usually without the header's own frame; 0 if none."""
     for side in (13, 21, 36):
         tag = start + side
         if data[tag : tag + 4] in (b"Xing", b"Info") and data[tag + 7 : tag + 8] and data[tag + 7] & 1:
@@ -109,7 +109,7 @@ def _xing_frames(data: bytes, start: int) -> int:
 
 
 def amr_ends_early(data: bytes) -> bool:
-    """Walk the frames: early where the last one is cut."""
+    """Walk the frames. The file ends early if the last frame is cut."""
     magic, lengths = (AMR, _AMR_BYTES) if data.startswith(AMR) else (AMR_WB, _AMR_WB_BYTES)
     offset = len(magic)
     while offset < len(data) and (length := lengths[data[offset] >> 3 & 15]):
@@ -117,11 +117,11 @@ def amr_ends_early(data: bytes) -> bool:
     return offset > len(data)
 
 
-# RIFF, IFF, CAF, Wave64 and ASF: chunks that each tell their name and size.
+# RIFF, IFF, CAF, Wave64 and ASF: chunks that each declare their name and size.
 
 
 class Chunk(NamedTuple):
-    """`end` is where the next one begins, by what this one says of itself, but for padding."""
+    """A chunk. `end` is its end as its header declares it; the next chunk begins there or after padding."""
 
     name: bytes
     size: int
@@ -129,10 +129,10 @@ class Chunk(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """How the chunks of a container are written, and which of them holds the audio.
+    """How the chunks of a container are written, and which chunk holds the audio.
 
-    `first` is the offset of the first one; `whole` is whether a size counts the chunk's own head too. The size of the
-    audio is one of `live` where a recorder did not know it, and then reaches to the end of the file.
+    `first`: the offset of the first chunk. `whole`: whether the size includes the chunk's own header. `live`: the sizes
+    that a recorder writes for the audio if it does not know the size; the audio then reaches to the end of the file.
     """
 
     first: int
@@ -144,7 +144,7 @@ class Chunks(NamedTuple):
     whole: bool = False
     align: int = 1
     known: frozenset[bytes] | None = None
-    """The names there may be; None where any four letters may be a name."""
+    """The valid names; None if any name is valid."""
 
 
 RIFF = Chunks(12, 4, 4, "little", b"data", (0, 2**32 - 1), align=2)
@@ -174,7 +174,7 @@ ASF = Chunks(
 
 
 def walk(data: bytes, chunks: Chunks) -> Iterator[Chunk]:
-    """The chunks of a file, as far as they can be followed, up to one that reaches to the end of the file."""
+    """The chunks of a file, in order. Stops at the end of the file and before audio of unknown size."""
     offset, head = chunks.first, chunks.name_bytes + chunks.size_bytes
     for _ in range(_MAX_PARTS):
         if offset + head > len(data):
@@ -189,12 +189,12 @@ def walk(data: bytes, chunks: Chunks) -> Iterator[Chunk]:
 
 
 def chunks_end_early(data: bytes, chunks: Chunks) -> bool:
-    """True where the file stops within a chunk."""
+    """True if the file stops within a chunk."""
     return any(chunk.end > len(data) and _is_name(chunk.name, chunks) for chunk in walk(data, chunks))
 
 
 def holds_more(data: bytes, chunks: Chunks) -> bool:
-    """True where what follows the audio is no chunk: the file declares less audio than there is."""
+    """True if the bytes after a chunk are not a chunk: then the file declares less audio than it holds."""
     return not all(_is_name(chunk.name, chunks) for chunk in walk(data, chunks))
 
 
@@ -203,7 +203,7 @@ def _is_name(name: bytes, chunks: Chunks) -> bool:
 
 
 def au_ends_early(data: bytes) -> bool:
-    """An AU file tells where its audio begins and how long it is, all ones where a live recorder did not know."""
+    """An AU file declares where its audio begins and how long it is. The length is all ones in a live recording."""
     start, size = int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big")
     return size != 2**32 - 1 and start + size > len(data)
 
@@ -230,7 +230,7 @@ def mp4_ends_early(data: bytes) -> bool:
 
 
 def ogg_ends_early(data: bytes) -> bool:
-    """Walk the pages (RFC 3533 section 6): early where the last is cut, or a stream that began has not ended."""
+    """Walk the pages (RFC 3533 section 6). The file ends early if the last page is cut or a stream has no end."""
     open_streams = set()
     offset = 0
     while data[offset : offset + 4] == b"OggS" and offset + 27 <= len(data):
@@ -244,9 +244,9 @@ def ogg_ends_early(data: bytes) -> bool:
 
 
 def webm_ends_early(data: bytes) -> bool:
-    """Walk the elements (RFC 8794): early where one is longer than what is left.
+    """Walk the elements (RFC 8794). The file ends early if an element is longer than the rest of the file.
 
-    Segments and clusters of unknown size, as a live recorder writes them, are entered; the rest is skipped.
+    Live recorders write segments and clusters of unknown size. The walk enters these and skips all other elements.
     """
     offset = 0
     for _ in range(_MAX_PARTS):

@@ -1,7 +1,7 @@
-"""What has arrived of a live stream, and any stretch of it as a file that the decoder reads like an upload.
+"""Keeps what has arrived of a live stream, and gives any stretch of it as a file that the decoder reads.
 
-Nothing here decodes. A WebM stream is only cut between its blocks; sizes read from it are compared with the bytes at
-hand and with a cap.
+Nothing here decodes. A WebM stream is cut only between its blocks. Sizes that are read from it are compared with the
+bytes that are there and with a cap.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _TIMESTAMP_SCALE = 0x2AD7B1
 _UNKNOWN_SIZE = b"\x01" + b"\xff" * 7
 
 _MAX_ELEMENT_BYTES = 2**20
-"""No block of sound and no header of a recorder comes near this."""
+"""The most bytes of one element. Blocks of sound and headers of a recorder are far smaller."""
 
 _KEYFRAME = b"\x80"
-"""Flags of a block of sound: any decoder can start at it."""
+"""The flag of a block of sound that a decoder can start at."""
 
 _GARBAGE = "The stream is not the WebM of a recorder, or part of it is missing. Begin a new stream with its first byte."
 
 
 class Tape(Protocol):
-    """`seconds` is how much sound has arrived, `size` how many bytes."""
+    """What has arrived of a live stream: `seconds` of sound in `size` bytes."""
 
     @property
     def seconds(self) -> Seconds: ...
@@ -43,17 +43,17 @@ class Tape(Protocol):
     def size(self) -> int: ...
 
     def add(self, data: bytes) -> None:
-        """Append what has arrived. Raises UnreadableAudio where it can be no part of such a stream."""
+        """Append what has arrived. Raises UnreadableAudio if it cannot belong to such a stream."""
 
     def stretch(self, start: Seconds, end: Seconds) -> bytes:
-        """The sound from `start` to `end`, in seconds, as a file. It has to be among the last that were kept."""
+        """The sound from `start` to `end`, in seconds, as a file. This stretch must still be kept."""
 
     def whole(self) -> bytes:
-        """All that has arrived, as a file."""
+        """Everything that has arrived, as a file."""
 
 
 class PcmTape:
-    """16-bit little-endian samples, channels interleaved, as WAV files."""
+    """A stream of 16-bit little-endian samples with interleaved channels. Its files are WAV."""
 
     def __init__(self, sample_rate: int, channels: int) -> None:
         self._sample_rate = sample_rate
@@ -83,7 +83,7 @@ class PcmTape:
         return self._wav(bytes(self._data[: len(self._data) // self._frame_bytes * self._frame_bytes]), self._channels)
 
     def channel_stretch(self, channel: int, start: Seconds, end: Seconds) -> bytes:
-        """As `stretch`, of one channel, counted from 0."""
+        """Like `stretch`, but of one channel, counted from 0."""
         first, last = (round(t * self._sample_rate) * self._frame_bytes for t in (start, end))
         frames = np.frombuffer(bytes(self._data[first:last]), "<i2").reshape(-1, self._channels)
         return self._wav(frames[:, channel].tobytes(), 1)
@@ -99,10 +99,10 @@ class PcmTape:
 
 
 class WebmTape:
-    """WebM as a recorder writes it live, front to back. The blocks of the last `kept_seconds` are kept for `stretch`.
+    """A stream of WebM, as a live recorder writes it. The blocks of the last `kept_seconds` are kept for `stretch`.
 
-    A stretch is cut between blocks, so that it may be off by the length of one, which is 20 to 60 ms. Its decoder
-    starts anew: the first few hundredths of a second of an Opus stretch are softer than they are in the whole.
+    A stretch is cut between blocks, so its ends may be off by one block of 20 to 60 ms. A new decoder reads it: the
+    first few hundredths of a second of an Opus stretch are quieter than in the whole stream.
     Source: RFC 8794 (EBML), RFC 9559 (Matroska).
     """
 
@@ -128,7 +128,7 @@ class WebmTape:
 
     def stretch(self, start: Seconds, end: Seconds) -> bytes:
         blocks = [block for block in self._blocks if start <= block.start < end]
-        blocks = blocks or [self._blocks[-1]]  # a recorder that was paused leaves a gap, and no file is empty
+        blocks = blocks or [self._blocks[-1]]  # a paused recorder leaves a gap, and a file must not be empty
         base = blocks[0].ticks
         file = self._head[_EBML] + _identifier(_SEGMENT) + _UNKNOWN_SIZE + self._head[_INFO] + self._head[_TRACKS]
         file += _identifier(_CLUSTER) + _UNKNOWN_SIZE + _element(_TIMESTAMP, base.to_bytes(8, "big"))
@@ -138,7 +138,7 @@ class WebmTape:
         return bytes(self._data)
 
     def _take_element(self) -> bool:
-        """Read the next element, of which the outer two are entered; False where it has not all arrived."""
+        """Read the next element, and enter a segment or a cluster. Returns False if it has not arrived completely."""
         header = _read_header(self._data, self._read_to)
         if header is None:
             return False
@@ -190,7 +190,7 @@ class WebmTape:
 
 
 class _Block(NamedTuple):
-    """A block of sound: when it starts, in seconds from the first and in the stream's own ticks, and what it holds."""
+    """A block of sound: its start in seconds from the first block, its start in the stream's ticks, and its content."""
 
     start: Seconds
     ticks: int
@@ -198,7 +198,7 @@ class _Block(NamedTuple):
     payload: bytes
 
     def element(self, base: int) -> bytes:
-        """The block in a cluster whose time is `base` ticks. Raises UnreadableAudio where it is too far from that."""
+        """The block in a cluster that starts at `base` ticks. Raises UnreadableAudio if it is too far from that."""
         try:
             ticks = (self.ticks - base).to_bytes(2, "big", signed=True)
         except OverflowError as error:
@@ -217,7 +217,7 @@ def _identifier(identifier: int) -> bytes:
 def _read_header(data: bytes | bytearray, offset: int) -> tuple[int, int | None, int] | None:
     """Identifier, size (None where unknown) and start of the content of the element at `offset`.
 
-    None where its header has not all arrived. Raises UnreadableAudio where there is no element.
+    None if its header has not arrived completely. Raises UnreadableAudio if there is no element.
     """
     numbers = []
     for longest in (4, 8):
@@ -237,7 +237,7 @@ def _read_header(data: bytes | bytearray, offset: int) -> tuple[int, int | None,
 
 
 def _children(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Identifier and content of each element in a complete one."""
+    """The identifier and content of each element inside a complete element."""
     offset = 0
     while (header := _read_header(content, offset)) is not None:
         identifier, size, start = header

@@ -1,10 +1,10 @@
 """The process that decodes uploads for `pipeline.audio.pool`, started as `python -m pipeline.audio.worker`.
 
-A worker is warm: it holds libav and numpy, and little else. It reads no upload itself. For each it forks, and what it
-forks gives up all that it could do harm with, decodes that one upload, and ends; so that nothing passes from one
-upload to the next, and no crash takes the worker with it.
+A worker has libav and numpy loaded, and little else. It reads no upload itself: it forks a decoder for each. The fork
+gives up every right that it could do harm with, decodes that one upload, and ends. So nothing passes from one upload to
+the next, and a crash does not end the worker.
 
-`docs/untrusted-audio.md` says what holds the fork, and what the kernel must allow for it.
+`docs/untrusted-audio.md` says how the fork is confined, and what the kernel must allow for that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-import av.subtitles.codeccontext  # noqa: F401  PyAV loads it late, for a file with subtitles: a fork cannot
+import av.subtitles.codeccontext  # noqa: F401  PyAV loads it late, for a file with subtitles, and a fork cannot load it
 
 from pipeline.audio.channels import channel_name
 from pipeline.audio.decode import decode, decode_channels
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 HEADER_BYTES = MIB
-"""The most that a fork may say besides samples."""
+"""The most bytes that a fork may write besides samples."""
 
 WORKING_MIB = 256
-"""Memory that a decoder may use besides that for an upload and its samples."""
+"""Memory that a decoder may use in addition to that for the upload and its samples."""
 
 MESSAGE_BYTES = 1024
 
@@ -53,21 +53,21 @@ SYSTEM_CALLS = (
     *("clock_gettime", "gettimeofday", "getrandom", "getpid", "gettid", "sched_getaffinity", "sched_yield"),
     *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "restart_syscall", "exit", "exit_group"),
 )
-"""All that a fork may ask of the kernel: work with memory and with what is open already. All else is refused."""
+"""All system calls that a fork may make: they use memory and files that are already open. All others are refused."""
 
 _TOO_MUCH_MEMORY = "The audio takes more memory to decode than is allowed. Send it in parts."
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to make of an upload: its channels one by one, or mixed; and of which track."""
+    """What to decode: each channel by itself (`split`) or their mix, and the `track`, counted from 0."""
 
     split: bool = False
     track: int | None = None
 
 
 def serve(limits: Limits) -> None:
-    """Fork a decoder for each pair of files that the service sends, until it is gone; at SIGTERM kill it."""
+    """Fork a decoder for each pair of files from the service, until the service is gone. SIGTERM kills the decoder."""
     decoder = 0
 
     def kill(*_: object) -> None:
@@ -79,10 +79,10 @@ def serve(limits: Limits) -> None:
     seccomp = _system_call_filter()
     if seccomp is None:
         print("Decoders run without a system call filter: see docs/untrusted-audio.md.", file=sys.stderr)
-    with suppress(InputError):  # where the limits allow not even this
-        decode(_silence(), limits)  # loads what is loaded late
-    gc.freeze()  # so that forks need not copy it
-    with suppress(ConnectionError):  # who asks may be gone at any time
+    with suppress(InputError):  # if the limits do not even allow this file
+        decode(_silence(), limits)  # loads the modules that are loaded at first use
+    gc.freeze()  # so that forks need not copy this memory
+    with suppress(ConnectionError):  # the service may be gone at any time
         control.send(b"ready")
     while True:
         try:
@@ -108,30 +108,30 @@ def serve(limits: Limits) -> None:
 
 
 def _confine(limits: Limits, order: Order, seccomp: SyscallFilter | None) -> None:
-    """Give up, for good, all that decoding does not need."""
+    """Give up for ever all rights that decoding does not need."""
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go where the machine runs out of memory
+        Path("/proc/self/oom_score_adj").write_text("1000")  # the kernel kills this process first if memory runs out
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     samples, seconds = 4 * most_samples(limits, order), int(limits.max_decode_seconds) + 1
     most = {
         resource.RLIMIT_AS: size + WORKING_MIB * MIB + 3 * (int(limits.max_upload_mib * MIB) + samples),
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: HEADER_BYTES + samples,
-        resource.RLIMIT_NOFILE: 0,  # beyond those that are open
+        resource.RLIMIT_NOFILE: 0,  # besides the files that are open already
         resource.RLIMIT_NPROC: 0,
         resource.RLIMIT_CORE: 0,
     }
     for kind, value in most.items():
         _, ceiling = resource.getrlimit(kind)
         soft = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
-        # At the hard limit of time the kernel sends SIGKILL, at the soft one SIGXCPU, which says what it is about.
+        # At the hard limit of CPU time the kernel sends SIGKILL, at the soft one SIGXCPU, which tells the reason.
         resource.setrlimit(kind, (soft, soft + 1 if kind == resource.RLIMIT_CPU and soft == value else soft))
     if seccomp is not None:
         seccomp.load()
 
 
 def _system_call_filter() -> SyscallFilter | None:
-    """Lets SYSTEM_CALLS through and refuses all others; None where libseccomp is missing or the kernel will not."""
+    """A filter that allows SYSTEM_CALLS only; None if libseccomp is missing or the kernel does not support it."""
     try:
         import pyseccomp
 
@@ -150,7 +150,7 @@ def _system_call_filter() -> SyscallFilter | None:
 
 
 def _decode(upload: int, result: int, limits: Limits, order: Order) -> None:
-    """Decode a file in memory, and write what came of it to another: a line of JSON, then samples, if any."""
+    """Decode a file in memory and write the outcome to another: a line of JSON, then the samples, if any."""
     header: dict[str, Any]
     channels: tuple[Channel, ...] = ()
     try:
@@ -193,10 +193,10 @@ def _silence() -> bytes:
 
 
 def most_samples(limits: Limits, order: Order) -> int:
-    """How many samples a decoder may answer with: those of the longest recording, and of a second for its codec."""
+    """The most samples a decoder may answer with: those of the longest recording, and one second for its codec."""
     return int((limits.max_duration_seconds + 1) * SAMPLE_RATE) * (limits.max_channels if order.split else 1)
 
 
 if __name__ == "__main__":
-    # Checked by pydantic where they come from, which takes longer to load than all else here.
+    # pydantic has checked them in the service. It is not imported here, because it loads slower than all the rest.
     serve(cast("Limits", SimpleNamespace(**json.loads(sys.argv[1]))))

@@ -1,2 +1,2 @@
-"""The networks, and the features taken from their layers. Which weights exist and how they are fetched is in
-`pipeline.models`; what a stage does with a network is in `stages`."""
+"""The networks, and the features taken from their layers. `pipeline.models` lists and fetches the weights; `stages`
+holds the code that uses the networks."""

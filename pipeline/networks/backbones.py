@@ -1,4 +1,4 @@
-"""Speaker-recognition networks, and what their neurons do while they listen."""
+"""Speaker-recognition networks, and the activations of their neurons."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipeline.networks.front import FrontsForCpu, Parameters, load_fronts, pair,
 from pipeline.types import SAMPLE_RATE, Hertz, Spectrum, Waveform
 
 MIN_SAMPLES = SAMPLE_RATE // 2
-"""A shorter waveform is repeated up to this length, which every network's receptive field fits into."""
+"""A shorter waveform is repeated up to this length. The receptive field of every network fits into it."""
 
 
 class _Call(threading.local):
-    """What the call under way in this thread captures: `wanted` layers, and `last` the one after which it ends."""
+    """What the running call of this thread captures: the `wanted` layers. The call ends after the layer `last`."""
 
     wanted: frozenset[str] = frozenset()
     last: str | None = None
@@ -32,11 +32,11 @@ class _Call(threading.local):
 
 
 class Backbone:
-    """A frozen network whose layers can be watched.
+    """A frozen network whose layers can be read.
 
-    A layer is a module by its name, and its activations are that module's output: after the non-linearity where
-    the module ends in one, before it where the module is a bare convolution. Threads may share a Backbone: what a
-    call captures belongs to its thread.
+    A layer is a module, and its name is that of the module. Its activations are the module's output: after the
+    non-linearity if the module ends in one, before it if the module is only a convolution. Threads may share a
+    Backbone, because each call captures for its own thread.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Backbone:
         self.network = network.eval().requires_grad_(False).to(device)
         self.front_end = front_end
         self.has_bands = has_bands
-        """Whether it listens through a filter bank, of which a band can be hidden."""
+        """Whether its input is a filter bank, so that a band of frequency can be hidden."""
         self.device = torch.device(device)
         self._call = _Call()
         self._watching = threading.Lock()
@@ -63,16 +63,16 @@ class Backbone:
         silence = Waveform(np.zeros(MIN_SAMPLES, np.float32))
         handles = [module.register_forward_hook(self._hook(layer)) for layer, module in self._modules.items()]
         self.layers: tuple[str, ...] = tuple(self._capture(silence, tuple(self._modules), last=None))
-        """Names of the layers there are, in the order in which the network computes them."""
+        """The names of all layers, in the order in which the network computes them."""
         for handle in handles:
             handle.remove()
 
     def activations(self, waveform: Waveform, layers: Sequence[str], hidden: Hertz | None = None) -> dict[str, Tensor]:
-        """What each neuron of `layers` does over time: (channels, frequencies, frames) float32 by layer; where a band
-        is `hidden`, while its energies stay at their mean.
+        """The activations of `layers` over time, by layer: (channels, frequencies, frames) float32 each.
 
-        Only a 2-D layer has more than one frequency. A layer behind the pooling has one frame. The network is left
-        as soon as the last of `layers` is computed. Raises ConfigurationError for a layer that the network lacks.
+        If a band is `hidden`, its energies are set to their mean over time. Only a 2-D layer has more than one
+        frequency. A layer after the pooling has one frame. The network stops as soon as the last of `layers` is
+        computed. Raises ConfigurationError for a layer that the network does not have.
         """
         for layer in layers:
             if layer not in self.layers:
@@ -87,7 +87,7 @@ class Backbone:
         return {layer: captured[layer] for layer in layers}
 
     def _hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
-        """Copies what `layer` computes to the call of the thread it computes in, if that wants it."""
+        """A hook that copies the output of `layer` to the running call of its thread, if that call wants the layer."""
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             call = self._call
@@ -96,7 +96,7 @@ class Backbone:
             if isinstance(output, Tensor):
                 frequencies = output.shape[2] if output.ndim > 3 else 1
                 frames = output.shape[-1] if output.ndim > 2 else 1
-                # A copy, for later modules may compute in place.
+                # A copy, because later modules may compute in place.
                 call.captured[layer] = output[0].reshape(-1, frequencies, frames).to(torch.float32, copy=True)
             if layer == call.last:
                 raise _Enough
@@ -127,11 +127,13 @@ class _Enough(Exception):
 def load_backbone(
     name: str, device: str = "cpu", spectrum: Spectrum = "mel", front: Parameters | None = None
 ) -> Backbone:
-    """The backbone `name` on `device`: `campplus`, which listens through the filter bank `spectrum`;
-    `campplus-front`, its 2-D front, twice: with the parameters `front`, or as published; or `pyannote/embedding` or
-    `wespeaker`, which take samples.
+    """The backbone `name` on `device`.
 
-    Raises ModelUnavailable where its weights cannot be had, ConfigurationError for another name.
+    `campplus` and `campplus-front` take the filter bank `spectrum`; `pyannote/embedding` and `wespeaker` take samples.
+    `campplus-front` is two copies of the 2-D front of CAM++: one tuned, with its parameters in `front`, and one as
+    published. Without `front` both are as published.
+
+    Raises ModelUnavailable if its weights are not available, ConfigurationError for another name.
     """
     match name:
         case "campplus":
@@ -150,14 +152,14 @@ def load_backbone(
         case _:
             known = "campplus, campplus-front, pyannote/embedding or wespeaker"
             raise ConfigurationError(f"there is no backbone {name}: choose {known}")
-    # CAM++ takes time before frequency, its front the other way round, as a picture.
+    # CAM++ takes (time, frequency); its front takes (frequency, time), like an image.
     turned = name == "campplus-front"
 
     def front_end(samples: Tensor, hidden: Hertz | None) -> Tensor:
         energies = filterbank(samples, spectrum)[None]
         if hidden is not None:
             centres = band_centres(spectrum)
-            energies[..., (centres >= hidden[0]) & (centres < hidden[1])] = 0  # the mean over time is taken away
+            energies[..., (centres >= hidden[0]) & (centres < hidden[1])] = 0  # the mean over time is 0
         return energies.transpose(1, 2) if turned else energies
 
     return Backbone(name, network, front_end, device, sha256, has_bands=True)

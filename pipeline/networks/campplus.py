@@ -1,10 +1,10 @@
-"""CAM++, the speaker-recognition network whose neurons the default features watch.
+"""CAM++, the speaker-recognition network whose neurons give the default features.
 
 Source: CAM++: A Fast and Efficient Network for Speaker Verification Using Context-Aware Masking, Wang et al.,
 Interspeech 2023 (arXiv 2303.00332). Written after the reference implementation in 3D-Speaker
-(https://github.com/modelscope/3D-Speaker, Copyright 3D-Speaker, Apache License 2.0), whose names of parameters it
-keeps so that the published weights load. It differs in form only: for inference, and with no operation in place, so
-that every module's output can be read after the pass.
+(https://github.com/modelscope/3D-Speaker, Copyright 3D-Speaker, Apache License 2.0). It keeps the parameter names of
+that implementation, so that the published weights load. It differs in two points: it is for inference only, and no
+operation works in place, so that every module's output can be read after the pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BANDS = 80
 LINEAR_WINDOW, LINEAR_HOP, LINEAR_FFT = 256, 160, 512  # samples
 PREEMPHASIS = 0.97
 ENERGY_FLOOR = 1e-16
-"""Keeps the logarithm of digital silence finite, and is no higher: what lies 70 dB below the speech is evidence."""
+"""Keeps the logarithm of digital silence finite. It is this low because sound 70 dB below the speech is evidence."""
 
 EMBEDDING_SIZE = 192
 GROWTH = 32
@@ -53,7 +53,7 @@ class CamPlusPlus(nn.Module):
         self.xvector.add_module("dense", Projection(2 * channels))
 
     def frames(self, features: Tensor) -> Tensor:
-        """What is pooled over time: (batch, frames, 80) -> (batch, 512, frames / 2)."""
+        """The frames before the pooling over time: (batch, frames, 80) -> (batch, 512, frames / 2)."""
         frames: Tensor = self.xvector[:-1](self.head(features.transpose(1, 2)))
         return frames
 
@@ -79,7 +79,7 @@ class Head(nn.Module):
         self.layer2 = nn.Sequential(ResidualBlock(channels, 2), ResidualBlock(channels, 1))
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=(2, 1), padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.out = nn.ReLU()  # a module, so that its channels and frequencies can be watched apart
+        self.out = nn.ReLU()  # a module, so that its channels and frequencies can be read separately
         self.out_channels = channels * BANDS // 8
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Head(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a shortcut; `stride` thins the frequencies."""
+    """Two convolutions and a shortcut. `stride` reduces the number of frequencies."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class StridedLayer(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Layers that each add 32 channels to all that came before."""
+    """Layers that each add 32 channels to the channels of all layers before."""
 
     def __init__(self, channels: int, layers: int, dilation: int) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class DenseLayer(nn.Module):
 
 
 class ContextAwareMask(nn.Module):
-    """A convolution gated by what the whole input and each second of it hold."""
+    """A convolution gated by the means of the whole input and of each second of it."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -202,12 +202,12 @@ def load_campplus() -> CamPlusPlus:
 
 
 def filterbank(samples: Tensor, spectrum: Spectrum = "mel") -> Tensor:
-    """Log energies of 80 bands with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80); the linear
-    one also (batch, time) -> (batch, frames, 80).
+    """Log energies of 80 bands with their mean over time removed: (time,) samples at 16 kHz -> (frames, 80).
 
-    `mel` is what the network was trained with: Kaldi's bank, 25 ms windows every 10 ms, no dither. `linear` shows the
-    upper frequencies as finely as the lower: bands of equal width, 16 ms windows every 10 ms. Frames of digital silence
-    do not shift the mean and are no quieter than the quietest of the others.
+    `linear` also takes a batch: (batch, time) -> (batch, frames, 80). `mel` is the bank that the network was trained
+    with: Kaldi's, 25 ms windows every 10 ms, no dither. `linear` has bands of equal width, so it resolves high
+    frequencies as finely as low ones: 16 ms windows every 10 ms. In `linear`, frames of digital silence do not count
+    towards the mean, and are raised to the level of the quietest other frame.
     """
     if spectrum == "mel":
         energies: Tensor = kaldi.fbank(samples.unsqueeze(0), num_mel_bins=BANDS, sample_frequency=SAMPLE_RATE)
@@ -224,7 +224,7 @@ def band_centres(spectrum: Spectrum) -> Tensor:
     """The centres in Hz of the bands of `filterbank`, (80,)."""
     if spectrum == "linear":
         return torch.linspace(0, SAMPLE_RATE / 2, BANDS + 2)[1:-1]
-    low, high = (1127 * math.log1p(hertz / 700) for hertz in (20, SAMPLE_RATE / 2))  # mel, as Kaldi has it
+    low, high = (1127 * math.log1p(hertz / 700) for hertz in (20, SAMPLE_RATE / 2))  # mel, by Kaldi's formula
     return 700 * torch.expm1(torch.linspace(low, high, BANDS + 2)[1:-1] / 1127)
 
 

@@ -1,10 +1,10 @@
-"""Two fronts side by side: the 2-D part of CAM++ tuned to tell machines' voices from humans', and as it was published.
+"""Two fronts side by side: the 2-D part of CAM++ tuned to tell machine-made from human speech, and as published.
 
-The published one knows voices of thousands of people, which tuning forgets in part: how its channels fire together says
-what the tuned one does not hear.
+The published front knows the voices of thousands of people. Tuning forgets part of this. The correlations between the
+channels of the published front therefore add information that the tuned front does not have.
 
-Each batch normalisation is folded into the convolution before it, as inference allows: a third less work, and weights
-of one scale to train.
+Each batch normalisation is folded into the convolution before it, which inference allows. This saves a third of the
+work and gives the trained weights one scale.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Parameters = dict[str, NDArray[np.float32]]
 
 CHANNELS = 32
 LAYERS = ("layer2", "out")
-"""The layers of a front whose neurons are read, in their order: 32 channels at 20 and at 10 frequencies."""
+"""The layers of a front whose neurons are read, in order. Each has 32 channels, at 20 and at 10 frequencies."""
 
 
 class Front(nn.Module):
-    """Log energies of 80 linear bands to the activations of LAYERS.
+    """Computes the activations of LAYERS from the log energies of 80 linear bands.
 
     Shape: (batch, 80, frames) -> (batch, 32, 20, frames) and (batch, 32, 10, frames).
     """
@@ -45,7 +45,7 @@ class Front(nn.Module):
         self.layer1 = nn.Sequential(Block(2), Block(1))
         self.layer2 = nn.Sequential(Block(2), Block(1))
         self.conv2 = nn.Conv2d(CHANNELS, CHANNELS, 3, stride=(2, 1), padding=1)
-        self.out = nn.ReLU()  # a module, so that it can be watched
+        self.out = nn.ReLU()  # a module, so that its output can be read
 
     def forward(self, energies: Tensor) -> dict[str, Tensor]:
         layer2 = self.layer2(self.layer1(F.relu(self.conv1(energies.unsqueeze(1)))))
@@ -53,7 +53,7 @@ class Front(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut; `stride` thins the frequencies."""
+    """Two convolutions and a shortcut. `stride` reduces the number of frequencies."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -66,9 +66,9 @@ class Block(nn.Module):
 
 
 class Fronts(nn.Module):
-    """The tuned front, and then the published one, on the same energies.
+    """Runs the tuned front, then the published one, on the same energies.
 
-    Shape: (batch, 80, frames) -> what each of them computes.
+    Shape: (batch, 80, frames) -> the activations of each front, by its name.
     """
 
     def __init__(self, tuned: Front, published: Front) -> None:
@@ -81,7 +81,7 @@ class Fronts(nn.Module):
 
 
 class FrontsForCpu(nn.Module):
-    """What Fronts compute, on a CPU and in less time; of their layers only LAYERS can be watched."""
+    """Computes the same as Fronts, faster on a CPU. Only the layers in LAYERS can be read."""
 
     def __init__(self, fronts: Fronts) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class FrontsForCpu(nn.Module):
 
 
 class _Outputs(nn.Module):
-    """Fronts whose outputs have an order and no names."""
+    """Fronts that return their outputs as a tuple, without names."""
 
     def __init__(self, fronts: Fronts) -> None:
         super().__init__()
@@ -130,14 +130,14 @@ def pair(tuned: Front) -> Fronts:
 
 
 def load_fronts(parameters: Parameters) -> Fronts:
-    """The fronts with `parameters`, as `front_parameters` gives them. Raises RuntimeError where they do not fit."""
+    """The fronts with `parameters`, as `front_parameters` returns them. Raises RuntimeError if they do not fit."""
     fronts = Fronts(Front(), Front())
     fronts.load_state_dict({name: torch.tensor(values) for name, values in parameters.items()})
     return _ready(fronts)
 
 
 def _ready(network: Network) -> Network:
-    """For inference, with channels last in memory, which takes less time on a CPU."""
+    """`network` ready for inference, with channels last in memory, which is faster on a CPU."""
     return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -147,13 +147,13 @@ def front_parameters(fronts: Fronts) -> Parameters:
 
 
 def parameters_sha256(parameters: Parameters) -> str:
-    """SHA-256 of the safetensors file that holds `parameters`: stands for the front in a bundle."""
+    """SHA-256 of the safetensors file that holds `parameters`. A bundle identifies its front by it."""
     return hashlib.sha256(save(parameters)).hexdigest()
 
 
 @torch.no_grad()
 def _fold(into: nn.Conv2d, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Give `into` what `conv` and then `norm` compute together."""
+    """Set the parameters of `into` so that it computes the same as `conv` followed by `norm`."""
     assert norm.running_mean is not None and norm.running_var is not None and into.bias is not None
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

@@ -1,6 +1,6 @@
-"""Networks through ONNX Runtime, which computes convolutions and recurrences on a CPU in less time than torch.
+"""Runs networks in ONNX Runtime, which computes convolutions and recurrences on a CPU faster than torch.
 
-A network is exported when it is loaded, so that its parameters have one source; that takes a second or two.
+A network is exported each time it is loaded, so that its parameters have one source. That takes a second or two.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 
 def for_cpu(network: nn.Module, example: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """`network`, which gives a tuple of tensors for inputs of the shape of `example`, whose last axis may have any
-    length, as a function that gives the same. Threads may share it. It computes with as many threads as torch does now.
+    """Export `network` to a function that runs it in ONNX Runtime.
+
+    `network` takes a tensor of the shape of `example`, with a last axis of any length, and returns a tuple of tensors.
+    The function returns the same. Threads may share it. It computes with the number of threads that torch has now.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # log errors only
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         with warnings.catch_warnings(), torch.no_grad():
-            # Of its older exporter, which needs no further package, and of lengths that are not part of the graph.
+            # It warns about its older exporter, which needs no other package, and about lengths that become constants.
             warnings.simplefilter("ignore")
             axes = {"input": {example.ndim - 1: "length"}}
             torch.onnx.export(network.eval(), (example,), file, dynamo=False, input_names=["input"], dynamic_axes=axes)

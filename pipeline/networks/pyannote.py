@@ -1,4 +1,4 @@
-"""pyannote's networks, built from checkpoints that are read as data only, and CAM++ as one of them.
+"""pyannote's networks, built from checkpoints that are read as data only, and CAM++ as a network for pyannote.
 
 pyannote's own loader unpickles whatever a checkpoint holds; `load_checkpoint` does not.
 """
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # read when pyannote.audio is imported; nobody asked to be counted
+os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # pyannote.audio reads this at import: it turns off its usage statistics
 with warnings.catch_warnings():
-    # Where FFmpeg is missing it says at length that it cannot read files. It is given samples.
+    # Without FFmpeg pyannote prints a long warning that it cannot read files. It only gets samples here.
     warnings.filterwarnings("ignore", message=r"\s*torchcodec is not installed correctly")
     from pyannote.audio import Model
 
@@ -41,7 +41,7 @@ FRAME_SAMPLES = SAMPLE_RATE // FRAMES_PER_SECOND
 FRAME_CHANNELS = 512
 BLOCK_FRAMES = 10 * FRAMES_PER_SECOND
 WINDOW_OVERHANG = 240
-"""Samples by which the last window of a filter bank reaches beyond its hop."""
+"""The samples that the last window of a filter bank needs beyond its hop."""
 MIN_BLOCK_SAMPLES = 3_200
 
 __all__ = [
@@ -57,7 +57,7 @@ __all__ = [
 
 
 def load_segmentation(name: str = "segmentation-3.0") -> PyanNet:
-    """Who of up to three speakers talks in each frame of 10 s: (1, 1, samples) -> (1, frames, 7) powerset."""
+    """Which of up to three speakers talk in each frame of 10 s: (1, 1, samples) -> (1, frames, 7) powerset."""
     checkpoint = load_checkpoint(name)
     network = PyanNet(**checkpoint["hyper_parameters"])
     network.specifications = checkpoint["pyannote.audio"]["specifications"]
@@ -67,9 +67,10 @@ def load_segmentation(name: str = "segmentation-3.0") -> PyanNet:
 
 
 def load_speaker_probabilities(device: str) -> Callable[[Tensor], Tensor]:
-    """How likely each speaker talks, by segmentation-3.0: (samples,) at 16 kHz, on `device` -> (frames, 3).
+    """The probability that each speaker talks, by segmentation-3.0: (samples,) at 16 kHz, on `device` -> (frames, 3).
 
-    The classes of the network are sets of up to two speakers; a speaker's probability is that of all sets with them.
+    The classes of the network are sets of up to two speakers. A speaker's probability is the sum over all sets that
+    contain the speaker.
     """
     network = load_segmentation()
     specifications = network.specifications
@@ -89,14 +90,16 @@ def load_embedding(name: str) -> Model:
     """A speaker-recognition network: (1, 1, samples) -> (1, dimension)."""
     network = XVectorSincNet() if name == "pyannote/embedding" else WeSpeakerResNet34()
     parameters = load_checkpoint(name)["state_dict"]
-    # The loss the network was trained with has parameters of its own.
+    # The checkpoint also holds the parameters of the training loss.
     network.load_state_dict({k: v for k, v in parameters.items() if not k.startswith("loss_func.")})
     return network.eval()
 
 
 class CampplusEmbedding(Model):
-    """CAM++ where pyannote expects a speaker embedding, in two halves: `frames`, which is nearly all of the work, and
-    `embed`, which says whose of these frames count."""
+    """CAM++ as a speaker embedding for pyannote, in two steps.
+
+    `frames` is nearly all of the work. `embed` pools the frames of each speaker to an embedding.
+    """
 
     def __init__(self) -> None:
         super().__init__(sample_rate=SAMPLE_RATE, num_channels=1)
@@ -109,19 +112,24 @@ class CampplusEmbedding(Model):
 
     @torch.inference_mode()
     def frames(self, samples: Tensor) -> Tensor:
-        """(samples,) -> (512, frames), 50 a second."""
+        """The frames before pooling: (samples,) -> (512, frames), 50 a second."""
         return self.network.frames(filterbank(samples.to(self.device))[None])[0]
 
     @torch.inference_mode()
     def embed(self, frames: Tensor, weights: Tensor) -> Tensor:
-        """Frames (512, frames), and for each speaker which of them count (speakers, any number of equal parts of the
-        time) -> (speakers, 192)."""
+        """One embedding a speaker: (512, frames) and `weights` (speakers, steps) -> (speakers, 192).
+
+        `weights` says how much each step counts for each speaker. The steps divide the time of the frames into any
+        number of equal parts.
+        """
         return self.network.embed(self.pool(frames.expand(len(weights), -1, -1), weights.to(self.device)))
 
 
 class BlockFrames:
-    """The frames of a recording (samples,) as `embedding` makes them, in blocks of 10 s: each when it is first asked
-    for, and no longer kept than those before it may be."""
+    """The frames that `embedding` computes for a recording (samples,), in blocks of 10 s.
+
+    A block is computed when it is first needed, and dropped when a later `start` no longer needs it.
+    """
 
     def __init__(self, samples: Tensor, embedding: CampplusEmbedding) -> None:
         self._samples = samples
@@ -129,8 +137,10 @@ class BlockFrames:
         self._blocks: dict[int, Tensor] = {}
 
     def between(self, start: int, end: int) -> Tensor:
-        """Frames `start` to `end` of the recording, (512, end - start); silence where it is over. `start` never falls
-        from one call to the next."""
+        """Frames `start` to `end` of the recording, (512, end - start); zeros after its end.
+
+        `start` must not be smaller than in the call before.
+        """
         wanted = range(start // BLOCK_FRAMES, (end - 1) // BLOCK_FRAMES + 1)
         self._blocks = {i: self._blocks[i] if i in self._blocks else self._compute(i) for i in wanted}
         first = wanted[0] * BLOCK_FRAMES
@@ -139,16 +149,16 @@ class BlockFrames:
     def _compute(self, index: int) -> Tensor:
         first = index * BLOCK_FRAMES * FRAME_SAMPLES
         samples = self._samples[first : first + BLOCK_FRAMES * FRAME_SAMPLES + WINDOW_OVERHANG]
-        if len(samples) < MIN_BLOCK_SAMPLES:  # what is left of the recording, if anything, is too short to hear
+        if len(samples) < MIN_BLOCK_SAMPLES:  # the rest of the recording, if any, is too short for the network
             return torch.zeros(FRAME_CHANNELS, BLOCK_FRAMES, device=self._embedding.device)
         frames = self._embedding.frames(samples)[:, :BLOCK_FRAMES]
         return F.pad(frames, (0, BLOCK_FRAMES - frames.shape[1]))
 
 
 class BlockwiseDiarization(SpeakerDiarization):
-    """pyannote's pipeline with CAM++, through which each second of a recording goes once.
+    """pyannote's pipeline with CAM++, which processes each second of a recording once.
 
-    pyannote sends each chunk through the embedding network by itself, and chunks overlap: at a step of a quarter of a
+    pyannote itself sends each chunk through the embedding network, and chunks overlap. With a step of a quarter of a
     chunk that is four times the work.
     """
 
@@ -159,8 +169,10 @@ class BlockwiseDiarization(SpeakerDiarization):
         exclude_overlap: bool = False,
         hook: Callable[..., None] | None = None,
     ) -> NDArray[np.float32]:
-        """An embedding of each speaker in each chunk, (chunks, speakers, 192), from who speaks in its frames (chunks,
-        frames, speakers)."""
+        """An embedding of each speaker in each chunk, (chunks, speakers, 192).
+
+        `binary_segmentations` (chunks, frames, speakers) says who speaks in each frame.
+        """
         assert not exclude_overlap
         embedding = self._embedding.model_
         assert isinstance(embedding, CampplusEmbedding)
@@ -177,6 +189,6 @@ class BlockwiseDiarization(SpeakerDiarization):
 
 
 class NoPlda(PLDA):
-    """For pyannote's pipelines whose clustering uses no PLDA; without one they would fetch it from the hub."""
+    """A PLDA for pyannote's pipelines whose clustering does not use it. Without one they fetch it from the hub."""
 
     def __init__(self) -> None: ...

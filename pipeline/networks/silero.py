@@ -1,8 +1,9 @@
 """Silero VAD: the small voice activity detector, for recordings of any length.
 
 Source: Silero VAD, Silero Team, https://github.com/snakers4/silero-vad (Copyright (c) 2020-present Silero Team, MIT
-License), whose 16 kHz weights it loads. The published network steps through a recording chunk by chunk; here half a
-minute of chunks is encoded at once and only the recurrence steps, which gives the same probabilities sooner.
+License). It loads the 16 kHz weights of that network. The published network goes through a recording chunk by chunk.
+Here half a minute of chunks is encoded at once, and only the recurrence goes chunk by chunk. The probabilities are the
+same, and it is faster.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ CHUNK = 512
 CONTEXT = 64
 FFT = 256
 BLOCK = 1_024
-"""Chunks that are encoded at once, 33 s: an hour's would not fit in memory."""
+"""The number of chunks that are encoded at once, 33 s. An hour of chunks would not fit in memory."""
 
 
 class SileroVad(nn.Module):
@@ -34,7 +35,7 @@ class SileroVad(nn.Module):
         self.final_conv = nn.Conv1d(128, 1, 1)
 
     def load(self, parameters: dict[str, Tensor]) -> None:
-        """Take the published parameters, whose recurrence is a cell."""
+        """Load the published parameters. They are those of an LSTM cell, and this network has an LSTM layer."""
         cell, layer = "lstm_cell.", "lstm."
         self.load_state_dict(
             {k.replace(cell, layer) + ("_l0" if k.startswith(cell) else ""): v for k, v in parameters.items()}
@@ -42,7 +43,7 @@ class SileroVad(nn.Module):
 
     def forward(self, samples: Tensor, checkpoint: Checkpoint = go_on) -> Tensor:
         padded = F.pad(samples, (CONTEXT, -len(samples) % CHUNK))
-        chunks = padded.unfold(0, CONTEXT + CHUNK, CHUNK)  # each with the end of the one before
+        chunks = padded.unfold(0, CONTEXT + CHUNK, CHUNK)  # each begins with the end of the one before
         probabilities, memory = [], None
         for block in torch.split(chunks, BLOCK):
             checkpoint()
@@ -51,7 +52,7 @@ class SileroVad(nn.Module):
         return torch.cat(probabilities)
 
     def encode(self, chunks: Tensor) -> Tensor:
-        """What the recurrence gets of each chunk: (chunks, 576) -> (chunks, 1, 128)."""
+        """The input of the recurrence for each chunk: (chunks, 576) -> (chunks, 1, 128)."""
         spectrum = self.stft_conv(F.pad(chunks.unsqueeze(1), (0, FFT // 4), mode="reflect"))
         real, imaginary = spectrum.chunk(2, dim=1)
         x = (real.square() + imaginary.square()).sqrt()

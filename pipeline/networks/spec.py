@@ -1,4 +1,4 @@
-"""Recipes for TKAN features, as model bundles hold them. Nothing here needs a network."""
+"""Recipes for TKAN features. Model bundles hold them. Nothing here needs a network."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ PRESETS = ROOT / "configs" / "features"
 class TkanSpec(Strict):
     """A recipe for features; part of every model bundle.
 
-    `spectrum` is the filter bank that CAM++ listens through: the mel one it was trained with, or a linear one. `layers`
-    may hold shell patterns. `statistics` are those of every layer, or, by a pattern, those of the layers that match it
-    first. `reduction`: `none` keeps each neuron's statistics in place; `top_k` keeps the k highest time means of each
-    layer, sorted; `acn` counts per layer the neurons above the layer's mean activation over the training data, which
-    the head learns (the extractor then yields the time means).
+    `spectrum`: the filter bank at the input of CAM++, either the mel bank it was trained with or a linear one.
+    `layers`: names of layers; they may be shell patterns. `statistics`: either one list for all layers, or a list for
+    each pattern; the first pattern that matches a layer applies. `reduction`: `none` keeps the statistics of each
+    neuron in place. `top_k` keeps the k highest time means of each layer, sorted. `acn` counts the neurons of each
+    layer that are above the layer's mean activation over the training data. The head learns that mean, and the
+    extractor returns the time means.
     """
 
     name: str
@@ -72,7 +73,7 @@ class TkanSpec(Strict):
         return hashlib.sha256(recipe.encode()).hexdigest()
 
     def statistics_of(self, layer: str) -> tuple[Statistic, ...]:
-        """What is told of the neurons of `layer`. Raises ConfigurationError where nothing is."""
+        """The statistics of the neurons of `layer`. Raises ConfigurationError if no pattern matches it."""
         if isinstance(self.statistics, tuple):
             return self.statistics
         for pattern, statistics in self.statistics.items():
@@ -81,7 +82,7 @@ class TkanSpec(Strict):
         raise ConfigurationError(f"statistics: none are given for layer {layer}: add a pattern that it matches")
 
     def expand_layers(self, available: Sequence[str]) -> tuple[str, ...]:
-        """The layers of the recipe in the network's order. Raises ConfigurationError for one that matches none."""
+        """The layers of the recipe in the network's order. Raises ConfigurationError if a pattern matches no layer."""
         for pattern in self.layers:
             if not any(fnmatchcase(layer, pattern) for layer in available):
                 raise ConfigurationError(

@@ -1,7 +1,7 @@
-"""TKAN features: what the neurons of a speaker-recognition network do while somebody speaks.
+"""TKAN features: statistics of the neurons of a speaker-recognition network while somebody speaks.
 
 A neuron is one channel of a layer (one channel at one frequency in a 2-D layer). Each is summarised over the time
-frames of a window; a recipe then keeps every neuron in its place, or reduces a layer to its strongest values.
+frames of a window. A recipe then keeps the statistics of each neuron, or reduces a layer to its strongest values.
 
 Sources: Top-K Activated Neurons and Average Count of activated Neurons, DeepSonar, Wang et al., ACM MM 2020
 (arXiv 2005.13770).
@@ -19,8 +19,8 @@ from pipeline.networks.spec import Statistic, TkanSpec
 
 
 class Frames:
-    """What one layer's neurons did in one window: stretches of consecutive frames, each (channels, frequencies,
-    frames). A neuron is a channel at a frequency."""
+    """The activations of one layer in one window: stretches of consecutive frames, (channels, frequencies, frames)
+    each. A neuron is a channel at a frequency."""
 
     def __init__(self, stretches: Sequence[Tensor]) -> None:
         self.channels, self.frequencies = stretches[0].shape[:2]
@@ -35,39 +35,41 @@ class Frames:
         return self.deviations / self.sd.clamp(min=1e-5)[:, None]
 
     def change(self, lag: int) -> Tensor:
-        """Root mean square difference between frames `lag` apart, (neurons,); 0 where no stretch is that long."""
+        """Root mean square difference between frames `lag` apart, (neurons,); 0 if no stretch is that long."""
         differences = [s[:, lag:] - s[:, :-lag] for s in self.stretches if s.shape[1] > lag]
         if not differences:
             return torch.zeros_like(self.mean)
         return torch.cat(differences, dim=1).square().mean(dim=1).sqrt()
 
     def log_change(self, lag: int) -> Tensor:
-        """`change` in standard deviations of the neuron, as a logarithm, (neurons,)."""
+        """Natural logarithm of `change` divided by the neuron's standard deviation, (neurons,)."""
         return ((self.change(lag) + SMALL) / (self.sd + SMALL)).log()
 
     def correlation(self) -> Tensor:
-        """How alike each two channels fire at the same frequency, a mean over each of RANGES of frequencies:
-        (ranges * pairs,) in [-1, 1]."""
+        """Correlation of each pair of channels at the same frequency: (ranges * pairs,) in [-1, 1].
+
+        The correlations are averaged over the frequencies of each of RANGES ranges.
+        """
         fired = self.standardized.reshape(self.channels, self.frequencies, -1).transpose(0, 1)
         first, second = torch.triu_indices(self.channels, self.channels, offset=1)
         alike = (fired @ fired.transpose(1, 2) / fired.shape[2])[:, first, second]  # (frequencies, pairs)
         return torch.cat([part.mean(dim=0) for part in alike.tensor_split(min(RANGES, self.frequencies))])
 
     def relative(self, values: Tensor) -> Tensor:
-        """In standard deviations of the neuron: what the gain of a channel cannot alter."""
+        """`values` divided by the neuron's standard deviation. The gain of a recording cannot change this."""
         return values / (self.sd + SMALL)
 
     def quantile(self, share: float) -> Tensor:
-        """(neurons,): the lowest value that at least this share of the frames stays under or at."""
+        """The lowest value that at least this share of the frames do not exceed, (neurons,)."""
         count = self.all.shape[1]
         return self.all.kthvalue(min(count, int(share * count) + 1), dim=1).values
 
 
 SMALL = 1e-3
-"""Keeps neurons that never fire from dividing by nothing."""
+"""Avoids a division by zero for neurons that never fire."""
 
 RANGES = 5
-"""Ranges that the frequencies of a 2-D layer are divided into for its correlations."""
+"""The number of ranges of frequencies that the correlations of a 2-D layer are averaged over."""
 
 STATISTICS: dict[Statistic, Callable[[Frames], Tensor]] = {
     "mean": lambda f: f.mean,
@@ -85,9 +87,9 @@ STATISTICS: dict[Statistic, Callable[[Frames], Tensor]] = {
     "lower_tail": lambda f: f.relative(f.quantile(0.5) - f.quantile(0.05)),
     "peak": lambda f: f.relative(f.all.topk(min(5, f.all.shape[1]), dim=1).values.mean(dim=1) - f.mean),
 }
-"""Of each neuron over the frames of a window, (neurons,): how strongly it fires, how much that varies, the shape of
-its distribution, how fast it changes, and how far its extremes reach; `correlation` is of pairs of channels. All but
-the first three are free of scale and offset, so that they say little about level and channel."""
+"""Statistics of each neuron over the frames of a window, (neurons,): how strongly it fires, how much that varies, the
+shape of its distribution, how fast it changes, and how far its extremes reach. `correlation` is of pairs of channels.
+All but the first three do not depend on scale and offset, so they say little about level and transmission channel."""
 
 
 def layer_features(spec: TkanSpec, layer: str, stretches: Sequence[Tensor]) -> Tensor:

@@ -42,8 +42,8 @@ ANY_COUNT = SpeakerCount()
 class Diarizer:
     """Finds speaker turns with pyannote's speaker diarization, as configured.
 
-    Threads may share a Diarizer, and wait for each other: pyannote promises nothing to threads, and Python's filter of
-    warnings belongs to the whole process.
+    Threads may share a Diarizer, but only one runs at a time: pyannote is not known to be thread-safe, and Python's
+    warning filters apply to the whole process.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -55,15 +55,15 @@ class Diarizer:
     ) -> tuple[Turn, ...]:
         """The turns in `recording`, by start; speakers are SPEAKER_00, SPEAKER_01, ... as they appear.
 
-        As many as `count` says are looked for; there may be others where too little is heard of some.
-        Turns of different speakers may overlap. The checkpoint is passed at each chunk that goes through a network; the
-        clustering in between, which takes seconds for hours of speech, has none.
+        It looks for as many speakers as `count` says, but may find another number if some speak too little. Turns of
+        different speakers may overlap. The checkpoint is called at each chunk that goes through a network, but not
+        during the clustering, which takes seconds for hours of speech.
         """
         samples = torch.tensor(recording.waveform.samples)
         if not len(samples):
             return ()
-        # pyannote warns where nobody speaks for long, for it takes the mean of no embeddings then; and it prints and
-        # warns where it finds other than `count` speakers, which the answer says. Standard output is every thread's.
+        # pyannote warns if nobody speaks for long, because it then takes the mean of no embeddings. It also prints and
+        # warns if it does not find `count` speakers, which the answer says. All threads share standard output.
         quiet = redirect_stdout(io.StringIO()) if count.is_told else nullcontext()
         with self._one_at_a_time, warnings.catch_warnings(action="ignore"), quiet:
             found: Any = self.pipeline(
@@ -82,7 +82,7 @@ class Diarizer:
 
 
 def load_pipeline(config: Diarization, device: torch.device) -> SpeakerDiarization:
-    """The configured pipeline. Raises ModelUnavailable where a file of it cannot be had."""
+    """The configured pipeline. Raises ModelUnavailable if one of its files is not available."""
     options: dict[str, Any]
     if config.pipeline == "embedded":
         options = {
@@ -111,7 +111,7 @@ def load_pipeline(config: Diarization, device: torch.device) -> SpeakerDiarizati
         options["plda"] = PLDA(weights("community-1/plda-transform"), weights("community-1/plda"))
     else:
         options["plda"] = NoPlda()
-    batch_size = 32 if device.type == "cuda" else 1  # a CPU gains nothing from batches
+    batch_size = 32 if device.type == "cuda" else 1  # batches are not faster on a CPU
     options["segmentation_batch_size"] = options["embedding_batch_size"] = batch_size
     kind = BlockwiseDiarization if config.pipeline == "embedded" else SpeakerDiarization
     pipeline = kind(**options)

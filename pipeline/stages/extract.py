@@ -1,4 +1,4 @@
-"""The TkanExtractor: speech in, one feature vector a window out."""
+"""The TkanExtractor: speech in, one feature vector per window out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pipeline.verdict.windows import coverage, plan_chunks, plan_windows
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """The device to compute on: `auto` takes the GPU this process can see, if any."""
+    """The device to compute on. `auto` is the GPU if this process can see one, else the CPU."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
@@ -47,9 +47,9 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:
 class TkanExtractor:
     """Runs the backbone once over all speech and summarises each window's frames.
 
-    `spec` is the recipe, and `front` the tuned parameters of its backbone, if it has any; where no recipe is given both
-    are those of the bundle that `config` names. Raises BundleError where that bundle was trained on other weights of
-    the backbone than those that are here.
+    `spec` is the recipe, and `front` the tuned parameters of its backbone, if it has any. If no recipe is given, both
+    come from the bundle that `config` names. Raises BundleError if that bundle was trained on other weights of the
+    backbone than the installed ones.
     """
 
     def __init__(self, config: DetectorConfig, spec: TkanSpec | None = None, front: Parameters | None = None) -> None:
@@ -70,8 +70,10 @@ class TkanExtractor:
     def extract(
         self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None, checkpoint: Checkpoint = go_on
     ) -> Features:
-        """Features of `recording`'s speech, whose segments are not empty; windows keep to one speaker each where
-        `turns` are given."""
+        """Features of the speech in `recording`. `speech` must have segments.
+
+        If `turns` are given, each window holds the speech of one speaker.
+        """
         windows = plan_windows(speech, turns, self.windows)
         return Features(
             windows=windows,
@@ -86,10 +88,10 @@ class TkanExtractor:
     def occlude(
         self, recording: Recording, features: Features, verdict: Verdict, checkpoint: Checkpoint = go_on
     ) -> Occluded:
-        """The features of the moments that `verdict` on `features` is explained by, as they are and with each of BANDS
-        hidden; nothing for a backbone that takes samples.
+        """The features of the moments that explain `verdict`, as they are and with each of BANDS hidden.
 
-        It costs as much as extracting the moments once for each band and once more, however long the recording is.
+        `features` are those that the verdict was given for. The result is empty for a backbone that takes samples. The
+        moments are extracted once for each band and once more, so the cost does not grow with the recording.
         """
         if verdict.explanation is None or not self.backbone.has_bands:
             return ()
@@ -107,8 +109,10 @@ class TkanExtractor:
         checkpoint: Checkpoint = go_on,
         hidden: Hertz | None = None,
     ) -> NDArray[np.float32]:
-        """(windows, dimension): the recipe's features of each window of `waveform`; with the band from `hidden[0]` to
-        below `hidden[1]` kept at its mean."""
+        """The recipe's features of each window of `waveform`, (windows, dimension).
+
+        If `hidden` is given, the band from `hidden[0]` to below `hidden[1]` Hz is set to its mean over time.
+        """
         vectors: dict[int, NDArray[np.float32]] = {}
         captured: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         chunks = plan_chunks(windows, waveform.duration_seconds)
@@ -120,7 +124,7 @@ class TkanExtractor:
                     continue
                 for layer, frames in activations.items():
                     captured[row][layer] += spoken_stretches(frames, chunk, window)
-                # A window is summed up as soon as no chunk can add to it: the activations of an hour fill the memory.
+                # A window is finished as soon as no later chunk belongs to it: an hour of activations fills the memory.
                 if following is None or window.parts[-1].end <= following.start:
                     layers = captured.pop(row)
                     features = torch.cat([layer_features(self.spec, layer, layers[layer]) for layer in self.layers])
@@ -129,10 +133,10 @@ class TkanExtractor:
 
 
 def spoken_stretches(frames: Tensor, chunk: Segment, window: Window) -> list[Tensor]:
-    """The frames of `chunk` that lie in `window`, as stretches of consecutive ones: (channels, frequencies, frames)
-    each.
+    """The frames of `chunk` in `window`, as stretches of consecutive frames: (channels, frequencies, frames) each.
 
-    A frame belongs to the window if half of it does, or if no other does more.
+    A frame belongs to the window if at least half of it lies in the window. If there is no such frame, those with the
+    largest share in the window belong to it.
     """
     edges = np.linspace(chunk.start, chunk.end, frames.shape[-1] + 1)
     covered = coverage(window.parts, edges)
@@ -144,13 +148,13 @@ def spoken_stretches(frames: Tensor, chunk: Segment, window: Window) -> list[Ten
 
 
 def layer_sizes(extractor: TkanExtractor) -> dict[str, int]:
-    """How many features each layer yields, in their order; found by a trial on one second of noise."""
+    """The number of features of each layer, in their order, counted on one second of noise."""
     noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE, dtype=np.float32)
     activations = extractor.backbone.activations(Waveform(noise), extractor.layers)
     return {layer: len(layer_features(extractor.spec, layer, [activations[layer]])) for layer in extractor.layers}
 
 
 def normalize_peak(waveform: Waveform) -> Waveform:
-    """The waveform scaled to a peak of 1, so that the level of a recording tells nothing."""
+    """The waveform scaled to a peak of 1, so that the level of a recording does not matter."""
     peak = float(np.abs(waveform.samples).max(initial=0.0))
     return Waveform(waveform.samples / np.float32(peak or 1.0), waveform.sample_rate)

@@ -19,17 +19,17 @@ MIN_SAMPLES = 2_000
 """A shorter waveform is padded with silence up to this length; segmentation-3.0 needs 1,261 samples."""
 FRAME_STEP = 270
 FRAME_SAMPLES = 991
-"""Samples from one frame of segmentation-3.0 to the next, and what one frame sees of them."""
+"""Samples from one frame of segmentation-3.0 to the next, and samples that one frame covers."""
 WINDOW_FRAMES = 593
-"""Frames of a window: those that 10 s, the length segmentation-3.0 was trained on, add to a recording."""
+"""Frames of a window of 10 s, the length that segmentation-3.0 was trained on."""
 
 Samples = NDArray[np.float32]
 Frames = tuple[NDArray[np.float32], NDArray[np.float64]]
-"""Speech probability of each frame (frames,), and the frames' edges in seconds (frames + 1,)."""
+"""Speech probability of each frame, (frames,), and the edges of the frames in seconds, (frames + 1,)."""
 
 
 class VoiceActivityDetector:
-    """Finds speech with segmentation-3.0 or Silero, as configured. Threads may share one: no call leaves a trace."""
+    """Finds speech with segmentation-3.0 or Silero, as configured. Threads may share one: calls keep no state."""
 
     def __init__(self, config: DetectorConfig) -> None:
         self.config = config.voice_activity
@@ -51,8 +51,8 @@ class VoiceActivityDetector:
 def load_sliding_segmentation(device: str) -> Callable[[Samples, Checkpoint], Frames]:
     """segmentation-3.0 over windows of 10 s: (samples,) -> its Frames.
 
-    A frame's probability is that of its likeliest speaker. The windows are spread evenly and overlap no more than the
-    recording's length makes them, because each costs the same; where two meet, their mean counts.
+    A frame's probability is that of its most likely speaker. As few windows as possible are spread evenly over the
+    recording, because each costs the same. Where two windows overlap, their mean counts.
     """
     from pipeline.networks.pyannote import load_speaker_probabilities
 
@@ -64,7 +64,7 @@ def load_sliding_segmentation(device: str) -> Callable[[Samples, Checkpoint], Fr
         for start in window_starts(total):
             checkpoint()
             end = min(start + WINDOW_FRAMES, total)
-            # A copy, for samples from another process are read-only; and of one window, for an hour is large.
+            # A copy, because samples from another process are read-only. Only of one window, because an hour is large.
             window = torch.tensor(samples[start * FRAME_STEP : (end - 1) * FRAME_STEP + FRAME_SAMPLES], device=device)
             sums[start:end] += speaker_probabilities(window).amax(dim=-1).cpu().numpy()
             counts[start:end] += 1
@@ -75,7 +75,7 @@ def load_sliding_segmentation(device: str) -> Callable[[Samples, Checkpoint], Fr
 
 
 def window_starts(frames: int) -> list[int]:
-    """The first frame of each window over a recording of so many `frames`."""
+    """The first frame of each window over a recording of this many `frames`."""
     count = -(-frames // WINDOW_FRAMES)
     return [round(start) for start in np.linspace(0, max(0, frames - WINDOW_FRAMES), count)]
 
@@ -102,7 +102,7 @@ def binarize(
     dropped. Shape: probabilities (frames,), edges (frames + 1,) in seconds.
     """
     decided = np.where(probabilities >= config.onset, 1, np.where(probabilities < config.offset, -1, 0))
-    # A frame between the thresholds goes on as the last one that was decided; before the first there is no speech.
+    # A frame between the thresholds keeps the state of the frame before; at the start the state is no speech.
     last = np.maximum.accumulate(np.where(decided != 0, np.arange(len(decided)), 0))
     changes = np.flatnonzero(np.diff(decided[last] > 0, prepend=False, append=False))
     merged: list[Segment] = []

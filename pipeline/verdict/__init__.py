@@ -1,2 +1,1 @@
-"""From windows and scores to the answer, and the model bundle that decides it. Nothing here reads audio or runs a
-network."""
+"""Turns windows and scores into the answer, and holds the model bundle. Nothing here reads audio or runs a network."""

@@ -1,9 +1,9 @@
 """From window scores to a verdict on each moment, each speaker and the whole recording.
 
-A recording's score is the mean of its windows' log-likelihood ratios, weighted by speech: one odd window cannot
-condemn an hour, and an hour is not more certain for its length alone. What a mean would hide is looked for apart: a
-speaker, or a passage, that is synthetic among real ones. `pipeline.verdict.evidence` has the formula by which each of
-them is judged.
+A recording's score is the mean of its windows' log-likelihood ratios, weighted by speech. So one odd window cannot make
+an hour Fake, and a longer recording is not more certain for its length alone. A mean could hide a synthetic speaker or
+passage among real ones, so these are looked for separately. `pipeline.verdict.evidence` has the formula that judges
+each part.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.verdict.reasons import AnswerWarning, Reason
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of each of several parts: its estimate, (parts,) its probability and (parts, 2) its 90 % interval."""
+    """The results for several parts: their estimate, their probabilities (parts,) and 90 % intervals (parts, 2)."""
 
     estimate: Estimate
     probabilities: Scores
@@ -55,8 +55,11 @@ class Judged:
 
 @dataclass(frozen=True)
 class Case:
-    """A recording to be judged: `scores` (windows,) are calibrated log-likelihood ratios by `scorer`, `faults` the
-    variance that each fault of the recording adds to them, `bar` what Fake and Real must reach."""
+    """A recording to judge.
+
+    `scores` (windows,) are calibrated log-likelihood ratios by `scorer`. `faults` holds the variance that each fault of
+    the recording adds to them. `bar` holds the thresholds for Fake and Real.
+    """
 
     features: Features
     scores: Scores
@@ -66,21 +69,24 @@ class Case:
     config: DetectorConfig
 
     def judge(self, of: Parts, doubts: Scores | float = 0.0) -> Judged:
-        """The verdict on each of several parts; the faults of the recording are faults of all, and `doubts`, a variance
-        for all or (parts,) for each, are added to them."""
+        """The results for several parts.
+
+        The variances of the recording's faults apply to all parts. `doubts` are further variances: one for all parts,
+        or one for each, (parts,).
+        """
         noise = self.window_noise(of) + sum(self.faults.values()) + doubts
         found = estimate(of.means(self.scores), noise, self.scorer.uncertainty.score_variance)
         prior = self.config.decision.prior
         return Judged(found, found.probability(prior), found.interval(prior))
 
     def window_noise(self, of: Parts) -> Scores:
-        """The noise of each part's score for want of speech, as a variance, (parts,).
+        """The noise of each part's score because speech is limited, as a variance, (parts,).
 
-        Windows of a part that differ more than those of a recording did in training are taken at what they show.
+        The variance of a window is that of training, or that of the part's own windows if this is larger.
         """
         variance = np.maximum(self.scorer.uncertainty.window_variance, of.variances(self.scores))
         windows = of.seconds / self.config.windows.seconds
-        # Nothing is known of a step without speech, whatever the variance of windows is: it may be 0.
+        # A step without speech tells nothing, even if the variance of its windows is 0.
         noise: Scores = np.divide(variance, windows, out=np.full_like(windows, np.inf), where=windows > 0)
         return noise
 
@@ -96,9 +102,9 @@ def build_verdict(
     operating_point: OperatingPoint,
     among: int = 1,
 ) -> Verdict:
-    """The verdict from `scores` (windows,), calibrated log-likelihood ratios by `scorer`, a head of `bundle`.
+    """The verdict from `scores` (windows,), which are calibrated log-likelihood ratios by `scorer`, a head of `bundle`.
 
-    `among` is how many there are of which each may decide for all: the bar rises with their number.
+    `among` is the number of channels that may each decide for all of them. The threshold for Fake rises with it.
     """
     speech = features.speech
     faults = find_faults(features.quality, novelty, speech.speech_seconds, scorer, config.decision)
@@ -107,7 +113,7 @@ def build_verdict(
     judged = case.judge(parts.whole(features))
     overall = judged.label(0, case.bar)
     speakers, doubt = judge_speakers(case, is_fake=overall == "Fake")
-    if doubt and overall == "Real":  # it may be the mean over a voice that is not
+    if doubt and overall == "Real":  # the mean may hide a voice that is not Real
         judged = case.judge(parts.whole(features), doubt)
         overall = judged.label(0, case.bar)
     decided_by = None if overall == "Fake" else find_speaker(case, speakers) or find_passage(case)
@@ -171,10 +177,10 @@ def category(duration_seconds: Seconds) -> Literal["very_short", "short", "norma
 
 
 def judge_speakers(case: Case, *, is_fake: bool) -> tuple[tuple[SpeakerVerdict, ...], float]:
-    """The verdict on each speaker; and the most that any of them may be two voices, as `doubt_of_voices` has it.
+    """The verdict on each speaker, and the largest `doubt_of_voices` of any of them.
 
-    In a recording that as a whole is not fake the bar rises with their number, because each of them may then be called
-    Fake against it.
+    If the recording as a whole is not Fake, each speaker can still be called Fake. The threshold for Fake then rises
+    with the number of speakers.
     """
     windows = case.features.windows
     names = sorted({window.speaker for window in windows if window.speaker is not None})
@@ -200,8 +206,11 @@ def judge_speakers(case: Case, *, is_fake: bool) -> tuple[tuple[SpeakerVerdict, 
 
 
 def doubt_of_voices(case: Case, rows: Indices) -> float:
-    """The variance in the score of a speaker, whose windows are `rows`, for being two voices: the squared distance of
-    these; 0 where it is one, as `pipeline.verdict.voices` tells them."""
+    """The variance that a speaker's score gets if the speaker sounds like two voices; 0 if not.
+
+    `rows` are the speaker's windows. The variance is the squared distance between the mean scores of the two voices,
+    which `pipeline.verdict.voices` finds.
+    """
     if len(rows) < 2:
         return 0.0
     upper = voices.upper_group(case.scores[rows])
@@ -220,7 +229,7 @@ def doubt_of_voices(case: Case, rows: Indices) -> float:
 
 
 def judge_details(case: Case) -> tuple[Detail, ...]:
-    """The verdict on each turn where there are any, else on each speech segment."""
+    """The verdict on each turn if the recording was diarized, else on each speech segment."""
     turns = case.features.turns
     stretches: tuple[Segment, ...] = turns or case.features.speech.segments
     names = [turn.speaker for turn in turns] if turns else [None] * len(stretches)
@@ -239,7 +248,7 @@ def judge_details(case: Case) -> tuple[Detail, ...]:
 
 
 def judge_steps(case: Case) -> Timeline:
-    """The probability at each step of the time line; None where nobody speaks."""
+    """The probability at each step of the timeline; None where nobody speaks."""
     step_seconds = case.config.windows.step_seconds
     of = parts.steps(case.features, step_seconds)
     probabilities = case.judge(of).probabilities.tolist()
@@ -252,7 +261,7 @@ def judge_steps(case: Case) -> Timeline:
 
 
 def find_speaker(case: Case, speakers: tuple[SpeakerVerdict, ...]) -> DecidedBy | None:
-    """The speaker who makes the recording Fake: of those called Fake the most probable one."""
+    """The speaker who makes the recording Fake: the one with the highest probability among those called Fake."""
     fakes = [speaker for speaker in speakers if speaker.result == "Fake"]
     if not fakes:
         return None
@@ -268,10 +277,10 @@ def find_speaker(case: Case, speakers: tuple[SpeakerVerdict, ...]) -> DecidedBy 
 
 
 def find_passage(case: Case) -> DecidedBy | None:
-    """The passage of two neighbouring windows, at most half of the speech, that makes the recording Fake, though the
-    rest does not.
+    """The passage that makes the recording Fake although the rest does not, if there is one.
 
-    The bar rises with the number of passages, so that false alarms do not grow with length.
+    A passage is two neighbouring windows that hold at most half of the speech. The threshold rises with the number of
+    passages, so that longer recordings do not cause more false alarms.
     """
     of, pairs = parts.passages(case.features)
     is_passage = of.seconds <= case.features.speech.speech_seconds / 2
@@ -292,11 +301,11 @@ def find_passage(case: Case) -> DecidedBy | None:
 
 
 def reasons_of(case: Case, speakers: tuple[SpeakerVerdict, ...], doubt: float) -> tuple[Reason, ...]:
-    """Why a recording is Inconclusive, with the variance `doubt` in its score for two voices taken for one.
+    """Why a recording is Inconclusive. `doubt` is the variance in its score because one speaker may be two voices.
 
-    Besides the faults of its sound, a recording may be short: what its noise exceeds that of `ENOUGH_SECONDS` of speech
-    by is too_short's. Its parts may differ more than those of recordings do: that excess is mixed_speakers's or
-    mixed_passages's.
+    Each reason has a variance. Those of the faults of the sound are in `case`. too_short has the noise beyond that of
+    `ENOUGH_SECONDS` of speech. mixed_speakers or mixed_passages has the noise because the parts differ more than in
+    training.
     """
     uncertainty = case.scorer.uncertainty
     of = parts.whole(case.features)
@@ -322,7 +331,7 @@ def reasons_of(case: Case, speakers: tuple[SpeakerVerdict, ...], doubt: float) -
 def warnings_of(
     scorer: Scorer, speakers: tuple[SpeakerVerdict, ...], decided_by: DecidedBy | None
 ) -> Iterator[AnswerWarning]:
-    """What to know about how a recording was judged."""
+    """What a person should know about how a recording was judged."""
     if scorer.is_narrow:
         yield AnswerWarning.NARROW_BAND_HEAD
     if decided_by and not any(speaker.result == "Fake" for speaker in speakers):

@@ -44,7 +44,7 @@ def _absent(value: object) -> bool:
 
 
 class Part(BaseModel):
-    """Base of every part of an answer: no unknown field, no change once made, no NaN."""
+    """Base of every part of an answer: no unknown fields, not changeable, no NaN."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -56,12 +56,12 @@ class Part(BaseModel):
 
 
 class Detail(Part):
-    """The verdict on one stretch of speech: a turn where speakers were told apart, else a speech segment."""
+    """The verdict on one stretch of speech: a turn if speakers were told apart, else a speech segment."""
 
     speaker: str | None
-    """Who speaks; null where speakers were not told apart."""
+    """Who speaks; null if speakers were not told apart."""
     channel: str | None = Field(None, exclude_if=_absent)
-    """The channel of the recording; only where channels were judged one by one."""
+    """The channel of the recording; only if channels were judged one by one."""
     start: NonNegative
     """Where the stretch begins, in seconds from the start of the recording."""
     end: NonNegative
@@ -82,7 +82,7 @@ class SpeakerVerdict(Part):
     speaker: str
     """Name of the speaker within this recording."""
     channel: str | None = Field(None, exclude_if=_absent)
-    """The channel of the recording; only where channels were judged one by one."""
+    """The channel of the recording; only if channels were judged one by one."""
     result: Label
     """The verdict on this speaker alone."""
     probability: Probability
@@ -101,7 +101,7 @@ class ChannelVerdict(Part):
     result: Label
     """The verdict on this channel alone."""
     probability: Probability | None
-    """Probability that the speech of this channel is machine-made, 0 to 1; null where there is none."""
+    """Probability that the speech of this channel is machine-made, 0 to 1; null if there is none."""
     speech_seconds: NonNegative
     """How long somebody speaks on this channel, in seconds."""
     note: str | None
@@ -109,19 +109,19 @@ class ChannelVerdict(Part):
 
     @property
     def note_sentence(self) -> str:
-        """The note for people; empty where there is none."""
+        """The note for people; empty if there is none."""
         if self.note is None:
             return ""
         return "Silent." if self.note == "silent" else f"The same as {self.note.removeprefix('same_as_')}."
 
 
 class DecidedBy(Part):
-    """The part of the recording that decided for the whole."""
+    """The part of the recording that decided the answer for the whole."""
 
     speaker: str | None = Field(None, exclude_if=_absent)
-    """Who decided; absent where speakers were not told apart."""
+    """Who decided; absent if speakers were not told apart."""
     channel: str | None = Field(None, exclude_if=_absent)
-    """The channel that decided; absent where channels were not judged one by one."""
+    """The channel that decided; absent if channels were not judged one by one."""
     start: NonNegative
     """Where that part begins, in seconds from the start of the recording."""
     end: NonNegative
@@ -145,7 +145,7 @@ class Timeline(Part):
     step_seconds: Annotated[Number, Field(gt=0)]
     """Length of a step, in seconds."""
     probability: tuple[Probability | None, ...]
-    """Probability that the speech is machine-made, 0 to 1, one value a step; null where nobody speaks."""
+    """Probability that the speech is machine-made, 0 to 1, one value per step; null where nobody speaks."""
 
 
 class DurationConfig(Part):
@@ -170,7 +170,7 @@ class MomentShare(Part):
     """What one moment says by itself."""
 
     speaker: str | None
-    """Who speaks; null where speakers were not told apart."""
+    """Who speaks; null if speakers were not told apart."""
     start: NonNegative
     """Where the moment begins, in seconds from the start of the recording."""
     end: NonNegative
@@ -193,10 +193,10 @@ class BandShare(Part):
     high_hz: NonNegative
     """Where the band ends, in hertz."""
     score: Number
-    """How much the score falls where nothing happens in the band any more, averaged over the moments, as a natural
-    logarithm: above 0 speaks for a machine."""
+    """How much the score falls if the energy of the band is set to its mean over time, averaged over the moments, as a
+    natural logarithm: above 0 speaks for a machine."""
     humans: tuple[Number, Number] | None = None
-    """Between which scores the same lies in 90 % of recordings of humans, lower end first; null where that was not
+    """Between which scores the same lies in 90 % of recordings of humans, lower end first; null if that was not
     measured."""
     sentence: str
     """The same for a person."""
@@ -217,21 +217,21 @@ class LayerShare(Part):
 
 
 class Explanation(Part):
-    """What carried the answer; where a part decided for the whole, what carried that part."""
+    """What the answer rests on. If a part decided for the whole, this explains that part."""
 
     moments: tuple[MomentShare, ...]
-    """The moments that weigh most, the weightiest first; at most six, none overlapping another."""
+    """At most six moments with the most weight, the heaviest first. They do not overlap."""
     bands: tuple[BandShare, ...]
-    """One entry a band of frequency, the lowest first; empty for a model that has no bands."""
+    """One entry per band of frequency, the lowest first; empty for a model without bands."""
     layers: tuple[LayerShare, ...]
-    """One entry a layer, in the order of the network."""
+    """One entry per layer, in the order of the network."""
 
 
 class Verdict(Part):
-    """The answer for one recording. Probabilities are of the speech being machine-made; null where there is none."""
+    """The answer for one recording. Probabilities say how likely the speech is machine-made; null without speech."""
 
     overall: Label
-    """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` where nobody speaks."""
+    """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` if nobody speaks."""
     mean_probability: Probability | None
     """Probability that the speech of the whole recording is machine-made, 0 to 1."""
     max_probability: Probability | None
@@ -245,12 +245,12 @@ class Verdict(Part):
     interval: Interval | None
     """90 % interval of `mean_probability`, lower end first; `overall` follows from it, unless `decided_by` is given."""
     reasons: tuple[Reason, ...] = Field(
-        description=f"Why the answer is Inconclusive; empty where it is not. {_listed(Reason)}"
+        description=f"Why the answer is Inconclusive; empty if it is not. {_listed(Reason)}"
     )
     details: tuple[Detail, ...]
-    """One entry a turn where speakers were told apart, else one a speech segment."""
+    """One entry per turn if speakers were told apart, else one per speech segment."""
     speakers: tuple[SpeakerVerdict, ...]
-    """One entry a speaker; empty where speakers were not told apart."""
+    """One entry per speaker; empty if speakers were not told apart."""
     timeline: Timeline
     """The probability from moment to moment."""
     duration_config: DurationConfig
@@ -262,18 +262,18 @@ class Verdict(Part):
     original_format: str
     """Format of the file, told by its content."""
     channels: tuple[ChannelVerdict, ...] = ()
-    """One entry a channel; empty unless channels were to be judged one by one."""
+    """One entry per channel; empty unless channels were judged one by one."""
     decided_by: DecidedBy | None = None
-    """The part that decided for the whole; null where the whole recording did. Its probability is the one to show."""
+    """The part that decided for the whole; null if the whole recording did. Its probability is the one to show."""
     file_sha256: str | None
-    """SHA-256 of the file's bytes, in hexadecimal digits; null where the sound came from no file."""
+    """SHA-256 of the file's bytes, in hexadecimal digits; null if the sound came from no file."""
     model: ModelName
     """The model that judged."""
     warnings: tuple[AnswerWarning, ...] = Field(
         description=f"What else to know about the recording or its judgement. {_listed(AnswerWarning)}"
     )
     explanation: Explanation | None = Field(None, exclude_if=_absent)
-    """What carried the answer; only where asked for."""
+    """What the answer rests on; only if the caller asked for it."""
 
     @property
     def headline(self) -> tuple[float, Interval] | None:
@@ -286,13 +286,13 @@ class Verdict(Part):
 
     @property
     def without_speakers(self) -> tuple[ChannelVerdict, ...]:
-        """The channels of which no speaker tells: silent ones, and copies of others."""
+        """The channels without speakers of their own: silent channels, and copies of others."""
         told = {speaker.channel for speaker in self.speakers}
         return tuple(channel for channel in self.channels if channel.channel not in told)
 
     @property
     def outcome(self) -> Literal["success", "no_speech"]:
-        """What the answers for several files call this one."""
+        """The status of this answer among the answers for several files."""
         return "no_speech" if self.overall == "No Speech" else "success"
 
 

@@ -1,4 +1,4 @@
-"""One answer for a recording whose channels were judged one by one, as call recorders write a party a channel."""
+"""One answer for a recording whose channels were judged one by one. Call recorders write each party to a channel."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipeline.verdict.answer import ChannelVerdict, DecidedBy, Detail, Explanati
 from pipeline.verdict.windows import merge, total_seconds
 
 Names = dict[tuple[str, str | None], str]
-"""What each speaker of each channel is called in the whole."""
+"""The name in the whole answer of each channel's speakers."""
 
 _GRAVITY: dict[Label, int] = {"No Speech": 0, "Real": 1, "Inconclusive": 2, "Fake": 3}
 
 
 @dataclass(frozen=True)
 class JudgedChannel:
-    """What came of one channel."""
+    """The result for one channel."""
 
     name: str
     speech: Speech
@@ -26,16 +26,17 @@ class JudgedChannel:
 
     @property
     def gravity(self) -> tuple[int, float]:
-        """The gravest word first, and of channels with the same word the most probable one."""
+        """A key that sorts channels by the gravity of their result, then by probability."""
         return _GRAVITY[self.verdict.overall], self.verdict.headline[0] if self.verdict.headline else 0.0
 
 
 def merge_channels(notes: Mapping[str, str | None], judged: Sequence[JudgedChannel]) -> Verdict:
-    """The answer for the whole: that of the channel with the gravest word, of several such the most probable one.
+    """The answer for the whole: that of the gravest channel.
 
-    So the word, the probability, the score and the interval of the whole are those of one channel, and agree. Where it
-    is Fake among others, `decided_by` names it. `notes` has every channel by its name, in order, with its note; those
-    that are not among `judged`, of which there is at least one, are silent or the same as another.
+    The gravest channel has the gravest result; if several have it, the one with the highest probability. So the result,
+    the probability, the score and the interval of the whole all come from one channel, and agree. If that channel is
+    Fake and not alone, `decided_by` names it. `notes` has the note of every channel by its name, in order. `judged` has
+    at least one channel; a channel that is not in it is silent or the same as another.
     """
     gravest = max(judged, key=lambda channel: channel.gravity)
     speaking = [channel.verdict for channel in judged if channel.speech.segments]
@@ -60,7 +61,7 @@ def merge_channels(notes: Mapping[str, str | None], judged: Sequence[JudgedChann
 
 
 def _names(judged: Sequence[JudgedChannel]) -> Names:
-    """Speakers are counted over all channels. Where they were not told apart, the channel is the speaker."""
+    """Numbers the speakers over all channels. If speakers were not told apart, each channel is one speaker."""
     told_apart = [(channel.name, speaker.speaker) for channel in judged for speaker in channel.verdict.speakers]
     names: Names = {speaker: f"SPEAKER_{number:02d}" for number, speaker in enumerate(told_apart)}
     return names | {(channel.name, None): channel.name for channel in judged}
@@ -92,7 +93,7 @@ def _speakers(judged: Sequence[JudgedChannel], names: Names) -> Iterator[Speaker
 
 
 def _explanation(gravest: JudgedChannel, names: Names) -> Explanation | None:
-    """That of the gravest channel, whose answer is that for the whole."""
+    """The explanation of the gravest channel, whose answer is the answer for the whole."""
     explanation = gravest.verdict.explanation
     if explanation is None:
         return None
@@ -103,14 +104,14 @@ def _explanation(gravest: JudgedChannel, names: Names) -> Explanation | None:
 
 
 def _timeline(timelines: Sequence[Timeline]) -> Timeline:
-    """At each step the highest probability of the channels on which somebody speaks."""
+    """At each step the highest probability among the channels with speech."""
     steps = zip_longest(*(timeline.probability for timeline in timelines))
     probability = tuple(max((p for p in step if p is not None), default=None) for step in steps)
     return timelines[0].model_copy(update={"probability": probability})
 
 
 def _channel(name: str, note: str | None, judged: Mapping[str, Verdict]) -> ChannelVerdict:
-    """A channel that is the same as another has its answer; a silent one has none."""
+    """The answer for one channel. A copy of another channel has that channel's answer; a silent channel has none."""
     verdict = judged.get((note or "").removeprefix("same_as_") or name, judged.get(name))
     return ChannelVerdict(
         channel=name,
@@ -122,7 +123,7 @@ def _channel(name: str, note: str | None, judged: Mapping[str, Verdict]) -> Chan
 
 
 def _decided_by(gravest: JudgedChannel, names: Names, *, is_alone: bool) -> DecidedBy | None:
-    """What makes the whole Fake: a part of the gravest channel, or, where it is not alone, all of it."""
+    """The part that makes the whole Fake: a part of the gravest channel, or all of it if it is not alone."""
     verdict = gravest.verdict
     if part := verdict.decided_by:
         speaker = names[gravest.name, part.speaker] if part.speaker else None

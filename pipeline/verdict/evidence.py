@@ -1,24 +1,24 @@
-"""What follows from a score: the number and the word of an answer.
+"""Turns a score into the probability and the result of an answer.
 
-The model. Endless clean speech like a recording's would get a score t; over recordings t is normal with mean 0 and
-variance V. What is seen of it is s = t + noise. The noise is normal with mean 0 and variance
+The model. An endless clean recording of the same speech would get a score t. Over recordings t is normal with mean 0
+and variance V. The observed score is s = t + noise. The noise is normal with mean 0 and variance
 
-    N = window variance / windows side by side                 less speech, more noise
+    N = window variance / number of windows without overlap    less speech, more noise
       + snr variance     * (decibels below the reference / 10)^2
       + novelty variance * ln(novelty / reference)^2           for sounds unlike the training data
-      + V                                                      for a narrow band that the bundle has no head for
+      + V                                                      for a narrow band, if the bundle has no head for it
 
-and infinite for less speech than anything can be said of. All variances but V of the narrow band are measured in
-training and stand in the bundle (`Uncertainty`). Given s, t is normal with
+N is infinite if there is too little speech to say anything. All variances except the last V are measured in training
+and are in the bundle (`Uncertainty`). Given s, t is normal with
 
     mean m = w s    variance V (1 - w)    where w = V / (V + N)
 
 Source: the normal model with known variance, Gelman et al., Bayesian Data Analysis, 3rd ed., 2.5.
 
-The number is the mean of the probability over what t may be, so that uncertainty draws it towards the prior. The
-interval reaches from the 5th to the 95th percentile of t. The word follows from the interval alone: Fake where all of
-it is at or above the threshold, Real where all of it is below, else Inconclusive. An answer at even odds that is
-called Inconclusive has a probability of at most .94 and at least .06, and these only where little is known.
+The probability is the mean over all possible t, so uncertainty draws it towards the prior. The interval reaches from
+the 5th to the 95th percentile of t. The result follows from the interval alone: Fake if all of it is at or above the
+threshold, Real if all of it is below, else Inconclusive. With a threshold and a prior of even odds, an Inconclusive
+answer has a probability between .06 and .94, and comes near these ends only if little is known.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from pipeline.verdict.reasons import Reason
 Scores = NDArray[np.float64]
 
 INTERVAL_Z = 1.645
-"""Half width of a 90 % interval in standard deviations."""
+"""Half the width of a 90 % interval, in standard deviations."""
 
 ENOUGH_SECONDS: Seconds = 6.0
-"""More speech than this is not asked for: the category `normal` begins here."""
+"""This much speech is enough: a recording with it is never called too short. The category `normal` begins here."""
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(20)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
@@ -50,8 +50,8 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the evidence leaves open of the scores t of several parts: normal, with these means and standard deviations,
-    (parts,) each."""
+    """The normal distribution of the score t of each part, given the evidence: mean and standard deviation, (parts,)
+    each."""
 
     mean: Scores
     sd: Scores
@@ -71,7 +71,7 @@ class Estimate:
         return self._mean_sigmoid(1, prior)
 
     def score(self, prior: float) -> Scores:
-        """The log-likelihood ratio that by itself would give this probability, (parts,)."""
+        """The log-likelihood ratio that belongs to this probability, (parts,)."""
         ratio: Scores = np.log(self._mean_sigmoid(1, prior)) - np.log(self._mean_sigmoid(-1, prior)) - log_odds(prior)
         return ratio
 
@@ -87,13 +87,13 @@ class Estimate:
 
 
 def estimate(seen: Scores, noise: Scores, score_variance: float) -> Estimate:
-    """What scores `seen` (parts,) under `noise`, a variance each, tell of the scores behind them."""
+    """The distribution of t, given the scores `seen` (parts,) and the variance `noise` of each (parts,)."""
     share = score_variance / (score_variance + noise)
     return Estimate(share * seen, np.sqrt(score_variance * (1 - share)))
 
 
 def sigmoid(log_odds: Scores) -> Scores:
-    """Log odds -> probability, exact far from even odds too."""
+    """Log odds -> probability. It is also exact for large log odds."""
     probability: Scores = np.exp(-np.logaddexp(0, -log_odds))
     return probability
 
@@ -104,23 +104,23 @@ def log_odds(probability: float) -> float:
 
 @dataclass(frozen=True)
 class Bar:
-    """Scores from `fake` on are Fake, those below `real` are Real; what lies between them is neither."""
+    """Two thresholds. Scores of at least `fake` are Fake, and scores below `real` are Real."""
 
     real: float
     fake: float
 
     def label(self, low: float, high: float) -> Label:
-        """The word for an interval of scores."""
+        """The result for an interval of scores."""
         return "Fake" if low >= self.fake else "Real" if high < self.real else "Inconclusive"
 
     def raised(self, candidates: int) -> Bar:
-        """The bar for the best of `candidates` parts: odds must be better by their number, so that all of them
-        together raise no more false alarms than one (Bonferroni)."""
+        """The bar for the best of several `candidates`. The odds for Fake must be higher by the factor `candidates`,
+        so that all together cause no more false alarms than one (Bonferroni)."""
         return Bar(self.real, self.fake + math.log(max(candidates, 1)))
 
 
 def bar_of(thresholds: Thresholds, operating_point: OperatingPoint) -> Bar:
-    """Fake from the operating point's threshold on; Real below it and below the balanced one."""
+    """The bar of an operating point: Fake from its threshold on, Real below both its threshold and the balanced one."""
     threshold: float = getattr(thresholds, operating_point)
     return Bar(min(threshold, thresholds.balanced), threshold)
 
@@ -128,8 +128,10 @@ def bar_of(thresholds: Thresholds, operating_point: OperatingPoint) -> Bar:
 def find_faults(
     quality: Quality, novelty: float, speech_seconds: Seconds, scorer: Scorer, decision: Decision
 ) -> dict[Reason, float]:
-    """The variance that each fault of a recording adds to the scores of all its parts, by `scorer`; faults that add
-    none are left out."""
+    """The variance that each fault of a recording adds to the scores of all its parts.
+
+    `scorer` has the parameters. Faults that add no variance are left out.
+    """
     uncertainty = scorer.uncertainty
     decibels_below = max(0.0, uncertainty.snr_db - quality.snr_db)
     log_ratio = math.log(max(novelty / uncertainty.novelty, 1.0))
@@ -149,11 +151,12 @@ def find_reasons(
     faults: dict[Reason, float],
     score_variance: float,
 ) -> tuple[Reason, ...]:
-    """Why an answer is Inconclusive, given whether it `is_settled` under a noise of some variance.
+    """Why an answer is Inconclusive. `is_settled` tells whether it would be settled with noise of a given variance.
 
-    The largest fault is taken away first, then the next, until `noise`, which no fault is behind, and what is left
-    would settle the answer: those taken away are the reasons. Where nothing settles it, the score is too close to the
-    threshold, and each fault that by itself halves the evidence (a variance of V or more) is named with that.
+    `noise` is the variance without any fault. The largest fault is removed first, then the next, until the rest would
+    settle the answer. The removed faults are the reasons. If the answer is not settled without any fault, the reasons
+    are that the score is too close to the threshold, and each fault that by itself halves the evidence (its variance is
+    V or more).
     """
     left = dict(sorted(faults.items(), key=lambda fault: -fault[1]))
     removed: list[Reason] = []

@@ -1,12 +1,12 @@
-"""The head: standardised features to a raw score, as plain arrays.
+"""The head computes a raw score from standardised features. Its parameters are plain arrays.
 
-Arrays of every head: `mean`, `scale` (dimension,); `limit` (1,), the standard deviations a feature may count for;
-`thresholds` (layers,) where the recipe counts activated neurons.
+Arrays of every head: `mean`, `scale` (dimension,); `limit` (1,), at which standardised features are clipped;
+`thresholds` (layers,) if the recipe counts activated neurons.
 Linear: `weight` (dimension,), `bias` (1,).
 Quadratic: the features are reduced to z = features @ `projection` - `origin`, with `projection` (dimension, reduced)
 and `origin` (reduced,); the score is z @ `quadratic` @ z + z @ `weight` + `bias`.
-Tuned, as the front was tuned with it: a linear head plus gelu(features @ `hidden` + `hidden_bias`) @ `output`, with
-`hidden` (dimension, units) and `output` (units,).
+Tuned, the head that the front was tuned with: a linear head plus gelu(features @ `hidden` + `hidden_bias`) @ `output`,
+with `hidden` (dimension, units) and `output` (units,).
 MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ... with ReLU between.
 Any head that was adapted to a channel: `correction` (dimension,), whose product with the features is added.
 """
@@ -35,7 +35,7 @@ def count_activated(vectors: Matrix, thresholds: Matrix, layer_sizes: Sequence[i
 
 
 def standardize(arrays: Arrays, vectors: Matrix, layer_sizes: Sequence[int]) -> Matrix:
-    """Features in units of the training data's standard deviation, none beyond the limit: (windows, dimension)."""
+    """Features in standard deviations of the training data, clipped at the limit: (windows, dimension)."""
     if "thresholds" in arrays:
         vectors = count_activated(vectors, arrays["thresholds"], layer_sizes)
     standardized: Matrix = np.clip((vectors - arrays["mean"]) / arrays["scale"], -arrays["limit"], arrays["limit"])

@@ -1,7 +1,7 @@
-"""The parts of a recording that get a verdict of their own, and how much each window of speech counts in each.
+"""The parts of a recording that get a verdict of their own, and the weight of each window in each part.
 
-A part's score is the weighted mean of its windows' scores. Windows and parts may overlap as they like: pairs that
-share time are found by sorting, so that the work grows with their number and not with windows times parts.
+A part's score is the weighted mean of its windows' scores. Windows and parts may overlap. Pairs that share time are
+found by sorting, so the work grows with the number of such pairs, not with windows times parts.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Parts:
-    """`seconds` (parts,) of speech in each part, and the weights of windows in parts as three arrays (weights,): which
-    part, which window, and the weight."""
+    """`seconds` (parts,) of speech in each part, and the weights of windows in parts.
+
+    The weights are three arrays (weights,): the index of the part, the index of the window, and the weight.
+    """
 
     seconds: Scores
     part: Indices
@@ -50,7 +52,7 @@ class Parts:
 
 
 def whole(features: Features) -> Parts:
-    """The recording as one part: its windows count by the speech in them."""
+    """The recording as one part. Windows are weighted by the speech in them."""
     count = len(features.windows)
     return Parts(
         np.array([features.speech.speech_seconds]),
@@ -61,7 +63,7 @@ def whole(features: Features) -> Parts:
 
 
 def speakers(features: Features, names: Sequence[str]) -> Parts:
-    """A part a speaker: the speaker's windows count by the speech in them."""
+    """One part per speaker. The speaker's windows are weighted by the speech in them."""
     index = {name: i for i, name in enumerate(names)}
     seconds = np.zeros(len(names))
     for turn in features.turns or ():
@@ -73,9 +75,9 @@ def speakers(features: Features, names: Sequence[str]) -> Parts:
 
 
 def stretches(features: Features, stretches: Sequence[Segment], names: Sequence[str | None]) -> Parts:
-    """A part a stretch of one speaker's speech: the speaker's windows count by the time they share with it.
+    """One part per stretch of a speaker's speech. The speaker's windows are weighted by the time they share with it.
 
-    A turn spoken entirely over another's voice may lie in no window: its speaker's other windows stand for it.
+    A turn that is spoken entirely over another voice may lie in no window. It then gets all windows of its speaker.
     """
     part, window, shared = overlaps(features.windows, stretches)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
@@ -93,8 +95,10 @@ def stretches(features: Features, stretches: Sequence[Segment], names: Sequence[
 
 
 def steps(features: Features, step_seconds: Seconds) -> Parts:
-    """A part a step of the time line: a window counts by the share of it that lies in the step, so that short windows
-    are as sharp as they can be."""
+    """One part per step of the timeline. A window is weighted by the share of it that lies in the step.
+
+    So a short window, which shows more exactly when something happens, counts more than a long one.
+    """
     count = math.ceil(features.speech.duration_seconds / step_seconds)
     edges: Scores = np.arange(count + 1, dtype=np.float64) * step_seconds
     part, window, shared = overlaps(features.windows, [Segment(a, b) for a, b in pairwise(edges.tolist())])
@@ -104,7 +108,7 @@ def steps(features: Features, step_seconds: Seconds) -> Parts:
 
 
 def groups(features: Features, *rows: Indices) -> Parts:
-    """A part a group of windows, by their indices, which count equally."""
+    """One part per group of windows. A group is given by the indices of its windows, which count equally."""
     seconds = [total_seconds(merge(part for i in group for part in features.windows[i].parts)) for group in rows]
     part = np.repeat(np.arange(len(rows)), [len(group) for group in rows])
     flat = np.concatenate(rows)
@@ -112,7 +116,7 @@ def groups(features: Features, *rows: Indices) -> Parts:
 
 
 def passages(features: Features) -> tuple[Parts, tuple[tuple[int, int], ...]]:
-    """A part a pair of neighbouring windows of one speaker, and the indices of each pair."""
+    """One part per pair of neighbouring windows of one speaker, and the indices of each pair."""
     windows = features.windows
     pairs = tuple((i, i + 1) for i in range(len(windows) - 1) if windows[i].speaker == windows[i + 1].speaker)
     seconds = [total_seconds(merge((*windows[i].parts, *windows[j].parts))) for i, j in pairs]
@@ -128,7 +132,7 @@ def window_seconds(windows: Sequence[Window]) -> Scores:
 def overlaps(windows: Sequence[Window], stretches: Sequence[Segment]) -> tuple[Indices, Indices, Scores]:
     """The stretches and windows that share time, and the seconds they share: three arrays (pairs,).
 
-    A pair stands there once for each part of the window that lies in the stretch.
+    A pair is listed once for each part of the window that lies in the stretch.
     """
     owner = np.array([i for i, window in enumerate(windows) for _ in window.parts], dtype=np.intp)
     bounds = np.array([(part.start, part.end) for window in windows for part in window.parts]).reshape(-1, 2)
@@ -136,7 +140,8 @@ def overlaps(windows: Sequence[Window], stretches: Sequence[Segment]) -> tuple[I
     owner, begins, ends = owner[order], bounds[order, 0], bounds[order, 1]
     longest = float((ends - begins).max(initial=0.0))
     edges = np.array([(stretch.start, stretch.end) for stretch in stretches]).reshape(-1, 2)
-    # A part that reaches into a stretch begins before the stretch ends, and at most the longest part before it begins.
+    # A part overlaps a stretch only if it begins before the stretch ends and after the stretch's start minus the
+    # length of the longest part.
     first = np.searchsorted(begins, edges[:, 0] - longest, "left")
     last = np.searchsorted(begins, edges[:, 1], "left")
     counts = np.maximum(last - first, 0)

@@ -1,4 +1,4 @@
-"""The words of an answer besides its numbers: why it is Inconclusive, and what else a person should know.
+"""The reasons and warnings of an answer: why it is Inconclusive, and what else a person should know.
 
 The command line, the page, the OpenAPI document and the docs all take the words and their sentences from here.
 """

@@ -1,8 +1,8 @@
-"""Whether what is taken for one speaker sounds like two: a human's voice at some moments, a machine's at others.
+"""Finds speakers who sound like two voices: a human at some moments, a machine at others.
 
-Whoever tells speakers apart may take two for one, above all where one of them says little. The mean over both would
-call them Real together. So a speaker whose windows fall apart into two groups, of which one by itself would be Fake and
-the other Real, has no verdict of its own but Inconclusive.
+Diarization may take two speakers for one, above all if one of them says little. The mean over both could then be Real.
+So a speaker is Inconclusive if the windows fall into two groups, and one group by itself would be Fake and the other
+Real.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from numpy.typing import NDArray
 from pipeline.types import Seconds
 
 GROUP_SECONDS: Seconds = 6.0
-"""Each group holds at least so much speech: what less of it shows, one odd moment may have brought about."""
+"""Each group must hold at least this much speech. With less, one odd moment could make a group."""
 
 CLEAR_DISTANCE = 3.0
-"""How far the means of two groups lie apart at least, in standard deviations of a window within them. The halves of one
-group, normally distributed, lie 1.6 of its standard deviations apart."""
+"""The least distance between the means of two groups, in standard deviations of a window within a group. The means of
+the two halves of one normal distribution lie 1.6 of its standard deviations apart."""
 
 Scores = NDArray[np.float64]
 
 
 def upper_group(scores: Scores) -> NDArray[np.bool_]:
-    """Which of several scores are the upper of the two groups whose means lie furthest apart for their sizes,
-    (scores,): the split that leaves the least variance within groups. Source: Otsu, IEEE Trans. SMC 9, 1979.
+    """True for the scores of the upper of two groups, (scores,).
+
+    The scores are split into the two groups with the least variance within groups. Source: Otsu, IEEE Trans. SMC 9,
+    1979.
     """
     order = np.argsort(scores, kind="stable")
     ascending = scores[order]

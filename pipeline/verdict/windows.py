@@ -12,14 +12,14 @@ from pipeline.config import Windows
 from pipeline.types import Seconds, Segment, Speech, Turn, Window
 
 MIN_TURN_SECONDS = 1.0
-"""A speaker's overlapped speech is left out as long as this much remains without it."""
+"""Speech over another voice is left out if at least this much of the speaker's speech remains."""
 
 
 def plan_windows(speech: Speech, turns: Sequence[Turn] | None, config: Windows) -> tuple[Window, ...]:
     """Windows of `config.seconds` of speech, `config.hop_seconds` apart in speech time, each of one speaker.
 
-    Silence between segments takes no part, so a window may span more time than it holds speech. Without turns
-    all speech counts as one speaker's, named None.
+    Silence between segments is left out, so a window may span more time than it holds speech. Without turns all speech
+    counts as that of one speaker, named None.
     """
     if not turns:
         return tuple(Window(parts) for parts in _slide(speech.segments, config))
@@ -34,7 +34,7 @@ def plan_windows(speech: Speech, turns: Sequence[Turn] | None, config: Windows) 
 
 
 def _slide(parts: Sequence[Segment], config: Windows) -> list[tuple[Segment, ...]]:
-    """Evenly spaced cuts of the speech time line; together they cover all of it."""
+    """Evenly spaced windows of the speech; together they cover all of it."""
     total = total_seconds(parts)
     if total <= config.seconds:
         return [tuple(parts)]
@@ -44,7 +44,7 @@ def _slide(parts: Sequence[Segment], config: Windows) -> list[tuple[Segment, ...
 
 
 def _between(parts: Sequence[Segment], start: Seconds, end: Seconds) -> tuple[Segment, ...]:
-    """The parts of the time line that lie from `start` to `end` seconds of speech."""
+    """The parts of the recording that lie from `start` to `end`, counted in seconds of speech."""
     cut, elapsed = [], 0.0
     for part in parts:
         low, high = max(start - elapsed, 0.0), min(end - elapsed, part.duration_seconds)
@@ -59,7 +59,7 @@ def total_seconds(segments: Iterable[Segment]) -> Seconds:
 
 
 def merge(segments: Iterable[Segment], max_gap_seconds: Seconds = 0.0) -> tuple[Segment, ...]:
-    """Disjoint, sorted segments that cover the given ones and the gaps between them up to `max_gap_seconds`."""
+    """Disjoint, sorted segments that cover the given ones and all gaps of up to `max_gap_seconds` between them."""
     merged: list[Segment] = []
     for segment in sorted(segments, key=lambda s: s.start):
         if merged and segment.start <= merged[-1].end + max_gap_seconds:
@@ -70,7 +70,7 @@ def merge(segments: Iterable[Segment], max_gap_seconds: Seconds = 0.0) -> tuple[
 
 
 def subtract(segments: Iterable[Segment], others: Iterable[Segment]) -> tuple[Segment, ...]:
-    """The time in `segments` that no one of `others` covers."""
+    """The time in `segments` that none of `others` covers."""
     left = list(merge(segments))
     for other in merge(others):
         left = [
@@ -93,10 +93,10 @@ def plan_chunks(
     min_seconds: Seconds = 0.5,
     max_gap_seconds: Seconds = 0.5,
 ) -> tuple[Segment, ...]:
-    """Stretches of the recording, none longer than `max_seconds`, that hold every part of every window.
+    """Stretches of the recording that hold every part of every window. None is longer than `max_seconds`.
 
-    Short pauses stay in, long ones are skipped; a stretch shorter than `min_seconds` is widened as far as the
-    recording allows, so that the network has context.
+    Short pauses stay in, long ones are skipped. A stretch shorter than `min_seconds` is widened as far as the recording
+    allows, so that the network has context.
     """
     wide = []
     for part in merge((part for window in windows for part in window.parts), max_gap_seconds):

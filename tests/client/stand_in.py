@@ -1,6 +1,7 @@
-"""A stand-in for the service, for what the real one does not do on demand: to be overloaded, to hang up, to say Fake.
+"""A stand-in for the service, for cases that the real one does not produce on demand: overload, a broken answer, Fake.
 
-It is a web server on a port of its own that gives the answers a test has put up, one a request, and keeps the requests.
+It is a web server on a port of its own. It gives the answers that a test prepared, one per request, and keeps the
+requests.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ INFO_ANSWER = example(INFO, "defaults")
 FAKE = example(PREDICT, "fake")
 
 HANG_UP = Response(status_code=200, headers={"content-length": "1000"})
-"""An answer that ends before it is whole."""
+"""An answer that ends too early."""
 
 
 class StandIn:
-    """`answers` are given in their order, the last one again and again. What came is in `requests`, and of their forms
-    the fields are in `fields` and the files in `files`, each with its field, name and bytes.
+    """Gives `answers` in their order; the last one is repeated.
 
-    `converse` answers a WebSocket, and puts what it hears into `heard`.
+    The received requests are in `requests`. The fields of their forms are in `fields`, and the files in `files`, each
+    with its field, name and bytes. `converse` answers a WebSocket, and puts the messages it gets into `heard`.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class StandIn:
         await answer(scope, receive, send)
 
     def put_up(self, *answers: Response | dict[str, Any]) -> None:
-        """Give these answers next; one that is a dictionary is JSON with the status 200."""
+        """Give these answers next. A dictionary becomes JSON with the status 200."""
         self.answers[:] = [JSONResponse(answer) if isinstance(answer, dict) else answer for answer in answers]
         self.requests.clear()
         self.fields.clear()

@@ -1,4 +1,4 @@
-"""What becomes of a recording on its way: the product's own decoder hears what was sent."""
+"""Recordings on their way to the service: the product's own decoder checks what was sent."""
 
 from __future__ import annotations
 

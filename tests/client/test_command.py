@@ -117,7 +117,7 @@ def test_the_table_shows_what_decided_and_says_why(
 
 
 class Page(HTMLParser):
-    """The text of a page, and what it would load."""
+    """The text of a page, and the files that it would load."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ CANCELLED = RUNNING | {"status": "cancelled"}
 
 
 def events(*states: dict[str, Any], broken: bool = False) -> Response:
-    """Server-sent events; a broken stream announces more than it holds."""
+    """Server-sent events. A broken stream declares more bytes than it holds."""
     text = ": hello\n\n" + "".join(f"event: state\nid: {i}\ndata: {json.dumps(s)}\n\n" for i, s in enumerate(states))
     headers = {"content-length": str(len(text) + 100)} if broken else None
     return Response(text, media_type="text/event-stream", headers=headers)

@@ -43,7 +43,7 @@ def start(server: StandIn, *arguments: str | Path, path: str | None = None) -> s
 
 
 def run(server: StandIn, *arguments: str | Path, sound: bytes = b"", path: str | None = None) -> tuple[int, str, str]:
-    """The exit code, what was answered, and what was complained of."""
+    """The exit code, the answers, and the errors."""
     with start(server, *arguments, path=path) as process:
         output, errors = process.communicate(sound, timeout=120)
     assert b"Traceback" not in errors
@@ -120,7 +120,7 @@ def test_a_file_that_is_not_there(server: StandIn, tmp_path: Path) -> None:
 
 
 def recorder(folder: Path, script: str) -> str:
-    """A PATH on which `arecord`, for want of a microphone here, is a script."""
+    """A PATH on which `arecord` is a script, because there is no microphone here."""
     program = folder / "arecord"
     program.write_text(f"#!{shutil.which('bash')}\nPATH={os.environ['PATH']}\n{script}\n")
     program.chmod(0o755)
@@ -148,15 +148,15 @@ def test_no_microphone_is_a_sentence(server: StandIn, tmp_path: Path) -> None:
     script = 'echo "ALSA lib: noise" >&2; echo "arecord: main:831: audio open error: No such device" >&2; exit 1'
     code, _, errors = run(server, path=recorder(tmp_path, script))
     assert code == 2
-    assert "The recorder gave up: arecord: main:831: audio open error: No such device. Check the microphone" in errors
+    assert "The recorder failed: arecord: main:831: audio open error: No such device. Check the microphone" in errors
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
 def test_ffmpeg_records_where_there_is_no_arecord(server: StandIn, tmp_path: Path) -> None:
-    """No sound server runs here, which FFmpeg says by itself."""
+    """No sound server runs here, and FFmpeg itself reports that."""
     ffmpeg = shutil.which("ffmpeg")
     assert ffmpeg
     (tmp_path / "ffmpeg").symlink_to(ffmpeg)
     code, _, errors = run(server, "--device=nowhere", path=str(tmp_path))
     assert code == 2
-    assert "The recorder gave up: " in errors
+    assert "The recorder failed: " in errors

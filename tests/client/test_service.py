@@ -60,7 +60,7 @@ def post(service: httpx.Client, data: bytes, name: str, **fields: str) -> dict[s
 
 
 def kinds(schema: dict[str, Any], definitions: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Every place of a JSON schema with what may stand there: a type, a certain word, or nothing (`absent`)."""
+    """Every place of a JSON schema with its possible values: a type, a certain word, or nothing (`absent`)."""
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     for choice in schema.get("anyOf", ()):

@@ -1,4 +1,4 @@
-"""What the served graph is compared with."""
+"""The reference for the served graph."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.graph import SERVE_CONFIG
 
 
 def paths(value: Any, where: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every key in what YAML holds."""
+    """The path of every key in the content of a YAML file."""
     if isinstance(value, dict):
         return [(*where, key) for key in value] + [p for key in value for p in paths(value[key], (*where, key))]
     if isinstance(value, list):
@@ -30,7 +30,7 @@ def misspell(document: Any, path: tuple[Any, ...]) -> str:
 
 CONFIG = SERVE_CONFIG.read_text(encoding="utf-8")
 FREE = {"env_vars"}
-"""Keys under which any key goes."""
+"""Keys whose sections may hold any key."""
 
 
 def test_the_file_as_it_is() -> None:

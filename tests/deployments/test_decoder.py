@@ -1,4 +1,4 @@
-"""The Decoder's replica, by itself: it outlives its decoders, and lets go of those that nobody waits for."""
+"""The Decoder's replica alone: it survives its decoders, and kills those that nobody waits for."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def long() -> bytes:
 
 
 async def decoding(replica: Any, data: bytes) -> tuple[asyncio.Task[Any], int]:
-    """A decoder at work on `data`, and its process."""
+    """A decoder that works on `data`, and its process."""
     task = asyncio.create_task(replica.decode(data, None))
     deadline = time.monotonic() + SECONDS
     while not (found := decoders(replica._pool)):
@@ -54,7 +54,7 @@ async def gone(process: int) -> None:
 
 
 def test_a_cancelled_request_ends_its_decoder(replica: Any, long: bytes, sample_wav: bytes) -> None:
-    """One that hangs, and would go on to hang until its deadline."""
+    """A decoder that hangs, and would do so until its deadline."""
 
     async def run() -> None:
         task, process = await decoding(replica, long)

@@ -183,7 +183,7 @@ def replica_ids(cluster: Cluster) -> set[str]:
 def test_work_ends_with_its_client(
     service: httpx.Client, cluster: Cluster, ten_seconds: NDArray[np.float32], sample_wav: bytes
 ) -> None:
-    """The longest recording there may be, diarized, for a client that hangs up."""
+    """The longest allowed recording, diarized, for a client that disconnects."""
     (replica,) = cluster.application()["deployments"]["Diarizer"]["replicas"]
     used = partial(cpu_seconds, replica["pid"])
     request = service.build_request(
@@ -205,7 +205,7 @@ def test_work_ends_with_its_client(
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has computed so far, in all of its threads."""
+    """The CPU time of a process so far, in all of its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -213,7 +213,7 @@ def cpu_seconds(pid: int) -> float:
 def test_an_ingress_replica_dies_with_requests_in_hand(
     service: httpx.Client, cluster: Cluster, sample_wav: bytes
 ) -> None:
-    """Ray's proxy answers for it, and would do so in plain text."""
+    """Ray's proxy answers instead of the replica, and by itself would do so in plain text."""
     first, second = cluster.application()["deployments"]["Ingress"]["replicas"]
     with ThreadPoolExecutor(8) as others:
         fields = {"use_diarization": "true"}

@@ -32,7 +32,7 @@ SILENCE = Speech((), 1.0, "wav")
 
 
 class Answer:
-    """What a handle's `.remote()` returns: its arguments are resolved first, and their errors are its own."""
+    """Like the result of a handle's `.remote()`: its arguments are resolved first, and it raises their errors."""
 
     def __init__(self, arguments: tuple[Any, ...], work: Callable[..., Any], seconds: float) -> None:
         self.task = asyncio.ensure_future(self._work(arguments, work, seconds))
@@ -63,7 +63,7 @@ class Answer:
 
 
 class Handle:
-    """A stage of which any method does `work`, after some time."""
+    """A stage whose every method does `work`, after some time."""
 
     def __init__(self, work: Callable[..., Any], seconds: float = 0.0) -> None:
         self.work, self.seconds = work, seconds
@@ -90,7 +90,7 @@ def raised_by_a_stage(error: Exception) -> BaseException:
 
 
 class Failing:
-    """Work that fails so many times before it succeeds."""
+    """Work that fails a number of times before it succeeds."""
 
     def __init__(self, error: BaseException, times: int, answer: Any) -> None:
         self.error, self.times, self.answer = error, times, answer
@@ -112,7 +112,7 @@ def run(
     channels: Channels = "mix",
     **changed: Any,
 ) -> tuple[Any, dict[str, Handle]]:
-    """Send a recording through a graph whose stages work, but for those that are changed."""
+    """Send a recording through a graph whose stages all work, except the changed ones."""
 
     async def predict() -> tuple[Any, dict[str, Handle]]:
         stages: dict[str, Any] = {
@@ -141,7 +141,7 @@ def test_the_diarizer_runs_when_asked() -> None:
 
 
 def two_channels(*_: Any) -> list[ChannelReference]:
-    """What the Decoder answers where channels are to be judged one by one; a recording stands for what refers to it."""
+    """The Decoder's answer if channels are judged one by one. Recordings stand for the references to them."""
     first, second = (replace(RECORDING, original_format=name) for name in ("first", "second"))
     return [
         ChannelReference("CHANNEL_1", first, None),
@@ -251,7 +251,7 @@ def test_a_stage_that_takes_too_long_is_named_and_its_request_cancelled(stage: s
 
 
 def late(**seconds: float) -> dict[str, Handle]:
-    """Stages that take so many of STAGE_SECONDS."""
+    """Stages that take a multiple of STAGE_SECONDS."""
     answers = {"Decoder": RECORDING, "VoiceActivityDetector": SPEECH, "Diarizer": (), "TkanExtractor": "features"}
     return {
         stage: Handle(lambda *_, stage=stage: answers.get(stage, "verdict"), share * STAGE_SECONDS)
@@ -269,7 +269,7 @@ def test_the_time_of_a_stage_counts_from_when_its_input_is_there() -> None:
     [("Decoder", "VoiceActivityDetector"), ("Decoder", "Diarizer"), ("TkanExtractor", "Classifier")],
 )
 def test_what_a_stage_leaves_of_its_time_is_not_the_next_ones(before: str, stage: str) -> None:
-    """A stage that needs 1.4 of its time has run out of it, though the one before it was quick."""
+    """A stage that needs 1.4 times its limit fails, although the stage before it was quick."""
     outcome, _ = run(use_diarization=True, **late(**{before: 0.0, stage: 1.4}))
     assert type(outcome) is StageTimeout
     assert f"The {stage} did not answer within {STAGE_SECONDS} seconds" in outcome.detail

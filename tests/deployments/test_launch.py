@@ -1,4 +1,4 @@
-"""What `make serve` runs, with a small application in place of the graph."""
+"""The launcher of `make serve`, with a small application instead of the graph."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def launched(application: str, port: int) -> Iterator[Launched]:
 
 
 def session_of(process: subprocess.Popen[bytes]) -> int:
-    """The session in which all that the launcher starts runs: that of its child."""
+    """The session of the launcher's child, in which everything runs that the launcher starts."""
     return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 
 def running_in(session: int) -> list[str]:
-    """The processes of a session, by name; those that have ended and wait to be reaped do not count."""
+    """The processes of a session, by name, without zombies."""
     names = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,4 +1,5 @@
-"""Memory is given back; in a process of its own, with what serve_config.yaml tells the allocator."""
+"""Memory is returned to the system. It is tested in a process of its own, with the allocator's settings of
+serve_config.yaml."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ DASHBOARD = json.loads((OPS / "grafana" / "sound_sentry.json").read_text(encodin
 DISCOVERY = "prom_metrics_service_discovery.json"
 VARIABLES = {"$SessionName": ".*", "$Application": ".*", "$__rate_interval": "2m"}
 SCRAPE_SECONDS = 240
-"""Ray's agents publish every 10 s what the replicas tell, and there is another machine's worth of patience on top."""
+"""Ray's agents publish the metrics of the replicas every 10 s. The limit is longer, for slow machines."""
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -141,7 +141,7 @@ def test_no_alert_is_raised_by_a_graph_that_works(query: Query) -> None:
 
 
 def settled(counts: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The counts once they have stayed the same for as long as Ray's agents may hold some back."""
+    """The counts, after they did not change for as long as Ray's agents may delay some of them."""
     last: dict[str, float] = {}
     since = 0
 

@@ -1,4 +1,4 @@
-"""Where serve_config.yaml puts the stages on a cluster with a GPU, and what comes of a misspelt key at start."""
+"""Where serve_config.yaml puts the stages on a cluster with a GPU, and the error for a misspelt key at the start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRACTIONS = {"VoiceActivityDetector": 0.1, "Diarizer": 0.3, "TkanExtractor": 0.3
 
 @pytest.fixture(scope="module")
 def gpu_cluster() -> Iterator[Cluster]:
-    """A cluster that counts one GPU; there need not be one."""
+    """A cluster that counts one GPU, even if there is none."""
     with ray_cluster(num_gpus=1) as cluster:
         yield cluster
 
@@ -79,7 +79,7 @@ def test_without_a_gpu_the_same_file_asks_for_none(service: httpx.Client, cluste
 
 
 def gpu_shares(cluster: Cluster) -> dict[str, float]:
-    """What of a GPU each stage's replica holds, as Ray itself accounts for it; stages that hold none are left out."""
+    """The share of a GPU of each stage's replica, as Ray counts it. Stages without a GPU are left out."""
     actors: list[dict[str, Any]] = cluster.dashboard(
         "GET",
         "/api/v0/actors",

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def files_with(folder: Path, parts: dict[str, bytes]) -> list[str]:
-    """Which files under a folder hold which of the named bytes, in their content or their name."""
+    """The files under a folder that hold one of the given byte strings, in their content or their name."""
     found = []
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_file():
@@ -57,7 +57,7 @@ OPENED_TO_WRITE = re.compile(r'(?:open|openat|creat)\((?:AT_FDCWD, )?"(?P<path>[
 def test_no_process_of_the_service_writes_to_another_file(
     service: httpx.Client, cluster: Cluster, sample_versions: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Than to Ray's logs, however it is asked."""
+    """The service writes only to Ray's logs, for every kind of request."""
     pids = ray_processes(cluster)
     trace, log = tmp_path / "trace", tmp_path / "strace.log"
     command = ["strace", "-f", "-e", "trace=%file", "-o", str(trace), *(f"--attach={pid}" for pid in pids)]

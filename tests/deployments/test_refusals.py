@@ -1,4 +1,4 @@
-"""What a stage logs of a request that it refuses, and of one that it fails on."""
+"""The log of a stage for a request that it refuses, and for one that it fails on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.errors import EmptyAudio, StageFailed
 
 
 def logged(error: Exception, monkeypatch: pytest.MonkeyPatch) -> logging.LogRecord:
-    """What comes out where Serve logs the error that a stage raised."""
+    """The log after Serve logged the error that a stage raised."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", records.append)
@@ -30,7 +30,7 @@ def logged(error: Exception, monkeypatch: pytest.MonkeyPatch) -> logging.LogReco
 
 
 def by_ray(error: Exception) -> Exception:
-    """The error as the next stage gets it."""
+    """The error in the form that the next stage gets."""
     wrapped: Exception = RayTaskError("decode", "the stack", error).as_instanceof_cause()
     return wrapped
 

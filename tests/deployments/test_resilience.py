@@ -1,7 +1,7 @@
-"""The served graph under fire: replicas killed at random, more asked than it can do, models and code exchanged, and
-many requests in a row.
+"""The served graph under stress: replicas killed at random, overload, models and code exchanged, and many requests in a
+row.
 
-Each has a short form. The long forms, whose figures docs/resilience.md holds, are run by
+Each test has a short form. This command runs the long forms, whose figures are in docs/resilience.md:
 
     pytest -m slow tests/deployments/test_resilience.py -s
 """
@@ -53,7 +53,7 @@ class Clip:
 
 @dataclass
 class Report:
-    """What the clients got. `broken` are failures that were no problem document with a Retry-After."""
+    """The answers that the clients got. `broken` are failures without a problem document or a Retry-After."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -98,7 +98,7 @@ def expected(detector: Detector, data: bytes) -> tuple[str, float | None]:
 
 @contextmanager
 def clients(count: int, url: str, clips: Sequence[Clip], *, retry: bool = False) -> Iterator[Report]:
-    """So many clients, each of which sends one recording after another for as long as this lasts."""
+    """A number of clients, each of which sends one recording after another until the context ends."""
     report, over = Report(), threading.Event()
 
     def ask(seed: int) -> None:
@@ -243,7 +243,7 @@ def test_three_times_what_it_can_do(
 
 
 def memory_mib(cluster: Cluster) -> int:
-    """What the replicas hold, without what they share."""
+    """The memory of the replicas, without shared memory."""
     return sum(rss_kib(pid) for pid in processes(cluster)) // 1024
 
 
@@ -265,7 +265,7 @@ def test_an_exchange_under_load_costs_no_request(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Of the bundle for an equal one, for a broken one, and of the code."""
+    """Exchanges the bundle for an equal one and for a broken one, and exchanges the code."""
     bundle = detector.classifier.bundle
     save_bundle(
         tmp_path / "equal", bundle.info.model_copy(update={"name": "equal"}), bundle.arrays, "# equal", bundle.front

@@ -1,4 +1,4 @@
-"""Work that outlives nobody, and health checks that wait for no recording."""
+"""Work stops when its caller is gone, and health checks do not wait for recordings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.types import Checkpoint
 
 
 class Long:
-    """Work of chunks, each of which takes until the test lets it pass."""
+    """Work in chunks. Each chunk takes until the test lets it end."""
 
     def __init__(self) -> None:
         self.begun, self.passed, self.ended = threading.Event(), threading.Semaphore(0), threading.Event()
@@ -179,7 +179,7 @@ def test_a_recording_that_cannot_begin_holds_up_no_event_loop() -> None:
 
 
 def test_a_short_recording_passes_a_long_one_at_its_checkpoints() -> None:
-    """One at each of them, so that the long one goes on."""
+    """One short task at each checkpoint, so that the long task goes on."""
 
     async def test(worker: Worker) -> None:
         long, done = Long(), list[str]()

@@ -1,4 +1,4 @@
-"""What goes into an image: the Dockerfile by hadolint, the packages, and what the builder may see."""
+"""The content of an image: the Dockerfile checked by hadolint, the packages, and the files that the builder may see."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_it_runs_as_nobody_special_and_verifies_the_weights_as_such() -> None:
 
 
 def sent_to_the_builder(path: str) -> bool:
-    """By the lines of .dockerignore, of which the last that fits decides."""
+    """Decides by the lines of .dockerignore. The last line that matches counts."""
     sent = True
     for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):

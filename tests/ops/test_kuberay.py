@@ -1,7 +1,7 @@
 """The manifests: what kustomize builds, against the schemas of Kubernetes and the fields of KubeRay's API.
 
-KubeRay's own CRD is in no package registry: the fields of its objects are written down here, by the Go types of its API
-as of November 2026. What it takes from Kubernetes, such as the template of a pod, is held against Kubernetes' schemas.
+KubeRay's own CRD is in no package registry, so the fields of its objects are written down here, from the Go types of
+its API as of November 2026. Parts from Kubernetes, such as the template of a pod, are checked with Kubernetes' schemas.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OVERLAYS = ("cpu", "gpu", "production")
 
 @cache
 def kubectl_is_new_enough() -> bool:
-    """kustomize knows components and their order since 5.0, which kubectl 1.27 brings."""
+    """kustomize supports components in order since 5.0, which is part of kubectl 1.27."""
     if shutil.which("kubectl") is None:
         return False
     done = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True)
@@ -79,7 +79,7 @@ class Autoscaler(Object):
 
 
 class Group(Object):
-    """What head and workers have in common."""
+    """The checks that are the same for head and workers."""
 
     rayStartParams: dict[str, str]
     template: dict[str, Any]

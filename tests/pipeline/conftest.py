@@ -1,4 +1,4 @@
-"""Weights that tests of the networks put in place of published ones."""
+"""Weights that tests of the networks use instead of the published ones."""
 
 from __future__ import annotations
 

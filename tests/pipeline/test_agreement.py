@@ -1,4 +1,4 @@
-"""The word and the number agree: over real recordings and over sounds that nobody trained on.
+"""Result and probability agree, for real recordings and for sounds that are not in the training data.
 
 A sample of the recordings is in every run; `pytest -m slow tests/pipeline/test_agreement.py` goes over all of them.
 """
@@ -39,7 +39,7 @@ def detector() -> Iterator[Detector]:
 
 
 def recordings() -> list[str]:
-    """The paths of all recordings of the corpus that are there to develop by, in an order drawn once for all."""
+    """The paths of all recordings of the corpus for development, in a fixed random order."""
     with (FIELD_DEV / "manifest.csv").open(encoding="utf-8", newline="") as file:
         paths = [row["path"] for row in csv.DictReader(file) if row["split"] == "dev"]
     return [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
@@ -82,7 +82,7 @@ def extremes(name: str, samples: Samples) -> dict[str, bytes]:
 
 
 def sounds() -> dict[str, bytes]:
-    """What is no speech, but may be taken for it."""
+    """Sounds that are not speech, but may be taken for speech."""
     t = np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
     voiced = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 30)) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))
     made = {
@@ -95,9 +95,9 @@ def sounds() -> dict[str, bytes]:
 
 
 def judge(detector: Detector, files: dict[str, bytes]) -> Counter[str]:
-    """How often each word was the answer at the balanced operating point.
+    """How often each result was the answer at the balanced operating point.
 
-    Fails with all that any operating point says otherwise in words than in numbers.
+    Fails if result and numbers disagree at any operating point, and lists all such cases.
     """
     wrong, words = {}, Counter[str]()
     for name, data in files.items():

@@ -1,4 +1,4 @@
-"""That a key or value that is wrong is named, with what is likely meant."""
+"""A wrong key or value is named, with the key that was likely meant."""
 
 from __future__ import annotations
 

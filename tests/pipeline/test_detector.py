@@ -83,7 +83,7 @@ def test_threads_get_the_answers_that_one_by_one_would_get(sample_wav: bytes) ->
 
 
 def test_channels_are_judged_one_by_one(detector: Detector, sample_wav: bytes) -> None:
-    """A call recorder's file: a party a channel, one of them a copy and one silent."""
+    """A call recorder's file with one party per channel; one channel is a copy and one is silent."""
     samples = decode(sample_wav, Limits()).waveform.samples
     first, second = samples[6 * RATE : 16 * RATE], samples[18 * RATE : 28 * RATE]
     data = encode(np.stack([first, np.zeros_like(first), second, first]), codec="pcm_f32le")
@@ -156,7 +156,7 @@ def test_an_error_is_never_a_verdict(detector: Detector, data: bytes, error: typ
 
 @pytest.mark.skipif(not FIELD_DEV.is_dir(), reason="the field-dev corpus is not here")
 def test_known_recordings_are_told_apart(detector: Detector) -> None:
-    """Clips the detector was trained on: what fails here is the plumbing, not the science."""
+    """Clips that the detector was trained on: a failure here is a bug of the code, not a limit of the detector."""
     folder = FIELD_DEV / "audio" / "edresson"
     rows = (FIELD_DEV / "manifest.csv").read_text(encoding="utf-8").splitlines()[1:]
     labels = dict(row.split(",")[:2] for row in rows)

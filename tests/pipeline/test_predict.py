@@ -56,7 +56,7 @@ def verdict(clip: Path) -> Verdict:
 def configuration(
     folder: Path, limits: dict[str, Any] | None = None, thresholds: Mapping[str, float] | None = None
 ) -> str:
-    """A configuration under which speech of any quality is judged, by the default bundle with these thresholds."""
+    """A configuration that judges speech of any quality, with the default bundle and these thresholds."""
     folder.mkdir(exist_ok=True)
     default = DetectorConfig.load().bundle_path
     info = json.loads((default / "bundle.json").read_text())

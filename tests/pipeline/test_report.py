@@ -1,4 +1,4 @@
-"""The report: that it says what the verdict says, needs nothing else, and can be read by everybody."""
+"""The report shows the verdict, needs no other file, and is accessible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a stream at each moment, and how much of one may come."""
+"""The updates of a stream at each moment, and the limits of a stream."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def judge(detector: Detector, content: Content) -> Verdict:
 
 
 def updates(detector: Detector, live: LiveStream, data: bytes, seconds_a_byte: float) -> Iterator[StreamUpdate]:
-    """What is said while `data` comes in, a tenth of a second at a time."""
+    """The updates while `data` arrives, a tenth of a second at a time."""
     size = 2 * round(0.05 / seconds_a_byte)
     for offset in range(0, len(data), size):
         live.add(data[offset : offset + size], offset * seconds_a_byte)
@@ -164,7 +164,7 @@ def test_a_stream_is_as_long_as_one_recording_may_be() -> None:
 
 
 def test_a_file_that_holds_more_than_its_stretch_is_refused() -> None:
-    """Times in a stream are what its sender says; what is decoded is what has to be paid for."""
+    """The sender chooses the times in a stream, but the decoded length counts."""
     live = stream({"format": "webm"})
     with pytest.raises(UnreadableAudio, match="do not fit its sound"):
         live.remember(live_stretch(), [Speech((), 30.0, "webm")])

@@ -67,9 +67,8 @@ def make_table(
     copies: int = 0,
     vocoded: bool = False,
 ) -> Table:
-    """Two windows a clip and one a copy, 40 features in two layers; the classes differ in some, the speakers in
-    others. What a vocoder made of a bona fide clip differs from its partner in one feature, in which nothing else
-    differs."""
+    """Two windows per clip and one per copy, with 40 features in two layers. The classes differ in some features, the
+    speakers in others. A vocoded copy of a bona fide clip differs from its partner in one further feature."""
     generator = np.random.default_rng(seed)
     voices = {clip.voice: generator.normal(size=40) for clip in clips}
     parts, by_vocoder = [], []
@@ -87,7 +86,7 @@ def make_table(
 
 
 def stand_in_for_hifigan(folder: Path) -> None:
-    """Make of `folder` one of packages that holds, unpacked already, what passes for those with the vocoder."""
+    """Make `folder` a folder of packages with an unpacked stand-in for the packages of the vocoder."""
     unpacked = Unpacked(folder)
     for part in (unpacked.files, unpacked.done, unpacked.hifigan.parent):
         part.mkdir(parents=True)

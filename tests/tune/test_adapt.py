@@ -1,4 +1,4 @@
-"""That adapting to a channel helps where it can, says honestly by how much, and otherwise leaves the bundle alone."""
+"""Adapting to a channel helps if it can, reports the true gain, and otherwise keeps the bundle."""
 
 from __future__ import annotations
 
@@ -35,14 +35,16 @@ PAGES = ROOT.parent / "shared" / "field-dev"
 
 
 SPREAD = np.random.default_rng(12345).normal(size=(20, 300)) / np.sqrt(20)
-"""How 20 things in which clips differ show in 300 inputs."""
+"""The matrix from 20 hidden differences between clips to 300 inputs."""
 
 
 def channel(
     count: int, *, seed: int, evidence: float = 1.5, offset: float = 0.0, unused: float = 0.0, per_speaker: int = 1
 ) -> ScoredClips:
-    """Clips of a channel: calibrated scores plus `offset`, of two normal distributions `evidence` apart; three of the
-    things that inputs show tell the classes apart by `unused` deviations more, which the scores know nothing of."""
+    """Clips of a channel: calibrated scores plus `offset`, from two normal distributions `evidence` apart.
+
+    Three of the hidden differences separate the classes by another `unused` deviations, which the scores do not use.
+    """
     rng = np.random.default_rng(seed)
     labels = np.arange(count) // per_speaker % 2 == 0
     observed = rng.normal(size=count) + evidence * labels
@@ -104,8 +106,8 @@ def test_labels_at_random_are_not_learnt() -> None:
 
 
 def test_a_voice_is_no_evidence_once_speakers_are_left_out() -> None:
-    """Ten clips of each of ten speakers, all of a class: what tells their voices apart tells the labels of all but
-    new speakers."""
+    """Ten clips of each of ten speakers. Each speaker has one class, so the voice tells the label except for new
+    speakers."""
     scored = channel(100, seed=0, evidence=0.2, per_speaker=10)
     voices = np.random.default_rng(5).normal(size=(10, 300)).astype(np.float32)
     scored = replace(scored, inputs=scored.inputs + 2 * voices[scored.groups])
@@ -173,7 +175,7 @@ def test_a_correction_is_added_to_any_head(head: str) -> None:
 
 @pytest.fixture(scope="module")
 def some_of_a_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten recordings and ten spoofs of a page with many speakers, without those of a split kept for a last look."""
+    """Ten recordings and ten spoofs of a page with many speakers, from the split `dev`."""
     clips = [clip for clip in read_manifest(PAGES / "manifest.csv") if clip.split == "dev" and clip.site == "edresson"]
     chosen = [
         clip

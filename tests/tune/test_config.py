@@ -1,4 +1,4 @@
-"""That a key of a training or a search that is wrong is named, with what is likely meant."""
+"""A wrong key of a training or a search is named, with the key that was likely meant."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ MODEL = Model("tested", "0" * 64, {"balanced": 0.0, "recall": -1.0, "precision":
 
 
 def scored(clip: Clip) -> Scored:
-    """Whoever made `generator0` deceives the detector; the others do not."""
+    """`generator0` deceives the detector; the other generators do not."""
     right = 2.0 if clip.is_spoof and clip.generator != "generator0" else -2.0
     return Scored(right, 0.5, "Fake" if right > 0 else "Real", "", "short", "flac" if clip.site == "site1" else "wav")
 

@@ -1,4 +1,4 @@
-"""Which clips a command takes, and that the cache of features is left behind when what is computed changes."""
+"""Which clips a command takes, and that old cached features are not used after a change of the computation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tune.training.folds import FoldsConfig, make_folds
 def test_other_features_from_the_same_recording_want_another_version(
     preset: str, version: int, pinned: list[float], sample_wav: bytes
 ) -> None:
-    """Where these are to change, raise FEATURES_VERSION: caches everywhere hold what was computed before."""
+    """If these change, raise FEATURES_VERSION, because existing caches hold the old results."""
     config = DetectorConfig()
     samples = decode(sample_wav, config.limits).waveform.samples[: 10 * 16_000].copy()
     samples[8 * 16_000 : 8 * 16_000 + 2_000] = 0

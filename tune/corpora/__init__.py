@@ -1,1 +1,1 @@
-"""The clips of a corpus: how they are listed, read, made and changed. Features and training are not here."""
+"""Lists, reads, makes and changes the clips of a corpus. Features and training are not here."""

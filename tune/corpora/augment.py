@@ -1,10 +1,11 @@
-"""What happens to speech between a microphone, or a synthesizer, and the detector: one random law for both classes.
+"""Simulates the channel between a microphone or synthesizer and the detector, at random and alike for both classes.
 
-A detector learns whatever tells the classes apart, and in most corpora that is the channel first. So training clips of
-both classes go through channels drawn from one law, `draw_channel`; CONDITIONS are fixed channels, for evaluation.
+A detector learns any difference between the classes. In most corpora the channel is the largest one. So training clips
+of both classes go through channels drawn from one random law, `draw_channel`. CONDITIONS are fixed channels for
+evaluation.
 
-Codecs run inside PyAV, in memory: a round trip takes a sixth of the CPU time of pydub's two FFmpeg processes. Those
-that PyAV's libav cannot encode, GSM and Vorbis by libvorbis, go through pydub.
+Codecs run inside PyAV, in memory: a round trip takes a sixth of the CPU time of pydub's two FFmpeg processes. GSM and
+Vorbis by libvorbis go through pydub, because PyAV's libav cannot encode them.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from tune.errors import CorpusError
 Samples = NDArray[np.float32]
 
 AUGMENT_VERSION = 1
-"""To be raised when a law or a condition makes other samples of the same recording: caches are left behind by it. A
-test tells when."""
+"""The version of all laws and conditions. Raise it when they make other samples of the same recording: old caches are
+then not used any more. A test tells when to raise it."""
 
 LAW = "channel"
-"""Name of the random law of all channels, beside TELEPHONE and those of CONDITIONS."""
+"""Name of the random law of all channels. The other names are TELEPHONE and those of CONDITIONS."""
 
 TELEPHONE = "telephone_line"
-"""Name of the random law of telephone lines alone, which train and calibrate the head for a narrow band."""
+"""Name of the random law of telephone lines. Clips through it train and calibrate the head for a narrow band."""
 
 _LIBAV = {
     "mp3": ("libmp3lame", "mp3float"),
@@ -63,7 +64,7 @@ _CODEC_CHOICES: tuple[tuple[str, float, tuple[int, ...], tuple[int, ...]], ...] 
     ("g722", 0.04, (16_000,), (0,)),
     ("gsm", 0.03, (8_000,), (0,)),
 )
-"""Of each codec: how often it is drawn, and the sample rates and kbit/s it is drawn with."""
+"""Each codec: its relative frequency, and the sample rates and kbit/s to draw from."""
 
 
 _LINES: tuple[tuple[str, float, tuple[float, ...]], ...] = (
@@ -73,12 +74,12 @@ _LINES: tuple[tuple[str, float, tuple[float, ...]], ...] = (
     ("opus", 0.2, (8, 12, 16)),
     ("gsm", 0.1, (0,)),
 )
-"""Of each codec of a telephone line at 8 kHz: how often it is drawn, and the kbit/s it is drawn with."""
+"""Each codec of a telephone line at 8 kHz: its relative frequency, and the kbit/s to draw from."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A codec with its settings; `kbits` is kbit/s, 0 where the codec has but one rate."""
+    """A codec with its settings. `kbits` is the bit rate in kbit/s, 0 if the codec has only one rate."""
 
     name: str
     rate: int
@@ -87,7 +88,7 @@ class Codec:
 
 @dataclass(frozen=True)
 class Channel:
-    """The settings of one channel, in the order in which they act; None or 0 leaves a step out."""
+    """The settings of one channel, in the order in which they are applied. None or 0 leaves a step out."""
 
     trimmed: bool = False
     crop_seconds: Seconds | None = None
@@ -98,14 +99,14 @@ class Channel:
     """0 is white noise, 1 pink, 2 brown."""
     denoised: bool = False
     gain_db: float | None = None
-    """Peak, relative to full scale, at which the steps below meet the speech."""
+    """Peak of the speech before the steps below, relative to full scale."""
     through_rate: int | None = None
     cutoff_hz: float | None = None
     codec: Codec | None = None
 
 
 def draw_channel(rng: np.random.Generator) -> Channel:
-    """A channel at random. Nothing of the speech, and nothing of its class, takes part in the draw."""
+    """A random channel. It depends neither on the speech nor on its class."""
 
     def chance(probability: float) -> bool:
         return bool(rng.random() < probability)
@@ -118,7 +119,7 @@ def draw_channel(rng: np.random.Generator) -> Channel:
         often = [share for _, share, _, _ in _CODEC_CHOICES]
         name, _, at, kbits = _CODEC_CHOICES[rng.choice(len(often), p=np.divide(often, sum(often)))]
         codec = Codec(name, int(rng.choice(at)), int(rng.choice(kbits)))
-    # Beside noise, rooms and filters the traces of a codec would be lost, and most recordings meet little else.
+    # Noise, rooms and filters hide the traces of a codec, and a codec is all that most recordings go through.
     if chance(0.3):
         return Channel(crop_seconds=between(1, 8) if chance(0.5) else None, gain_db=between(-12, 0), codec=codec)
     rates, shares = (22_050, 24_000, 44_100, 11_025, 8_000), (0.35, 0.25, 0.2, 0.1, 0.1)
@@ -140,7 +141,7 @@ def draw_channel(rng: np.random.Generator) -> Channel:
 
 
 def apply_channel(waveform: Waveform, channel: Channel, rng: np.random.Generator) -> Waveform:
-    """Send speech through a channel; `rng` gives its noise, its room and the place of the crop."""
+    """Send speech through a channel. `rng` draws the noise, the room and the position of the crop."""
     if channel.trimmed:
         waveform = trim_silence(waveform)
     if channel.crop_seconds is not None:
@@ -165,9 +166,9 @@ def apply_channel(waveform: Waveform, channel: Channel, rng: np.random.Generator
 
 
 def through_telephone(waveform: Waveform, rng: np.random.Generator, *, whole: bool = False) -> Waveform:
-    """Send speech over a telephone line drawn at random: its band, some noise, one codec at 8 kHz, and on some lines
-    lost packets. The line takes nothing from the speech or its class into the draw. Without `whole` only a stretch of
-    2 to 8 s is sent."""
+    """Send speech over a random telephone line: its band, some noise, one codec at 8 kHz, and on some lines lost
+    packets. The line depends neither on the speech nor on its class. Without `whole` only a stretch of 2 to 8 s is
+    sent."""
     if not whole:
         waveform = crop(waveform, float(rng.uniform(2, 8)), rng)
     if rng.random() < 0.4:
@@ -196,14 +197,14 @@ CONDITIONS: dict[str, Callable[[Waveform], Waveform]] = {
     "silence_trimmed": lambda waveform: trim_silence(waveform),
     "silence_added": lambda waveform: add_silence(waveform, 1.0),
 }
-"""Fixed channels, under which a detector is expected to hold."""
+"""Fixed channels. A detector should also work on speech that went through them."""
 
 
 def augment(waveform: Waveform, law: str, seed: int = 0) -> Waveform:
-    """A new waveform: `waveform` through the random law LAW or TELEPHONE, by the draw `seed`, or one of CONDITIONS.
+    """A new waveform: `waveform` through a channel of the random law LAW or TELEPHONE, or through one of CONDITIONS.
 
-    The same samples, law and seed give the same result, whatever was drawn before; the fixed conditions know no seed.
-    Raises CorpusError for a law that is not known.
+    `seed` decides what is drawn. The same samples, law and seed always give the same result. The fixed conditions do
+    not use the seed. Raises CorpusError for an unknown law.
     """
     if law in CONDITIONS:
         return CONDITIONS[law](waveform)
@@ -238,14 +239,14 @@ def low_pass(waveform: Waveform, cutoff_hz: float, order: int) -> Waveform:
 
 
 def high_pass(waveform: Waveform, cutoff_hz: float) -> Waveform:
-    """Butterworth high-pass of the second order, as a telephone's."""
+    """Butterworth high-pass of the second order, like that of a telephone."""
     sections = butter(2, cutoff_hz / (waveform.sample_rate / 2), "highpass", output="sos")
     return Waveform(sosfilt(sections, waveform.samples).astype(np.float32), waveform.sample_rate)
 
 
 def lose_packets(waveform: Waveform, share: float, rng: np.random.Generator) -> Waveform:
-    """Lose this share of the packets of 20 ms, mostly one after another, and conceal each as receivers do: the last
-    packet again, at half its level."""
+    """Lose this share of the packets of 20 ms, mostly several in a row. As in a receiver, the last packet is played
+    again at half its level instead."""
     samples, packet = waveform.samples.copy(), waveform.sample_rate // 50
     lost = False
     for start in range(packet, len(samples) - packet, packet):
@@ -256,7 +257,7 @@ def lose_packets(waveform: Waveform, share: float, rng: np.random.Generator) -> 
 
 
 def tilt(waveform: Waveform, tilt_db: float) -> Waveform:
-    """Tilt the spectrum of a microphone: `tilt_db` more gain at the highest frequency than at the lowest."""
+    """Tilt the spectrum, as microphones do: the gain at the highest frequency is `tilt_db` above that at the lowest."""
     spectrum = np.fft.rfft(waveform.samples)
     gain = 10 ** (np.linspace(-tilt_db / 2, tilt_db / 2, len(spectrum)) / 20)
     samples = np.fft.irfft(spectrum * gain, len(waveform.samples))
@@ -264,7 +265,7 @@ def tilt(waveform: Waveform, tilt_db: float) -> Waveform:
 
 
 def add_noise(waveform: Waveform, snr_db: float, slope: float, rng: np.random.Generator) -> Waveform:
-    """Add noise with power over frequency f as 1 / f ** `slope`, `snr_db` below the mean power of the waveform."""
+    """Add noise, `snr_db` below the mean power of the waveform. Its power at frequency f goes as 1 / f ** `slope`."""
     length = len(waveform.samples)
     frequencies = np.fft.rfftfreq(length, 1 / waveform.sample_rate)
     spectrum = np.fft.rfft(rng.standard_normal(length)) / np.maximum(frequencies, 30) ** (slope / 2)
@@ -275,8 +276,8 @@ def add_noise(waveform: Waveform, snr_db: float, slope: float, rng: np.random.Ge
 
 
 def add_room(waveform: Waveform, decay_seconds: Seconds, direct_db: float, rng: np.random.Generator) -> Waveform:
-    """Put the speaker into a room whose sound decays by 60 dB in `decay_seconds`; the direct path is `direct_db` above
-    the rest. After Polack's model of late reverberation: low-passed noise that decays exponentially."""
+    """Put the speaker into a room whose sound decays by 60 dB in `decay_seconds`. The direct sound is `direct_db` above
+    the reverberation. Polack's model of late reverberation: low-passed noise that decays exponentially."""
     rate = waveform.sample_rate
     length = max(round(decay_seconds * rate), 2)
     response = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
@@ -290,11 +291,11 @@ def add_room(waveform: Waveform, decay_seconds: Seconds, direct_db: float, rng: 
 
 
 def denoise(waveform: Waveform) -> Waveform:
-    """Spectral gating by noisereduce, as many a recording has had it."""
-    # It imports torch, which takes longer than all else here.
+    """Spectral gating by noisereduce. Many recordings have been denoised in this way."""
+    # It imports torch, which takes longer than everything else here.
     import noisereduce
 
-    # Of digital silence it takes a quotient of zeros.
+    # For digital silence it divides zero by zero.
     with np.errstate(invalid="ignore"):
         samples = noisereduce.reduce_noise(waveform.samples, waveform.sample_rate)
     return Waveform(np.nan_to_num(samples.astype(np.float32)), waveform.sample_rate)
@@ -307,7 +308,7 @@ def add_silence(waveform: Waveform, seconds: Seconds) -> Waveform:
 
 
 def trim_silence(waveform: Waveform, below_db: float = 40, margin_seconds: Seconds = 0.05) -> Waveform:
-    """Cut the edges that are more than `below_db` under the loudest 20 ms, but for a margin."""
+    """Cut the edges that are more than `below_db` below the loudest 20 ms, but keep a margin."""
     frame = waveform.sample_rate // 50
     count = len(waveform.samples) // frame
     if not count:
@@ -320,7 +321,7 @@ def trim_silence(waveform: Waveform, below_db: float = 40, margin_seconds: Secon
 
 
 def crop(waveform: Waveform, seconds: Seconds, rng: np.random.Generator) -> Waveform:
-    """A stretch of `seconds`, the loudest of three random ones, so that it is seldom a pause; a shorter waveform
+    """The loudest of three random stretches of `seconds`, so that it is rarely a pause. A shorter waveform is kept
     whole."""
     length = round(seconds * waveform.sample_rate)
     if len(waveform.samples) <= length:
@@ -331,9 +332,9 @@ def crop(waveform: Waveform, seconds: Seconds, rng: np.random.Generator) -> Wave
 
 
 def through_codec(waveform: Waveform, codec: Codec) -> Waveform:
-    """Encode and decode. What the codec puts before the speech stays there, as it does in an upload.
+    """Encode and decode. Silence that the codec adds at the start is kept, as in an upload.
 
-    Raises CorpusError where the codec needs the ffmpeg program and there is none.
+    Raises CorpusError if the codec needs the ffmpeg program and there is none.
     """
     sent = resample(waveform, codec.rate)
     samples = np.clip(sent.samples, -1, 1)
@@ -349,7 +350,7 @@ def _through_libav(waveform: Waveform, codec: Codec) -> Waveform:
     encoder: Any = av.CodecContext.create(names[0], "w")
     layout = "mono"
     if codec.name == "vorbis_native":
-        # FFmpeg's own encoder, which it takes where libvorbis is missing. It knows stereo alone.
+        # FFmpeg's own encoder, which it uses if libvorbis is missing. It encodes stereo only.
         layout, encoder.options = "stereo", {"strict": "experimental"}
     encoder.sample_rate, encoder.layout, encoder.time_base = codec.rate, layout, Fraction(1, codec.rate)
     encoder.format = encoder.codec.audio_formats[0]
@@ -367,8 +368,8 @@ def _through_libav(waveform: Waveform, codec: Codec) -> Waveform:
 
 
 def join_frames(frames: Sequence[av.AudioFrame]) -> Waveform:
-    """The samples of libav's frames, at their rate, channels mixed down."""
-    # Its own mixing down would make two channels that are alike louder by 3 dB.
+    """The samples of libav's frames, at their rate, with the channels mixed to mono."""
+    # libav's own mixing would make two equal channels 3 dB louder.
     to_float = av.AudioResampler("fltp", rate=frames[0].sample_rate)
     parts = [part.to_ndarray().mean(axis=0) for frame in [*frames, None] for part in to_float.resample(frame)]
     return Waveform(np.concatenate(parts), frames[0].sample_rate)
@@ -387,6 +388,6 @@ def _through_ffmpeg(waveform: Waveform, codec: Codec) -> Waveform:
     file = io.BytesIO()
     sent.export(file, format=container, codec=encoder, bitrate=f"{codec.kbits}k" if codec.kbits else None)
     received = AudioSegment.from_file(file, format=container)
-    # Of Vorbis pydub makes samples of 32 bits, of GSM of 16.
+    # pydub decodes Vorbis to 32-bit samples and GSM to 16-bit samples.
     full_scale = np.float32(2 ** (8 * received.sample_width - 1))
     return Waveform(np.array(received.get_array_of_samples(), np.float32) / full_scale, received.frame_rate)

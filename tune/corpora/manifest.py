@@ -1,4 +1,4 @@
-"""The manifest: which recordings a corpus holds, and what is known of each."""
+"""The manifest: the recordings of a corpus, and what is known about each."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ Label = Literal["bonafide", "spoof"]
 LABELS: dict[str, Label] = {"bonafide": "bonafide", "real": "bonafide", "spoof": "spoof", "fake": "spoof"}
 REQUIRED = ("path", "label")
 COLUMNS = (*REQUIRED, "speaker", "generator", "source", "language", "site", "pair_id", "split")
-"""Columns with a meaning here. Others are left alone."""
+"""The columns that this product uses. Other columns are ignored."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording of a corpus; what is not known is empty.
+    """One recording of a corpus. Unknown fields are empty.
 
-    `speaker` is whose voice it is, in a spoof the one imitated. `source` is the collection the recording, or the
-    recording imitated, comes from; `site` is where the clip was published. Clips of one `pair_id` share an utterance.
-    `split` names the part of the corpus that the clip is kept for, such as `dev` or `check`.
+    `speaker`: whose voice it is; in a spoof, the imitated speaker. `source`: the collection that the recording comes
+    from; for a spoof, the collection of the imitated recording. `site`: where the clip was published. Clips with the
+    same `pair_id` share an utterance. `split`: the part of the corpus that the clip belongs to, such as `dev` or
+    `check`.
     """
 
     path: Path
@@ -41,13 +42,13 @@ class Clip:
     pair_id: str = ""
     split: str = ""
     sha256: str = ""
-    """Of the file's bytes; known once the clip's features are."""
+    """SHA-256 of the file's bytes; known as soon as the clip has features."""
     listed: str = field(default="", compare=False)
     """The path as the manifest gives it."""
     background: bool = False
-    """Of a corpus that helps to train: it is never tested, and no calibration rests on it."""
+    """Whether the clip is only for training: it is never tested, and not used for calibration."""
     alone: bool = False
-    """Of a corpus that names no speaker: the clip counts as a speaker of its own."""
+    """Whether the clip counts as a speaker of its own, because its corpus names no speakers."""
 
     @property
     def is_spoof(self) -> bool:
@@ -55,14 +56,14 @@ class Clip:
 
     @property
     def voice(self) -> str:
-        """The speaker, or where none is named all that may be one: everything of the same origin."""
+        """The speaker. Without a name, all clips of the same origin count as one speaker."""
         if self.alone:
             return f"unnamed:{self.path}"
         return self.speaker or f"unnamed:{self.site}:{self.source}:{self.generator}"
 
 
 def read_manifest(path: Path) -> list[Clip]:
-    """The clips of a manifest. Raises CorpusError that names the column or the rows at fault."""
+    """The clips of a manifest. Raises CorpusError that names the wrong column or rows."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -75,7 +76,7 @@ def read_manifest(path: Path) -> list[Clip]:
         raise CorpusError(f"the manifest {path.name} cannot be read: it must be a UTF-8 CSV file") from error
     _check_columns(path.name, header)
     clips, problems = [], []
-    # The header is line 1, so that the number given is the line an editor shows.
+    # The header is line 1, so the numbers are those that an editor shows.
     for line, row in enumerate(rows, start=2):
         values = {column: (row.get(column) or "").strip() for column in COLUMNS}
         label = LABELS.get(values["label"].lower())
@@ -108,7 +109,7 @@ def _check_columns(name: str, header: Sequence[str]) -> None:
 
 
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
-    """Write a manifest; paths below its folder become relative to it."""
+    """Write a manifest. Paths inside its folder become relative to it."""
     folder = path.parent.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -121,7 +122,7 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
 
 
 def name_nobody(clips: Iterable[Clip]) -> bool:
-    """Whether nothing tells the speakers of a corpus apart: neither their names nor where clips were published."""
+    """Whether the speakers of a corpus cannot be told apart, because the clips have neither speaker names nor sites."""
     return not any(clip.speaker or clip.site for clip in clips)
 
 
@@ -142,14 +143,15 @@ def require_usable(clips: Sequence[Clip]) -> None:
 
 def add_split_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--split", help="only the clips whose column `split` says so, such as dev (default: all, whatever it says)"
+        "--split", help="only the clips with this value in the column `split`, such as dev (default: all)"
     )
 
 
 def of_split(clips: Sequence[Clip], split: str | None) -> list[Clip]:
-    """The clips of one split, or where none is named all, with a note on the standard error if there are several.
+    """The clips of the named split, or all clips if none is named. In that case a note on the standard error lists the
+    splits if there are several.
 
-    Raises CorpusError that names the splits there are where it is none of them.
+    Raises CorpusError that lists the splits if there is no such split.
     """
     counts = Counter(clip.split for clip in clips)
     listed = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(counts.items()))

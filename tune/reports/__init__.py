@@ -1,1 +1,1 @@
-"""What scores come to: metrics, plots and the report. Nothing here trains a detector or scores a clip."""
+"""Metrics, plots and the report of given scores. Nothing here trains a detector or scores a clip."""

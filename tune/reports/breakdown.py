@@ -1,7 +1,7 @@
-"""Where a detector errs: by page, by generators met in training or not, by family, year and language.
+"""Where a detector errs: by page, by generators in or not in training, by family, year and language.
 
-Pooled scores of many pages hide that some are hopeless. Of two recipes the better one is the one that is better on the
-worst quarter of pages.
+Pooled scores of many pages hide pages on which the detector fails. So compare two recipes on the worst quarter of
+pages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tune.reports.metrics import (
 Names = NDArray[np.str_]
 
 CLIPS_OF_A_PAGE = 2
-"""Of each class, for a page to be judged by itself."""
+"""The least number of clips of each class for a page to have metrics of its own."""
 
 
 def rates(threshold: float) -> dict[str, Metric]:
@@ -54,11 +54,11 @@ def break_down(
     met: Labels | None = None,
     draws: int = 200,
 ) -> dict[str, Any]:
-    """What the scores of `clips` come to, part by part, with 95 % intervals over speakers.
+    """The metrics of the scores of `clips`, part by part, with 95 % intervals over speakers.
 
-    `threshold` is the fixed one of the error rates. `met` (clips,) says of each spoof whether a generator of its name
-    took part in the training behind its score; None that nobody knows. Generators, and their families and years, are
-    set against the recordings of all. Raises CorpusError where a score is NaN or a class has no clip.
+    The error rates are at the fixed `threshold`. `met` (clips,) says for each spoof whether its generator was in the
+    training; None if unknown. The spoofs of each generator, family and year are compared with all recordings. Raises
+    CorpusError if a score is NaN or a class has no clip.
     """
     labels = np.array([clip.is_spoof for clip in clips])
     speakers = np.array([clip.voice for clip in clips])
@@ -99,15 +99,15 @@ def rows_by(
     against_all: bool,
     draws: int,
 ) -> list[dict[str, Any]]:
-    """A row for each value that is not empty: of the clips that have it, or where `against_all` of its spoofs and every
-    bona fide clip."""
+    """A row for each value that is not empty. It covers the clips with that value; if `against_all`, the spoofs with
+    that value and all bona fide clips."""
     of_clip = np.array(values)
     rows = []
     for value in sorted(set(values) - {""}):
         chosen = of_clip == value
         if against_all:
             chosen = (chosen & labels) | ~labels
-        # Recordings that every row shares are no part of this one, and accused no oftener in it than in others.
+        # All rows share the same recordings, so a false-alarm rate would say nothing about this row.
         wanted = {name: metrics[name] for name in metrics if not (against_all and name == "false_alarm_rate")}
         found = row(value, labels[chosen], scores[chosen], speakers[chosen], wanted, draws=draws)
         rows.append(found | {name: found.get(name) for name in metrics} | ({"bonafide": 0} if against_all else {}))
@@ -117,7 +117,7 @@ def rows_by(
 def row(
     value: str, labels: Labels, scores: Scores, speakers: Names, metrics: dict[str, Metric], *, draws: int
 ) -> dict[str, Any]:
-    """Counts and metrics of some clips; a metric of a class that they lack is null."""
+    """Counts and metrics of some clips. A metric is null if the clips lack a class that it needs."""
     able = metrics
     if labels.all() or not labels.any():
         name = "miss_rate" if labels.any() else "false_alarm_rate"
@@ -130,8 +130,8 @@ def row(
 def _pages(
     pages: Names, labels: Labels, scores: Scores, speakers: Names, threshold: float, draws: int
 ) -> dict[str, dict[str, Any]]:
-    """`within_pages`: means over the pages that have both classes, where offsets between pages play no part;
-    `worst_quarter`: the pages of those with the lowest AUC."""
+    """`within_pages` are means over the pages that have both classes; offsets between pages do not affect them.
+    `worst_quarter` is the quarter of these pages with the lowest AUC."""
     judged = [
         page
         for page in sorted(set(pages.tolist()) - {""})

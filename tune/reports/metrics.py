@@ -1,10 +1,10 @@
-"""How well scores tell spoof from bona fide.
+"""Metrics of how well scores tell spoof from bona fide.
 
-Throughout: labels (clips,) bool, True = spoof; scores (clips,) natural-logarithm likelihood ratios, higher = spoof.
-Every metric raises CorpusError where a score is NaN, and where it compares two classes and there is one.
+In all functions: labels (clips,) bool, True = spoof; scores (clips,) natural-logarithm likelihood ratios, higher =
+spoof. Every metric raises CorpusError if a score is NaN, or if it compares two classes and there is only one.
 
-They are written out here because a bootstrap computes them some hundred thousand times: scikit-learn's take ten times
-as long, nearly all of it to check their input. A test holds them to scikit-learn's values.
+The metrics are written out here because a bootstrap computes them about a hundred thousand times. Those of scikit-learn
+take ten times as long, nearly all of it to check their input. A test compares the values with scikit-learn's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Metric = Callable[[Labels, Scores], float]
 
 
 def require_numbers(labels: Labels, scores: Scores) -> None:
-    """Raise CorpusError where a score is NaN: it has no rank, and any figure made of it would be wrong."""
+    """Raise CorpusError if a score is NaN. It has no rank, and any figure computed from it would be wrong."""
     if len(labels) != len(scores):
         raise CorpusError(f"there are {len(labels)} labels and {len(scores)} scores: each clip needs one of both")
     if bad := int(np.isnan(scores).sum()):
@@ -37,16 +37,16 @@ def require_numbers(labels: Labels, scores: Scores) -> None:
 
 
 def require_two_classes(labels: Labels) -> None:
-    """Raise CorpusError where all clips are of one class."""
+    """Raise CorpusError if all clips are of one class."""
     if labels.all() or not labels.any():
         absent = "bonafide" if labels.any() else "spoof"
         raise CorpusError(f"there is no {absent} clip among the {len(labels)} to be measured: two classes are needed")
 
 
 def error_curve(labels: Labels, scores: Scores) -> tuple[Scores, Scores, Scores]:
-    """Thresholds, miss rates and false-alarm rates, (points,) each, as a clip with score >= threshold is called spoof.
+    """Thresholds, miss rates and false-alarm rates, (points,) each. A clip with score >= threshold is called spoof.
 
-    From a threshold that calls all spoof to one, infinite, that calls none.
+    The first threshold calls all clips spoof; the last one, infinite, calls none spoof.
     """
     require_numbers(labels, scores)
     require_two_classes(labels)
@@ -68,7 +68,7 @@ def eer(labels: Labels, scores: Scores) -> float:
 
 
 def auc(labels: Labels, scores: Scores) -> float:
-    """Probability that a spoof scores above a bona fide clip, ties counted half."""
+    """Probability that a spoof scores above a bona fide clip. A tie counts half."""
     _, miss, false_alarm = error_curve(labels, scores)
     return float(np.trapezoid((1 - miss)[::-1], false_alarm[::-1]))
 
@@ -84,7 +84,7 @@ def min_dcf(labels: Labels, scores: Scores) -> float:
 
 
 def cllr(labels: Labels, scores: Scores) -> float:
-    """Cost of the log-likelihood ratio in bits; 1 is what always answering 0 costs.
+    """Cost of the log-likelihood ratio in bits. A constant score of 0 costs 1.
 
     Source: Brümmer and du Preez, Computer Speech & Language 2006.
     """
@@ -96,7 +96,7 @@ def cllr(labels: Labels, scores: Scores) -> float:
 
 
 def min_cllr(labels: Labels, scores: Scores) -> float:
-    """Cllr after the best monotonic recalibration, by pool-adjacent-violators: what discrimination alone costs."""
+    """Cllr after the best monotonic recalibration, by pool-adjacent-violators: the cost of discrimination alone."""
     require_numbers(labels, scores)
     require_two_classes(labels)
     distinct, position, count = np.unique(scores, return_inverse=True, return_counts=True)
@@ -128,14 +128,14 @@ def false_alarm_rate(labels: Labels, called: Labels) -> float:
 def expected_calibration_error(labels: Labels, scores: Scores, bins: int = 10) -> float:
     """Mean gap between probability (at a prior of one half) and share of spoofs, over bins of equal width.
 
-    Classes count alike. Source: Naeini et al., AAAI 2015.
+    Both classes have the same weight. Source: Naeini et al., AAAI 2015.
     """
     _, predicted, observed, weight = reliability(labels, scores, bins)
     return float(np.abs(predicted - observed) @ weight)
 
 
 def reliability(labels: Labels, scores: Scores, bins: int = 10) -> tuple[Scores, Scores, Scores, Scores]:
-    """Count, mean probability, share of spoofs and weight of each bin that is not empty, classes counted alike."""
+    """Count, mean probability, share of spoofs and weight of each bin that is not empty. Classes weigh the same."""
     require_numbers(labels, scores)
     require_two_classes(labels)
     probability = expit(scores)
@@ -152,9 +152,12 @@ def reliability(labels: Labels, scores: Scores, bins: int = 10) -> tuple[Scores,
 def coverage_errors(
     labels: Labels, scores: Scores, shares: Sequence[float] = (1, 0.9, 0.8, 0.7, 0.6, 0.5)
 ) -> list[dict[str, float]]:
-    """What leaving the least certain clips unanswered buys: for each share answered, those whose scores are farthest
-    from 0, the distance that is left out, and the miss and false alarm rates among the answered. A share that leaves a
-    class without an answer has no row."""
+    """The errors that remain if the least certain clips get no answer.
+
+    For each share of clips that are answered: the least distance of their scores from 0, and their miss and false-alarm
+    rates. The answered clips are those whose scores are farthest from 0. A share has no row if one class is without an
+    answer.
+    """
     require_numbers(labels, scores)
     rows = []
     for share in shares:
@@ -175,10 +178,10 @@ def coverage_errors(
 
 
 def at_threshold(metric: Callable[[Labels, Labels], float], threshold: float) -> Metric:
-    """The metric of calls made at a fixed threshold."""
+    """The metric of the decisions at a fixed threshold."""
 
     def measured(labels: Labels, scores: Scores) -> float:
-        # A comparison with NaN is false, which would count a clip that has no score as called bona fide.
+        # A comparison with NaN is false, so a clip without a score would count as called bona fide.
         require_numbers(labels, scores)
         return metric(labels, scores >= threshold)
 
@@ -196,18 +199,18 @@ SUMMARY: dict[str, Metric] = {
     "cllr": cllr,
     "min_cllr": min_cllr,
 }
-"""What is told of every set of calibrated scores; calls are made at 0."""
+"""The metrics of every set of calibrated scores. Decisions are at a threshold of 0."""
 
 
 class Interval(NamedTuple):
-    """A value and the bounds of its 95 % interval; the bounds are None where there are too few speakers to say any."""
+    """A value and the bounds of its 95 % interval. The bounds are None if there are too few speakers."""
 
     value: float
     low: float | None
     high: float | None
 
     def text(self, unit: float = 1, digits: int = 3) -> str:
-        """The value times `unit` with its interval, as every report writes it."""
+        """The value times `unit` with its interval, in the form of all reports."""
         value = f"{unit * self.value:.{digits}f}"
         if self.low is None or self.high is None:
             return f"{value} [too few speakers]"
@@ -220,7 +223,7 @@ Indices = NDArray[np.intp]
 SHARES = frozenset({"eer", "auc", "f1", "balanced_accuracy", "miss_rate", "false_alarm_rate"})
 """Metrics that are shares of clips, by name."""
 ONE_CLASS = {"miss_rate": True, "false_alarm_rate": False}
-"""Metrics that are told by the clips of one class alone."""
+"""Metrics that use the clips of one class only."""
 
 
 def bootstrap(
@@ -234,7 +237,7 @@ def bootstrap(
 ) -> Intervals:
     """Each metric with its 95 % interval over speakers.
 
-    Raises CorpusError where a score is NaN, or a metric needs a class that there is none of.
+    Raises CorpusError if a score is NaN, or if a metric needs a class that has no clips.
     """
     require_numbers(labels, scores)
     return bootstrap_statistics(
@@ -254,13 +257,13 @@ def bootstrap_statistics(
     draws: int = 1000,
     seed: int = 0,
 ) -> Intervals:
-    """Each of the named values that `statistics` makes of some clips, of all clips and with its 95 % interval.
+    """The value of each statistic over all clips, with its 95 % interval.
 
-    Speakers, not clips, are drawn with replacement, because clips of one speaker err together. A draw without a class
-    that `labels` have is drawn again. Of one speaker of a class there is no interval. Where every draw gives the same,
-    as of a set without an error, the draws say nothing of errors that a larger set would show: a share then has the
-    exact interval of no error, or nothing but errors, for that many speakers (Clopper and Pearson, Biometrika 1934),
-    and any other value has none.
+    `statistics` computes named values from the indices of some clips. Speakers, not clips, are drawn with replacement,
+    because the errors of one speaker's clips are not independent. A draw that lacks a class is repeated. A class with
+    only one speaker has no interval. If all draws give the same value, as for a set without errors, they do not show
+    how likely errors are in a larger set. A share of 0 or 1 then gets the exact interval for that many speakers
+    (Clopper and Pearson, Biometrika 1934); any other value gets none.
     """
     generator = np.random.default_rng(seed)
     _, speaker_of_clip = np.unique(np.asarray(speakers), return_inverse=True)

@@ -20,7 +20,7 @@ HUMAN, MACHINE = "#2b6cb0", "#c05621"
 
 
 def plot_parallel_coordinates(rows: Sequence[dict[str, Any]], keys: Sequence[str], metric: str, path: Path) -> None:
-    """A line a point of a search, through an axis a key and one for the metric; dark is low."""
+    """One line for each point of a search, through one axis for each key and one for the metric. Dark means low."""
     figure = Figure(figsize=(2 + 1.8 * len(keys), 4.5), layout="constrained")
     axes = figure.subplots()
     columns = [*keys, metric]
@@ -67,7 +67,7 @@ def plot_roc(labels: Labels, scores: Scores) -> bytes:
 
 
 def plot_det(labels: Labels, scores: Scores) -> bytes:
-    """Misses against false alarms on normal-deviate axes. Source: Martin et al., Eurospeech 1997."""
+    """Misses over false alarms on normal-deviate axes. Source: Martin et al., Eurospeech 1997."""
     figure = Figure(figsize=(4.5, 4.2), layout="constrained")
     axes = figure.subplots()
     DetCurveDisplay.from_predictions(labels, scores, ax=axes, color=MACHINE)
@@ -79,7 +79,7 @@ def plot_det(labels: Labels, scores: Scores) -> bytes:
 
 
 def plot_confusion(table: Sequence[tuple[str, Sequence[int]]], answers: Sequence[str]) -> bytes:
-    """`table` has a row a class: its name and how many clips got each of `answers`."""
+    """`table` has one row per class: its name, and how many clips got each of `answers`."""
     counts = np.array([row for _, row in table], dtype=float)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(1.8 + 1.1 * len(answers), 2.6), layout="constrained")
@@ -127,13 +127,14 @@ def _png(figure: Figure) -> bytes:
 
 
 def plot_corpus(labels: Labels, columns: dict[str, Sequence[Any]]) -> Figure:
-    """A panel a trait: how it is distributed in each class. Of numbers, the outermost bars hold all that is beyond."""
+    """One panel for each trait: its distribution in each class. For numbers, the outermost bars also hold all values
+    beyond them."""
     figure = Figure(figsize=(3.6 * 3, 2.8 * -(-len(columns) // 3)), layout="constrained")
     panels = figure.subplots(-(-len(columns) // 3), 3).ravel()
     for axes, (name, values) in zip(panels, columns.items(), strict=False):
         axes.set_title(name.replace("_", " "), fontsize=10)
         if isinstance(values[0], float):
-            # One recording of an hour would make a single bar of all the rest.
+            # Otherwise one recording of an hour would squeeze all others into a single bar.
             numbers = np.asarray(values)
             ends = [np.percentile(numbers[labels == of], [2.5, 97.5]) for of in (False, True)]
             low, high = np.min(ends), np.max(ends)

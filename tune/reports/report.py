@@ -1,4 +1,4 @@
-"""The evaluation as one HTML file that needs nothing else."""
+"""Writes the evaluation as one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from tune.reports.metrics import Interval, Labels, Scores
 from tune.reports.plots import plot_confusion, plot_det, plot_reliability, plot_roc, plot_scores
 
 EXPLANATIONS = {
-    "eer": "Equal error rate: at the threshold where as large a share of fakes is missed as of recordings is accused. "
-    "0 is perfect, 0.5 is chance.",
-    "auc": "How often a fake scores above a recording, of all pairs of the two. 1 is perfect, 0.5 is chance.",
-    "f1": "Harmonic mean of the share of fakes found and the share of calls of fake that are right. It depends on how "
-    "many fakes there are in this set.",
-    "balanced_accuracy": "Mean of the shares of fakes and of recordings that are called right.",
+    "eer": "Equal error rate: the error rate at the threshold where the share of fakes missed equals the share of "
+    "recordings accused. 0 is perfect, 0.5 is chance.",
+    "auc": "Share of all pairs of a fake and a recording in which the fake has the higher score. 1 is perfect, 0.5 is "
+    "chance.",
+    "f1": "Harmonic mean of recall (the share of fakes that are called fake) and precision (the share of calls of fake "
+    "that are right). It depends on how many fakes there are in this set.",
+    "balanced_accuracy": "Mean of the share of fakes and the share of recordings that are called right.",
     "miss_rate": "Share of fakes called real.",
     "false_alarm_rate": "Share of recordings called fake.",
-    "min_dcf": "Cost of errors at the best threshold, where one in twenty is fake and a missed one costs ten times a "
-    "false alarm. 1 is what always giving the same answer costs.",
-    "cllr": "Cost of the scores as log-likelihood ratios, in bits: it punishes being sure and wrong. 1 is what knowing "
-    "nothing costs.",
-    "min_cllr": "The least Cllr that moving scores without changing their order can reach: what is above it is bad "
-    "calibration.",
+    "min_dcf": "Cost of errors at the best threshold, if one in twenty is fake and a missed fake costs ten times a "
+    "false alarm. Always giving the same answer costs 1.",
+    "cllr": "Cost of the scores as log-likelihood ratios, in bits. Certain but wrong scores cost most. Scores without "
+    "information cost 1.",
+    "min_cllr": "The lowest Cllr that these scores can reach if they are recalibrated without changing their order. "
+    "The rest of Cllr is bad calibration.",
     "expected_calibration_error": "Mean gap between the probability answered and the share that is fake.",
 }
 
 CAPTIONS = {
-    "ROC": "Fakes found against recordings accused, threshold by threshold. The diagonal is chance.",
-    "DET": "Fakes missed against recordings accused, on axes that stretch small errors. Nearer to the corner is "
-    "better; the curve crosses the diagonal at the EER.",
-    "Answers by class": "What was answered to recordings and to fakes.",
-    "Reliability": "Of those answered with a probability, the share that is fake. On the diagonal probabilities are "
-    "true; the numbers say how many recordings a point stands for.",
-    "Scores": "How the scores of both classes are distributed.",
+    "ROC": "Share of fakes found over share of recordings accused, for all thresholds. The diagonal is chance.",
+    "DET": "Share of fakes missed over share of recordings accused, on axes that stretch small errors. Closer to the "
+    "lower left corner is better; the curve crosses the diagonal at the EER.",
+    "Answers by class": "The answers to recordings and to fakes.",
+    "Reliability": "The share of fakes among the files with about the same probability. On the diagonal the "
+    "probabilities are right. The numbers say how many files each point stands for.",
+    "Scores": "The distribution of the scores of both classes.",
 }
 
 NAMES = {"bonafide": "Recordings most like fakes", "spoof": "Fakes most like recordings"}
@@ -88,7 +89,7 @@ def write_report(path: Path, metrics: dict[str, Any], labels: Labels, scores: Sc
 
 
 def _summary(metrics: dict[str, Any]) -> list[str]:
-    """What a reader should take away if nothing else is read."""
+    """The summary at the top, for a person who reads nothing else."""
     at = metrics["thresholds"]["balanced"]
     missed, accused = (Interval(**at[rate]) for rate in ("miss_rate", "false_alarm_rate"))
     sentences = [

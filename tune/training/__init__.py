@@ -1,2 +1,2 @@
-"""From a table of features to a trained and calibrated detector, and the folds that keep its test fair. Nothing here
-reads audio or starts a cluster."""
+"""Trains and calibrates a detector from a table of features, and makes the folds for a fair test. Nothing here reads
+audio or starts a cluster."""

@@ -1,4 +1,4 @@
-"""From raw scores to log-likelihood ratios and operating points, by clips that the head was not trained on."""
+"""Turns raw scores into log-likelihood ratios and operating points, with clips that the head was not trained on."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tune.reports.metrics import Labels, Scores, error_curve, require_numbers
 
 
 class OperatingPoints(Strict):
-    """What each threshold promises on held-out clips: the misses `recall` allows and the false alarms `precision`
-    allows."""
+    """The share of misses that `recall` allows, and the share of false alarms that `precision` allows, on held-out
+    clips."""
 
     recall_miss: float = Field(0.05, gt=0, lt=0.5)
     precision_false_alarm: float = Field(0.05, gt=0, lt=0.5)
 
 
 def fit_calibration(labels: Labels, scores: Scores) -> Calibration:
-    """Scale and offset that make the scores log-likelihood ratios: logistic regression with the classes weighed alike.
+    """Scale and offset that make the scores log-likelihood ratios: logistic regression with equal class weights.
 
-    Source: Brümmer and du Preez, Computer Speech & Language 2006. Raises CorpusError where higher is not more spoof, or
-    where a score is NaN.
+    Source: Brümmer and du Preez, Computer Speech & Language 2006. Raises CorpusError if spoofs do not score higher, or
+    if a score is NaN.
     """
     require_numbers(labels, scores)
     spread = float(scores.std()) or 1.0
@@ -36,12 +36,12 @@ def fit_calibration(labels: Labels, scores: Scores) -> Calibration:
 
 
 def choose_thresholds(labels: Labels, scores: Scores, points: OperatingPoints) -> Thresholds:
-    """Operating points on calibrated scores. `balanced` is 0, where both answers are equally likely: on calibrated
-    scores no threshold has fewer errors at even odds, and none is tuned."""
+    """Operating points on calibrated scores. `balanced` is always 0, where both answers are equally likely. On
+    calibrated scores no other threshold has fewer errors at even odds."""
     thresholds, miss, false_alarm = error_curve(labels, scores)
     recall = thresholds[np.flatnonzero(miss <= points.recall_miss)[-1]]
     precision = thresholds[np.flatnonzero(false_alarm <= points.precision_false_alarm)[0]]
-    # Beyond the last score there is no finite threshold to read off: the highest score seen stands for it.
+    # Beyond the last score there is no finite threshold, so the highest score is taken.
     precision = min(float(precision), float(scores.max()))
     return Thresholds(
         balanced=0.0,

@@ -1,7 +1,7 @@
-"""The one estimator: reduction, scaler, imbalance handling and head, fitted together on a training part.
+"""The only estimator: reduction, scaler, imbalance handling and head, fitted together on a training part.
 
-What comes out is the arrays that serving runs (`pipeline.verdict.head`), so that a fold is tested on the very
-arithmetic a deployment will use.
+The result is the arrays that serving uses (`pipeline.verdict.head`), so a fold is tested with the arithmetic of a
+deployment.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from tune.training.table import FeatureKind, Table
 Matrix = NDArray[np.float32]
 
 LIMIT = 2.0
-"""Standard deviations a feature may count for: no single neuron decides."""
+"""Standardised features are clipped at this many standard deviations, so that no single neuron decides."""
 
 
 class LogisticHead(Strict):
-    """Logistic regression with an L2 penalty; `c` is the inverse of its strength, for features divided by the square
-    root of their number, so that it suits recipes of any dimension."""
+    """Logistic regression with an L2 penalty. `c` is the inverse of its strength. The features are divided by the
+    square root of their number, so that one `c` suits recipes of any dimension."""
 
     kind: Literal["logistic"] = "logistic"
     c: float = Field(10.0, gt=0)
 
 
 class RidgeHead(Strict):
-    """Least squares to 1 for spoof and -1 for bona fide, with an L2 penalty, for features divided by the square root of
-    their number. A clip counts once, by the mean of its windows, each of its copies `copies_weight` times as much, and
-    one of the background `background_weight` times as much as another."""
+    """Least squares to 1 for spoof and -1 for bona fide, with an L2 penalty. The features are divided by the square
+    root of their number. A clip counts once, by the mean of its windows. Each of its copies is weighted by
+    `copies_weight`, and a clip of the background by `background_weight`."""
 
     kind: Literal["ridge"] = "ridge"
     penalty: float = Field(0.5, gt=0)
@@ -55,8 +55,10 @@ class RidgeHead(Strict):
 
 
 class QuadraticHead(Strict):
-    """As RidgeHead, on the products of each two of the `components` first principal components, and on these
-    themselves: kernel ridge regression with the kernel (1 + x'y / s) ** 2, where s is the mean square length."""
+    """Like RidgeHead, on the first `components` principal components and on the products of each pair of them.
+
+    This is kernel ridge regression with the kernel (1 + x'y / s) ** 2, where s is the mean squared length.
+    """
 
     kind: Literal["quadratic"]
     components: int = Field(256, ge=1)
@@ -66,8 +68,8 @@ class QuadraticHead(Strict):
 
 
 class MlpHead(Strict):
-    """A perceptron with ReLU. Training stops when the loss on `stop_share` of the speakers, kept apart for nothing
-    else, has not fallen for `patience` epochs, and the best weights are restored. `feature_noise` is the standard
+    """A perceptron with ReLU. `stop_share` of the speakers are kept out of the training. Training stops when the loss
+    on them has not fallen for `patience` epochs, and the best weights are restored. `feature_noise` is the standard
     deviation of noise on the standardised features."""
 
     kind: Literal["mlp"]
@@ -83,7 +85,8 @@ class MlpHead(Strict):
 
 
 class EstimatorConfig(Strict):
-    """`imbalance`: `weights` weighs the classes alike, `oversample` repeats rows of the rarer, `smote` invents some."""
+    """`imbalance`: `weights` gives both classes the same weight, `oversample` repeats rows of the rarer class, `smote`
+    adds synthetic rows to it."""
 
     imbalance: Literal["none", "weights", "oversample", "smote"] = "weights"
     head: Annotated[LogisticHead | RidgeHead | QuadraticHead | MlpHead, Field(discriminator="kind")] = RidgeHead()
@@ -97,7 +100,7 @@ class EstimatorConfig(Strict):
 
 
 def fit(config: EstimatorConfig, table: Table, clips: Indices) -> Arrays:
-    """Fit everything on `clips` of `table`, and on nothing else. Returns the arrays of `pipeline.verdict.head`."""
+    """Fit everything on `clips` of `table` only. Returns the arrays of `pipeline.verdict.head`."""
     if isinstance(config.head, LogisticHead):
         inputs, labels, arrays = _prepare(config, table, clips)
         weights = _fit_logistic(config, inputs, labels)
@@ -128,7 +131,7 @@ def _class_weight(config: EstimatorConfig) -> Literal["balanced"] | None:
 
 
 def _prepare(config: EstimatorConfig, table: Table, clips: Indices) -> tuple[Matrix, NDArray[np.bool_], Arrays]:
-    """Standardised, balanced rows to train the head on, their labels, and the arrays of what was fitted."""
+    """Standardised, balanced rows to train the head on, their labels, and the fitted arrays."""
     rows = table.training_rows(clips)
     vectors, labels = table.vectors[rows], table.spoof[rows]
     arrays: Arrays = {}
@@ -137,7 +140,7 @@ def _prepare(config: EstimatorConfig, table: Table, clips: Indices) -> tuple[Mat
         edges = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         arrays["thresholds"] = (np.add.reduceat(vectors.mean(axis=0), edges) / sizes).astype(np.float32)
         vectors = count_activated(vectors, arrays["thresholds"], sizes)
-    # By the clips alone that are like what will be judged: noise, codecs and other corpora would widen the scale.
+    # Fitted on clips like those that will be judged: noisy and coded copies and other corpora would widen the scale.
     scaler = StandardScaler().fit(vectors[(table.copy[rows] == 0) & table.judged[table.owner[rows]]])
     arrays["mean"], arrays["scale"] = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
     arrays["limit"] = np.array([LIMIT], np.float32)
@@ -152,10 +155,10 @@ def _prepare(config: EstimatorConfig, table: Table, clips: Indices) -> tuple[Mat
 
 
 def _fit_logistic(config: EstimatorConfig, inputs: Matrix, labels: NDArray[np.bool_]) -> dict[str, Any]:
-    """Weight and bias of a logistic regression on inputs / sqrt(dimension), given for the inputs as they are.
+    """Weight and bias of a logistic regression on inputs / sqrt(dimension), converted to apply to the inputs.
 
-    Where rows are fewer than features it is fitted in the space that the rows span, on the Cholesky factor of their
-    inner products: the same solution (representer theorem), many times sooner.
+    If there are fewer rows than features, it is fitted in the space of the rows, on the Cholesky factor of their inner
+    products. The solution is the same (representer theorem), and it is many times faster.
     """
     assert isinstance(config.head, LogisticHead)
     head = LogisticRegression(
@@ -181,9 +184,9 @@ def _clip_rows(
     inputs: Matrix,
     labels: NDArray[np.bool_],
 ) -> tuple[Matrix, NDArray[np.bool_], NDArray[np.float64]]:
-    """One row a clip and one a copy, the mean over its windows (rows, dimension); their labels; what each weighs."""
+    """One row for each clip and each copy: the mean over its windows, (rows, dimension); its label; and its weight."""
     rows = table.training_rows(clips)
-    # The windows of a clip lie side by side, and so do those of a copy.
+    # The windows of a clip are adjacent, and so are those of a copy.
     owner, copy = table.owner[rows], table.copy[rows]
     starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(copy, prepend=-1))
     windows = np.diff(starts, append=len(rows)).astype(np.float32)
@@ -200,9 +203,9 @@ def _clip_rows(
 def _fit_ridge(
     head: RidgeHead, means: Matrix, labels: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Weight and bias of a ridge regression on means / sqrt(dimension), given for the features as they are."""
+    """Weight and bias of a ridge regression on means / sqrt(dimension), converted to apply to the features."""
     scale = 1 / math.sqrt(means.shape[1])
-    # By inner products of rows, which are fewer than features (representer theorem); the 1 stands for the bias.
+    # Uses inner products of rows, because there are fewer rows than features (representer theorem). The 1 is the bias.
     products = (means @ means.T).astype(np.float64) * scale**2 + 1
     dual = kernel_ridge(products, labels, weights, head.penalty)
     return {"weight": means.T @ dual.astype(np.float32) * scale**2, "bias": [dual.sum()]}
@@ -211,8 +214,8 @@ def _fit_ridge(
 def _fit_quadratic(
     head: QuadraticHead, means: Matrix, labels: NDArray[np.bool_], weights: NDArray[np.float64], seed: int
 ) -> dict[str, Any]:
-    """The arrays of a quadratic head. Its kernel is of a finite number of products, so that the sum over the training
-    rows is written out as one matrix."""
+    """The arrays of a quadratic head. Its kernel has a finite number of products, so the sum over the training rows
+    becomes one matrix."""
     components = min(head.components, *means.shape)
     reduction = PCA(components, svd_solver="randomized", random_state=seed).fit(means)
     projection = reduction.components_.T.astype(np.float32)
@@ -232,14 +235,14 @@ def _fit_quadratic(
 def kernel_ridge(
     products: NDArray[np.float64], labels: NDArray[np.bool_], weights: NDArray[np.float64], penalty: float
 ) -> NDArray[np.float64]:
-    """What each row counts for, (rows,), in kernel ridge regression to 1 for spoof and -1 for bona fide."""
+    """The dual coefficients, (rows,), of a kernel ridge regression to 1 for spoof and -1 for bona fide."""
     ridge = KernelRidge(alpha=penalty, kernel="precomputed")
     dual: NDArray[np.float64] = ridge.fit(products, np.where(labels, 1.0, -1.0), sample_weight=weights).dual_coef_
     return dual
 
 
 def _stopping_split(table: Table, clips: Indices, share: float, seed: int) -> tuple[Indices, Indices]:
-    """Clips to train on, and clips of other speakers to tell when to stop."""
+    """Clips to train on, and clips of other speakers that decide when to stop."""
     labels = table.labels[clips]
     groups = tied_groups([table.clips[i] for i in clips])
     parts = max(2, round(1 / share))

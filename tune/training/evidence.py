@@ -1,4 +1,4 @@
-"""How far a score may be off, measured: on held-out clips cut short, drowned in noise and sent through channels."""
+"""Measures how far scores may be off, on held-out clips that are cut short, noisy or sent through channels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.verdict.head import raw_scores, standardize
 from pipeline.verdict.windows import plan_windows, total_seconds
 
 USUAL = 0.9
-"""Share of held-out clips whose noise and novelty count as usual, and add nothing."""
+"""The share of held-out clips whose noise and novelty count as normal, and add no variance."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a head makes of one recording: raw scores (windows,), how unlike the training data it is, how good it is,
-    and how much speech it holds."""
+    """The measurements of one recording by a head: raw scores (windows,), its novelty compared with the training data,
+    its quality, and how much speech it holds."""
 
     scores: NDArray[np.float64]
     novelty: float
@@ -36,7 +36,7 @@ class Measured:
 
 
 def measure(extractor: TkanExtractor, arrays: Arrays, waveform: Waveform, speech: tuple[Segment, ...]) -> Measured:
-    """What the head `arrays` makes of a recording's speech, by the very steps of serving."""
+    """Measure a recording's speech with the head `arrays`, in the same steps as serving."""
     sizes = list(layer_sizes(extractor).values())
     windows = plan_windows(Speech(speech, waveform.duration_seconds, "wav"), None, extractor.windows)
     standardized = standardize(arrays, extractor.window_vectors(waveform, windows), sizes)
@@ -65,11 +65,11 @@ def fit_uncertainty(
     calibration: Calibration,
     window_seconds: Seconds,
 ) -> Uncertainty:
-    """The parameters of `pipeline.verdict.evidence`, from clips as they are, from pairs of a clip and a cut of it, and
-    from pairs of a clip and the same clip changed by noise or a channel.
+    """The parameters of `pipeline.verdict.evidence`.
 
-    A cut's score lies off the whole clip's by the windows it has fewer. What a change moves a score by, squared, is
-    divided among noise and novelty by least squares with no negative share.
+    `whole` are unchanged clips, `cuts` pairs of a clip and a part of it, `changed` pairs of a clip and the same clip
+    changed by noise or a channel. The difference of the scores in `cuts` gives the window variance. The squared
+    difference in `changed` is divided among noise and novelty by non-negative least squares.
     """
     scale = calibration.scale
     scores = np.array([scale * measured.score for measured in whole])
@@ -96,8 +96,11 @@ def fit_uncertainty(
 def narrow_uncertainty(
     wide: Uncertainty, scale: float, received: Sequence[Measured], narrow_scale: float
 ) -> Uncertainty:
-    """As `wide`, of scores calibrated by `scale`, for clips `received` over telephone lines and calibrated by
-    `narrow_scale`: variances grow with the square of the scale, and what is usual is what such lines do."""
+    """The uncertainty for narrow bands, made from `wide`, that for wide bands.
+
+    `scale` is the scale of the wide calibration and `narrow_scale` that of the narrow one; variances grow with the
+    square of the scale. The normal noise and novelty are those of the clips `received` over telephone lines.
+    """
     ratio = (narrow_scale / scale) ** 2
     return Uncertainty(
         score_variance=float(np.var([narrow_scale * measured.score for measured in received])),

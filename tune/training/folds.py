@@ -1,4 +1,4 @@
-"""Which clips train and which test: no speaker and no utterance on both sides, ever."""
+"""Decides which clips train and which test. A speaker or an utterance is never on both sides."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ Indices = NDArray[np.intp]
 
 
 class FoldsConfig(Strict):
-    """How a corpus is divided. `speaker` gives k folds of speakers, stratified by class; any other leaves out
-    `at_once` generators, sites, sources or languages at a time, and from training whatever shares a speaker or
-    utterance with them. With `new_generators` the spoofs of a generator do not train where one of that name tests."""
+    """How a corpus is divided.
+
+    `by: speaker` gives `k` folds of speakers, stratified by class. Any other value leaves out `at_once` generators,
+    sites, sources or languages at a time; clips that share a speaker or utterance with them are left out of training,
+    too. With `new_generators`, a generator that is in the test part of a fold is left out of its training part.
+    """
 
     by: Literal["speaker", "generator", "site", "source", "language"] = "speaker"
     k: int = Field(10, ge=2)
@@ -37,7 +40,7 @@ class FoldsConfig(Strict):
 
 @dataclass(frozen=True)
 class Fold:
-    """Indices of the clips that train and of those that test. Made by `make_fold`, which refuses leaks."""
+    """The indices of the clips to train on and of those to test. `make_fold` makes folds and refuses leaks."""
 
     name: str
     train: Indices
@@ -45,14 +48,14 @@ class Fold:
 
 
 def ties(clip: Clip) -> tuple[str, ...]:
-    """What may not be on both sides: the clip's speaker, its utterance where it is one of a pair, and its content."""
+    """What must not be on both sides: the clip's speaker, its utterance if it belongs to a pair, and its content."""
     pair = (f"pair {clip.pair_id}",) if clip.pair_id else ()
     content = (f"content {clip.sha256}",) if clip.sha256 else ()
     return (f"speaker {clip.voice}", *pair, *content)
 
 
 def refuse_overlap(train: Iterable[Clip], test: Iterable[Clip], what: str = "training") -> None:
-    """Raise LeakError where a clip, speaker or utterance of `test` took part in `what`."""
+    """Raise LeakError if a clip, speaker or utterance of `test` took part in `what`."""
     train, test = list(train), list(test)
     if shared := {clip.path for clip in train} & {clip.path for clip in test}:
         raise LeakError(f"{len(shared)} clips are in both {what} and test, {min(shared).name} for one")
@@ -61,7 +64,7 @@ def refuse_overlap(train: Iterable[Clip], test: Iterable[Clip], what: str = "tra
 
 
 def make_fold(name: str, clips: Sequence[Clip], train: Indices, test: Indices) -> Fold:
-    """A fold that is known to be clean. Raises LeakError, or CorpusError where it cannot train or test anything."""
+    """A fold without leaks. Raises LeakError for a leak, and CorpusError if there is nothing to train on or to test."""
     refuse_overlap([clips[i] for i in train], [clips[i] for i in test])
     if len(test) == 0:
         raise CorpusError(f"fold {name} has nothing to test on")
@@ -74,8 +77,8 @@ def make_fold(name: str, clips: Sequence[Clip], train: Indices, test: Indices) -
 
 
 def make_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
-    """The folds of a corpus, in a fixed order; each clip is tested once. Background clips train in every fold but for
-    those tied to its test part. Raises CorpusError where the corpus is too small."""
+    """The folds of a corpus, in a fixed order. Each clip is tested once. A background clip trains in every fold, except
+    if it shares a speaker or utterance with the test part. Raises CorpusError if the corpus is too small."""
     judged = np.array([i for i, clip in enumerate(clips) if not clip.background], dtype=np.intp)
     folds = []
     for fold in _divide([clips[i] for i in judged], config):
@@ -91,7 +94,7 @@ def make_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
 
 
 def generators_met(clips: Sequence[Clip], folds: Iterable[Fold]) -> NDArray[np.bool_]:
-    """(clips,) whether a generator of the same name as a spoof's trains in the fold that tests it."""
+    """(clips,) whether the generator of a spoof is in the training part of the fold that tests the spoof."""
     met = np.zeros(len(clips), dtype=bool)
     for fold in folds:
         trained = {plain_name(clips[i].generator) for i in fold.train if clips[i].is_spoof}
@@ -108,7 +111,7 @@ def _divide(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
     if len(set(names)) < 2:
         raise CorpusError(f"all clips are of one {config.by}, {names[0]}: there is no other to leave out")
     by_size = [name for name, _ in sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))]
-    # The large ones are dealt to different folds.
+    # The large ones go to different folds.
     count = max(2, math.ceil(len(by_size) / config.at_once))
     folds = []
     for left_out in sorted(sorted(by_size[start::count]) for start in range(count)):
@@ -140,8 +143,8 @@ def _speaker_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
 
 
 def tied_groups(clips: Sequence[Clip]) -> Indices:
-    """(clips,) number of the group of each clip: clips that share a speaker or utterance, directly or by way of
-    others, are of one group."""
+    """(clips,) the number of each clip's group. Clips that share a speaker or utterance, directly or through other
+    clips, are in one group."""
     number_of: dict[str, int] = {}
     rows, columns = [], []
     for index, clip in enumerate(clips):
@@ -149,15 +152,18 @@ def tied_groups(clips: Sequence[Clip]) -> Indices:
             rows.append(index)
             columns.append(len(clips) + number_of.setdefault(tie, len(number_of)))
     size = len(clips) + len(number_of)
-    # A graph of clips and of what ties them.
+    # A graph whose nodes are the clips and their ties.
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
     groups: Indices = connected_components(graph, directed=False)[1][: len(clips)]
     return groups
 
 
 def _generators(clips: Sequence[Clip]) -> list[str]:
-    """The fold of each clip when generators are left out: a spoof's generator; for the recordings of a group of
-    speakers the generator that imitates them most, or else the fold that has the fewest recordings."""
+    """The name of each clip's fold when generators are left out.
+
+    The fold of a spoof is its generator. The recordings of a group of speakers go to the generator that imitates them
+    most. If none imitates them, they go to the fold with the fewest recordings.
+    """
     groups = tied_groups(clips)
     imitators: dict[int, Counter[str]] = defaultdict(Counter)
     recordings: Counter[int] = Counter()

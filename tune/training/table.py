@@ -17,7 +17,7 @@ from tune.training.folds import Indices
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """What the columns are: the recipe, the features each layer yields, and the network's SHA-256."""
+    """The meaning of the columns: the recipe, the number of features of each layer, and the network's SHA-256."""
 
     spec: TkanSpec
     layers: dict[str, int]
@@ -26,12 +26,14 @@ class FeatureKind:
 
 @dataclass(frozen=True)
 class Table:
-    """Features of clips: vectors (windows, dimension) float32, owner (windows,) the index in `clips` of each, copy
-    (windows,) 0 for the clip itself and 1, 2, ... for its copies, vocoded (windows,) True for those that a vocoder
-    made, which are spoofs whatever the clip is.
+    """Features of clips.
 
-    `digest` is of the vectors as extracted. Whatever is fitted to data belongs in the estimator, inside the fold:
-    vectors that were scaled, resampled or reduced beforehand no longer match it, and are refused.
+    `vectors`: (windows, dimension) float32. `owner`: (windows,) the index in `clips` of each window. `copy`: (windows,)
+    0 for the clip itself and 1, 2, ... for its copies. `vocoded`: (windows,) True for copies by a vocoder, which are
+    spoofs even if the clip is bona fide.
+
+    `digest` is the hash of the vectors as extracted. Everything that is fitted to data belongs in the estimator, inside
+    the fold. So vectors that were scaled, resampled or reduced before do not match the digest and are refused.
     """
 
     clips: tuple[Clip, ...]
@@ -50,8 +52,10 @@ class Table:
         kind: FeatureKind,
         by_vocoder: Sequence[Sequence[bool]] | None = None,
     ) -> Table:
-        """From each clip's own (windows, dimension), followed by those of its copies; `by_vocoder` says of each of them
-        whether a vocoder made it, and None that none did."""
+        """A table from the vectors of each clip and of its copies, (windows, dimension) each.
+
+        `by_vocoder` says for each of them whether a vocoder made it; None means that none did.
+        """
         vectors = np.concatenate([part for own in copies for part in own])
         owner = np.repeat(np.arange(len(clips)), [sum(map(len, own)) for own in copies])
         copy = np.concatenate([np.full(len(part), number) for own in copies for number, part in enumerate(own)])
@@ -66,16 +70,16 @@ class Table:
 
     @property
     def judged(self) -> NDArray[np.bool_]:
-        """(clips,), False = background, which helps to train and is never tested."""
+        """(clips,), False = background, which is only for training and never tested."""
         return np.array([not clip.background for clip in self.clips])
 
     @property
     def spoof(self) -> NDArray[np.bool_]:
-        """(windows,), the class of each to train on: that of its clip, but for what a vocoder made."""
+        """(windows,), True = spoof, the class to train each window on. Windows of vocoded copies are always spoof."""
         return self.labels[self.owner] | self.vocoded
 
     def verify(self) -> None:
-        """Raise LeakError unless the vectors are those that were extracted, row for row."""
+        """Raise LeakError unless the vectors are exactly those that were extracted."""
         if digest_of(self.vectors, self.owner, self.copy, self.vocoded) != self.digest:
             raise LeakError(
                 "these features are not those that were extracted: scaling, resampling and every other fitted step "

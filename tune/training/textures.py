@@ -1,6 +1,6 @@
-"""The part of a tuned detector's head that reads textures: a ridge on how the published front's channels fire together.
+"""The part of a tuned detector's head that reads textures: a ridge on the channel correlations of the published front.
 
-It is fitted apart from the part that the front is tuned with: what one of them misses the other often finds.
+It is fitted separately from the part that the front is tuned with. Each often finds what the other misses.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from tune.training.estimator import kernel_ridge
 from tune.training.front import LIMIT, Sample
 
 TEXTURES = {f"published.{layer}": RANGES * CHANNELS * (CHANNELS - 1) // 2 for layer in LAYERS}
-"""How many features each layer of the published front yields by the preset `tuned-front`, in their order."""
+"""The number of features of each layer of the published front in the preset `tuned-front`, in their order."""
 
 
 class TexturesConfig(Strict):
-    """`penalty` on the squared weights, for features divided by the square root of their number. `share`: how many
-    logits of the tuned head count as much as 1 of this score, which is near -1 for recordings and 1 for spoofs. A clip
-    counts for 1, a half of a copy-synthesis pair for `vocoded_weight`, a copy through a channel for `copies_weight`,
-    the whole background for `background_share` of all others.
+    """How the textures are fitted.
+
+    `penalty`: the penalty on the squared weights; the features are divided by the square root of their number. `share`:
+    the factor of this score when it is added to the logit of the tuned head; the score is near -1 for recordings and 1
+    for spoofs. A clip has weight 1, each half of a copy-synthesis pair `vocoded_weight`, and a copy through a channel
+    `copies_weight`. The whole background has `background_share` of the weight of all other clips.
     """
 
     penalty: float = Field(0.2, gt=0)
@@ -66,9 +68,12 @@ def fit_textures(clips: Sequence[Textured], config: TexturesConfig) -> Arrays:
 
 
 def weigh(clips: Sequence[Textured], config: TexturesConfig) -> NDArray[np.float64]:
-    """What each of `clips` counts for, (clips,): pages by the square root of what they hold, in a page both classes
-    alike, in a class its kinds by the square root of what they hold; the background is one page, of a fixed share; then
-    both classes alike over all."""
+    """The weight of each of `clips`, (clips,).
+
+    A page weighs by the square root of its number of clips. In a page both classes weigh the same, and in a class each
+    kind weighs by the square root of its number of clips. The background is one page with a fixed share. Over all clips
+    both classes weigh the same.
+    """
     samples = [textured.sample for textured in clips]
     page_of = ["" if sample.background else sample.page for sample in samples]
     pages = Counter(page_of)
@@ -95,8 +100,10 @@ def weigh(clips: Sequence[Textured], config: TexturesConfig) -> NDArray[np.float
 
 
 def join(tuned: Arrays, textures: Arrays, share: float) -> Arrays:
-    """The head whose raw score is that of the head `tuned` and `share` times that of `textures`, as arrays of a tuned
-    head: features that only the other reads weigh nothing in it."""
+    """The arrays of a tuned head whose raw score is the score of `tuned` plus `share` times the score of `textures`.
+
+    Features that only one of the two parts reads have weight 0 in the other.
+    """
     count, units = len(textures["mean"]), tuned["hidden"].shape[1]
     return tuned | {
         "mean": np.concatenate([tuned["mean"], textures["mean"]]),

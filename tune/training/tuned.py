@@ -1,7 +1,7 @@
-"""A detector whose front is tuned: first without some sites, which judge and calibrate it, then on with all of them.
-Beside the tuned front it reads the textures of the published one.
+"""A detector with a tuned front. It also reads the textures of the published front.
 
-The detector tuned without those sites is what the quoted figures are of. The one that is served was tuned on more.
+The front is first tuned without some sites, which are then used for tests and calibration. After that it is tuned
+further on all sites. The quoted figures are those of the first detector; the second one is served.
 """
 
 from __future__ import annotations
@@ -37,25 +37,27 @@ from tune.training.front import FrontConfig, Sample, Tuned, disturb
 from tune.training.textures import TEXTURES, Textured, TexturesConfig, fit_textures, join
 
 TUNED_PRESET = "tuned-front"
-"""The features that a tuned front and the published one beside it give."""
+"""The preset of the features of a tuned front together with the published one."""
 
 TEXTURE_WINDOWS = 3
-"""So many windows of a clip, evenly spread, are enough to fit its textures by."""
+"""The most windows of a clip, evenly spread, that its textures are fitted on."""
 
 ANY_CHANNEL = FrontConfig(channel_share=1, telephone_share=0)
 
 CUTS = (1.0, 2.0)
-"""Seconds of speech that held-out clips are cut to, to measure what shortness costs."""
+"""Seconds of speech that held-out clips are cut to, to measure the errors on short recordings."""
 
 NOISES_DB = (5.0, 15.0)
-"""Signal-to-noise ratios that they are drowned to, to measure what noise costs."""
+"""Signal-to-noise ratios in dB that held-out clips are given, to measure the errors in noise."""
 
 
 class TuningConfig(Strict):
-    """The section `front` of a training configuration. Of the sites with at least `held_out_clips` clips of each class
-    `held_out_share` are held out. `first` is how the front is tuned without them, `further` how it goes on with all
-    sites, the clips of those held out thrice, as they are new. A head for narrow bands that errs on more than
-    `narrow_eer_limit` of the clips over telephone lines is left out: such recordings then stay Inconclusive.
+    """The section `front` of a training configuration.
+
+    A share `held_out_share` of the sites with at least `held_out_clips` clips of each class is held out. `first` says
+    how the front is tuned without them. `further` says how it is then tuned on all sites; each clip of a held-out site
+    counts three times there, because it is new. The head for narrow bands is left out if its EER on clips over
+    telephone lines is above `narrow_eer_limit`; such recordings then stay Inconclusive.
     """
 
     first: FrontConfig = FrontConfig()
@@ -71,7 +73,8 @@ class TuningConfig(Strict):
 
 @dataclass(frozen=True)
 class Evidence:
-    """How the scores of a tuned detector become verdicts, and the calibrated scores (clips,) of the clips held out."""
+    """The parameters that turn a tuned detector's scores into verdicts, and the calibrated scores (clips,) of the
+    held-out clips."""
 
     calibration: Calibration
     uncertainty: Uncertainty
@@ -82,7 +85,7 @@ class Evidence:
 
 
 def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
-    """Which clips are of the sites held out, (clips,). Raises CorpusError where too few sites have both classes."""
+    """True for the clips of held-out sites, (clips,). Raises CorpusError if too few sites have both classes."""
     sites = sorted({clip.site for clip in clips if not clip.background})
 
     def has(site: str, label: str) -> bool:
@@ -102,9 +105,11 @@ def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
 def read_samples(
     config: DetectorConfig, packages: Path | None, recordings: Sequence[tuple[Clip, bytes]]
 ) -> list[list[Sample]]:
-    """For each clip, given with the bytes of its file: the clip and, if `packages` is a folder for HiFi-GAN, the two
-    halves of its copy by it; nothing for a clip without speech. Raises CorpusError that names a clip that cannot be
-    read."""
+    """The samples of each clip, whose file's bytes are given: the clip, and both halves of its copy-synthesis pair.
+
+    The pair is only made for bona fide clips outside the background, and only if `packages`, the folder for HiFi-GAN,
+    is given. A clip without speech has no samples. Raises CorpusError that names a clip that cannot be read.
+    """
     torch.set_num_threads(1)
     voice_activity = VoiceActivityDetector(config)
     if packages:
@@ -133,8 +138,10 @@ def _read(
 
 
 def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> list[list[Textured]]:
-    """The textures of each of `samples` and, but of copy-synthesis, of a copy of it through a channel drawn at random.
-    The same clip gets the same channel, whatever stands beside it."""
+    """The textures of each of `samples`, and of a copy of it through a random channel.
+
+    Halves of copy-synthesis pairs get no such copy. The channel depends only on the clip, not on the other samples.
+    """
     torch.set_num_threads(1)
     spec = load_spec(TUNED_PRESET).model_copy(update={"layers": tuple(TEXTURES)})
     extractor = TkanExtractor(detector, spec, front_parameters(pair(published_front())))
@@ -158,7 +165,7 @@ def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> lis
 
 
 def assemble(tuned: Tuned, textures: Sequence[Textured], config: TexturesConfig) -> tuple[Arrays, Parameters]:
-    """The head and the fronts of a detector: `tuned`, and beside it a ridge on `textures`."""
+    """The head and the fronts of a detector. The head joins that of `tuned` and a ridge on `textures`."""
     arrays = join(tuned.head.arrays(), fit_textures(textures, config), config.share)
     return arrays, front_parameters(pair(tuned.front))
 
@@ -172,10 +179,10 @@ def calibrate(
     *,
     seed: int = 0,
 ) -> Evidence:
-    """Calibration, thresholds and uncertainty of a detector, by clips of sites that it was not tuned on.
+    """Calibration, thresholds and uncertainty of a detector, from clips of sites that it was not tuned on.
 
-    Clips are measured as they are, cut short, in noise, through a channel and over a telephone line. The head for a
-    narrow band is the same head with a calibration of its own, by the clips over telephone lines.
+    Clips are measured unchanged, cut short, in noise, through a channel and over a telephone line. For a narrow band
+    the same head is used with a calibration of its own, from the clips over telephone lines.
     """
     extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), fronts)
     voice_activity = VoiceActivityDetector(detector)

@@ -1,4 +1,4 @@
-"""Training as it is tested: the same function fits the bundle and every fold."""
+"""Trains and tests. The same function fits the bundle and every fold."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ NOT_YET_MEASURED = {"snr_db": 20.0, "snr_variance": 8.0, "novelty_variance": 300
 class TrainingConfig(Strict):
     """All of `configs/train.yaml`.
 
-    `draws` is the number of augmented copies of each clip to train on. `vocoded` adds, of each bona fide clip, its copy
-    by HiFi-GAN as a spoof and the clip through the same resampling as bona fide. With `front` the front of the network
-    is tuned as `tune.training.tuned` says; estimator, folds, calibration and draws then have no part in it. `folds`
-    divide the corpus for the figures that are quoted; `calibration` divides each training part again, for the scores
-    that calibration and thresholds are fitted to. `speakers_of: site` lets a speaker recur on another site: whole sites
-    are left out, famous voices and all that was published of them are not.
+    `draws` is the number of augmented copies of each clip to train on. `vocoded` adds two clips for each bona fide
+    clip: its copy by HiFi-GAN as a spoof, and the clip through the same resampling as bona fide. With `front` the front
+    of the network is tuned as in `tune.training.tuned`; estimator, folds, calibration and draws are then not used.
+    `folds` divide the corpus for the quoted figures. `calibration` divides each training part again, for the scores
+    that calibration and thresholds are fitted to. With `speakers_of: site` a speaker's name counts within one site
+    only, so leaving out a site does not also leave out its famous voices on other sites.
     """
 
     features: str = "linear-textures"
@@ -54,7 +54,7 @@ class TrainingConfig(Strict):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a bundle needs, and the clips that had any part in it."""
+    """A trained detector as a bundle needs it, and the clips that were used for it."""
 
     arrays: Arrays
     calibration: Calibration
@@ -64,7 +64,7 @@ class Trained:
     clips: tuple[Clip, ...]
 
     def score(self, table: Table, clips: Indices) -> Scores:
-        """Calibrated scores of `clips`. Raises LeakError where one of them, or its speaker, had a part in training,
+        """Calibrated scores of `clips`. Raises LeakError if one of them, or its speaker, took part in training,
         calibration or thresholds."""
         refuse_overlap(self.clips, [table.clips[i] for i in clips], "training, calibration or thresholds")
         return self.calibration.scale * head_scores(self.arrays, table, clips) + self.calibration.offset
@@ -82,8 +82,11 @@ def fold_scores(config: EstimatorConfig, table: Table, fold: Fold) -> Scores:
 
 
 def train(config: TrainingConfig, table: Table, clips: Indices) -> Trained:
-    """Fit the head on `clips`, and calibration and thresholds on scores of clips that the head of their own fold had
-    not seen. Raises CorpusError where there are too few groups for that."""
+    """Fit the head on `clips`, and fit calibration and thresholds on scores from inner folds.
+
+    In the inner folds each clip is scored by a head that was not trained on it. Raises CorpusError if there are too few
+    groups for that.
+    """
     table.verify()
     scores = np.full(len(table.clips), np.nan)
     window_scores, novelty = np.full(len(table.vectors), np.nan), np.full(len(table.clips), np.nan)
@@ -115,26 +118,28 @@ def train(config: TrainingConfig, table: Table, clips: Indices) -> Trained:
 
 
 def spread_of_windows(table: Table, clips: Indices, window_scores: Scores) -> float:
-    """Standard deviation of a window's score around its recording's, from the clips of several windows; 0 where none
-    has. Windows overlap, so it is somewhat too small."""
+    """Standard deviation of a window's score around its recording's score, from the clips with several windows.
+
+    It is 0 if no clip has several. Windows overlap, so it is a little too small.
+    """
     rows = table.rows(clips)
     owner = table.owner[rows]
     count = np.bincount(owner)[owner]
     mean = np.bincount(owner, window_scores[rows])[owner] / count
     several = count > 1
-    # Each clip's mean was fitted to its own windows, which takes one degree of freedom (Bessel's correction).
+    # The mean of each clip is computed from the same windows, which costs one degree of freedom (Bessel's correction).
     variances = (np.square(window_scores[rows] - mean) * count / np.maximum(count - 1, 1))[several]
     return math.sqrt(variances.mean()) if several.any() else 0.0
 
 
 def folds_within(clips: Sequence[Clip], part: Indices, config: FoldsConfig) -> list[Fold]:
-    """Folds of a part of the corpus, as indices of the whole."""
+    """Folds of a part of the corpus, as indices into the whole corpus."""
     inner = make_folds([clips[i] for i in part], config)
     return [make_fold(fold.name, clips, part[fold.train], part[fold.test]) for fold in inner]
 
 
 def require_calibration(clips: Sequence[Clip], folds: Sequence[Fold], config: FoldsConfig) -> None:
-    """Raise CorpusError that names the fold whose training part does not divide into the folds of `config`."""
+    """Raise CorpusError that names the fold if its training part cannot be divided into the folds of `config`."""
     for fold in folds:
         try:
             folds_within(clips, fold.train, config)
@@ -145,8 +150,8 @@ def require_calibration(clips: Sequence[Clip], folds: Sequence[Fold], config: Fo
 def cross_validate(table: Table, folds: Sequence[Fold], trained: Iterable[Trained]) -> Scores:
     """Calibrated scores of every clip by the detector of its fold, (clips,); NaN for background clips.
 
-    Raises LeakError where the features were changed since their extraction, or where a clip of a fold, or its speaker,
-    had a part in the fold's detector.
+    Raises LeakError if the features were changed after extraction, or if a clip of a fold, or its speaker, took part in
+    the fold's detector.
     """
     table.verify()
     scores = np.full(len(table.clips), np.nan)
@@ -158,13 +163,13 @@ def cross_validate(table: Table, folds: Sequence[Fold], trained: Iterable[Traine
 
 
 def measure(metrics: dict[str, Metric], table: Table, scores: Scores) -> Intervals:
-    """Each metric of the clips that are judged, with its 95 % interval over speakers."""
+    """Each metric of the judged clips, with its 95 % interval over speakers."""
     voices = [clip.voice for clip in table.clips if not clip.background]
     return bootstrap(metrics, table.labels[table.judged], scores[table.judged], voices)
 
 
 def break_down_folds(table: Table, folds: Sequence[Fold], scores: Scores) -> dict[str, Any]:
-    """What the scores of the clips that are judged come to, part by part; `folds` tell which generators were met."""
+    """The metrics of the judged clips, part by part. `folds` say which generators were in the training part."""
     judged = np.flatnonzero(table.judged)
     met = generators_met(table.clips, folds)
     return break_down([table.clips[i] for i in judged], scores[judged], met=met[judged])

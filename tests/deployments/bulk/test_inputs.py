@@ -48,7 +48,7 @@ def test_lists_name_files_relative_to_themselves_and_each_once(folder: Path, tmp
     [
         ("list.csv", b"file,label\na.wav,real\n", "The manifest list.csv has no column `path`."),
         ("list.csv", b"path\n", "There is no file at"),
-        ("list.parquet", b"no table", "is no Parquet table with a column `path`."),
+        ("list.parquet", b"no table", "is not a Parquet table with a column `path`."),
         ("a.wav", b"RIFF", "is one file"),
     ],
 )

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings(
 CLIPS = 60
 
 START_SECONDS = 500
-"""How long a machine with other work to do may take until the first files are scored; a tenth of it is usual."""
+"""How long a busy machine may take until the first files are scored. Usually it takes a tenth of this."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,7 +118,7 @@ def test_a_bucket_is_read_and_written(clip: bytes, tmp_path: Path, capsys: pytes
 
 
 class Stand:
-    """An actor in place of the Detector: takes a moment a file, and dies of one."""
+    """An actor instead of the Detector. It takes a moment for each file, and one file kills it."""
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         time.sleep(0.05 * len(batch["name"]))
@@ -133,7 +133,7 @@ def test_a_file_that_kills_its_process_costs_its_own_answer() -> None:
     answers = {answer["filename"]: answer for answer in score(files, Stand, (), actors=2, num_gpus=0)}
     assert set(answers) == {file.name for file in files}
     assert {name for name, answer in answers.items() if answer["status"] == "failed"} == {"deadly"}
-    assert "died of it" in answers["deadly"]["error"]["detail"]
+    assert "killed the process" in answers["deadly"]["error"]["detail"]
 
 
 @pytest.mark.slow  # it takes Ray a minute to give a node up

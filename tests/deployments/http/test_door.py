@@ -1,4 +1,4 @@
-"""Who is let in, and how much: the real HTTP application in this process, with stages that find no speech."""
+"""Keys and limits: the real HTTP application in this process, with stages that find no speech."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class LocalLimits(Limits):
 
 
 class Silence:
-    """Stages that find no speech, each recording of which takes until `go` is set."""
+    """Stages that find no speech. Each recording takes until `go` is set."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -435,7 +435,7 @@ print(asyncio.run(ask()))
 
 
 def test_replicas_share_the_limits_of_a_key(cluster: Cluster) -> None:
-    """Two processes on a real Ray: the first takes the one request of a minute, and both have a debt of audio."""
+    """Two processes on a real Ray: the first uses the only request per minute, and both have a debt of audio."""
     first, second = (run_python(LIMITED, cluster.environment, cluster.address) for _ in range(2))
     assert first == "([False, True], -1)\n"
     assert second == "([True, True], -2)\n"

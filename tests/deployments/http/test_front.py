@@ -1,4 +1,4 @@
-"""What stands around Ray's proxy, on a real server and real sockets, with a proxy that answers as Ray's does."""
+"""The Front around Ray's proxy, on a real server and real sockets, with a proxy that answers like Ray's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ lost_once: list[str] = []
 
 
 async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answers by the path: as the application does, as Ray's proxy does of its own, or not at all."""
+    """Answers by the path: like the application, like Ray's proxy itself, or not at all."""
     path = scope["path"]
     message = await receive()
     while message.get("more_body"):
@@ -58,7 +58,7 @@ async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server with the front, as it comes into a proxy: by value, with nothing of this repository."""
+    """A server with the front, which is sent to it by value, as to a proxy, without this repository."""
     for owner, name in (
         (RequestIdMiddleware, "__call__"),
         (AutoHTTPProtocol, "connection_made"),
@@ -141,7 +141,7 @@ def test_what_the_application_refuses_is_left_as_it_is(url: str) -> None:
 
 
 def answer_to(url: str, *parts: bytes) -> bytes:
-    """All that comes back over a connection on which `parts` are sent, with a pause between them."""
+    """Everything that comes back on a connection on which `parts` are sent, with a pause between them."""
     port = int(url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         for part in parts:

@@ -98,7 +98,7 @@ class Service:
         return runner
 
     async def kill_runner(self) -> None:
-        """End a runner without a word, as SIGKILL would."""
+        """End a runner without any cleanup, like SIGKILL."""
         runner = self.runners.pop()
         for loop in runner._loops:
             loop.cancel()
@@ -541,7 +541,7 @@ def test_a_file_that_kills_whatever_judges_it_is_given_up(tmp_path: Path) -> Non
             await service.kill_runner()
             service.start_runner()
             done = await service.until(job_id, "done")
-            assert done["results"][0]["error"]["detail"].startswith("What judges this file was lost each time.")
+            assert done["results"][0]["error"]["detail"].startswith("Each process that judged this file was lost.")
             assert service.stages.heard == 1
 
     run(test)

@@ -1,4 +1,4 @@
-"""The service answers whatever its own OpenAPI document lets one ask, and what it does not, as that document says."""
+"""The service answers all requests as its own OpenAPI document says, both allowed ones and others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def ask_everything(service: httpx.Client, examples: int) -> None:
-    """Send so many requests of each kind that the document allows, valid ones and others, and check the answers."""
+    """Send a number of requests of each kind in the document, valid ones and others, and check the answers."""
     document = schemathesis.openapi.from_url(f"{service.base_url}/openapi.json")
     for found in document.get_all_operations():
         assert isinstance(found, Ok)

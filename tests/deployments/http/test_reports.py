@@ -1,4 +1,4 @@
-"""Whatever may pass for an answer, however odd, becomes a report."""
+"""Every valid answer becomes a report, even an unusual one."""
 
 from __future__ import annotations
 

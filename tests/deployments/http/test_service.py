@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(900)
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 CODEC_TOLERANCE = 0.15
-"""What a lossy codec may move the probability by, on a recording of unclear origin."""
+"""The most that a lossy codec may change the probability of a recording with an unclear verdict."""
 
 LIMITS = DetectorConfig.load().limits
 
@@ -50,7 +50,7 @@ def predict(service: httpx.Client, data: bytes, name: str = "audio.webm", **fiel
 
 
 def verdict(response: httpx.Response) -> dict[str, Any]:
-    """The verdict of an answer that keeps to its schema, without what /predict adds to it."""
+    """The verdict of an answer that fits its schema, without the fields that /predict adds."""
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     PredictAnswer.model_validate(body, strict=False)
@@ -206,7 +206,7 @@ def test_a_recording_that_cannot_be_judged(
 
 
 def test_hostile_files_are_refused_or_judged(service: httpx.Client, cluster: Cluster) -> None:
-    """Each as it is named to deceive. The replicas that answered are there afterwards."""
+    """Each file has a misleading name. The replicas that answered still exist afterwards."""
 
     def replicas() -> set[str]:
         stages = cluster.application()["deployments"].values()

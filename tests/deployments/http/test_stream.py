@@ -1,4 +1,4 @@
-"""WS /stream, on the real graph and by a real client."""
+"""WS /stream, on the real graph with a real client."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def pcm(samples: NDArray[np.float32]) -> bytes:
 
 
 def refusal(connection: ClientConnection, code: int) -> dict[str, Any]:
-    """The problem document with which the service closes the stream, by that code."""
+    """The problem document with which the service closes the stream, with the given close code."""
     *_, last = told(connection)
     assert connection.close_code == code
     document = Problem.model_validate(last)

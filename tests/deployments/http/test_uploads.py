@@ -18,7 +18,7 @@ CHUNK = 16 * 1024
 
 
 class Form:
-    """A form as it comes in over HTTP, chunk by chunk; `taken` counts the bytes that were asked for."""
+    """A form as it arrives over HTTP, chunk by chunk. `taken` counts the bytes that were read."""
 
     def __init__(self, files: Any = None, data: dict[str, Any] | None = None, *, declared: bool = True) -> None:
         self.request = httpx.Request("POST", "http://test/predict", files=files, data=data)

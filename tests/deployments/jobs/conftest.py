@@ -20,7 +20,7 @@ from tests.graph import free_port, wait_until
 
 
 def postgresql_programs() -> Path | None:
-    """The folder of initdb and postgres, which Debian keeps out of the PATH."""
+    """The folder of initdb and postgres, which is not on Debian's PATH."""
     on_path = shutil.which("initdb")
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return Path(on_path).resolve().parent if on_path else installed[-1].parent if installed else None

@@ -1,4 +1,4 @@
-"""Jobs on the real graph: what they answer, and that nothing is lost or done twice when processes are killed."""
+"""Jobs on the real graph: their answers, and that nothing is lost or done twice when processes are killed."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def is_up(client: httpx.Client) -> bool:
 
 
 def kill_everything(cluster: Cluster) -> None:
-    """SIGKILL to every process of a cluster at once, Ray's own included."""
+    """Send SIGKILL to every process of a cluster at once, including Ray's own."""
     parents, roots = {}, set()
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -234,7 +234,7 @@ def test_a_webhook_is_due_when_its_job_is_done_and_again_until_it_is_settled(sto
 
 
 def work(url: str, name: str, seconds: float) -> list[tuple[str, int]]:
-    """Claim and finish whatever there is; returns what was written."""
+    """Claim and finish all files. Returns what was written."""
     written = []
     until = time.monotonic() + seconds
     with closing(JobStore(url)) as store:
@@ -307,7 +307,7 @@ def test_a_database_that_is_not_there_is_a_sentence() -> None:
 
 
 def test_a_new_file_that_another_writes_to_is_waited_for(tmp_path: Path) -> None:
-    """As the replicas of a service that starts do: SQLite itself would refuse at once."""
+    """The replicas of a starting service do this at the same time. SQLite itself would refuse at once."""
     file = tmp_path / "jobs.db"
     with closing(sqlite3.connect(file, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
         other.execute("CREATE TABLE something (id)")

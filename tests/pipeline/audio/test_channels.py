@@ -1,4 +1,4 @@
-"""The channels of a recording, one by one: which need not be judged, and why."""
+"""The channels of a recording: which need no verdict of their own, and why."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Samples = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def noise() -> Samples:
-    """Three unlike channels, (3, time)."""
+    """Three different channels, (3, time)."""
     return np.random.default_rng(0).normal(scale=0.1, size=(3, 48_000)).astype(np.float32)
 
 
@@ -35,7 +35,7 @@ def test_each_channel_is_what_was_recorded_on_it(noise: Samples) -> None:
 
 @pytest.mark.parametrize(("name", "count"), [("opus", 8), ("m4a", 6), ("flac", 8), ("mp3", 2)])
 def test_any_format_has_its_channels(name: str, count: int) -> None:
-    """Tones that tell channels apart, whatever their order in the file."""
+    """Tones that tell channels apart in any order."""
     time = np.arange(48_000) / 48_000
     hertz = [300 + 250 * i for i in range(count)]
     samples = np.stack([0.1 * np.sin(2 * np.pi * h * time) for h in hertz]).astype(np.float32)

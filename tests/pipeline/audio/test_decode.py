@@ -71,7 +71,7 @@ def tone(hertz: float, rate: int, seconds: float = 1.0) -> Samples:
 
 
 def level_db(samples: Samples) -> float:
-    """Of the middle half, relative to a tone of amplitude 0.5."""
+    """The level of the middle half, relative to a tone of amplitude 0.5."""
     middle = samples[len(samples) // 4 : -len(samples) // 4].astype(np.float64)
     return float(10 * np.log10(np.mean(middle**2) / 0.125 + 1e-20))
 
@@ -84,7 +84,7 @@ def wav_header(rate: int, channels: int, size: int) -> bytes:
 
 
 def aligned(decoded: Samples, reference: Samples) -> tuple[int, float]:
-    """Delay of `decoded` in samples, and its signal-to-noise ratio in dB once that is undone."""
+    """The delay of `decoded` in samples, and its signal-to-noise ratio in dB without this delay."""
     size = 2 ** int(np.ceil(np.log2(len(decoded) + len(reference))))
     correlation = np.fft.irfft(np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(reference, size)))
     delay = int(np.argmax(correlation[: size // 2]))
@@ -187,7 +187,7 @@ class TestFormats:
         assert np.std(recording.waveform.samples) > 0.001
 
     def test_a_mov_file_that_names_no_type(self) -> None:
-        """Older than the box for it; the offsets in the file stay right."""
+        """A file older than the box `ftyp`. The offsets in the file stay right."""
         data = bytearray(encode(tone(440, 16_000, 2), muxer="mov", codec="pcm_s16be"))
         assert data[4:8] == b"ftyp"
         data[4:8] = b"free"
@@ -217,7 +217,7 @@ class TestFormats:
     ids=["m4a", "webm", "opus"],
 )
 def two_tracks(request: pytest.FixtureRequest) -> tuple[str, bytes]:
-    """A format, and two tones as two tracks of a file in it: one in German, one without a language."""
+    """A format, and a file in it with two tones as two tracks: one in German, one without a language."""
     name, muxer, codec = request.param
     files = [encode(tone(hertz, 48_000, 2), muxer=muxer, codec=codec, rate=48_000) for hertz in (440, 1_000)]
     return name, remux(muxer, *files, languages=["ger"])
@@ -364,7 +364,7 @@ class TestCaps:
 
 
 class TestLies:
-    """What a header says is never what is scored: all that can be decoded is."""
+    """Everything that can be decoded is scored, whatever a header says."""
 
     @pytest.mark.parametrize("size", [0, 3_200, 2**31, 2**32 - 1])
     def test_wav_data_size(self, size: int, clips: dict[str, bytes]) -> None:
@@ -527,7 +527,7 @@ class TestBroken:
 
 
 class TestOurOwnMistakes:
-    """What goes wrong in our own code is no damage of the file: it must come out as it is."""
+    """An error in our own code is not damage of the file, so it must not be converted."""
 
     @pytest.mark.parametrize("place", ["sniff", "channels.mix", "_Decoding._seconds", "_Decoding._check", "np.abs"])
     @pytest.mark.parametrize("mistake", [ValueError, LookupError, MemoryError, ZeroDivisionError, RuntimeError])
@@ -588,7 +588,7 @@ def test_a_playlist_connects_to_nothing() -> None:
 
 
 class TestRobustness:
-    """No bytes whatever raise anything but the product's own errors, or take long."""
+    """Any bytes raise only the product's own errors, and none take long."""
 
     @settings(max_examples=60, deadline=5_000)
     @given(data=st.data())

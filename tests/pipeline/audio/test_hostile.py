@@ -1,4 +1,4 @@
-"""Every kind of hostile file, decoded as the service does: the answer, what it costs, and what is opened for it."""
+"""Every kind of hostile file, decoded as in the service: the answer, its cost, and the files that are opened for it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.hostile import PORT, ROWS, Row, flac_of_silence, opus_of_nothing, ton
 from tests.pipeline.audio.test_pool import workers
 
 PROCESSOR_SECONDS = 30.0
-"""What a decoder may compute, whatever a file claims. Time on the clock says little on a busy machine."""
+"""The most CPU time for a decoder, for any file. Wall-clock time says little on a busy machine."""
 
 MEMORY_MIB = 250
-"""What a decoder may come to, Python and the libraries included."""
+"""The most memory for a decoder, including Python and the libraries."""
 
 LIMITS = Limits(max_decode_seconds=600)
-"""The defaults, but for the time on the clock."""
+"""The defaults, except for the wall-clock time."""
 
 SCRIPT = """
 import json, os, sys
@@ -56,7 +56,7 @@ for path in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """The file of each row; none where what makes it is not here."""
+    """The file of each row; none if the program that makes it is missing."""
     made = {}
     for name, row in ROWS.items():
         try:
@@ -68,7 +68,7 @@ def files() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def outcomes(files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What became of each file; `calls` are the system calls of its decoder that reach outside, under strace."""
+    """The outcome for each file. `calls` are the system calls of its decoder to the outside, recorded by strace."""
     folder = tmp_path_factory.mktemp("hostile")
     paths = []
     for number, data in enumerate(files.values()):
@@ -93,7 +93,7 @@ def outcomes(files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(params=ROWS)
 def case(request: pytest.FixtureRequest, outcomes: dict[str, dict[str, Any]]) -> tuple[Row, dict[str, Any]]:
-    """A row, and what became of its file."""
+    """A row, and the outcome for its file."""
     if request.param not in outcomes:
         pytest.skip("needs ffmpeg: on Debian, apt-get install ffmpeg")
     return ROWS[request.param], outcomes[request.param]
@@ -139,7 +139,7 @@ def pool() -> Iterator[DecoderPool]:
 
 
 def test_nothing_of_them_is_left(files: dict[str, bytes], pool: DecoderPool) -> None:
-    """All of them, one after the other: no descriptor, no process and no memory stays, and every answer is right."""
+    """All files, one after the other: no descriptor, process or memory is left over, and every answer is right."""
 
     def open_files(process: int) -> int:
         return len(list(Path(f"/proc/{process}/fd").iterdir()))
@@ -164,6 +164,6 @@ def test_nothing_of_them_is_left(files: dict[str, bytes], pool: DecoderPool) -> 
 
 
 def test_the_bombs_are_small() -> None:
-    """A day of sound in less than an eighth of what an upload may have."""
+    """A day of sound in less than an eighth of the size of an upload."""
     assert len(flac_of_silence(24)) < 200_000
     assert len(opus_of_nothing(24)) < 3_100_000

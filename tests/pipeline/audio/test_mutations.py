@@ -22,7 +22,7 @@ from tests.pipeline.audio.test_pool import workers
 
 LIMITS = Limits(max_decode_seconds=300)
 HANG_SECONDS = 10.0
-"""Of processor time: time on the clock says little on a busy machine. What waits instead ends at the limit above."""
+"""Seconds of CPU time, because wall-clock time says little on a busy machine. A waiting decoder ends at the limit."""
 
 SEEDS = 10_000
 SHORT = 1_000
@@ -32,7 +32,7 @@ WORDS = (b"\x00\x00\x00\x00", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\x
 
 @pytest.fixture(scope="module")
 def clips() -> dict[str, bytes]:
-    """A second of tones and noise in every format, and in what else people send."""
+    """A second of tones and noise in every format, and in other variants that people send."""
     time = np.arange(16_000) / 16_000
     noise = np.random.default_rng(0).normal(scale=0.02, size=16_000)
     mono = (0.3 * np.sin(2 * np.pi * 300 * time) + 0.1 * np.sin(2 * np.pi * 2_400 * time) + noise).astype(np.float32)
@@ -93,13 +93,13 @@ def pool() -> Iterator[DecoderPool]:
 
 
 def processor_seconds(pool: DecoderPool) -> float:
-    """What the decoders of the pool's workers have computed that have ended (proc(5): cutime, cstime)."""
+    """The CPU time of the ended decoders of the pool's workers (proc(5): cutime, cstime)."""
     fields = [Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split() for worker in workers(pool)]
     return sum(int(field[13]) + int(field[14]) for field in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def check(seed: int, clips: dict[str, bytes], pool: DecoderPool) -> str:
-    """Decode one broken file; what became of it."""
+    """Decode one broken file, and return the outcome."""
     chance = random.Random(seed)
     name = chance.choice(sorted(clips))
     data = mutate(clips[name], chance)

@@ -1,4 +1,4 @@
-"""Decoding in processes of its own: the same answers, and whatever becomes of a decoder costs one answer."""
+"""Decoding in separate processes: the same answers, and a failing decoder costs only one answer."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def wait_for_a_decoder(pool: DecoderPool, after: int = 0) -> int:
 
 
 def while_decoding(pool: DecoderPool, data: bytes, act: Callable[[int], None]) -> Recording:
-    """What `pool` makes of `data` where `act` is done to the process that decodes it."""
+    """The outcome of `pool` for `data` if `act` is done to the process that decodes it."""
     with ThreadPoolExecutor(1) as thread:
         answer: Future[Recording] = thread.submit(pool.decode, data)
         act(wait_for_a_decoder(pool))
@@ -177,7 +177,7 @@ def test_time_is_counted_by_the_decoder_itself(long: bytes) -> None:
 
 
 def test_one_without_memory_costs_one_answer(pool: DecoderPool, long: bytes, sample_wav: bytes) -> None:
-    """A decoder whose own limit is lower has that of its worker. libav survives no refusal of memory, or not always."""
+    """A lower limit of the worker applies to the decoder. libav does not always survive a refusal of memory."""
     short = DecoderPool(LIMITS, workers=1)
     short.decode(sample_wav)
     (worker,) = workers(short)
@@ -189,7 +189,7 @@ def test_one_without_memory_costs_one_answer(pool: DecoderPool, long: bytes, sam
 
 
 def test_memory_is_bounded(pool: DecoderPool, long: bytes) -> None:
-    """What a decoder may use at most, and what a worker keeps of it."""
+    """The most memory of a decoder, and how much of it a worker keeps."""
     pool.decode(long)
     (worker,) = workers(pool)
     kept: list[int] = []
@@ -207,7 +207,7 @@ def test_memory_is_bounded(pool: DecoderPool, long: bytes) -> None:
 def test_a_mistake_of_ours_is_no_fault_of_the_file(
     mistake: Exception, sample_wav: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a decoder writes down of it, and what the service makes of that."""
+    """The answer that a decoder writes, and how the service reads it."""
 
     def fail(*_: object) -> None:
         raise mistake
@@ -386,7 +386,7 @@ print(json.dumps([os.read(inside, 65536).decode().splitlines(), sorted(attempts)
 
 @pytest.mark.parametrize("means", ["seccomp", "limits"])
 def test_a_decoder_that_a_file_takes_over_can_do_nothing(means: str) -> None:
-    """What code in a decoder may do, tried by code in a decoder."""
+    """Code in a decoder tries what it may do."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         done = subprocess.run(
             [sys.executable, "-c", ATTEMPTS, means, str(server.getsockname()[1])],
@@ -413,7 +413,7 @@ def test_a_decoder_that_a_file_takes_over_can_do_nothing(means: str) -> None:
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not here")
 def test_a_decoder_asks_the_kernel_for_nothing_more(sample_versions: dict[str, bytes], tmp_path: Path) -> None:
-    """No file, no socket, no program: not even an attempt that is refused."""
+    """There is no attempt to open a file or a socket or to run a program, not even one that is refused."""
     for name, data in sample_versions.items():
         (tmp_path / name).write_bytes(data)
     script = (

@@ -39,7 +39,7 @@ def test_very_short_audio() -> None:
 
 
 def test_block_by_block_is_as_all_at_once() -> None:
-    """Noise whose level and colour change, over several blocks and a part of one, against one spectrum of it all."""
+    """Noise whose level and colour change, over several blocks and a part of one, compared with one spectrum."""
     rng = np.random.default_rng(0)
     samples = rng.standard_normal(int(3.4 * BLOCK) * HOP).astype(np.float32)
     samples *= np.linspace(0.01, 0.3, len(samples), dtype=np.float32)
@@ -53,7 +53,7 @@ def test_block_by_block_is_as_all_at_once() -> None:
 
 
 def test_memory_does_not_grow_with_the_recording() -> None:
-    """Ten minutes took 440 MiB at once."""
+    """Ten minutes once took 440 MiB."""
     waveform = Waveform(np.random.default_rng(0).standard_normal(600 * RATE, dtype=np.float32))
     tracemalloc.start()
     try:

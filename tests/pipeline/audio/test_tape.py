@@ -35,7 +35,7 @@ def samples(sample_wav: bytes) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def webm(samples: NDArray[np.float32]) -> bytes:
-    """As a browser's recorder writes it: clusters and the segment of unknown size."""
+    """The WebM of a browser's recorder: clusters and a segment of unknown size."""
     return encode(samples, "webm", live=True)
 
 
@@ -123,7 +123,7 @@ def test_a_stretch_with_nothing_in_it_is_no_error(webm: bytes) -> None:
 
 
 def test_a_finished_webm_file_is_read_as_well(samples: NDArray[np.float32]) -> None:
-    """Its segment has a size, and cues and tags stand between and after its clusters."""
+    """A file whose segment has a size, with cues and tags between and after its clusters."""
     file = encode(samples, "webm")
     tape = filled(WebmTape(30), file)
     assert tape.seconds == pytest.approx(20, abs=0.07)
@@ -131,7 +131,7 @@ def test_a_finished_webm_file_is_read_as_well(samples: NDArray[np.float32]) -> N
 
 
 def test_blocks_in_groups_are_read_as_well(samples: NDArray[np.float32]) -> None:
-    """libav writes the last block of Opus as a group, for it says how much of it is padding."""
+    """libav writes the last block of Opus as a group, because a group can say how much is padding."""
     odd = encode(samples[: RATE + 100], "webm", live=True)
     assert b"\xa0" in odd
     with av.open(io.BytesIO(odd), "r") as file:

@@ -169,7 +169,7 @@ def test_the_same_samples_give_the_same_activations(campplus: Backbone, waveform
 
 
 def test_threads_capture_what_they_asked_for_and_nothing_else(campplus: Backbone, waveform: Waveform) -> None:
-    """Different lengths and different layers: the last layer of one call is passed through by another."""
+    """Different lengths and different layers: one call ends at a layer that another call passes."""
     layers = [["head.layer1"], ["head", "xvector.dense"], ["xvector.tdnn", "head.conv1"], list(DEFAULT_LAYERS)]
     calls = [(Waveform(waveform.samples[: 10_000 + 1_500 * i]), layers[i % len(layers)]) for i in range(20)]
     backbone = load_backbone("campplus")  # one whose layers have not been watched before
@@ -206,7 +206,7 @@ def test_a_gated_backbone_needs_a_token(empty_hub_cache: Path) -> None:
 
 
 def save_checkpoint(network: Model, path: Path) -> None:
-    """A checkpoint as pyannote publishes them, objects of the training run and parameters of the loss included."""
+    """A checkpoint like those of pyannote, including objects of the training run and parameters of the loss."""
     parameters = dict(network.state_dict()) | {"loss_func.W": torch.ones(3)}
     training = Introspection()
     training.__dict__["min_num_samples"] = 1

@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes is what torch does."""
+"""ONNX Runtime computes the same as torch."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pipeline.networks.tkan import STATISTICS, Frames, layer_features
 
 
 def features(stretches: list[Tensor], *statistics: str) -> Tensor:
-    """Of neurons (neurons, frames), channels of one frequency."""
+    """The Frames of neurons (neurons, frames), which are channels at one frequency."""
     channels = [stretch.unsqueeze(1) for stretch in stretches]
     return layer_features(TkanSpec(name="x", layers=("a",), statistics=statistics), "a", channels)
 

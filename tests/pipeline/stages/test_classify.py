@@ -1,4 +1,4 @@
-"""A verdict is on features that its classifier was trained on, or there is none."""
+"""There is only a verdict for features that the classifier was trained on."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_detector_does_not_start_with_a_bundle_of_another_backbone(tmp_path: P
 
 
 def test_an_explanation_says_what_each_layer_adds_to_the_score(classifier: Classifier, features: Features) -> None:
-    """Of a linear head that is the layer's part of the sum, drawn towards 0 as the score is."""
+    """For a linear head this is the layer's part of the sum, drawn towards 0 like the score."""
     known = classifier.bundle
     rng = np.random.default_rng(0)
     linear = {name: known.arrays[name] for name in ("mean", "scale", "limit", "bias")}

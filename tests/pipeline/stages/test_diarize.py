@@ -186,7 +186,7 @@ def test_an_embedding_is_campplus_own_and_each_speakers_frames_count_for_it_alon
 
 
 def test_chunks_are_cut_from_blocks(sample: Samples) -> None:
-    """Of which each is computed once, and the last is filled up with nothing."""
+    """Each block is computed once, and the last one is padded with zeros."""
     embedding, samples = CampplusEmbedding().eval(), torch.from_numpy(sample[: 25 * 16_000])
     blocks = BlockFrames(samples, embedding)
     first, second, third = (embedding.frames(samples[i * 160_000 :][: 160_000 + 240]) for i in range(3))
@@ -198,7 +198,7 @@ def test_chunks_are_cut_from_blocks(sample: Samples) -> None:
 
 
 def test_pyannote_is_imported_quietly_and_without_torchcodec() -> None:
-    """A machine without FFmpeg has no torchcodec; and pyannote must not count who uses it."""
+    """A machine without FFmpeg has no torchcodec, and pyannote must not send usage statistics."""
     script = (
         "import sys; sys.modules['torchcodec'] = None\n"
         "import pipeline.stages.diarize\n"

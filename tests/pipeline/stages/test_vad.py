@@ -156,7 +156,7 @@ def test_edges_past_the_end_make_no_segment() -> None:
 
 
 def test_silero_computes_what_the_published_network_does(sample: Samples) -> None:
-    """Same arithmetic: the package's TorchScript network against ours with that network's parameters."""
+    """The same arithmetic: compares the package's TorchScript network with ours, which has the same parameters."""
     from silero_vad import load_silero_vad
 
     published = load_silero_vad()

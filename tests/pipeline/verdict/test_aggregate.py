@@ -136,7 +136,7 @@ def test_a_merged_speaker_does_not_hide_a_synthetic_voice() -> None:
 
 
 def merged(seconds: float, others: int = 29) -> Verdict:
-    """A speaker who sounds like a machine for so many seconds, and like a human for the rest of a minute or more."""
+    """A speaker who sounds like a machine for some seconds, and like a human for the rest of a minute or more."""
     turns = (Turn(0, 2.0 * others + 2, "SPEAKER_00"), Turn(2.0 * others + 2, 2.0 * others + 42, "SPEAKER_01"))
     scores = np.full(others + 19, -3.0)
     scores[10 : 10 + round(seconds / 2) - 1] = 4.0
@@ -144,7 +144,7 @@ def merged(seconds: float, others: int = 29) -> Verdict:
 
 
 def test_a_speaker_who_may_be_two_voices_is_neither() -> None:
-    """Not clear enough to be called Fake as a passage of so long a recording, and no reason to call it Real."""
+    """The passage is not clear enough to be Fake in such a long recording, but it prevents Real."""
     verdict = merged(8.0)
     assert (verdict.overall, verdict.reasons, verdict.decided_by) == ("Inconclusive", ("mixed_voices",), None)
     first, second = verdict.speakers
@@ -155,7 +155,7 @@ def test_a_speaker_who_may_be_two_voices_is_neither() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_speaker_whose_windows_vary_as_those_of_one_is_one(seed: int) -> None:
-    """However many there are: most windows of this speaker say human, and some by chance machine."""
+    """For any number of windows: most windows of this speaker sound human, and a few like a machine by chance."""
     scores = -1.5 + np.random.default_rng(seed).standard_normal(899)
     assert scores.max() > 1
     verdict = verdict_of(scores, seconds=1_800.0, turns=(Turn(0, 1_800, "SPEAKER_00"),))

@@ -19,7 +19,7 @@ CONTRACT = {
     *("reasons", "details", "speakers", "timeline", "duration_config", "duration_seconds", "speech_seconds"),
     *("original_format", "channels", "decided_by", "file_sha256", "model", "warnings"),
 }
-"""The fields of the contract, but for what a request adds: `filename` and `timestamp`."""
+"""The fields of the contract, except `filename` and `timestamp`, which a request adds."""
 
 
 def schema() -> dict[str, Any]:

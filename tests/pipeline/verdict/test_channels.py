@@ -1,4 +1,4 @@
-"""One answer from those of several channels: its word, its number and its interval are those of one of them."""
+"""One answer from those of several channels: its result, probability and interval all come from one of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The explanation names the evidence that was planted: a passage, a band, a speaker.
 
-The network is the real one. The head has learned one thing alone: how speech differs from the same speech with a buzz
-in one band, so that it is known what must carry its verdicts.
+The network is the real one. The head has learned only one thing: how speech differs from the same speech with a buzz in
+one band. So it is known which evidence its verdicts must rest on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Samples = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def speech(sample_wav: bytes) -> Samples:
-    """Twenty seconds of speech over a soft hiss: in an empty band, whatever leaks into it would be evidence."""
+    """Twenty seconds of speech over a soft hiss. In an empty band any leakage would be evidence."""
     samples: Samples = decode(sample_wav, Limits()).waveform.samples[7 * SAMPLE_RATE : 27 * SAMPLE_RATE]
     return samples + np.random.default_rng(1).normal(0, 0.003, len(samples)).astype(np.float32)
 
@@ -48,8 +48,8 @@ def extractor() -> TkanExtractor:
 
 
 def plant(samples: Samples, low_hz: float, high_hz: float, start: int = 0, end: int | None = None) -> Samples:
-    """The same with a buzz between two frequencies, from a second to another: noise that comes and goes 25 times a
-    second, as nothing does in the band while a person speaks."""
+    """The same with a buzz between two frequencies and two times: noise that is switched on and off 25 times a second.
+    Speech has no such sound in this band."""
     noise = np.random.default_rng(0).standard_normal(len(samples))
     sos = butter(12, (max(low_hz, 60), min(high_hz, 7_900)), "bandpass", fs=SAMPLE_RATE, output="sos")
     gate = np.arange(len(samples)) % (SAMPLE_RATE // 25) < SAMPLE_RATE // 50
@@ -127,7 +127,7 @@ def test_the_band_that_holds_the_evidence_is_named(extractor: TkanExtractor, spe
 def test_the_passage_that_holds_the_evidence_is_named(
     extractor: TkanExtractor, speech: Samples, start: int, end: int, decides: bool
 ) -> None:
-    """Where it decided it alone is explained; where the whole did, its best moment lies there."""
+    """If the passage decided, only it is explained. If the whole decided, its best moment is in the passage."""
     classifier = learn(extractor, speech, 3_000, 5_000)
     verdict = explained(extractor, classifier, plant(speech, 3_000, 5_000, start, end))
     assert verdict.overall == "Fake" and (verdict.decided_by is not None) == decides

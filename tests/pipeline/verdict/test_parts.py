@@ -1,4 +1,4 @@
-"""The weights of windows in parts, against the plain loops over all windows and all parts."""
+"""The weights of windows in parts, compared with plain loops over all windows and all parts."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_one_window_has_no_passage() -> None:
 
 
 def test_the_work_grows_with_the_length_of_the_call_and_not_with_its_square() -> None:
-    """Eight times the turns take well under 64 times the time: processor time, best of three."""
+    """Eight times as many turns take far less than 64 times the CPU time, best of three."""
 
     def seconds(features: Features) -> float:
         turns = features.turns or ()

@@ -1,4 +1,4 @@
-"""The words of an answer stand in one place; the docs repeat it."""
+"""The reasons and warnings of an answer are defined in one place, and the docs repeat it."""
 
 from __future__ import annotations
 

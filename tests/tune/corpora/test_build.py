@@ -1,4 +1,4 @@
-"""The starter corpus, built from small packages that are made here the way real ones are."""
+"""The starter corpus, built from small packages that are made here like real ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Hibari:
 
 
 TITLE = b"LIST" + (16).to_bytes(4, "little") + b"INFOINAM" + (4).to_bytes(4, "little") + "Ёлка".encode("koi8-r")
-"""A RIFF chunk, as old recordings have it: a title that is not UTF-8."""
+"""A RIFF chunk of an old recording: a title that is not UTF-8."""
 
 
 def speech_like(seconds: float, seed: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def speech_like(seconds: float, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with `corpus.yaml` and the packages it pins, downloaded already into `cache`."""
+    """A folder with `corpus.yaml` and the packages that it pins, already downloaded into `cache`."""
     files = tmp_path / "cache" / "files"
     files.mkdir(parents=True)
     root = tmp_path / "deb"
@@ -314,7 +314,7 @@ def test_speech_is_found_where_the_corpus_of_the_pages_was_cut() -> None:
 
 @pytest.mark.skipif(not MIRROR.exists(), reason="the clips of the pages are not here")
 def test_clips_of_the_pages_are_cut_as_the_corpus_has_them(tmp_path: Path) -> None:
-    """Each of some clips comes through as it is, and so do those cut at their speech from a longer recording."""
+    """Clips stay exactly as they are, and so do clips that are cut from a longer recording at their speech."""
     corpus = parse(StarterCorpus, DEFAULT_CONFIG)
     with (DEFAULT_CONFIG.parent / corpus.pages.manifest).open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "dev"]

@@ -25,7 +25,7 @@ from tune.corpora.copy_synthesis import (
 
 VOCODERS = load_vocoders(Path("hifigan.onnx"))
 OWN = ("griffin-lim", "griffin-lim-mel", "phase")
-"""Those that need no package; the others are run by whoever builds the starter corpus."""
+"""The vocoders that need no package. A build of the starter corpus runs the others."""
 
 
 @pytest.fixture(scope="module")

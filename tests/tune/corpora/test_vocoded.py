@@ -1,4 +1,4 @@
-"""Vocoded copies: how they are made, and that training takes them for what they are."""
+"""Vocoded copies: how they are made, and that training gives them the right class."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_key_covers_the_vocoder_and_the_versions_of_what_computes(monkeypatc
 
 @pytest.mark.parametrize("head", [LogisticHead(c=0.1), RidgeHead(kind="ridge"), SMALL_MLP])
 def test_every_head_learns_what_a_vocoder_makes(head: LogisticHead | RidgeHead | MlpHead) -> None:
-    """A copy differs from its partner in one feature, in which no clip differs from another but by chance."""
+    """A copy differs from its partner in one feature, in which clips differ from each other only by chance."""
     table = make_table(make_clips(), vocoded=True)
     fold = make_folds(table.clips, FoldsConfig(k=4))[0]
     arrays = fit(EstimatorConfig(head=head), table, fold.train)
@@ -104,7 +104,7 @@ def test_every_head_learns_what_a_vocoder_makes(head: LogisticHead | RidgeHead |
 
 
 class Asked(Exception):
-    """Ends a command where it asks for its table."""
+    """Ends a command when it asks for its table."""
 
 
 @pytest.mark.parametrize("module", [train, kfold, search, stress])

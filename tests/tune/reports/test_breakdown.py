@@ -1,4 +1,4 @@
-"""That a hopeless page, family or class of generators shows, however good the whole looks."""
+"""A page, family or class of generators with failing scores is visible, even if the whole looks good."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tune.reports.metrics import auc, eer
 
 
 def corpus(pages: int = 12, speakers: int = 4, clips: int = 3) -> list[Clip]:
-    """On each page some speakers, each recorded and imitated; on half of them by a vocoder, on the others by a voice
-    conversion of another year."""
+    """Each page has some speakers, each recorded and imitated: on half of the pages by a vocoder, on the others by a
+    voice conversion of another year."""
     return [
         Clip(
             Path(f"{page}-{speaker}-{number}-{label}"),
@@ -35,7 +35,7 @@ def corpus(pages: int = 12, speakers: int = 4, clips: int = 3) -> list[Clip]:
 
 
 def scores_of(clips: list[Clip], hopeless: set[str]) -> np.ndarray:
-    """Well apart, but on `hopeless` pages, where they are what chance gives."""
+    """Scores that separate the classes well, except on `hopeless` pages, where they are random."""
     rng = np.random.default_rng(0)
     apart = np.array([(3.0 if clip.is_spoof else -3.0) * (clip.site not in hopeless) for clip in clips])
     return apart + rng.normal(size=len(clips))

@@ -43,7 +43,7 @@ def test_what_serving_computes_equals_scikit_learns_decision(table: Table, imbal
 
 @pytest.mark.parametrize(("copies", "vocoded"), [(0, False), (2, False), (1, True)])
 def test_a_ridge_head_is_scikit_learns(copies: int, vocoded: bool) -> None:
-    """On one row a clip, and one a copy that weighs half; background weighs less, and has no part in the scale."""
+    """One row per clip, and one per copy with half the weight. Background weighs less and is not used for the scale."""
     made = make_clips()
     made[::16] = [replace(clip, background=True) for clip in made[::16]]
     table = make_table(made, copies=copies, vocoded=vocoded)
@@ -96,7 +96,7 @@ def test_the_same_seed_gives_the_same_head(table: Table) -> None:
 
 @pytest.mark.parametrize("head", [LogisticHead(), RidgeHead(kind="ridge"), SMALL_MLP])
 def test_nothing_outside_the_training_part_is_fitted_to(head: Head) -> None:
-    """Not the scaler, not the sampler, not the reduction, not early stopping."""
+    """Neither the scaler nor the sampler nor the reduction nor early stopping uses test clips."""
     for acn in (False, True):
         table = make_table(make_clips(), acn=acn)
         fold = make_folds(table.clips, FoldsConfig(k=4))[0]

@@ -23,7 +23,7 @@ def test_each_clip_is_tested_once_and_no_speaker_is_on_both_sides(clips: list[Cl
 
 @pytest.mark.parametrize("by", ["speaker", "site"])
 def test_background_trains_and_is_never_tested(clips: list[Clip], by: str) -> None:
-    """But where its speaker is tested it does not even train; and it need not name a site."""
+    """But it does not train if its speaker is tested; and it needs no site."""
     mine = [Clip(Path(f"/other/{n}.wav"), "bonafide", speaker=f"other{n % 2}", background=True) for n in range(4)]
     shared = Clip(Path("/other/shared.wav"), "bonafide", speaker=clips[0].speaker, background=True)
     whole = [*mine, *clips, shared]

@@ -26,7 +26,7 @@ from tune.training.front import (
 
 
 def make_sample(*, spoof: bool, page: str = "a", kind: str = "k", seconds: float = 3, seed: int = 0) -> Sample:
-    """Noise for a recording, and for a spoof noise without its upper half."""
+    """Noise as a recording, and noise without the upper half of its spectrum as a spoof."""
     rng = np.random.default_rng([seed, spoof])
     samples = rng.standard_normal(round(seconds * SAMPLE_RATE)).astype(np.float32) * np.float32(0.1)
     if spoof:
@@ -35,7 +35,7 @@ def make_sample(*, spoof: bool, page: str = "a", kind: str = "k", seconds: float
 
 
 def test_statistics_are_those_of_the_recipe() -> None:
-    """What is tuned on is what is served: over the frames of a window, and over no others."""
+    """Tuning and serving compute the same features, over the frames of a window only."""
     activations = torch.rand(1, 32, 10, 90, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, 90)
     mask[0, 40:60] = 0
@@ -45,7 +45,7 @@ def test_statistics_are_those_of_the_recipe() -> None:
 
 
 def test_pages_and_classes_are_drawn_alike() -> None:
-    """Of a page with many clips no more than the square root of them counts, and classes are even on each."""
+    """A page counts by the square root of its number of clips, and both classes count alike on each page."""
     samples = [make_sample(spoof=True, page="large", kind=f"g{i % 2}", seed=i) for i in range(64)]
     samples += [make_sample(spoof=False, page="large", seed=i) for i in range(36)]
     samples += [make_sample(spoof=spoof, page="small", seed=i) for i in range(2) for spoof in (True, False)]

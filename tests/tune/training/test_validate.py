@@ -1,4 +1,4 @@
-"""Training and validation, with every leak planted that is known to have happened elsewhere."""
+"""Training and validation, tested with every kind of leak that is known from other projects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG = TrainingConfig(folds=FoldsConfig(k=4), calibration=FoldsConfig(k=3))
 
 
 def train_each(config: TrainingConfig, table: Table, folds: Sequence[Fold]) -> list[Trained]:
-    """As `tune.train` does on a cluster."""
+    """The same as `tune.train` does on a cluster."""
     return [train(config, table, fold.train) for fold in folds]
 
 
@@ -67,7 +67,7 @@ def test_calibration_or_a_threshold_from_the_test_part_is_refused(table: Table) 
 
 
 def test_the_scores_of_a_fold_do_not_depend_on_its_labels() -> None:
-    """The proof for what is not refused: flip every label of the test part, and nothing moves."""
+    """A proof that the test part is not used: flip all its labels, and nothing changes."""
     table = make_table(make_clips())
     fold = make_folds(table.clips, CONFIG.folds)[0]
     flipped = [
@@ -81,8 +81,8 @@ def test_the_scores_of_a_fold_do_not_depend_on_its_labels() -> None:
 
 
 def test_no_copy_of_a_clip_or_of_its_speaker_helps_to_judge_it() -> None:
-    """Neither in a fold nor in the folds of its training part, by which it is calibrated: ruin the copies of what is
-    tested, and nothing moves; ruin those of another clip, and the head does."""
+    """Copies of test clips are not used, neither in a fold nor in the inner folds for calibration. If they are changed,
+    nothing moves; if copies of another clip are changed, the head moves."""
     table = make_table(make_clips(), copies=1, vocoded=True)
     outer = make_folds(table.clips, CONFIG.folds)[0]
     for fold in (outer, *folds_within(table.clips, outer.train, CONFIG.calibration)):
@@ -102,7 +102,7 @@ def test_no_copy_of_a_clip_or_of_its_speaker_helps_to_judge_it() -> None:
 
 
 def ruined(table: Table, rows: NDArray[np.bool_]) -> Table:
-    """As if other features had been extracted for `rows`."""
+    """The table as if other features had been extracted for `rows`."""
     vectors = table.vectors.copy()
     vectors[rows] = np.random.default_rng(1).normal(scale=9, size=(rows.sum(), vectors.shape[1]))
     return replace(table, vectors=vectors, digest=digest_of(vectors, table.owner, table.copy, table.vocoded))
