@@ -14,7 +14,6 @@ import pytest
 import yaml
 from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
 
-from pipeline.config import ROOT
 from tests.bucket import object_store
 from tests.graph import BIN, Cluster, kill_family, ray_cluster, running, wait_until
 from tests.tune.synthetic import write_corpus
@@ -30,8 +29,9 @@ pytestmark = [
 
 LIST = """
 import os, sys, ray
+folder = sys.argv[1]
 ray.init(address="auto", log_to_driver=False)
-print(ray.get(ray.remote(num_cpus=1)(os.listdir).remote(sys.argv[1])))
+print(ray.get(ray.remote(num_cpus=1)(lambda: os.listdir(folder)).remote()))
 """
 
 
@@ -50,7 +50,8 @@ def cluster(disk: Path) -> Iterator[Cluster]:
             log = cluster.folder / f"node{number}.log"
             process = stack.enter_context(running(command, cluster.environment, log, signal.SIGTERM))
             stack.callback(kill_family, process.pid)
-        wait_until(lambda: len(alive(cluster)) == 3, 120)
+            # One after the other: two that start at once on one machine may choose the same ports.
+            wait_until(lambda: len(alive(cluster)) == number + 2, 120)  # noqa: B023
         yield cluster
 
 
@@ -76,8 +77,13 @@ def run(cluster: Cluster, disk: Path, *arguments: str | Path) -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def grid(disk: Path) -> Path:
-    config = yaml.safe_load((ROOT / "configs" / "grid.yaml").read_text(encoding="utf-8"))
-    config |= {"features": "sound-sentry-45", "search": {"kind": "grid", "space": {"estimator.head.c": [0.01, 1.0]}}}
+    config = {
+        "features": "sound-sentry-45",
+        "folds": {"by": "speaker", "k": 4},
+        "calibration": {"k": 3},
+        "estimator": {"head": {"kind": "logistic"}},
+        "search": {"kind": "grid", "space": {"estimator.head.c": [0.001, 1.0]}},
+    }
     (disk / "grid.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return disk / "grid.yaml"
 
