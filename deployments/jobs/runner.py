@@ -63,10 +63,10 @@ class JobRunner:
         self._settings = settings
         self._access = Access(access, Limits() if access.keys else None)
         self._keys = {key.name: key for key in access.keys}
+        self._sound = SoundFolder(settings.sound_path)
+        self._sound.create()  # first: the database may lie in this folder
         self._store = JobStore(settings.database_url)
         self._store.create_tables()
-        self._sound = SoundFolder(settings.sound_path)
-        self._sound.create()
         found = stages or embedded_stages(config)
         self._graph = Graph(found, dict.fromkeys(found, settings.file_seconds), settings.file_seconds)
         self._pace = Pace()

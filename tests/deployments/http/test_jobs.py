@@ -573,6 +573,17 @@ def test_sound_that_is_lost_is_a_sentence(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_runner_that_is_there_before_the_ingress_makes_the_folder(tmp_path: Path) -> None:
+    async def test() -> None:
+        settings = JobSettings(folder=tmp_path / "not" / "yet")
+        service = Service(httpx.AsyncClient(), Stages(), settings, AccessConfig(), LocalLimits(Clock()))
+        await service.start_runner().check_health()
+        await service.kill_runner()
+        assert settings.sound_path.is_dir()
+
+    run(test)
+
+
 def test_a_runner_whose_part_has_ended_is_not_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with served(tmp_path) as service:
