@@ -53,7 +53,8 @@ def map_with_actors(
     is lost, its actors start again elsewhere and get their rows again. Raises what `answer` raises.
     """
     remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(actor)
-    pool = [remote.remote(*arguments) for _ in range(actors)]
+    held = [ray.put(argument) for argument in arguments]  # as long as an actor may start again
+    pool = [remote.remote(*held) for _ in range(actors)]
     waiting = iter(rows)
     # An actor gets its first rows when it is up: until the cluster has room for it, others can work on them.
     starting = {made.__ray_ready__.remote(): made for made in pool}

@@ -57,6 +57,7 @@ def connect(address: str | None) -> None:
         return
     atexit.register(ray.shutdown)  # the last one registered runs first: Ray stops before its folder is deleted
     place = address or os.environ.get("RAY_ADDRESS", "")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray prints notes about itself as errors
     try:
         # Ray itself would try to connect for minutes.
         if found := re.fullmatch(r"([^:/]+):(\d+)", place):
