@@ -57,7 +57,7 @@ Matrix = NDArray[np.float32]
 MIN_CLIPS = 8
 """Of each class. From fewer, one odd recording would decide."""
 MIN_GROUPS = 4
-"""Speakers of each class that must be named for whole speakers to be left out."""
+"""Sites, or speakers, of each class that must be named for whole sites, or speakers, to be left out."""
 MAX_FOLDS = 200
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the ridge regression, on inner products divided by the number of features."""
@@ -283,13 +283,23 @@ def _leave_out(clip: Clip, why: str) -> None:
 
 
 def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
-    """(clips,) the group that each is left out with, and what a group is, in a word: a speaker, or where too few are
-    named single clips."""
+    """(clips,) the group that each clip is left out with, and a word for such a group.
+
+    A group is a site, if enough sites are named; else a speaker; else a single clip. Clips of one site are alike: if
+    only some of them were left out, the others would tell too much about them.
+    """
     labels = np.array([clip.is_spoof for clip in clips])
-    groups = tied_groups([replace(clip, alone=True) for clip in clips] if name_nobody(clips) else clips)
-    if min(len(set(groups[labels])), len(set(groups[~labels]))) < MIN_GROUPS:
-        return np.arange(len(clips)), "clip"
-    return groups, "clip" if len(set(groups)) == len(clips) else "speaker"
+
+    def are_enough(groups: Indices) -> bool:
+        return min(len(set(groups[labels])), len(set(groups[~labels]))) >= MIN_GROUPS
+
+    _, sites = np.unique([clip.site for clip in clips], return_inverse=True)
+    if are_enough(sites):
+        return sites, "site"
+    speakers = tied_groups([replace(clip, alone=True) for clip in clips] if name_nobody(clips) else clips)
+    if are_enough(speakers):
+        return speakers, "clip" if len(set(speakers)) == len(clips) else "speaker"
+    return np.arange(len(clips)), "clip"
 
 
 def adapt(

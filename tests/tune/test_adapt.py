@@ -129,6 +129,18 @@ def test_leaving_out_in_closed_form_is_leaving_out() -> None:
             assert found[out] == pytest.approx(expected)
 
 
+def test_whole_sites_are_left_out_where_enough_are_named() -> None:
+    clips = [
+        Clip(Path(f"{site}-{label}-{number}.wav"), label, f"{label}-{number}", site=f"site{site}")
+        for site in range(5)
+        for label in ("bonafide", "spoof")
+        for number in range(3)
+    ]
+    groups, unit = groups_of(clips)
+    assert unit == "site" and groups.tolist() == np.repeat(range(5), 6).tolist()
+    assert groups_of([clip for clip in clips if clip.site in ("site0", "site1", "site2")])[1] == "clip"
+
+
 def test_clips_are_left_out_by_speaker_where_enough_are_named() -> None:
     clips = [
         Clip(Path(f"{label}{number}"), label, f"{label} {number // 2}")
