@@ -134,8 +134,13 @@ def served_graph(cluster: Cluster, config: dict[str, Any]) -> Iterator[str]:
     file = cluster.folder / "serve_config.yaml"
     file.write_text(yaml.safe_dump(config))
     command: list[str | Path] = [BIN / "serve", "run", f"--address={cluster.address}", file]
+    log = cluster.folder / "serve.log"
     # Killed, because it would wait for replicas that end with their cluster anyway.
-    with running(command, cluster.environment, cluster.folder / "serve.log", signal.SIGKILL):
+    with running(command, cluster.environment, log, signal.SIGKILL) as process:
+        ended = ("RUNNING", "DEPLOY_FAILED")
+        wait_until(lambda: process.poll() is not None or cluster.application().get("status") in ended, DEPLOY_SECONDS)
+        if process.poll() is not None:
+            raise RuntimeError(f"serve run ended: {log.read_text()}")
         cluster.wait_for("RUNNING")
         yield f"http://127.0.0.1:{config['http_options']['port']}"
 
