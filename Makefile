@@ -4,7 +4,8 @@ PYTHON ?= python3.11
 PORT ?=
 VENV := .venv
 BIN := $(VENV)/bin
-ON_RAY := tests/deployments tests/client tests/tune/test_cluster.py
+SERVED := tests/deployments tests/client
+ON_RAY := $(SERVED) tests/tune/test_cluster.py
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -46,8 +47,10 @@ test: models
 	@echo 'Three things at once: style and types, the tests that start Ray, the others. Each prints its results when it is done.'
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target lint test-graph test-parts
 
+# In turn, so that the graph of the first is gone when the cluster of the second starts.
 test-graph:
-	$(BIN)/pytest $(ON_RAY)
+	$(BIN)/pytest $(SERVED)
+	$(BIN)/pytest $(filter-out $(SERVED),$(ON_RAY))
 
 test-parts:
 	nice -n 10 $(BIN)/pytest $(ON_RAY:%=--ignore=%)
