@@ -9,13 +9,16 @@ from pipeline.verdict.answer import Interval, Verdict
 from pipeline.verdict.bundle import Thresholds
 
 ROUNDING = 1e-9
-SURE = 0.94
-"""At the balanced threshold an Inconclusive answer is never above this probability, nor below 1 minus it.
-`pipeline.verdict.evidence` names this bound."""
+SURE = 0.9
+"""At the balanced threshold an Inconclusive answer is never above this probability, nor below 1 minus it."""
 
 
 def disagreements(
-    verdict: Verdict, thresholds: Thresholds, operating_point: OperatingPoint = "balanced", prior: float = 0.5
+    verdict: Verdict,
+    thresholds: Thresholds,
+    operating_point: OperatingPoint = "balanced",
+    prior: float = 0.5,
+    sure: float = SURE,
 ) -> list[str]:
     """The places where the results and the numbers of `verdict` disagree; empty if they agree."""
     if verdict.overall == "No Speech":
@@ -40,7 +43,7 @@ def disagreements(
         found.append("decided by a part, where the whole would do")
     p = verdict.mean_probability
     assert p is not None
-    if verdict.overall == "Inconclusive" and operating_point == "balanced" and not 1 - SURE <= p <= SURE:
+    if verdict.overall == "Inconclusive" and operating_point == "balanced" and not 1 - sure <= p <= sure:
         found.append(f"Inconclusive at {p:.3f}")
     if (verdict.overall == "Inconclusive") != bool(verdict.reasons):
         found.append(f"{verdict.overall} for {verdict.reasons}")
