@@ -39,13 +39,15 @@ def fetched(place: str) -> Path:
 
 @contextmanager
 def local_folder(place: str) -> Iterator[Path]:
-    """The folder at `place` on this machine: there, or, for a store, one of its name in `runs`. Such a folder begins
-    with what the store has, and goes there at the end. Raises MissingInput for a store that cannot be used."""
+    """The folder at `place` on this machine: there, or, for a store, a folder of its own below `runs`. Such a folder
+    starts with what the store has, and is copied to the store at the end. Raises MissingInput for a store that cannot
+    be used."""
     if "://" not in place:
         yield Path(place)
         return
     filesystem, path = locate(place.rstrip("/"))
-    folder = RUNS / path.rpartition("/")[2]
+    # Two places may end in the same name.
+    folder = RUNS / hashlib.sha256(shown(place).encode()).hexdigest()[:8] / path.rpartition("/")[2]
     here = folder.absolute().as_posix()
     with _explained(place, "read"):
         if filesystem.get_file_info(path).type is FileType.Directory:
@@ -67,11 +69,12 @@ def _explained(place: str, what: str) -> Iterator[None]:
 
 
 def _copy(source: FileSystem, folder: str, target: FileSystem, copy: str) -> None:
-    """Copy the files of a folder that the other lacks, or has with another size."""
-    there = {found.path.removeprefix(copy): found.size for found in _files(target, copy)}
+    """Copy the files of a folder that the other folder lacks, or has with another size or an older time."""
+    there = {found.path.removeprefix(copy): found for found in _files(target, copy)}
     for found in _files(source, folder):
         name = found.path.removeprefix(folder)
-        if there.get(name) == found.size:
+        old = there.get(name)
+        if old and old.size == found.size and old.mtime >= found.mtime:
             continue
         if ".." in name.split("/"):
             raise MissingInput(f"The name {name} leads out of its folder: rename the file.")

@@ -50,16 +50,20 @@ def test_a_manifest_comes_with_its_folder_and_only_once(
 def test_results_go_to_the_store_and_go_on_from_there(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for machine in ("first", "second"):
+    for machine in ("first", "other"):  # of one length, so that sizes do not tell
         (tmp_path / machine).mkdir()
         monkeypatch.chdir(tmp_path / machine)
         with local_folder(place("corpus/runs/grid")) as folder:
-            assert (folder / "scores" / "0.npz").exists() == (machine == "second")
+            assert (folder / "scores" / "0.npz").exists() == (machine == "other")
             (folder / "scores").mkdir(parents=True, exist_ok=True)
             (folder / "scores" / "0.npz").write_bytes(machine.encode())
-    assert (tmp_path / "second" / "runs" / "grid" / "scores" / "0.npz").read_bytes() == b"second"
+    bucket, _ = FileSystem.from_uri(place("corpus"))
+    with bucket.open_input_stream("corpus/runs/grid/scores/0.npz") as file:
+        assert file.read() == b"other"
+    with local_folder(place("corpus/features/grid")) as another:
+        assert another != folder and another.name == folder.name
     told = capsys.readouterr().err
-    assert "copied runs/grid to s3://corpus/runs/grid" in told and "secret" not in told
+    assert f"copied {folder} to s3://corpus/runs/grid" in told and "secret" not in told
 
 
 def test_what_is_on_this_disk_stays_where_it_is(tmp_path: Path) -> None:
