@@ -38,9 +38,16 @@ from pipeline.verdict.windows import coverage, plan_chunks, plan_windows
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:
-    """The device to compute on. `auto` is the GPU if this process can see one, else the CPU."""
+    """The device to compute on. `auto` is the GPU if this process can see one, else the CPU.
+
+    If it is a GPU, this process computes on it with full float32. Without this, cuDNN rounds the inputs of convolutions
+    and LSTMs to TF32 until the first diarization, for which pyannote turns that off. The same recording would then get
+    another verdict after the first diarization than before.
+    """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 

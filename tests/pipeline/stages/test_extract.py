@@ -4,7 +4,7 @@ import torch
 
 from pipeline.config import DetectorConfig
 from pipeline.networks.spec import load_spec
-from pipeline.stages.extract import TkanExtractor, layer_sizes, spoken_stretches
+from pipeline.stages.extract import TkanExtractor, choose_device, layer_sizes, spoken_stretches
 from pipeline.types import Recording, Segment, Speech, Waveform, Window
 
 
@@ -18,6 +18,14 @@ def test_frames_of_a_window_come_in_stretches() -> None:
 
 def test_a_window_narrower_than_a_frame_gets_one() -> None:
     assert len(spoken_stretches(torch.zeros(1, 1, 10), Segment(0, 10), Window((Segment(3.1, 3.2),)))) == 1
+
+
+def test_a_gpu_computes_with_full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    assert choose_device("cpu") == "cpu"
+    assert torch.backends.cudnn.allow_tf32
+    assert choose_device("cuda") == "cuda"
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.fixture(scope="module")
