@@ -17,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, sync_playwright
+from threadpoolctl import threadpool_limits
 
 from tests.audio import CODECS, encode
 from tests.graph import Cluster, ray_cluster, serve_config, served_graph
@@ -25,6 +26,13 @@ from tests.graph import Cluster, ray_cluster, serve_config, served_graph
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # as the product does; more threads than free cores wait for each other
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The same for numpy and SciPy. Their libraries are loaded when the tests are collected, which is before this."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="session")
