@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Browser, sync_playwright
 from threadpoolctl import threadpool_limits
 
+from pipeline.detector import Detector
 from tests.audio import CODECS, encode
 from tests.graph import Cluster, ray_cluster, serve_config, served_graph
 
@@ -49,6 +50,12 @@ def sample_versions(sample_wav: bytes) -> dict[str, bytes]:
     with wave.open(io.BytesIO(sample_wav)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
     return {"wav": sample_wav} | {name: encode(samples, name) for name in CODECS if name != "wav"}
+
+
+@pytest.fixture(scope="session")
+def detector() -> Detector:
+    """The default detector in this process. It is also the oracle for the served graph, which has the same stages."""
+    return Detector.from_config()
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -105,8 +109,7 @@ def understands(module: str, arguments: list[str], capsys: pytest.CaptureFixture
     if module == "deployments.http.access":
         verbs = []  # it begins with a name
     if module.startswith("tests."):  # their main reads the arguments of the process
-        command = [sys.executable, "-m", module, "--help"]
-        text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        text = help_of(module)
     else:
         main: Callable[[list[str]], object] = importlib.import_module(COMMANDS.get(module, module)).main
         with pytest.raises(SystemExit) as ended:
@@ -114,6 +117,17 @@ def understands(module: str, arguments: list[str], capsys: pytest.CaptureFixture
         assert ended.value.code == 0
         text = capsys.readouterr().out
     assert not [option for option in options if not re.search(rf"{option}\b", text)]
+
+
+@cache
+def help_of(module: str) -> str:
+    """What `python -m MODULE --help` prints, run in this process: a new one would first import torch and Ray."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.setattr(sys, "argv", [module, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert ended.value.code == 0
+    return printed.getvalue()
 
 
 def asks_for_what_there_is(arguments: list[str]) -> None:

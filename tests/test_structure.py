@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib.metadata
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,41 +92,53 @@ def test_no_module_needs_one_that_needs_it() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
-def test_the_pipeline_runs_without_ray() -> None:
-    names = [name for name in modules() if name.startswith("pipeline")]
-    program = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; print('ray' in sys.modules)"
-    assert run_python(program) == "False\n"
-
-
-@pytest.mark.parametrize(
-    ("module", "unwanted"),
-    [
-        ("deployments.http.ingress", "torch"),
-        ("deployments.jobs.runner", "torch"),
-        ("deployments.decoder", "torch"),
-        ("deployments.classifier", "torch"),
-        ("pipeline.detector", "pyannote"),
-    ],
-)
-def test_no_process_waits_for_what_it_does_not_use(module: str, unwanted: str) -> None:
-    """torch takes seconds to import and hundreds of MB, and so does pyannote."""
-    assert run_python(f"import {module}, sys; print('{unwanted}' in sys.modules)") == "False\n"
-
-
-def test_importing_connects_nowhere_and_loads_no_weights() -> None:
-    program = f"""
-import importlib, sys
+IMPORTS = """
+import importlib, json, sys
 weights = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".jit")
-def refuse(event, arguments):
+found = {"done": [], "unwanted": []}
+def watch(event, arguments):
     if event == "socket.connect" or event == "open" and str(arguments[0]).endswith(weights):
-        raise SystemExit(f"{{event}} {{arguments}}")
-sys.addaudithook(refuse)
-for name in {list(modules())}:
+        found["done"].append(f"{event} {arguments}")
+sys.addaudithook(watch)
+for name, unwanted in json.loads(sys.argv[1]):
     importlib.import_module(name)
-import ray
-print(ray.is_initialized())
+    if unwanted in sys.modules:
+        found["unwanted"].append([name, unwanted])
+if "ray" in sys.modules:
+    import ray
+    found["initialized"] = ray.is_initialized()
+print(json.dumps(found))
 """
-    assert run_python(program) == "False\n"
+"""Imports modules in turn, each with the name of a package that none of the modules so far may import."""
+
+
+@pytest.fixture(scope="module")
+def imported() -> list[dict[str, Any]]:
+    """What two interpreters found: one imports the pipeline before anything else, one the thin processes."""
+    pipeline = [(name, "ray") for name in modules() if name.startswith("pipeline")]
+    others = [(name, None) for name in modules() if not name.startswith("pipeline")]
+    orders = [[("pipeline.detector", "pyannote"), *pipeline], [*((name, "torch") for name in THIN), *others]]
+    return [json.loads(run_python(IMPORTS, None, json.dumps(order))) for order in orders]
+
+
+THIN = ("deployments.http.ingress", "deployments.jobs.runner", "deployments.decoder", "deployments.classifier")
+
+
+def test_the_pipeline_runs_without_ray(imported: list[dict[str, Any]]) -> None:
+    pipeline, _ = imported
+    assert not [name for name, unwanted in pipeline["unwanted"] if unwanted == "ray"]
+
+
+def test_no_process_waits_for_what_it_does_not_use(imported: list[dict[str, Any]]) -> None:
+    """torch takes seconds to import and hundreds of MB, and so does pyannote."""
+    unwanted = [found for one in imported for found in one["unwanted"]]
+    assert not [f"{name} imports {package}" for name, package in unwanted if package in ("torch", "pyannote")]
+
+
+def test_importing_connects_nowhere_and_loads_no_weights(imported: list[dict[str, Any]]) -> None:
+    pipeline, others = imported
+    assert pipeline["done"] == others["done"] == []
+    assert others["initialized"] is False
 
 
 def test_nothing_is_unpickled() -> None:

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import wave
 from collections import Counter
-from collections.abc import Iterator
 from typing import get_args
 
 import numpy as np
@@ -31,11 +30,6 @@ CUTS = (0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0)
 SAMPLED = 24
 
 needs_field_dev = pytest.mark.skipif(not FIELD_DEV.is_dir(), reason="the field-dev corpus is not here")
-
-
-@pytest.fixture(scope="module")
-def detector() -> Iterator[Detector]:
-    yield Detector.from_config()
 
 
 def recordings() -> list[str]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import wave
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,16 @@ def silence(clip: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def verdict(clip: Path) -> Verdict:
-    return Detector.from_config().predict(clip.read_bytes())
+def verdict(clip: Path, detector: Detector) -> Verdict:
+    return detector.predict(clip.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def done(clip: Path) -> subprocess.CompletedProcess[str]:
+    """The command, run in a script: the clip by its name, and once more as the standard input."""
+    with clip.open("rb") as file:
+        command = [*COMMAND, "--json", str(clip), "-"]
+        return subprocess.run(command, cwd=ROOT, stdin=file, capture_output=True, text=True)
 
 
 def configuration(
@@ -252,10 +261,8 @@ def test_a_folder_with_no_recording_is_an_error(tmp_path: Path) -> None:
         read(str(tmp_path), Limits())
 
 
-def test_standard_input_is_a_file(clip: Path, verdict: Verdict) -> None:
-    with clip.open("rb") as file:
-        done = subprocess.run([*COMMAND, "--json", "-"], cwd=ROOT, stdin=file, capture_output=True, text=True)
-    answer = json.loads(done.stdout)
+def test_standard_input_is_a_file(done: subprocess.CompletedProcess[str], verdict: Verdict) -> None:
+    answer = json.loads(done.stdout.splitlines()[1])
     assert (answer["filename"], answer["file_sha256"]) == ("-", verdict.file_sha256)
     assert done.returncode == exit_code([verdict])
 
@@ -336,10 +343,19 @@ def test_no_file_is_an_error() -> None:
         main([])
 
 
-def test_nothing_but_answers_is_printed(clip: Path) -> None:
-    done = subprocess.run([*COMMAND, "--json", clip], cwd=ROOT, capture_output=True, text=True)
-    assert json.loads(done.stdout)["filename"] == str(clip)
+def test_nothing_but_answers_is_printed(done: subprocess.CompletedProcess[str], clip: Path) -> None:
+    assert [json.loads(line)["filename"] for line in done.stdout.splitlines()] == [str(clip), "-"]
     assert not done.stderr
+
+
+def read_to_end(terminal: int) -> str:
+    """All that was written to a terminal before its other end was closed. The kernel passes it on in parts."""
+    parts = []
+    with suppress(OSError):  # it says that nothing follows
+        while part := os.read(terminal, 100_000):
+            parts.append(part)
+    os.close(terminal)
+    return b"".join(parts).decode()
 
 
 def test_progress_is_shown_on_a_terminal_and_kept_out_of_the_answers(clip: Path) -> None:
@@ -348,8 +364,7 @@ def test_progress_is_shown_on_a_terminal_and_kept_out_of_the_answers(clip: Path)
         os.close(stderr)
         assert process.stdout is not None
         assert json.loads(process.stdout.read())["filename"] == str(clip)
-        progress = os.read(terminal, 100_000).decode()
-    os.close(terminal)
+    progress = read_to_end(terminal)
     assert f"{clip.name}: " in progress
     assert "0/1" in progress
 
@@ -361,8 +376,7 @@ def test_notes_are_wrapped_in_their_column_on_a_terminal(monkeypatch: pytest.Mon
         patch.setenv("COLUMNS", "100")
         patch.setenv("TERM", "dumb")
         table_writer(["call.wav"])("call.wav", EXAMPLES["fake_speaker_among_others"])
-    lines = os.read(ours, 100_000).decode().splitlines()
-    os.close(ours)
+    lines = read_to_end(ours).splitlines()
     assert all(len(line) <= 100 for line in lines)
     column = lines[0].index("NOTES")
     told = [

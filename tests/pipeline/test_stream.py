@@ -27,11 +27,6 @@ PCM = {"format": "pcm_s16le", "sample_rate": RATE}
 
 
 @pytest.fixture(scope="module")
-def detector() -> Detector:
-    return Detector.from_config()
-
-
-@pytest.fixture(scope="module")
 def samples(sample_wav: bytes) -> NDArray[np.int16]:
     """The sample: nobody speaks for 6.7 s, then two people do, to 30 s."""
     with wave.open(io.BytesIO(sample_wav)) as file:
