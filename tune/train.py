@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.config import DetectorConfig, parse
 from pipeline.networks.front import Parameters, parameters_sha256
 from pipeline.networks.spec import load_spec
+from pipeline.stages.extract import choose_device
 from pipeline.verdict.bundle import Arrays, Bundle, BundleInfo, HumanRanges, save_bundle
 from tune.cluster import connect, default_actors, map_with_actors, map_with_tasks
 from tune.command import finish, run
@@ -116,7 +117,8 @@ def train_tuned_bundle(
     kept = [sample for sample, out in zip(everything, out_of_sample, strict=True) if not out]
     kept_textures = [one for own, out in zip(textures, out_of_sample, strict=True) if not out for one in own]
 
-    first = tune_front(kept, tuning.first, watch=tell("without the sites held out", tuning.first))
+    device = choose_device(detector.device)
+    first = tune_front(kept, tuning.first, device=device, watch=tell("without the sites held out", tuning.first))
     arrays, fronts = assemble(first, kept_textures, tuning.textures)
     evidence = calibrate(arrays, fronts, [sample for _, sample in judged], detector, config.operating_points)
     tuned_on = [clip for clip, out in zip(clips, out_of_clip, strict=True) if not out]
@@ -128,7 +130,8 @@ def train_tuned_bundle(
     humans = listen_to_humans(detector, beside, [clip for clip, _ in judged])
     # What was held out is new to the front: each of its clips counts for three.
     drawn = [sample for sample, out in zip(everything, out_of_sample, strict=True) for _ in range(3 if out else 1)]
-    further = tune_front(drawn, tuning.further, start=first, watch=tell("with all sites", tuning.further))
+    told = tell("with all sites", tuning.further)
+    further = tune_front(drawn, tuning.further, start=first, device=device, watch=told)
     arrays, fronts = assemble(further, [one for own in textures for one in own], tuning.textures)
     return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder, humans)
 

@@ -7,6 +7,7 @@ to the features of whole windows.
 from __future__ import annotations
 
 import copy
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,16 +24,21 @@ from torch.utils.data import DataLoader, IterableDataset
 from pipeline.config import Strict
 from pipeline.networks.campplus import BANDS, LINEAR_HOP, filterbank
 from pipeline.networks.front import CHANNELS, LAYERS, published_front
+from pipeline.networks.tkan import RANGES
 from pipeline.types import SAMPLE_RATE, Segment, Waveform
 from pipeline.verdict.bundle import Arrays
 from tune.corpora.augment import Codec, apply_channel, draw_channel, through_telephone
 
 FRAME_SECONDS = LINEAR_HOP / SAMPLE_RATE
 STATISTICS = 5
-LAYER_FEATURES = {"tuned.layer2": STATISTICS * CHANNELS * 20, "tuned.out": STATISTICS * CHANNELS * 10}
+CORRELATIONS = RANGES * CHANNELS * (CHANNELS - 1) // 2
+LAYER_FEATURES = {
+    "tuned.layer2": STATISTICS * CHANNELS * 20 + CORRELATIONS,
+    "tuned.out": STATISTICS * CHANNELS * 10 + CORRELATIONS,
+}
 """How many features each layer of the tuned front yields by the preset `tuned-front`, in their order."""
 PART = 8
-"""Crops that go through the network together."""
+"""Crops that go through the network together on a CPU. On a GPU all crops of a step do."""
 
 STANDARDIZER_SHARE = 0.05
 """How fast mean and variance of the features follow the front as it changes."""
@@ -184,7 +190,7 @@ def disturb(crop: NDArray[np.float32], config: FrontConfig, rng: np.random.Gener
 
 
 def blank(energies: Tensor, rng: torch.Generator) -> Tensor:
-    """Half of the items (batch, bands, frames) without a range of 2 to 8 bands, drawn for each."""
+    """Half of the items (batch, bands, frames) without a range of 2 to 8 bands, drawn for each. `rng` is on the CPU."""
     energies = energies.clone()
     for item in range(len(energies)):
         if torch.rand(1, generator=rng) < 0.5:
@@ -211,6 +217,21 @@ def statistics(activations: Tensor, mask: Tensor) -> Tensor:
         change = (squared.sum(dim=2) / both.sum(dim=2).clamp(min=1) + 1e-8).sqrt()
         changes.append(((change + 1e-3) / (sd + 1e-3)).log())
     return torch.cat([mean, sd, *changes, skewness.clamp(-20, 20)], dim=1)
+
+
+def correlations(activations: Tensor, mask: Tensor) -> Tensor:
+    """How alike each two channels fire over the frames that count, in each of RANGES ranges of frequencies: activations
+    (batch, channels, frequencies, frames) and mask (batch, frames) to (batch, ranges * pairs), as
+    `pipeline.networks.tkan` defines it."""
+    m = mask[:, None, None]
+    count = m.sum(dim=-1, keepdim=True).clamp(min=1)
+    deviations = (activations - (activations * m).sum(dim=-1, keepdim=True) / count) * m
+    # The small number keeps the gradient finite for a neuron that never fires.
+    standardized = deviations / (deviations.square().sum(dim=-1, keepdim=True) / count + 1e-8).sqrt()
+    fired = standardized.transpose(1, 2)
+    first, second = torch.triu_indices(fired.shape[2], fired.shape[2], offset=1, device=fired.device)
+    alike = (fired @ fired.transpose(2, 3) / count)[:, :, first, second]  # (batch, frequencies, pairs)
+    return torch.cat([part.mean(dim=1) for part in alike.tensor_split(RANGES, dim=1)], dim=1)
 
 
 class Standardizer(nn.Module):
@@ -283,7 +304,9 @@ class Tuned(nn.Module):
 
     def features(self, energies: Tensor, mask: Tensor) -> Tensor:
         activations = self.front(energies)
-        return torch.cat([statistics(activations[layer], mask) for layer in LAYERS], dim=1)
+        return torch.cat(
+            [measure(activations[layer], mask) for layer in LAYERS for measure in (statistics, correlations)], dim=1
+        )
 
     def forward(self, energies: Tensor, mask: Tensor) -> Tensor:
         logit: Tensor = self.head(self.features(energies, mask))
@@ -295,19 +318,20 @@ def tune_front(
     config: FrontConfig,
     *,
     start: Tuned | None = None,
+    device: str = "cpu",
     threads: int = 2,
     watch: Callable[[int, float, Tuned], None] | None = None,
 ) -> Tuned:
     """Tune the front on `samples`, from `start` or from what CAM++ was published with. `watch` is told the step, the
-    mean loss and the averaged network every twenty steps.
+    mean loss and the averaged network every twenty steps. What comes back is on the CPU.
 
-    A step's crops are divided among `threads`, in parts that fit the processor's cache: that takes half the time of one
-    pass over all.
+    On a CPU a step's crops are divided among `threads`, in parts that fit the processor's cache: that takes half the
+    time of one pass over all. On a GPU they go through the network at once, and one process for each core makes crops.
     """
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)
     model: Tuned = copy.deepcopy(start) if start else Tuned(config)
-    model = model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
         [
@@ -324,40 +348,40 @@ def tune_front(
         cycle_momentum=False,
     )
     generator = torch.Generator().manual_seed(config.seed)
-    batches = iter(DataLoader(Crops(samples, config), batch_size=None, num_workers=1, prefetch_factor=4))
+    part, threads, workers = (PART, threads, 1) if device == "cpu" else (config.batch_size, 1, os.cpu_count() or 1)
+    batches = iter(DataLoader(Crops(samples, config), batch_size=None, num_workers=workers, prefetch_factor=4))
 
-    def features_of(part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        crops, mask, _ = part
-        return model.features(blank(filterbank(crops, "linear").transpose(1, 2), generator), mask)
+    def features_of(crops: Tensor, mask: Tensor) -> Tensor:
+        energies = filterbank(crops.to(device), "linear").transpose(1, 2)
+        return model.features(blank(energies, generator), mask.to(device))
 
-    def gradients(part: tuple[Tensor, Tensor, Tensor]) -> tuple[float, tuple[Tensor, ...], Tensor]:
-        features = features_of(part)
-        target = part[2] * (1 - 2 * config.label_smoothing) + config.label_smoothing
+    def gradients(crops: Tensor, mask: Tensor, labels: Tensor) -> tuple[float, tuple[Tensor, ...], Tensor]:
+        features = features_of(crops, mask)
+        target = (labels * (1 - 2 * config.label_smoothing) + config.label_smoothing).to(device)
         loss = F.binary_cross_entropy_with_logits(model.head(features), target, reduction="sum") / config.batch_size
         return float(loss.detach()), torch.autograd.grad(loss, parameters), features.detach()
 
     if start is None:
         with torch.no_grad():
-            first = [features_of(next(batches)) for _ in range(10)]
-        model.head.standardizer.follow(torch.cat(first), 1)
-        model.head.standardizer.follow(torch.cat(first), 1)  # the variance, around the mean that is known now
+            first = torch.cat([features_of(*next(batches)[:2]) for _ in range(10)])
+        model.head.standardizer.follow(first, 1)
+        model.head.standardizer.follow(first, 1)  # the variance, around the mean that is known now
     average: Tuned = copy.deepcopy(model).eval()
     losses: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
         for step in range(1, config.steps + 1):
-            parts = zip(*(values.split(PART) for values in next(batches)), strict=True)
-            found = list(pool.map(gradients, parts))
-            for parameter, *given in zip(parameters, *(part[1] for part in found), strict=True):
+            found = list(pool.map(gradients, *(values.split(part) for values in next(batches))))
+            for parameter, *given in zip(parameters, *(gradient for _, gradient, _ in found), strict=True):
                 parameter.grad = torch.stack(given).sum(dim=0)
             nn.utils.clip_grad_norm_(parameters, 2.0)
             optimizer.step()
             schedule.step()
-            model.head.standardizer.follow(torch.cat([part[2] for part in found]), STANDARDIZER_SHARE)
+            model.head.standardizer.follow(torch.cat([features for *_, features in found]), STANDARDIZER_SHARE)
             _follow(average, model, max(1 / step, 1 / config.average_steps))
-            losses.append(sum(part[0] for part in found))
+            losses.append(sum(loss for loss, *_ in found))
             if watch and step % 20 == 0:
                 watch(step, float(np.mean(losses[-20:])), average)
-    return average
+    return average.cpu()
 
 
 @torch.no_grad()
