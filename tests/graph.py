@@ -37,7 +37,10 @@ STOP_SECONDS = 60
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running Ray cluster. `environment` is what a process needs to talk to it."""
+    """A running Ray cluster. `environment` is what a process needs to talk to it.
+
+    Its processes have a folder of their own for temporary files: `tmp` in `folder`.
+    """
 
     folder: Path
     address: str
@@ -113,6 +116,8 @@ def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
     options |= dict.fromkeys(("dashboard-agent-listen-port", "dashboard-agent-grpc-port"), 0)
     with tempfile.TemporaryDirectory(prefix="ss", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
+        environment["TMPDIR"] = str(folder / "tmp")
+        (folder / "tmp").mkdir()
         address, log = folder / "ray_current_cluster", folder / "ray.log"
         command: list[str | Path] = [BIN / "ray", "start", "--head", "--block", f"--temp-dir={folder}"]
         command += [f"--{option}={value}" for option, value in options.items()]

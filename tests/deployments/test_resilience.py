@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pipeline.detector import Detector
 from pipeline.verdict.bundle import save_bundle
 from tests.audio import CODECS, encode
-from tests.graph import Cluster, wait_until
+from tests.graph import Cluster, ray_cluster, serve_config, served_graph, wait_until
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -332,16 +332,47 @@ def test_many_requests_in_a_row(
         if index % max(6, count // 20) == 0:
             pids = list(processes(cluster))
             open_files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
-            left = sum(1 for _ in Path("/tmp").iterdir())
+            left = sum(1 for _ in (cluster.folder / "tmp").rglob("*"))
             samples.append((index, sum(rss_kib(pid) for pid in pids) // 1024, open_files, left))
     settled = np.array(samples[len(samples) // 4 :])
     slopes = {
         name: round(float(np.polyfit(settled[:, 0], settled[:, column], 1)[0]) * 1_000, 2)
-        for column, name in ((1, "mib"), (2, "open_files"), (3, "tmp_entries"))
+        for column, name in ((1, "mib"), (2, "open_files"), (3, "temporary_files"))
     }
     report.show("soak", requests=count, slopes_per_1000_requests=slopes, last=samples[-1])
     assert not report.wrong and not report.broken
     assert set(report.statuses) == {200}
     growth = settled[-1] - settled[0]
     assert growth[2] < 30, "descriptors"
-    assert growth[3] < 10, "files in /tmp"
+    assert growth[3] < 10, "temporary files"
+
+
+@pytest.mark.slow  # a minute of load and two of waiting; the graph of the other tests has room for one replica each
+def test_a_stage_scales_up_under_load_and_down_after(detector: Detector, clips: list[Clip]) -> None:
+    """With the delays of seconds, not minutes, and with a target that four clients exceed."""
+    config = serve_config()
+    for deployment in config["applications"][0]["deployments"]:
+        if deployment["name"] == "TkanExtractor":
+            deployment["autoscaling_config"] = {
+                "min_replicas": 1,
+                "max_replicas": 2,
+                "target_ongoing_requests": 1,
+                "upscale_delay_s": 5,
+                "downscale_delay_s": 20,
+            }
+
+    with ray_cluster(num_cpus=4) as cluster, served_graph(cluster, config) as url:
+
+        def running() -> int:
+            return Counter(processes(cluster).values())["TkanExtractor"]
+
+        assert running() == 1
+        with clients(6, url, clips) as report:
+            wait_until(lambda: running() == 2, 300)
+            second = time.monotonic()
+            wait_until(lambda: time.monotonic() - second > 20, 60)
+        wait_until(lambda: running() == 1, 300)
+        report.show("autoscaling")
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+    assert not report.wrong and not report.broken
+    assert set(report.statuses) <= {200, 503}
