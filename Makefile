@@ -44,6 +44,9 @@ models: env
 serve: models
 	$(BIN)/python -m deployments.launch $(if $(PORT),--port $(PORT))
 
+# The tests start a hundred processes, which would all compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What starts Ray waits much and computes little: the rest fills the gaps, and gives way.
 test: models
 	@bash ops/system-packages test
