@@ -1,8 +1,7 @@
 """The served graph under stress: replicas killed at random, overload, models and code exchanged, and many requests in a
 row.
 
-Overload has a short form, which is in every run. This command runs the long forms, whose figures are in
-docs/resilience.md:
+Each test has a short form. This command runs the long forms, whose figures are in docs/resilience.md:
 
     pytest -m slow tests/deployments/test_resilience.py -s
 """
@@ -158,10 +157,10 @@ def is_healthy(url: str) -> bool:
         return False
 
 
-@pytest.mark.slow
-def test_replicas_are_killed_at_random(service: httpx.Client, cluster: Cluster, clips: list[Clip]) -> None:
-    """By default `test_faults.py` kills a replica, an ingress and a decoder, each while it has requests in hand."""
-    seconds, pause = 300.0, 5.0
+@pytest.mark.parametrize(("seconds", "pause"), short_and_long((20.0, 8.0), (300.0, 5.0)))
+def test_replicas_are_killed_at_random(
+    service: httpx.Client, cluster: Cluster, clips: list[Clip], seconds: float, pause: float
+) -> None:
     chosen, killed, dead = random.Random(0), Counter[str](), set[int]()
     url = str(service.base_url)
     with clients(8, url, clips) as report:
@@ -321,18 +320,16 @@ def test_an_exchange_under_load_costs_no_request(
     assert set(report.statuses) == {200}
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("count", short_and_long((24,), (3_000,)))
 def test_many_requests_in_a_row(
-    service: httpx.Client, cluster: Cluster, detector: Detector, ten_seconds: NDArray[np.float32]
+    service: httpx.Client, cluster: Cluster, detector: Detector, ten_seconds: NDArray[np.float32], count: int
 ) -> None:
-    """By default `test_memory.py` and `test_privacy.py` look at what one request leaves in memory and on the disk."""
-    count = 3_000
     versions = [Clip(data, expected(detector, data)) for data in (encode(ten_seconds, name) for name in CODECS)]
     report = Report()
     samples: list[tuple[int, int, int, int]] = []
     for index in range(count):
         send(service, versions[index % len(versions)], report, use_diarization="false")
-        if index % (count // 20) == 0:
+        if index % max(6, count // 20) == 0:
             pids = list(processes(cluster))
             open_files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
             left = sum(1 for _ in (cluster.folder / "tmp").rglob("*"))
