@@ -12,7 +12,7 @@ import time
 import wave
 from collections import Counter
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,14 @@ def wait_for(client: httpx.Client, job_id: str, *statuses: str) -> dict[str, Any
 
 def is_verdict(result: dict[str, Any], detector: Detector, data: bytes, **options: Any) -> bool:
     """Whether a result is the Detector's verdict on the same bytes."""
-    expected = detector.predict(data, **options).model_dump(mode="json")
+    expected = verdict(detector, data, **options)
     return {key: result[key] for key in expected} == expected
+
+
+@cache
+def verdict(detector: Detector, data: bytes, **options: Any) -> dict[str, Any]:
+    """The Detector's verdict as JSON. Several tests ask for that on the same minute, which takes long."""
+    return detector.predict(data, **options).model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
