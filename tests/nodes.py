@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,18 @@ from ray.cluster_utils import Cluster
 from tests.graph import kill_family
 
 OBJECT_STORE_BYTES = 2**28
+
+
+class Sleeper:
+    """An actor that takes its time and no CPU, so that what is measured is whether actors work side by side.
+
+    It is here because a process of Ray imports the module of its actor: that of the test would import torch.
+    """
+
+    def answer(self, _: int) -> tuple[float, float]:
+        started = time.time()
+        time.sleep(0.1)
+        return started, time.time()
 
 
 @contextmanager

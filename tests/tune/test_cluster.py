@@ -1,4 +1,8 @@
-"""What runs on Ray, on one real cluster of two nodes with a CPU each."""
+"""What runs on Ray, on one real cluster of two nodes with a CPU each.
+
+Both CPUs extract the features that most tests use. Where a test asks for something else, it extracts with one actor:
+each of them has to load the networks first.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ from pipeline.networks.spec import load_spec
 from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
 from tests.graph import family
-from tests.nodes import two_nodes
+from tests.nodes import Sleeper, two_nodes
 from tests.tune.synthetic import stand_in_for_hifigan, write_corpus
 from tune.cluster import map_with_actors
 from tune.corpora.manifest import Clip, read_manifest, write_manifest
@@ -79,15 +83,6 @@ def extracted(corpus: Path, cache: Path) -> Table:
 
 def stamps(cache: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
-
-
-class Sleeper:
-    """An actor that takes its time and no CPU, so that what is measured is whether actors work side by side."""
-
-    def answer(self, _: int) -> tuple[float, float]:
-        started = time.time()
-        time.sleep(0.1)
-        return started, time.time()
 
 
 def test_two_actors_work_side_by_side() -> None:
@@ -161,7 +156,7 @@ def test_recordings_are_vocoded_once_and_spoofs_not_at_all(
 
     def extract_vocoded() -> tuple[Table, dict[Path, int]]:
         table, bad = extract(
-            clips, recipe, vocoded=True, cache_folder=tmp_path / "cache", packages=tmp_path / "packages"
+            clips, recipe, vocoded=True, cache_folder=tmp_path / "cache", packages=tmp_path / "packages", actors=1
         )
         assert not bad
         return table, {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
@@ -213,7 +208,8 @@ def test_bad_files_are_listed_and_the_rest_goes_on_unless_it_is_of_one_class(
     (tmp_path / "silence.wav").write_bytes(encode(np.zeros(32_000, np.float32)))
     clips += [Clip(tmp_path / name, "spoof") for name in ("noise.wav", "silence.wav")]
     write_manifest(tmp_path / "manifest.csv", clips)
-    extract_main([f"--manifest={tmp_path / 'manifest.csv'}", f"--features={FEATURES}", f"--cache={tmp_path / 'cache'}"])
+    arguments = [f"--manifest={tmp_path / 'manifest.csv'}", f"--cache={tmp_path / 'cache'}"]
+    extract_main([*arguments, f"--features={FEATURES}", "--actors=1"])
     printed = capsys.readouterr()
     assert "noise.wav" in printed.err and "silence.wav: there is no speech" in printed.err
     assert printed.out.startswith("4 clips")
@@ -274,6 +270,7 @@ def test_background_lends_all_but_copies_of_recordings_and_has_no_copies(
             f"--background={others}",
             f"--cache={fresh}",
             f"--out={tmp_path / 'bundle'}",
+            "--actors=1",
         ]
     )
     # 20 clips with a copy each, and without one two recordings and a spoof; the spoof that has a pair is left aside.
@@ -403,7 +400,8 @@ def test_evaluation_scores_as_the_detector_does(corpus: Path, cache: Path, extra
     (tmp_path / "noise.wav").write_bytes(b"this is not audio" * 100)
     clips += [Clip(tmp_path / "noise.wav", "bonafide", "x"), Clip(tmp_path / "gone.wav", "spoof", "y", "lost")]
     write_manifest(tmp_path / "manifest.csv", clips)
-    evaluate_main([f"--manifest={tmp_path / 'manifest.csv'}", f"--bundle={bundle}", f"--out={tmp_path / 'out'}"])
+    arguments = [f"--manifest={tmp_path / 'manifest.csv'}", f"--bundle={bundle}", f"--out={tmp_path / 'out'}"]
+    evaluate_main([*arguments, "--actors=1"])
     header, *rows = (tmp_path / "out" / "scores.csv").read_text().splitlines()
     assert header == "path,label,score,probability,result,error" and len(rows) == 26
     verdict = Detector(DetectorConfig(bundle=bundle)).predict(clips[1].path.read_bytes())
