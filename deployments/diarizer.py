@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from ray import serve
 
 from deployments.probe import PROBE
@@ -16,7 +15,10 @@ class Diarizer:
     """Diarizes on one thread. More replicas take more recordings at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
-        from pipeline.stages import diarize  # here, so that building the application need not wait for pyannote.audio
+        # Here, so that building the application need not wait for torch and pyannote.audio.
+        import torch
+
+        from pipeline.stages import diarize
 
         torch.set_num_threads(config.threads)
         self._diarizer = diarize.Diarizer(config)

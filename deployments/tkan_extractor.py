@@ -7,14 +7,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from ray import serve
 
 from deployments.args import BatchSettings
 from deployments.probe import PROBE, PROBE_SPEECH
 from deployments.worker import Abandoned, Worker
 from pipeline.config import DetectorConfig
-from pipeline.stages import extract
 from pipeline.types import Checkpoint, Features, Occluded, Recording, Speech, Turn
 from pipeline.verdict.answer import Verdict
 
@@ -37,6 +35,11 @@ class TkanExtractor:
     """Extracts features on one thread. More replicas take more recordings at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
+        # Here, so that building the application need not wait for torch.
+        import torch
+
+        from pipeline.stages import extract
+
         torch.set_num_threads(config.threads)
         self._extractor = extract.TkanExtractor(config)
         self._worker = Worker(lambda: self._extractor.extract(PROBE, PROBE_SPEECH, None))

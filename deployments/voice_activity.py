@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from ray import serve
 
 from deployments.probe import PROBE
 from deployments.worker import Worker
 from pipeline.config import DetectorConfig
-from pipeline.stages import vad
 from pipeline.types import Recording, Speech
 
 
@@ -17,6 +15,11 @@ class VoiceActivityDetector:
     """Finds speech on one thread. More replicas take more recordings at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
+        # Here, so that building the application need not wait for torch.
+        import torch
+
+        from pipeline.stages import vad
+
         torch.set_num_threads(config.threads)
         self._detector = vad.VoiceActivityDetector(config)
         self._worker = Worker(lambda: self._detector.detect(PROBE))

@@ -121,7 +121,7 @@ def imported() -> list[dict[str, Any]]:
     return [json.loads(run_python(IMPORTS, None, json.dumps(order))) for order in orders]
 
 
-THIN = ("deployments.http.ingress", "deployments.jobs.runner", "deployments.decoder", "deployments.classifier")
+THIN = tuple(f"deployments.{name}" for name in ("http.ingress", "jobs.runner", "decoder", "classifier", "app"))
 
 
 def test_the_pipeline_runs_without_ray(imported: list[dict[str, Any]]) -> None:
