@@ -66,14 +66,14 @@ def query(cluster: Cluster, service: httpx.Client, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def traffic(service: httpx.Client, sample_wav: bytes, ten_seconds: NDArray[np.float32]) -> Callable[[], None]:
+def traffic(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> Callable[[], None]:
     """Sends one request of each kind: answered, undecided, diarized, without speech, refused."""
 
     def send() -> None:
         short = encode(ten_seconds[:16_000])
         silence = encode(np.zeros(32_000, np.float32))
         for data, form, status in (
-            (sample_wav, {}, 200),
+            (encode(ten_seconds), {}, 200),
             (short, {"use_diarization": "true"}, 200),
             (silence, {}, 200),
             (b"not a recording", {}, 415),
@@ -120,7 +120,7 @@ def test_every_panel_of_the_dashboard_has_data(query: Query, traffic: Callable[[
         return not without
 
     try:
-        wait_until(all_have_data, SCRAPE_SECONDS)
+        wait_until(all_have_data, SCRAPE_SECONDS, every=2.0)
     except TimeoutError:
         pytest.fail(f"panels without data: {without}")
 

@@ -189,7 +189,7 @@ def test_replicas_are_killed_at_random(
     cluster.wait_for("RUNNING")
 
 
-@pytest.mark.parametrize(("seconds", "minutes"), short_and_long((6.0, 0.5), (60.0, 9.8)))
+@pytest.mark.parametrize(("seconds", "minutes"), short_and_long((4.0, 0.5), (60.0, 9.8)))
 def test_three_times_what_it_can_do(
     service: httpx.Client,
     cluster: Cluster,
