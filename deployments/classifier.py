@@ -118,14 +118,15 @@ def _try(candidate: stage.Classifier) -> None:
     Raises an error if the arrays do not fit each other.
     """
     info = candidate.bundle.info
-    for bandwidth_hz in (8_000.0, 3_400.0):
+    for narrow in (False, True):
         candidate.classify(
             Features(
                 windows=(Window(PROBE_SPEECH.segments),),
                 vectors=np.zeros((1, sum(info.layers.values())), np.float32),
                 spec_id=info.features.spec_id,
                 backbone_sha256=info.backbone_sha256,
-                quality=Quality(snr_db=30.0, bandwidth_hz=bandwidth_hz),
+                quality=Quality(snr_db=30.0, bandwidth_hz=8_000.0, drop_db=20.0),
+                narrow=narrow,
                 speech=PROBE_SPEECH,
                 turns=None,
             )

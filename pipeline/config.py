@@ -79,12 +79,13 @@ class Windows(Strict):
 class Decision(Strict):
     """The evidence that a verdict needs.
 
-    With less speech than `min_speech_seconds` the answer is Inconclusive. With less bandwidth than `min_bandwidth_hz` a
-    recording is judged as a telephone call. `prior` is the expected share of fakes, 0 to 1.
+    With less speech than `min_speech_seconds` the answer is Inconclusive. A recording whose level is more than
+    `max_drop_db` lower above a telephone's band than inside it is judged as a telephone call. `prior` is the expected
+    share of fakes, 0 to 1.
     """
 
     min_speech_seconds: float = Field(1.0, ge=0)
-    min_bandwidth_hz: float = Field(4_200, ge=0)
+    max_drop_db: float = Field(35, ge=0)
     prior: float = Field(0.5, gt=0, lt=1)
 
 

@@ -248,6 +248,9 @@ class LiveStream:
                 chosen.append(stretch)
         self._start = chosen[-1].start
         spoken = [(stretch, stretch.content) for stretch in reversed(chosen) if isinstance(stretch.content, Features)]
+        # A window that was heard as a telephone's is no evidence among those of a wide band.
+        narrow = all(features.narrow for _, features in spoken)
+        spoken = [(stretch, features) for stretch, features in spoken if features.narrow == narrow]
         newest = recent[-1].content
         speech = newest if isinstance(newest, Speech) else newest.speech
         duration_seconds = self._end - self._start
@@ -264,6 +267,7 @@ class LiveStream:
             quality=Quality(
                 snr_db=float(np.average([features.quality.snr_db for _, features in spoken], weights=weights)),
                 bandwidth_hz=max(features.quality.bandwidth_hz for _, features in spoken),
+                drop_db=min(features.quality.drop_db for _, features in spoken),
             ),
             speech=replace(speech, segments=segments, duration_seconds=max(duration_seconds, segments[-1].end)),
         )

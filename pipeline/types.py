@@ -193,10 +193,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality of a recording: its signal-to-noise ratio in dB and its bandwidth in Hz."""
+    """The quality of a recording: its signal-to-noise ratio in dB, its bandwidth in Hz, and how many dB its level above
+    a telephone's band is below that inside."""
 
     snr_db: float
     bandwidth_hz: float
+    drop_db: float
 
 
 Occluded = tuple[NDArray[np.float32], ...]
@@ -208,7 +210,8 @@ class Features:
     """What the TkanExtractor passes to the Classifier: one feature vector per window.
 
     `vectors`: (windows, dimension) float32. `spec_id` names the feature recipe, and `backbone_sha256` the weights of
-    the network. A classifier that was trained on other features refuses them.
+    the network. A classifier that was trained on other features refuses them. `narrow`: whether the band was so narrow
+    that the network was given nothing above a telephone's.
     """
 
     windows: tuple[Window, ...]
@@ -216,6 +219,7 @@ class Features:
     spec_id: str
     backbone_sha256: str
     quality: Quality
+    narrow: bool
     speech: Speech
     turns: tuple[Turn, ...] | None
     """Speaker turns if the recording was diarized, else None."""

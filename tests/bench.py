@@ -180,7 +180,7 @@ def parts_of(detector: Detector, data: bytes) -> dict[str, Callable[[], object]]
 def forward_backbone(detector: Detector, recording: Recording) -> None:
     """The whole network on the whole recording, filter bank included, with nothing captured."""
     backbone = detector.extractor.backbone
-    backbone.network(backbone.front_end(torch.from_numpy(recording.waveform.samples), None))
+    backbone.network(backbone.front_end(torch.from_numpy(recording.waveform.samples), ()))
 
 
 @torch.inference_mode()

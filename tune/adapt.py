@@ -48,7 +48,7 @@ from tune.reports.metrics import (
     eer,
     min_cllr,
 )
-from tune.training.calibrate import OperatingPoints, choose_thresholds
+from tune.training.calibrate import NARROW_EER_LIMIT, OperatingPoints, choose_thresholds
 from tune.training.evidence import USUAL
 from tune.training.folds import tied_groups
 
@@ -247,7 +247,7 @@ def score_clips(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -
             _leave_out(clip, "there is no speech in it")
             continue
         features = extractor.extract(recording, speech, turns=None)
-        narrow = bundle.info.narrow is not None and features.quality.bandwidth_hz < config.decision.min_bandwidth_hz
+        narrow = features.narrow and bundle.info.narrow is not None
         scorer = bundle.scorer(narrow=narrow)
         standardized = standardize(scorer.arrays, features.vectors, sizes)
         shares = window_seconds(features.windows)
@@ -309,7 +309,8 @@ def adapt(
     `after` (clips,) are scores of the clips by adaptations that they had no part in.
 
     Variances grow with the square of the scale, and what most of the clips are is no longer strange. The operating
-    points of the head for wide bands, which both share, become those of the clips where there are enough of a class.
+    points of the head for wide bands, which both share, become those of the clips where there are enough of a class. A
+    head for narrow bands may answer from then on if its EER is low enough.
     """
     info, scorer = bundle.info, bundle.scorer(narrow=narrow)
     calibration = Calibration(
@@ -334,7 +335,9 @@ def adapt(
     changed = {"calibration": calibration, "uncertainty": uncertainty}
     if narrow:
         assert info.narrow is not None
-        return info.model_copy(update={"narrow": info.narrow.model_copy(update=changed)}), arrays
+        trusted = eer(scored.labels, after) <= NARROW_EER_LIMIT
+        band = info.narrow.model_copy(update={**changed, "trusted": trusted})
+        return info.model_copy(update={"narrow": band}), arrays
     own, kept = choose_thresholds(scored.labels, after, OperatingPoints()), info.thresholds
     thresholds = Thresholds(
         balanced=0.0,

@@ -50,7 +50,7 @@ ALONE = (
     "clips then trains and tests, and the errors that come out are lower than they will be on new voices. Name the "
     "speakers in the manifest, or lay the recordings of each into a folder."
 )
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 """To be raised when the pipeline computes other features from the same recording and recipe; a test tells when."""
 
 

@@ -10,7 +10,6 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -120,11 +119,16 @@ def train_tuned_bundle(
     device = choose_device(detector.device)
     first = tune_front(kept, tuning.first, device=device, watch=tell("without the sites held out", tuning.first))
     arrays, fronts = assemble(first, kept_textures, tuning.textures)
-    evidence = calibrate(arrays, fronts, [sample for _, sample in judged], detector, config.operating_points)
+    evidence = calibrate(
+        arrays,
+        fronts,
+        [sample for _, sample in judged],
+        detector,
+        config.operating_points,
+        narrow_eer_limit=tuning.narrow_eer_limit,
+    )
     tuned_on = [clip for clip, out in zip(clips, out_of_clip, strict=True) if not out]
     metrics, tested = measure_held_out([clip for clip, _ in judged], evidence, tuned_on)
-    if tested["telephone"]["eer"] > tuning.narrow_eer_limit:
-        evidence = replace(evidence, narrow=None)
     beside = folder.with_name(f"{folder.name}-held-out")
     save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", beside)
     humans = listen_to_humans(detector, beside, [clip for clip, _ in judged])

@@ -14,14 +14,17 @@ BLOCK = 1_024  # frames, 16 s
 MAX_SNR_DB = 80.0
 BANDWIDTH_FLOOR_DB = 60.0
 """A band belongs to the recording's bandwidth if it is at most this far below the strongest band."""
+INSIDE_HZ = (300, 3_400)
+OUTSIDE_HZ = 4_500
+"""A telephone carries what is inside. Its filters leave some of what is between; what lies outside is no voice."""
 
 
 def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:
-    """Signal-to-noise ratio and bandwidth of the speech.
+    """Signal-to-noise ratio and bandwidth of the speech, and how far its level drops above a telephone's band.
 
     SNR: mean power of the speech frames divided by the 10th percentile of the power of all frames, in dB, at most 80.
     Bandwidth: the highest 125 Hz band of the long-term average spectrum of speech that is within 60 dB of the strongest
-    band.
+    band. Drop: the mean power from 300 to 3,400 Hz divided by that above 4,500 Hz, in dB.
     """
     samples = waveform.samples
     if len(samples) < FRAME:
@@ -38,9 +41,13 @@ def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:
     bands_db = 10 * np.log10(bands + 1e-20)
     highest = int(np.flatnonzero(bands_db > bands_db.max() - BANDWIDTH_FLOOR_DB)[-1])
     band_hz = waveform.sample_rate / FRAME * 4
+    edges_hz = band_hz * np.arange(len(bands))
+    inside = bands[(edges_hz >= INSIDE_HZ[0]) & (edges_hz < INSIDE_HZ[1])].mean()
+    outside = bands[edges_hz >= OUTSIDE_HZ].mean()
     return Quality(
         snr_db=float(min(snr_db, MAX_SNR_DB)),
         bandwidth_hz=float((highest + 1) * band_hz),
+        drop_db=float(10 * np.log10((inside + 1e-20) / (outside + 1e-20))),
     )
 
 

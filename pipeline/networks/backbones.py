@@ -43,7 +43,7 @@ class Backbone:
         self,
         name: str,
         network: nn.Module,
-        front_end: Callable[[Tensor, Hertz | None], Tensor],
+        front_end: Callable[[Tensor, Sequence[Hertz]], Tensor],
         device: str,
         sha256: str,
         *,
@@ -67,10 +67,10 @@ class Backbone:
         for handle in handles:
             handle.remove()
 
-    def activations(self, waveform: Waveform, layers: Sequence[str], hidden: Hertz | None = None) -> dict[str, Tensor]:
+    def activations(self, waveform: Waveform, layers: Sequence[str], hidden: Sequence[Hertz] = ()) -> dict[str, Tensor]:
         """The activations of `layers` over time, by layer: (channels, frequencies, frames) float32 each.
 
-        If a band is `hidden`, its energies are set to their mean over time. Only a 2-D layer has more than one
+        The energies of the bands in `hidden` are set to their mean over time. Only a 2-D layer has more than one
         frequency. A layer after the pooling has one frame. The network stops as soon as the last of `layers` is
         computed. Raises ConfigurationError for a layer that the network does not have.
         """
@@ -105,7 +105,7 @@ class Backbone:
 
     @torch.inference_mode()
     def _capture(
-        self, waveform: Waveform, layers: Sequence[str], last: str | None, hidden: Hertz | None = None
+        self, waveform: Waveform, layers: Sequence[str], last: str | None, hidden: Sequence[Hertz] = ()
     ) -> dict[str, Tensor]:
         samples = torch.tensor(waveform.samples)
         if len(samples) < MIN_SAMPLES:
@@ -155,11 +155,11 @@ def load_backbone(
     # CAM++ takes (time, frequency); its front takes (frequency, time), like an image.
     turned = name == "campplus-front"
 
-    def front_end(samples: Tensor, hidden: Hertz | None) -> Tensor:
+    def front_end(samples: Tensor, hidden: Sequence[Hertz]) -> Tensor:
         energies = filterbank(samples, spectrum)[None]
-        if hidden is not None:
-            centres = band_centres(spectrum)
-            energies[..., (centres >= hidden[0]) & (centres < hidden[1])] = 0  # the mean over time is 0
+        centres = band_centres(spectrum)
+        for low_hz, high_hz in hidden:
+            energies[..., (centres >= low_hz) & (centres < high_hz)] = 0  # the mean over time is 0
         return energies.transpose(1, 2) if turned else energies
 
     return Backbone(name, network, front_end, device, sha256, has_bands=True)

@@ -83,7 +83,7 @@ class Classifier:
         )
 
     def _scorer(self, features: Features) -> Scorer:
-        return self.bundle.scorer(narrow=features.quality.bandwidth_hz < self.config.decision.min_bandwidth_hz)
+        return self.bundle.scorer(narrow=features.narrow)
 
 
 def _calibrated(scorer: Scorer, standardized: NDArray[np.float32]) -> NDArray[np.float64]:

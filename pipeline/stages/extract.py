@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -51,6 +52,11 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:
     return device
 
 
+ABOVE_TELEPHONE: Hertz = (4_000, SAMPLE_RATE / 2)
+"""What is hidden of a recording with a narrow band. Nothing of the voice is left there. What lies there depends on the
+file's format alone, and would decide the verdict."""
+
+
 class TkanExtractor:
     """Runs the backbone once over all speech and summarises each window's frames.
 
@@ -61,6 +67,7 @@ class TkanExtractor:
 
     def __init__(self, config: DetectorConfig, spec: TkanSpec | None = None, front: Parameters | None = None) -> None:
         self.windows = config.windows
+        self.max_drop_db = config.decision.max_drop_db
         trained_on = None
         if spec is None:
             bundle = Bundle.load(config.bundle_path)
@@ -82,12 +89,15 @@ class TkanExtractor:
         If `turns` are given, each window holds the speech of one speaker.
         """
         windows = plan_windows(speech, turns, self.windows)
+        quality = measure_quality(recording.waveform, speech.segments)
+        narrow = quality.drop_db > self.max_drop_db
         return Features(
             windows=windows,
-            vectors=self.window_vectors(recording.waveform, windows, checkpoint),
+            vectors=self.window_vectors(recording.waveform, windows, checkpoint, _hidden(narrow)),
             spec_id=self.spec.spec_id,
             backbone_sha256=self.backbone.sha256,
-            quality=measure_quality(recording.waveform, speech.segments),
+            quality=quality,
+            narrow=narrow,
             speech=speech,
             turns=turns,
         )
@@ -103,9 +113,10 @@ class TkanExtractor:
         if verdict.explanation is None or not self.backbone.has_bands:
             return ()
         windows = tuple(features.windows[row] for row in moments_of(verdict.explanation, features.windows))
+        always = _hidden(features.narrow)
         return tuple(
             self.window_vectors(recording.waveform, windows, checkpoint, hidden)
-            for hidden in (None, *((band.low_hz, band.high_hz) for band in BANDS))
+            for hidden in (always, *((*always, (band.low_hz, band.high_hz)) for band in BANDS))
         )
 
     @torch.inference_mode()
@@ -114,11 +125,12 @@ class TkanExtractor:
         waveform: Waveform,
         windows: tuple[Window, ...],
         checkpoint: Checkpoint = go_on,
-        hidden: Hertz | None = None,
+        hidden: Sequence[Hertz] = (),
     ) -> NDArray[np.float32]:
         """The recipe's features of each window of `waveform`, (windows, dimension).
 
-        If `hidden` is given, the band from `hidden[0]` to below `hidden[1]` Hz is set to its mean over time.
+        The bands in `hidden`, each from its first to below its second frequency, are set to their mean over time. A
+        backbone that takes samples hides none.
         """
         vectors: dict[int, NDArray[np.float32]] = {}
         captured: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
@@ -137,6 +149,10 @@ class TkanExtractor:
                     features = torch.cat([layer_features(self.spec, layer, layers[layer]) for layer in self.layers])
                     vectors[row] = features.cpu().numpy()
         return np.stack([vectors[row] for row in range(len(windows))])
+
+
+def _hidden(narrow: bool) -> tuple[Hertz, ...]:
+    return (ABOVE_TELEPHONE,) if narrow else ()
 
 
 def spoken_stretches(frames: Tensor, chunk: Segment, window: Window) -> list[Tensor]:

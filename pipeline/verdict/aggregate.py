@@ -107,7 +107,9 @@ def build_verdict(
     `among` is the number of channels that may each decide for all of them. The threshold for Fake rises with it.
     """
     speech = features.speech
-    faults = find_faults(features.quality, novelty, speech.speech_seconds, scorer, config.decision)
+    faults = find_faults(
+        features.quality, novelty, speech.speech_seconds, scorer, config.decision, narrow=features.narrow
+    )
     bar = bar_of(bundle.info.thresholds, operating_point).raised(among)
     case = Case(features, scores, faults, scorer, bar, config)
     judged = case.judge(parts.whole(features))

@@ -67,10 +67,11 @@ HeadKind = Literal["linear", "quadratic", "tuned", "mlp"]
 
 class NarrowBand(Strict):
     """How recordings of a narrow band, such as a telephone's, are scored: with a calibration of their own, by a head of
-    their own whose arrays are named `narrow.…`, or by the same head where there are none. Features and thresholds are
-    shared."""
+    their own whose arrays are named `narrow.…`, or by the same head where there are none. Thresholds are shared.
+    `trusted`: whether the scores are good enough for answers; else the narrow band counts as a fault of the sound."""
 
     head: HeadKind
+    trusted: bool
     calibration: Calibration
     uncertainty: Uncertainty
 
@@ -95,7 +96,7 @@ class BundleInfo(Strict):
     are the record of the training run.
     """
 
-    format: Literal[5] = 5
+    format: Literal[6] = 6
     name: str
     features: TkanSpec
     layers: dict[str, int]
@@ -115,7 +116,7 @@ class BundleInfo(Strict):
 
 @dataclass(frozen=True)
 class Scorer:
-    """A head and what makes its raw scores evidence. `is_narrow`: whether it is the head for narrow bands. `humans`:
+    """A head and what makes its raw scores evidence. `is_narrow`: whether it may answer for a narrow band. `humans`:
     what its explanations are compared with."""
 
     arrays: Arrays
@@ -143,7 +144,7 @@ class Bundle:
             of_narrow_head = {
                 name.removeprefix(NARROW): array for name, array in self.arrays.items() if name.startswith(NARROW)
             }
-            return Scorer(of_narrow_head or wide, info.narrow.calibration, info.narrow.uncertainty, is_narrow=True)
+            return Scorer(of_narrow_head or wide, info.narrow.calibration, info.narrow.uncertainty, info.narrow.trusted)
         return Scorer(wide, info.calibration, info.uncertainty, humans=info.humans)
 
     def certainty(self, score: float) -> float | None:

@@ -6,7 +6,7 @@ and variance V. The observed score is s = t + noise. The noise is normal with me
     N = window variance / number of windows without overlap    less speech, more noise
       + snr variance     * (decibels below the reference / 10)^2
       + novelty variance * ln(novelty / reference)^2           for sounds unlike the training data
-      + V                                                      for a narrow band, if the bundle has no head for it
+      + V                                                      for a narrow band, if the bundle is not trusted with it
 
 N is infinite if there is too little speech to say anything. All variances except the last V are measured in training
 and are in the bundle (`Uncertainty`). Given s, t is normal with
@@ -126,21 +126,21 @@ def bar_of(thresholds: Thresholds, operating_point: OperatingPoint) -> Bar:
 
 
 def find_faults(
-    quality: Quality, novelty: float, speech_seconds: Seconds, scorer: Scorer, decision: Decision
+    quality: Quality, novelty: float, speech_seconds: Seconds, scorer: Scorer, decision: Decision, *, narrow: bool
 ) -> dict[Reason, float]:
     """The variance that each fault of a recording adds to the scores of all its parts.
 
-    `scorer` has the parameters. Faults that add no variance are left out.
+    `scorer` has the parameters. `narrow`: whether the recording has a narrow band. Faults that add no variance are left
+    out.
     """
     uncertainty = scorer.uncertainty
     decibels_below = max(0.0, uncertainty.snr_db - quality.snr_db)
     log_ratio = math.log(max(novelty / uncertainty.novelty, 1.0))
-    is_narrow = quality.bandwidth_hz < decision.min_bandwidth_hz and not scorer.is_narrow
     variances = {
         Reason.TOO_SHORT: math.inf if speech_seconds < decision.min_speech_seconds else 0.0,
         Reason.LOW_SNR: uncertainty.snr_variance * (decibels_below / 10) ** 2,
         Reason.OUT_OF_DISTRIBUTION: uncertainty.novelty_variance * log_ratio**2,
-        Reason.NARROW_BAND: uncertainty.score_variance if is_narrow else 0.0,
+        Reason.NARROW_BAND: uncertainty.score_variance if narrow and not scorer.is_narrow else 0.0,
     }
     return {reason: variance for reason, variance in variances.items() if variance}
 

@@ -75,7 +75,7 @@ def configuration(
     for part in ("classifier.safetensors", "front.safetensors"):
         (folder / part).write_bytes((default / part).read_bytes())
     path = folder / "detector.yaml"
-    decision = {"min_speech_seconds": 0, "min_bandwidth_hz": 0}
+    decision = {"min_speech_seconds": 0, "max_drop_db": 1_000}
     path.write_text(yaml.safe_dump({"bundle": str(folder), "decision": decision, "limits": limits or {}}))
     return str(path)
 

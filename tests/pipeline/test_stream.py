@@ -78,6 +78,24 @@ def test_an_update_every_half_second_on_what_was_said_lately(detector: Detector,
     assert alone[-1] == told[-1].model_copy(update={"start": 0.0, "end": 10.0})
 
 
+def test_windows_that_were_heard_as_a_telephones_are_no_evidence_among_others(
+    detector: Detector, samples: NDArray[np.int16]
+) -> None:
+    """The sample is a telephone call. Noise over its first seconds makes their band wide."""
+    said = samples[7 * RATE : 15 * RATE].copy()
+    said[: 4 * RATE] += np.random.default_rng(0).normal(0, 300, 4 * RATE).astype(np.int16)
+    live = stream(PCM)
+    live.add(said.tobytes(), 0)
+    kept = []
+    while stretch := live.next_stretch():
+        (content,) = live.remember(stretch, [extract(detector, file) for file in live.files(stretch)])
+        assert not isinstance(content, Speech)
+        kept.append((content.narrow, len(content.windows), content.windows[-1].parts[-1].end))
+    assert kept[7][:2] == (False, 1)
+    # The newest window is of the telephone alone, and the answer is still about those before.
+    assert kept[-1][0] is False and kept[-1][2] < 8
+
+
 def test_the_verdict_on_the_whole_is_that_on_one_recording(detector: Detector, samples: NDArray[np.int16]) -> None:
     live = stream(PCM)
     live.add(samples[: 10 * RATE].tobytes(), 0)

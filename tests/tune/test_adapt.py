@@ -17,9 +17,11 @@ from pipeline.verdict.bundle import Bundle, Calibration, save_bundle
 from pipeline.verdict.head import raw_scores
 from tune.adapt import (
     PENALTIES,
+    Adaptation,
     ScoredClips,
     _class_weights,
     _predict_left_out,
+    adapt,
     compare,
     fit_adaptation,
     groups_of,
@@ -183,6 +185,21 @@ def test_a_correction_is_added_to_any_head(head: str) -> None:
     inputs, correction = draw(7, 20), draw(20)
     corrected = arrays | {"correction": correction}
     assert raw_scores(corrected, inputs) == pytest.approx(raw_scores(arrays, inputs) + inputs @ correction, abs=1e-4)
+
+
+def test_a_head_for_narrow_bands_may_answer_once_it_tells_the_classes_apart() -> None:
+    shipped = Bundle.load(DetectorConfig().bundle_path)
+    assert shipped.info.narrow is not None and not shipped.info.narrow.trusted
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2 == 1
+    dimension = len(shipped.arrays["mean"])
+    scored = ScoredClips(
+        labels, rng.normal(size=60), np.zeros((60, dimension), np.float32), np.ones(60), np.arange(60), "clip"
+    )
+    for after, trusted in ((rng.normal(size=60) + 4 * labels, True), (rng.normal(size=60), False)):
+        info, _ = adapt(shipped, Adaptation(1.0, 0.0, None), scored, after, narrow=True)
+        assert info.narrow is not None and info.narrow.trusted == trusted
+        assert info.calibration == shipped.info.calibration
 
 
 @pytest.fixture(scope="module")

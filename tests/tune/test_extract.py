@@ -24,8 +24,8 @@ from tune.training.folds import FoldsConfig, make_folds
 @pytest.mark.parametrize(
     ("preset", "version", "pinned"),
     [
-        ("linear-textures", 2, [-0.1033, 0.3001, 2.3166, 1.3069]),
-        ("sound-sentry-45", 2, [0.7950, 6.1365, 14.7874, 6.1728]),
+        ("linear-textures", 3, [-0.1558, 0.2373, 2.4292, 2.1184]),
+        ("sound-sentry-45", 3, [0.8228, 6.0409, 15.0668, 6.0787]),
     ],
 )
 def test_other_features_from_the_same_recording_want_another_version(

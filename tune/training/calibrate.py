@@ -11,6 +11,9 @@ from pipeline.verdict.bundle import Calibration, Thresholds
 from tune.errors import CorpusError
 from tune.reports.metrics import Labels, Scores, error_curve, require_numbers
 
+NARROW_EER_LIMIT = 0.2
+"""The head for narrow bands may answer up to this equal error rate."""
+
 
 class OperatingPoints(Strict):
     """The share of misses that `recall` allows, and the share of false alarms that `precision` allows, on held-out

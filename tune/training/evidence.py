@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from pipeline.audio.quality import measure_quality
 from pipeline.stages.extract import TkanExtractor, layer_sizes
-from pipeline.types import Quality, Seconds, Segment, Speech, Waveform
+from pipeline.types import Quality, Recording, Seconds, Segment, Speech, Waveform
 from pipeline.verdict.bundle import Arrays, Calibration, Uncertainty
 from pipeline.verdict.head import raw_scores, standardize
-from pipeline.verdict.windows import plan_windows, total_seconds
+from pipeline.verdict.windows import total_seconds
 
 USUAL = 0.9
 """The share of held-out clips whose noise and novelty count as normal, and add no variance."""
@@ -23,11 +22,12 @@ USUAL = 0.9
 @dataclass(frozen=True)
 class Measured:
     """The measurements of one recording by a head: raw scores (windows,), its novelty compared with the training data,
-    its quality, and how much speech it holds."""
+    its quality, whether its band is narrow, and how much speech it holds."""
 
     scores: NDArray[np.float64]
     novelty: float
     quality: Quality
+    narrow: bool
     speech_seconds: Seconds
 
     @property
@@ -38,12 +38,14 @@ class Measured:
 def measure(extractor: TkanExtractor, arrays: Arrays, waveform: Waveform, speech: tuple[Segment, ...]) -> Measured:
     """Measure a recording's speech with the head `arrays`, in the same steps as serving."""
     sizes = list(layer_sizes(extractor).values())
-    windows = plan_windows(Speech(speech, waveform.duration_seconds, "wav"), None, extractor.windows)
-    standardized = standardize(arrays, extractor.window_vectors(waveform, windows), sizes)
+    spoken = Speech(speech, waveform.duration_seconds, "wav")
+    features = extractor.extract(Recording(waveform, "wav"), spoken, None)
+    standardized = standardize(arrays, features.vectors, sizes)
     return Measured(
         scores=raw_scores(arrays, standardized),
         novelty=float(np.square(standardized, dtype=np.float64).mean()),
-        quality=measure_quality(waveform, speech),
+        quality=features.quality,
+        narrow=features.narrow,
         speech_seconds=total_seconds(speech),
     )
 

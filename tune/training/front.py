@@ -24,13 +24,18 @@ from torch.utils.data import DataLoader, IterableDataset
 from pipeline.config import Strict
 from pipeline.networks.campplus import BANDS, LINEAR_HOP, filterbank
 from pipeline.networks.front import CHANNELS, LAYERS, published_front
+from pipeline.networks.tkan import RANGES
 from pipeline.types import SAMPLE_RATE, Segment, Waveform
 from pipeline.verdict.bundle import Arrays
 from tune.corpora.augment import Codec, apply_channel, draw_channel, through_telephone
 
 FRAME_SECONDS = LINEAR_HOP / SAMPLE_RATE
 STATISTICS = 5
-LAYER_FEATURES = {"tuned.layer2": STATISTICS * CHANNELS * 20, "tuned.out": STATISTICS * CHANNELS * 10}
+CORRELATIONS = RANGES * CHANNELS * (CHANNELS - 1) // 2
+LAYER_FEATURES = {
+    "tuned.layer2": STATISTICS * CHANNELS * 20 + CORRELATIONS,
+    "tuned.out": STATISTICS * CHANNELS * 10 + CORRELATIONS,
+}
 """How many features each layer of the tuned front yields by the preset `tuned-front`, in their order."""
 PART = 8
 """Crops that go through the network together on a CPU. On a GPU all crops of a step do."""
@@ -214,6 +219,21 @@ def statistics(activations: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([mean, sd, *changes, skewness.clamp(-20, 20)], dim=1)
 
 
+def correlations(activations: Tensor, mask: Tensor) -> Tensor:
+    """How alike each two channels fire over the frames that count, in each of RANGES ranges of frequencies: activations
+    (batch, channels, frequencies, frames) and mask (batch, frames) to (batch, ranges * pairs), as
+    `pipeline.networks.tkan` defines it."""
+    m = mask[:, None, None]
+    count = m.sum(dim=-1, keepdim=True).clamp(min=1)
+    deviations = (activations - (activations * m).sum(dim=-1, keepdim=True) / count) * m
+    # The small number keeps the gradient finite for a neuron that never fires.
+    standardized = deviations / (deviations.square().sum(dim=-1, keepdim=True) / count + 1e-8).sqrt()
+    fired = standardized.transpose(1, 2)
+    first, second = torch.triu_indices(fired.shape[2], fired.shape[2], offset=1, device=fired.device)
+    alike = (fired @ fired.transpose(2, 3) / count)[:, :, first, second]  # (batch, frequencies, pairs)
+    return torch.cat([part.mean(dim=1) for part in alike.tensor_split(RANGES, dim=1)], dim=1)
+
+
 class Standardizer(nn.Module):
     """Features in standard deviations of those seen lately, none beyond LIMIT. Its mean and variance follow the
     training by `follow`. No gradient flows through them, so that a batch may be divided at will."""
@@ -284,7 +304,9 @@ class Tuned(nn.Module):
 
     def features(self, energies: Tensor, mask: Tensor) -> Tensor:
         activations = self.front(energies)
-        return torch.cat([statistics(activations[layer], mask) for layer in LAYERS], dim=1)
+        return torch.cat(
+            [measure(activations[layer], mask) for layer in LAYERS for measure in (statistics, correlations)], dim=1
+        )
 
     def forward(self, energies: Tensor, mask: Tensor) -> Tensor:
         logit: Tensor = self.head(self.features(energies, mask))

@@ -30,8 +30,8 @@ from tune.corpora.augment import LAW, TELEPHONE, add_noise, augment
 from tune.corpora.manifest import Clip
 from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
-from tune.reports.metrics import Scores
-from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
+from tune.reports.metrics import Scores, eer
+from tune.training.calibrate import NARROW_EER_LIMIT, OperatingPoints, choose_thresholds, fit_calibration
 from tune.training.evidence import Measured, cut_short, fit_uncertainty, measure, narrow_uncertainty
 from tune.training.front import FrontConfig, Sample, Tuned, disturb
 from tune.training.textures import TEXTURES, Textured, TexturesConfig, fit_textures, join
@@ -56,8 +56,8 @@ class TuningConfig(Strict):
 
     A share `held_out_share` of the sites with at least `held_out_clips` clips of each class is held out. `first` says
     how the front is tuned without them. `further` says how it is then tuned on all sites; each clip of a held-out site
-    counts three times there, because it is new. The head for narrow bands is left out if its EER on clips over
-    telephone lines is above `narrow_eer_limit`; such recordings then stay Inconclusive.
+    counts three times there, because it is new. Narrow bands get an answer if the EER on clips over telephone lines
+    is at most `narrow_eer_limit`; else such recordings stay Inconclusive.
     """
 
     first: FrontConfig = FrontConfig()
@@ -67,7 +67,7 @@ class TuningConfig(Strict):
     textures: TexturesConfig = TexturesConfig()
     held_out_share: float = Field(0.3, gt=0, lt=1)
     held_out_clips: int = Field(3, ge=1)
-    narrow_eer_limit: float = Field(0.2, ge=0, le=0.5)
+    narrow_eer_limit: float = Field(NARROW_EER_LIMIT, ge=0, le=0.5)
     seed: int = 0
 
 
@@ -79,7 +79,7 @@ class Evidence:
     calibration: Calibration
     uncertainty: Uncertainty
     thresholds: Thresholds
-    narrow: NarrowBand | None
+    narrow: NarrowBand
     scores: Scores
     telephone_scores: Scores
 
@@ -177,12 +177,14 @@ def calibrate(
     detector: DetectorConfig,
     points: OperatingPoints,
     *,
+    narrow_eer_limit: float = NARROW_EER_LIMIT,
     seed: int = 0,
 ) -> Evidence:
     """Calibration, thresholds and uncertainty of a detector, from clips of sites that it was not tuned on.
 
     Clips are measured unchanged, cut short, in noise, through a channel and over a telephone line. For a narrow band
-    the same head is used with a calibration of its own, from the clips over telephone lines.
+    the same head is used with a calibration of its own, from the clips over lines that leave a narrow band. It may
+    answer there up to an equal error rate of `narrow_eer_limit`. Raises CorpusError if a band cannot be calibrated.
     """
     extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), fronts)
     voice_activity = VoiceActivityDetector(detector)
@@ -203,28 +205,34 @@ def calibrate(
             cuts.append((measured, measure(extractor, arrays, waveform, short)))
         noise_db = NOISES_DB[rng.integers(len(NOISES_DB))]
         for other in (add_noise(waveform, noise_db, 1, rng), augment(waveform, LAW, seed)):
-            if (after := changed(other)) is not None:
+            if (after := changed(other)) is not None and after.narrow == measured.narrow:
                 others.append((measured, after))
         lines.append(changed(augment(waveform, TELEPHONE, seed)))
     labels = np.array([sample.spoof for sample in held_out])
     calibration = fit_calibration(labels, np.array([measured.score for measured in whole]))
     uncertainty = fit_uncertainty(whole, cuts, others, calibration, detector.windows.seconds)
-    scores = calibration.scale * np.array([measured.score for measured in whole]) + calibration.offset
+    heard = [row for row, line in enumerate(lines) if line is not None and line.narrow]
+    received = [line for line in lines if line is not None and line.narrow]
+    received_scores = np.array([line.score for line in received])
+    narrow = fit_calibration(labels[heard], received_scores)
 
-    spoken = np.array([line is not None for line in lines])
-    received = [line for line in lines if line is not None]
-    narrow = fit_calibration(labels[spoken], np.array([line.score for line in received]))
-    line_scores = np.full(len(lines), np.nan)
-    line_scores[spoken] = narrow.scale * np.array([line.score for line in received]) + narrow.offset
+    def calibrated(measured: Measured | None) -> float:
+        if measured is None:
+            return np.nan
+        by = narrow if measured.narrow else calibration
+        return by.scale * measured.score + by.offset
+
+    scores = np.array([calibrated(measured) for measured in whole])
     return Evidence(
         calibration=calibration,
         uncertainty=uncertainty,
         thresholds=choose_thresholds(labels, scores, points),
         narrow=NarrowBand(
             head="tuned",
+            trusted=eer(labels[heard], received_scores) <= narrow_eer_limit,
             calibration=narrow,
             uncertainty=narrow_uncertainty(uncertainty, calibration.scale, received, narrow.scale),
         ),
         scores=scores,
-        telephone_scores=line_scores,
+        telephone_scores=np.array([calibrated(line) for line in lines]),
     )

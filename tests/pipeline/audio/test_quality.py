@@ -3,6 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
+from scipy.signal import butter, sosfiltfilt
 
 from pipeline.audio.quality import BLOCK, FRAME, HOP, measure_quality
 from pipeline.types import Segment, Waveform
@@ -26,6 +27,18 @@ def bursts(noise_db: float, cutoff_hz: float = 8000.0) -> Waveform:
 def test_snr(snr_db: float) -> None:
     quality = measure_quality(bursts(-snr_db), (Segment(1.0, 3.0),))
     assert quality.snr_db == pytest.approx(snr_db, abs=2.0)
+
+
+@pytest.mark.parametrize(("level_db", "drop_db"), [(0.0, 0.0), (-20.0, 20.0), (-50.0, 50.0)])
+def test_the_drop_is_how_far_the_level_above_a_telephones_band_is_below_that_inside(
+    level_db: float, drop_db: float
+) -> None:
+    noise = np.random.default_rng(0).standard_normal((2, 5 * RATE))
+    inside = sosfiltfilt(butter(10, 3_900, fs=RATE, output="sos"), noise[0])
+    outside = sosfiltfilt(butter(10, 4_000, "highpass", fs=RATE, output="sos"), noise[1])
+    samples = 0.05 * (inside + 10 ** (level_db / 20) * outside)
+    quality = measure_quality(Waveform(samples.astype(np.float32)), (Segment(0.0, 5.0),))
+    assert quality.drop_db == pytest.approx(drop_db, abs=1)
 
 
 @pytest.mark.parametrize("cutoff_hz", [3400.0, 7000.0])

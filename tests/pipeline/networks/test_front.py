@@ -46,7 +46,8 @@ def test_other_parameters_give_other_features_and_another_hash() -> None:
     published, tuned = (TkanExtractor(config, spec, front) for front in (None, moved))
     assert published.backbone.sha256 != tuned.backbone.sha256
     one, other = published.window_vectors(noise, window), tuned.window_vectors(noise, window)
-    statistics = 5 * 32 * 30
-    assert one.shape == other.shape == (1, statistics + 2 * 5 * 32 * 31 // 2)
-    assert not np.allclose(one[:, :statistics], other[:, :statistics])
-    assert np.array_equal(one[:, statistics:], other[:, statistics:])
+    textures = 2 * 5 * 32 * 31 // 2
+    of_tuned = 5 * 32 * 30 + textures
+    assert one.shape == other.shape == (1, of_tuned + textures)
+    assert not np.allclose(one[:, :of_tuned], other[:, :of_tuned])
+    assert np.array_equal(one[:, of_tuned:], other[:, of_tuned:])

@@ -34,7 +34,8 @@ def features(classifier: Classifier) -> Features:
         vectors=np.zeros((1, sum(info.layers.values())), np.float32),
         spec_id=info.features.spec_id,
         backbone_sha256=info.backbone_sha256,
-        quality=Quality(snr_db=30.0, bandwidth_hz=8_000.0),
+        quality=Quality(snr_db=30.0, bandwidth_hz=8_000.0, drop_db=20.0),
+        narrow=False,
         speech=SPEECH,
         turns=None,
     )

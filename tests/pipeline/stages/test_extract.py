@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.signal import butter, sosfilt
 
-from pipeline.config import DetectorConfig
+from pipeline.audio.decode import decode
+from pipeline.config import DetectorConfig, Limits
 from pipeline.networks.spec import load_spec
 from pipeline.stages.extract import TkanExtractor, choose_device, layer_sizes, spoken_stretches
-from pipeline.types import Recording, Segment, Speech, Waveform, Window
+from pipeline.types import Features, Recording, Segment, Speech, Waveform, Window
 
 
 def test_frames_of_a_window_come_in_stretches() -> None:
@@ -57,6 +59,23 @@ def test_level_does_not_matter(extractor: TkanExtractor) -> None:
     found = speech((0.0, 3.0), duration_seconds=3.0)
     first, second = (extractor.extract(Recording(w, "wav"), found, None).vectors for w in (loud, quiet))
     np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-3)
+
+
+def test_what_lies_above_a_telephones_band_is_not_heard_in_a_narrow_recording(sample_wav: bytes) -> None:
+    """A lossy format leaves its own traces there, which are no evidence."""
+    extractor = TkanExtractor(DetectorConfig(device="cpu"), load_spec("linear-textures"))
+    telephone = decode(sample_wav, Limits()).waveform.samples[7 * 16_000 : 17 * 16_000]
+    hiss = np.random.default_rng(0).standard_normal(len(telephone))
+    above = sosfilt(butter(16, 5_000, "highpass", fs=16_000, output="sos"), hiss).astype(np.float32)
+    found = speech((0.0, 10.0), duration_seconds=10.0)
+
+    def features(level: float) -> Features:
+        return extractor.extract(Recording(Waveform(telephone + np.float32(level) * above), "wav"), found, None)
+
+    alone, traced, wide = features(0), features(1e-6), features(1e-2)
+    assert (alone.narrow, traced.narrow, wide.narrow) == (True, True, False)
+    np.testing.assert_allclose(alone.vectors, traced.vectors, atol=0.02)
+    assert np.abs(alone.vectors - wide.vectors).mean() > 0.1
 
 
 def test_a_tenth_of_a_second_has_features(extractor: TkanExtractor) -> None:

@@ -57,9 +57,9 @@ def classifier(arrays: Arrays, narrow: NarrowBand | None = None) -> Classifier:
     return Classifier(DetectorConfig(), Bundle(info, arrays, "0" * 64))
 
 
-def features(bandwidth_hz: float = 8_000.0, spec_id: str = SPEC.spec_id) -> Features:
+def features(spec_id: str = SPEC.spec_id, *, narrow: bool = False) -> Features:
     vectors = np.random.default_rng(2).normal(size=(len(WINDOWS), 5)).astype(np.float32)
-    return Features(WINDOWS, vectors, spec_id, "", Quality(30.0, bandwidth_hz), SPEECH, None)
+    return Features(WINDOWS, vectors, spec_id, "", Quality(30.0, 8_000.0, 20.0), narrow, SPEECH, None)
 
 
 def shares(verdict_of: Classifier) -> tuple[float, dict[str, float]]:
@@ -96,13 +96,32 @@ def test_a_curved_heads_layers_are_told_by_what_the_score_falls_without_them() -
 
 
 def test_a_narrow_band_is_scored_by_the_head_for_it() -> None:
-    band = NarrowBand(head="linear", calibration=Calibration(scale=1.0, offset=3.0), uncertainty=UNCERTAINTY)
+    band = NarrowBand(
+        head="linear", trusted=True, calibration=Calibration(scale=1.0, offset=3.0), uncertainty=UNCERTAINTY
+    )
     both = classifier(LINEAR | {f"narrow.{name}": values for name, values in LINEAR.items()}, band)
-    wide, narrow = both.classify(features()), both.classify(features(3_400.0))
+    wide, narrow = both.classify(features()), both.classify(features(narrow=True))
     assert wide == classifier(LINEAR).classify(features())
     assert (wide.warnings, narrow.warnings) == ((), ("narrow_band_head",))
     assert narrow.score is not None and wide.score is not None and narrow.score > wide.score
-    assert "narrow_band" in classifier(LINEAR).classify(features(3_400.0)).reasons
+    assert "narrow_band" in classifier(LINEAR).classify(features(narrow=True)).reasons
+
+
+def test_a_head_for_a_narrow_band_that_is_not_trusted_gives_its_number_and_no_answer() -> None:
+    trusted, doubted = (
+        classifier(
+            LINEAR,
+            NarrowBand(
+                head="linear", trusted=told, calibration=Calibration(scale=1.0, offset=9.0), uncertainty=UNCERTAINTY
+            ),
+        ).classify(features(narrow=True))
+        for told in (True, False)
+    )
+    assert (trusted.overall, doubted.overall) == ("Fake", "Inconclusive")
+    assert (trusted.warnings, doubted.warnings) == (("narrow_band_head",), ())
+    assert "narrow_band" in doubted.reasons
+    assert trusted.mean_probability is not None and doubted.mean_probability is not None
+    assert 0.5 < doubted.mean_probability < trusted.mean_probability
 
 
 def test_features_of_another_recipe_are_refused() -> None:

@@ -42,7 +42,7 @@ BUNDLE = Bundle(
     {},
     "0" * 64,
 )
-GOOD = Quality(snr_db=30.0, bandwidth_hz=8_000.0)
+GOOD = Quality(snr_db=30.0, bandwidth_hz=8_000.0, drop_db=20.0)
 
 
 def verdict_of(
@@ -50,6 +50,7 @@ def verdict_of(
     seconds: float = 8.0,
     turns: tuple[Turn, ...] | None = None,
     quality: Quality = GOOD,
+    narrow: bool = False,
     novelty: float = 1.0,
     scorer: Scorer | None = None,
     operating_point: OperatingPoint = "balanced",
@@ -58,7 +59,7 @@ def verdict_of(
     speech = Speech((Segment(0.0, seconds),), seconds, "wav")
     windows = plan_windows(speech, turns, CONFIG.windows)
     verdict = build_verdict(
-        Features(windows, np.zeros((len(windows), 2), np.float32), "", "", quality, speech, turns),
+        Features(windows, np.zeros((len(windows), 2), np.float32), "", "", quality, narrow, speech, turns),
         np.broadcast_to(np.asarray(scores, dtype=float), (len(windows),)),
         novelty=novelty,
         scorer=scorer or BUNDLE.scorer(),
@@ -211,8 +212,8 @@ def test_less_speech_widens_the_interval_and_lowers_no_bar() -> None:
     ("reason", "kwargs"),
     [
         ("too_short", {"seconds": 0.8}),
-        ("low_snr", {"quality": Quality(snr_db=0.0, bandwidth_hz=8_000)}),
-        ("narrow_band", {"quality": Quality(snr_db=30, bandwidth_hz=3_500)}),
+        ("low_snr", {"quality": Quality(snr_db=0.0, bandwidth_hz=8_000, drop_db=20.0)}),
+        ("narrow_band", {"narrow": True}),
         ("out_of_distribution", {"novelty": 4.0}),
     ],
 )
@@ -251,7 +252,7 @@ def test_parts_that_differ_are_named_as_the_reason(turns: tuple[Turn, ...] | Non
 
 def test_a_narrow_band_is_judged_by_the_head_for_it_where_there_is_one() -> None:
     narrow = Scorer({}, BUNDLE.info.calibration, BUNDLE.info.uncertainty, is_narrow=True)
-    verdict = verdict_of(-5.0, quality=Quality(snr_db=30, bandwidth_hz=3_500), scorer=narrow)
+    verdict = verdict_of(-5.0, narrow=True, scorer=narrow)
     assert (verdict.overall, verdict.reasons, verdict.warnings) == ("Real", (), ("narrow_band_head",))
 
 
@@ -259,7 +260,7 @@ def test_timeline_is_null_where_nobody_speaks() -> None:
     speech = Speech((Segment(1.0, 2.0), Segment(4.0, 5.0)), 6.0, "wav")
     windows = plan_windows(speech, None, CONFIG.windows)
     verdict = build_verdict(
-        Features(windows, np.zeros((1, 2), np.float32), "", "", GOOD, speech, None),
+        Features(windows, np.zeros((1, 2), np.float32), "", "", GOOD, False, speech, None),
         np.array([0.0]),
         novelty=1.0,
         scorer=BUNDLE.scorer(),

@@ -20,7 +20,10 @@ def test_a_bundle_survives_the_disk(tmp_path: Path) -> None:
 
 def test_the_head_for_a_narrow_band_has_arrays_of_its_own(tmp_path: Path) -> None:
     band = NarrowBand(
-        head="linear", calibration=Calibration(scale=2.0, offset=0.5), uncertainty=BUNDLE.info.uncertainty
+        head="linear",
+        trusted=True,
+        calibration=Calibration(scale=2.0, offset=0.5),
+        uncertainty=BUNDLE.info.uncertainty,
     )
     info = BUNDLE.info.model_copy(update={"narrow": band})
     narrow = {f"narrow.{name}": array + 1 for name, array in ARRAYS.items()}
@@ -41,7 +44,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         Bundle.load(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("right", "wrong"), [('"seed"', '"sead"'), ('"format": 5', '"format": 4')])
+@pytest.mark.parametrize(("right", "wrong"), [('"seed"', '"sead"'), ('"format": 6', '"format": 5')])
 def test_a_bundle_with_an_unknown_key_or_of_another_format_says_what_to_do(
     right: str, wrong: str, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ UNCERTAINTY = Uncertainty(
 )
 SCORER = Scorer({}, Calibration(scale=1.0, offset=0.0), UNCERTAINTY)
 THRESHOLDS = Thresholds(balanced=0.0, recall=-1.0, precision=2.0)
-GOOD = Quality(snr_db=30.0, bandwidth_hz=8_000.0)
+GOOD = Quality(snr_db=30.0, bandwidth_hz=8_000.0, drop_db=20.0)
 
 
 @pytest.mark.parametrize("prior", [0.5, 0.1])
@@ -106,24 +106,24 @@ def test_the_bar_rises_with_the_number_of_candidates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quality", "novelty", "seconds", "faults"),
+    ("quality", "narrow", "novelty", "seconds", "faults"),
     [
-        (GOOD, 1.0, 8.0, {}),
-        (GOOD, 1.0, 0.9, {Reason.TOO_SHORT: math.inf}),
-        (Quality(5.0, 8_000.0), 1.0, 8.0, {Reason.LOW_SNR: 8.0 * 1.5**2}),
-        (GOOD, 3.0, 8.0, {Reason.OUT_OF_DISTRIBUTION: 300.0 * math.log(2) ** 2}),
-        (Quality(30.0, 3_400.0), 1.0, 8.0, {Reason.NARROW_BAND: 16.0}),
+        (GOOD, False, 1.0, 8.0, {}),
+        (GOOD, False, 1.0, 0.9, {Reason.TOO_SHORT: math.inf}),
+        (Quality(5.0, 8_000.0, 20.0), False, 1.0, 8.0, {Reason.LOW_SNR: 8.0 * 1.5**2}),
+        (GOOD, False, 3.0, 8.0, {Reason.OUT_OF_DISTRIBUTION: 300.0 * math.log(2) ** 2}),
+        (GOOD, True, 1.0, 8.0, {Reason.NARROW_BAND: 16.0}),
     ],
 )
 def test_each_fault_adds_its_variance(
-    quality: Quality, novelty: float, seconds: float, faults: dict[Reason, float]
+    quality: Quality, narrow: bool, novelty: float, seconds: float, faults: dict[Reason, float]
 ) -> None:
-    assert find_faults(quality, novelty, seconds, SCORER, Decision()) == pytest.approx(faults)
+    assert find_faults(quality, novelty, seconds, SCORER, Decision(), narrow=narrow) == pytest.approx(faults)
 
 
 def test_a_narrow_band_is_no_fault_where_there_is_a_head_for_it() -> None:
     scorer = Scorer({}, SCORER.calibration, UNCERTAINTY, is_narrow=True)
-    assert find_faults(Quality(30.0, 3_400.0), 1.0, 8.0, scorer, Decision()) == {}
+    assert find_faults(GOOD, 1.0, 8.0, scorer, Decision(), narrow=True) == {}
 
 
 @pytest.mark.parametrize(

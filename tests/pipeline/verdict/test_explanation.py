@@ -98,7 +98,7 @@ def learn(extractor: TkanExtractor, speech: Samples, low_hz: float, high_hz: flo
         seed=0,
     )
     return Classifier(
-        CONFIG.model_copy(update={"decision": CONFIG.decision.model_copy(update={"min_bandwidth_hz": 0})}),
+        CONFIG.model_copy(update={"decision": CONFIG.decision.model_copy(update={"max_drop_db": 1_000})}),
         Bundle(info, {name: np.asarray(array, np.float32) for name, array in arrays.items()}, "0" * 64),
     )
 

@@ -26,7 +26,9 @@ def call(turns: int, seed: int, speakers: int = 3) -> Features:
         found.append(Turn(start, at, f"SPEAKER_{rng.integers(speakers):02}"))
     speech = Speech(merge(found), at + 1.0, "wav")
     windows = plan_windows(speech, tuple(found), CONFIG)
-    return Features(windows, np.zeros((len(windows), 1), np.float32), "", "", Quality(30, 8_000), speech, tuple(found))
+    return Features(
+        windows, np.zeros((len(windows), 1), np.float32), "", "", Quality(30, 8_000, 20.0), False, speech, tuple(found)
+    )
 
 
 def shared_seconds(window: Window, stretch: Segment) -> float:
@@ -96,7 +98,14 @@ def test_whole_speakers_and_passages_are_those_of_the_plain_loop() -> None:
 def test_one_window_has_no_passage() -> None:
     speech = Speech((Segment(0, 3),), 3.0, "wav")
     features = Features(
-        plan_windows(speech, None, CONFIG), np.zeros((1, 1), np.float32), "", "", Quality(30, 8_000), speech, None
+        plan_windows(speech, None, CONFIG),
+        np.zeros((1, 1), np.float32),
+        "",
+        "",
+        Quality(30, 8_000, 20.0),
+        False,
+        speech,
+        None,
     )
     of, pairs = parts.passages(features)
     assert pairs == () and len(of.seconds) == 0

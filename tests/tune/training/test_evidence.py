@@ -13,7 +13,7 @@ COUNT = 4_000
 
 
 def measured(score: float, *, seconds: float = 4.0, snr_db: float = 30.0, novelty: float = 1.0) -> Measured:
-    return Measured(np.array([score]), novelty, Quality(snr_db, 8_000.0), seconds)
+    return Measured(np.array([score]), novelty, Quality(snr_db, 8_000.0, 20.0), False, seconds)
 
 
 @pytest.mark.parametrize(("seconds", "ends"), [(0.5, [1.5]), (1.0, [2.0]), (1.5, [2.0, 3.5]), (9.0, [2.0, 5.0])])

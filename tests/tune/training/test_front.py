@@ -18,6 +18,7 @@ from tune.training.front import (
     FrontConfig,
     Sample,
     TuningHead,
+    correlations,
     cut,
     disturb,
     statistics,
@@ -41,7 +42,14 @@ def test_statistics_are_those_of_the_recipe() -> None:
     mask[0, 40:60] = 0
     spec = load_spec("tuned-front")
     expected = layer_features(spec, "tuned.out", [activations[0, ..., :40], activations[0, ..., 60:]])
-    assert torch.allclose(statistics(activations, mask)[0], expected, atol=2e-3)
+    tuned = torch.cat([statistics(activations, mask), correlations(activations, mask)], dim=1)
+    assert torch.allclose(tuned[0], expected, atol=2e-3)
+
+
+def test_a_neuron_that_never_fires_keeps_the_gradient_finite() -> None:
+    activations = torch.zeros(1, 32, 10, 20, requires_grad=True)
+    correlations(activations, torch.ones(1, 20)).sum().backward()
+    assert activations.grad is not None and torch.isfinite(activations.grad).all()
 
 
 def test_pages_and_classes_are_drawn_alike() -> None:
