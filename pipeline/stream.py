@@ -104,7 +104,7 @@ class StreamMoment(Part):
     """Probability that the speech of these seconds, or of the part that decided, is machine-made, 0 to 1; null if
     nobody speaks."""
     interval: Interval | None
-    """90 % interval of `mean_probability`, lower end first; `overall` follows from it."""
+    """80 % interval of `mean_probability`, lower end first; `overall` follows from it."""
     reasons: tuple[Reason, ...]
     """Why the answer is Inconclusive; empty if it is not."""
 

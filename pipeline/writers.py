@@ -143,7 +143,7 @@ def table_writer(paths: Sequence[str]) -> Write:
         return made
 
     header = table()
-    header.add_row("FILE", "RESULT", "P(FAKE)", "90 % INTERVAL", "SPEECH", "NOTES")
+    header.add_row("FILE", "RESULT", "P(FAKE)", "80 % INTERVAL", "SPEECH", "NOTES")
     console.print(header)
 
     def write(path: str, answer: Answer) -> None:

@@ -18,7 +18,6 @@ def disagreements(
     thresholds: Thresholds,
     operating_point: OperatingPoint = "balanced",
     prior: float = 0.5,
-    sure: float = SURE,
 ) -> list[str]:
     """The places where the results and the numbers of `verdict` disagree; empty if they agree."""
     if verdict.overall == "No Speech":
@@ -43,7 +42,7 @@ def disagreements(
         found.append("decided by a part, where the whole would do")
     p = verdict.mean_probability
     assert p is not None
-    if verdict.overall == "Inconclusive" and operating_point == "balanced" and not 1 - sure <= p <= sure:
+    if verdict.overall == "Inconclusive" and operating_point == "balanced" and not 1 - SURE <= p <= SURE:
         found.append(f"Inconclusive at {p:.3f}")
     if (verdict.overall == "Inconclusive") != bool(verdict.reasons):
         found.append(f"{verdict.overall} for {verdict.reasons}")

@@ -310,7 +310,7 @@ The same clips, where those whose score is nearest to the balanced threshold get
 ## Thresholds
 Log-likelihood ratios: balanced {info.thresholds.balanced:.2f}, recall {info.thresholds.recall:.2f} (at most
 {config.operating_points.recall_miss:.0%} of held-out spoofs missed), precision {info.thresholds.precision:.2f} (at most
-{config.operating_points.precision_false_alarm:.0%} of held-out recordings called fake). A recording whose 90 % interval
+{config.operating_points.precision_false_alarm:.0%} of held-out recordings called fake). A recording whose 80 % interval
 holds a threshold is Inconclusive.
 
 ## Limits

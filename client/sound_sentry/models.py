@@ -39,7 +39,7 @@ class Detail(Answer):
     probability: float
     """Probability that the speech of this stretch is machine-made, 0 to 1."""
     interval: Interval | None = None
-    """90 % interval of `probability`, lower end first."""
+    """80 % interval of `probability`, lower end first."""
 
 
 class SpeakerVerdict(Answer):
@@ -54,7 +54,7 @@ class SpeakerVerdict(Answer):
     probability: float
     """Probability that this speaker is a machine, 0 to 1."""
     interval: Interval | None = None
-    """90 % interval of `probability`, lower end first."""
+    """80 % interval of `probability`, lower end first."""
     speech_seconds: float
     """How long the speaker talks, in seconds."""
 
@@ -88,7 +88,7 @@ class DecidedBy(Answer):
     probability: float
     """Probability that the speech of that part is machine-made, 0 to 1."""
     interval: Interval | None = None
-    """90 % interval of `probability`, lower end first."""
+    """80 % interval of `probability`, lower end first."""
 
 
 class Timeline(Answer):
@@ -192,7 +192,7 @@ class Verdict(Answer):
     score: float | None
     """Calibrated log-likelihood ratio of the whole recording, as a natural logarithm; higher is more machine-like."""
     interval: Interval | None
-    """90 % interval of `mean_probability`, lower end first."""
+    """80 % interval of `mean_probability`, lower end first."""
     reasons: tuple[str, ...]
     """Why the answer is Inconclusive; empty where it is not. `Info.reasons` has a sentence for each."""
     details: tuple[Detail, ...]
@@ -229,7 +229,7 @@ class Verdict(Answer):
 
     @property
     def probability_interval(self) -> Interval | None:
-        """90 % interval of `probability`, lower end first."""
+        """80 % interval of `probability`, lower end first."""
         return self.decided_by.interval if self.decided_by else self.interval
 
 
@@ -449,7 +449,7 @@ class StreamMoment(Answer):
     mean_probability: float | None
     """Probability that the speech of these seconds is machine-made, 0 to 1; None if there is none."""
     interval: Interval | None
-    """90 % interval of `mean_probability`, lower end first."""
+    """80 % interval of `mean_probability`, lower end first."""
     reasons: tuple[str, ...]
     """Why the answer is Inconclusive; empty where it is not."""
 

@@ -143,7 +143,7 @@ def print_table(results: Iterable[FileResult], sentences: Mapping[str, str]) -> 
     table.add_column("FILE", overflow="fold")
     table.add_column("RESULT", no_wrap=True)
     table.add_column("P(FAKE)", justify="right", no_wrap=True)
-    table.add_column("90 % INTERVAL", no_wrap=True)
+    table.add_column("80 % INTERVAL", no_wrap=True)
     table.add_column("SPEECH", justify="right", no_wrap=True)
     table.add_column("NOTES")
     for result in results:

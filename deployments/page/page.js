@@ -286,7 +286,7 @@ function showExact(answer) {
   if (answer.mean_probability !== null) {
     const { probability, interval } = headline(answer)
     facts.push(['Probability', probability.toFixed(4)])
-    facts.push(['90 % interval', interval.map((bound) => bound.toFixed(4)).join(' to ')])
+    facts.push(['80 % interval', interval.map((bound) => bound.toFixed(4)).join(' to ')])
     facts.push(['Log-likelihood ratio of the whole', answer.score.toFixed(4)])
     facts.push(['Confidence |2p − 1| of the whole', percent(answer.confidence)])
   }

@@ -36,7 +36,7 @@ from pipeline.verdict.reasons import AnswerWarning, Reason
 
 @dataclass(frozen=True)
 class Judged:
-    """The results for several parts: their estimate, their probabilities (parts,) and 90 % intervals (parts, 2)."""
+    """The results for several parts: their estimate, their probabilities (parts,) and 80 % intervals (parts, 2)."""
 
     estimate: Estimate
     probabilities: Scores

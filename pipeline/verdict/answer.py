@@ -73,7 +73,7 @@ class Detail(Part):
     probability: Probability
     """Probability that the speech of this stretch is machine-made, 0 to 1."""
     interval: Interval
-    """90 % interval of `probability`, lower end first; `result` follows from it."""
+    """80 % interval of `probability`, lower end first; `result` follows from it."""
 
 
 class SpeakerVerdict(Part):
@@ -88,7 +88,7 @@ class SpeakerVerdict(Part):
     probability: Probability
     """Probability that this speaker is a machine, 0 to 1."""
     interval: Interval
-    """90 % interval of `probability`, lower end first; `result` follows from it."""
+    """80 % interval of `probability`, lower end first; `result` follows from it."""
     speech_seconds: NonNegative
     """How long the speaker talks, in seconds."""
 
@@ -129,7 +129,7 @@ class DecidedBy(Part):
     probability: Probability
     """Probability that the speech of that part is machine-made, 0 to 1."""
     interval: Interval
-    """90 % interval of `probability`, lower end first; all of it is beyond the threshold."""
+    """80 % interval of `probability`, lower end first; all of it is beyond the threshold."""
 
     @property
     def name(self) -> str:
@@ -243,7 +243,7 @@ class Verdict(Part):
     score: Number | None
     """Calibrated log-likelihood ratio of the whole recording, as a natural logarithm; higher is more machine-like."""
     interval: Interval | None
-    """90 % interval of `mean_probability`, lower end first; `overall` follows from it, unless `decided_by` is given."""
+    """80 % interval of `mean_probability`, lower end first; `overall` follows from it, unless `decided_by` is given."""
     reasons: tuple[Reason, ...] = Field(
         description=f"Why the answer is Inconclusive; empty if it is not. {_listed(Reason)}"
     )

@@ -16,9 +16,9 @@ and are in the bundle (`Uncertainty`). Given s, t is normal with
 Source: the normal model with known variance, Gelman et al., Bayesian Data Analysis, 3rd ed., 2.5.
 
 The probability is the mean over all possible t, so uncertainty draws it towards the prior. The interval reaches from
-the 5th to the 95th percentile of t. The result follows from the interval alone: Fake if all of it is at or above the
+the 10th to the 90th percentile of t. The result follows from the interval alone: Fake if all of it is at or above the
 threshold, Real if all of it is below, else Inconclusive. With a threshold and a prior of even odds, an Inconclusive
-answer has a probability between .06 and .94, and comes near these ends only if little is known.
+answer has a probability between .1 and .9.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from pipeline.verdict.reasons import Reason
 
 Scores = NDArray[np.float64]
 
-INTERVAL_Z = 1.645
-"""Half the width of a 90 % interval, in standard deviations."""
+INTERVAL_Z = 1.2816
+"""Half the width of a 80 % interval, in standard deviations."""
 
 ENOUGH_SECONDS: Seconds = 6.0
 """This much speech is enough: a recording with it is never called too short. The category `normal` begins here."""
@@ -81,7 +81,7 @@ class Estimate:
         return mean
 
     def interval(self, prior: float) -> Scores:
-        """The 90 % interval as probabilities of fake, (parts, 2)."""
+        """The 80 % interval as probabilities of fake, (parts, 2)."""
         bounds: Scores = sigmoid(np.column_stack([self.low, self.high]) + log_odds(prior))
         return bounds
 

@@ -21,7 +21,7 @@ from scipy.signal import resample_poly
 from pipeline.audio.decode import decode
 from pipeline.detector import Detector
 from pipeline.types import SAMPLE_RATE, OperatingPoint
-from tests.agreement import SURE, disagreements
+from tests.agreement import disagreements
 from tests.audio import encode
 from tests.pipeline.test_detector import FIELD_DEV, chords
 
@@ -88,11 +88,7 @@ def sounds() -> dict[str, bytes]:
     return {name: encode(samples.astype(np.float32)) for name, samples in made.items()}
 
 
-SURE_OF_LITTLE = 0.94
-"""The bound that `pipeline.verdict.evidence` names. Answers on a second of speech come closer to it than others."""
-
-
-def judge(detector: Detector, files: dict[str, bytes], sure: float = SURE) -> Counter[str]:
+def judge(detector: Detector, files: dict[str, bytes]) -> Counter[str]:
     """How often each result was the answer at the balanced operating point.
 
     Fails if result and numbers disagree at any operating point, and lists all such cases.
@@ -109,7 +105,7 @@ def judge(detector: Detector, files: dict[str, bytes], sure: float = SURE) -> Co
             verdict = detector.classifier.classify(features, point)
             words[verdict.overall] += point == "balanced"
             thresholds = detector.classifier.bundle.info.thresholds
-            if found := disagreements(verdict, thresholds, point, detector.config.decision.prior, sure):
+            if found := disagreements(verdict, thresholds, point, detector.config.decision.prior):
                 wrong[f"{name} at {point}"] = found
     assert wrong == {}
     return words
@@ -156,7 +152,7 @@ def test_over_short_cuts_of_real_recordings(detector: Detector) -> None:
     for path in recordings()[:4]:
         samples = decode((FIELD_DEV / path).read_bytes(), detector.config.limits).waveform.samples
         files |= {f"{path}, {cut:g} s": encode(samples[: round(cut * SAMPLE_RATE)]) for cut in CUTS}
-    judge(detector, files, SURE_OF_LITTLE)
+    judge(detector, files)
 
 
 @needs_field_dev

@@ -235,9 +235,9 @@ def test_below_a_second_nothing_is_said() -> None:
 
 
 def test_more_speech_is_asked_for_where_it_would_settle_the_answer() -> None:
-    verdict = verdict_of(2.0, seconds=2.0)
+    verdict = verdict_of(1.5, seconds=2.0)
     assert (verdict.overall, verdict.reasons) == ("Inconclusive", ("too_short",))
-    assert verdict_of(2.0, seconds=6.0).overall == "Fake"
+    assert verdict_of(1.5, seconds=6.0).overall == "Fake"
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_more_speech_is_asked_for_where_it_would_settle_the_answer() -> None:
     [(None, "mixed_passages"), ((Turn(0, 10, "SPEAKER_00"), Turn(10, 20, "SPEAKER_01")), "mixed_speakers")],
 )
 def test_parts_that_differ_are_named_as_the_reason(turns: tuple[Turn, ...] | None, reason: str) -> None:
-    scores = [-4.0] * 4 + [0.9] * 4 if turns else [-4.0] * 5 + [0.9] * 4
+    scores = [-4.0] * 4 + [1.5] * 4 if turns else [-4.0] * 5 + [1.5] * 4
     verdict = verdict_of(scores, seconds=20.0, turns=turns)
     assert (verdict.overall, verdict.reasons) == ("Inconclusive", (reason,))
 

@@ -38,7 +38,7 @@ def test_estimate_probability_and_interval_are_those_of_bayes_rule(
     fake = 1 / (1 + np.exp(-t) * (1 - prior) / prior)
     assert found.probability(prior)[0] == pytest.approx((fake * posterior).sum(), abs=2e-4)
     below = np.interp([found.low[0], found.high[0]], t, np.cumsum(posterior))
-    assert below == pytest.approx([0.05, 0.95], abs=1e-3)
+    assert below == pytest.approx([0.1, 0.9], abs=1e-3)
     odds = np.array([found.low[0], found.high[0]]) + log_odds(prior)
     assert found.interval(prior)[0] == pytest.approx(1 / (1 + np.exp(-odds)))
     score = found.score(prior)[0] + log_odds(prior)
@@ -144,5 +144,5 @@ def test_what_keeps_an_answer_from_being_settled_is_its_reason(
     assert find_reasons(lambda noise: noise < limit, 0.5, faults, 16.0) == reasons
 
 
-def test_half_an_interval_is_five_percent() -> None:
-    assert 0.5 * math.erfc(INTERVAL_Z / math.sqrt(2)) == pytest.approx(0.05, abs=1e-4)
+def test_what_lies_above_an_interval_is_ten_percent() -> None:
+    assert 0.5 * math.erfc(INTERVAL_Z / math.sqrt(2)) == pytest.approx(0.1, abs=1e-4)
