@@ -110,7 +110,7 @@ def test_the_table_shows_what_decided_and_says_why(
     server.put_up(INFO_ANSWER | sentences, answer)
     assert run(server, clip) == 1
     head, row, speaker = capsys.readouterr().out.splitlines()
-    assert head.split() == ["FILE", "RESULT", "P(FAKE)", "90", "%", "INTERVAL", "SPEECH", "NOTES"]
+    assert head.split() == ["FILE", "RESULT", "P(FAKE)", "80", "%", "INTERVAL", "SPEECH", "NOTES"]
     assert re.split(r"\s{2,}", row)[:5] == [str(clip), "Fake", "0.97", "0.90–0.99", "7.9 s"]
     assert row.endswith("SPEAKER_00 decided, 0.3-1.4 s. There is too much noise. Seen before.")
     assert speaker.split()[:3] == ["SPEAKER_00", "Fake", "0.72"]
