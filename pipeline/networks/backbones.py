@@ -154,10 +154,10 @@ def load_backbone(
             raise ConfigurationError(f"there is no backbone {name}: choose {known}")
     # CAM++ takes (time, frequency); its front takes (frequency, time), like an image.
     turned = name == "campplus-front"
+    centres = band_centres(spectrum)
 
     def front_end(samples: Tensor, hidden: Sequence[Hertz]) -> Tensor:
         energies = filterbank(samples, spectrum)[None]
-        centres = band_centres(spectrum)
         for low_hz, high_hz in hidden:
             energies[..., (centres >= low_hz) & (centres < high_hz)] = 0  # the mean over time is 0
         return energies.transpose(1, 2) if turned else energies
