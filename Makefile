@@ -5,12 +5,13 @@ PORT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SERVED := tests/deployments tests/client
-ON_RAY := $(SERVED) tests/tune/test_cluster.py
+CLUSTERS := $(addprefix tests/, deployments/bulk deployments/test_embedded.py deployments/test_launch.py \
+  deployments/test_placement.py tune/test_cluster.py)
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help env models serve test test-graph test-parts lint bench lock manifests docs
+.PHONY: help env models serve test test-graph test-clusters test-parts lint bench lock manifests docs
 .DELETE_ON_ERROR:
 
 help:
@@ -50,16 +51,19 @@ unexport PYTHONDONTWRITEBYTECODE
 # What starts Ray waits much and computes little: the rest fills the gaps, and gives way.
 test: models
 	@bash ops/system-packages test
-	@echo 'Three things at once: style and types, the tests that start Ray, the others. Each prints its results when it is done.'
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target lint test-graph test-parts
+	@echo 'Four things at once: style and types, and three parts of the tests. Each prints its results when it is done.'
+	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target lint test-graph test-clusters test-parts
 
-# In turn, so that the graph of the first is gone when the cluster of the second starts.
+# One served graph, which most of them share.
 test-graph:
-	$(BIN)/pytest $(SERVED)
-	$(BIN)/pytest $(filter-out $(SERVED),$(ON_RAY))
+	$(BIN)/pytest $(SERVED) $(CLUSTERS:%=--ignore=%)
+
+# Each file starts Ray in its own way.
+test-clusters:
+	$(BIN)/pytest $(CLUSTERS)
 
 test-parts:
-	nice -n 10 $(BIN)/pytest $(ON_RAY:%=--ignore=%)
+	nice -n 10 $(BIN)/pytest $(foreach folder,$(SERVED) $(CLUSTERS),--ignore=$(folder))
 
 lint: env
 	$(BIN)/ruff check .

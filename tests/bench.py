@@ -88,6 +88,9 @@ CASES = (
     Case(16, 10, diarized_every=10),
 )
 
+PROFILED = Case(16, 10)
+"""The load whose CPU time is told apart by process."""
+
 
 @dataclass(frozen=True)
 class Service:
@@ -285,6 +288,7 @@ def load_tables(detector: Detector, services: list[Service], rounds: int, second
             table.add_row(case.name, name, *figures(case, found, loads[case][services[0].name], alone.get(case)))
         table.add_section()
     yield table
+    yield profile_table(services, loads[PROFILED])
     memory = Table(title="Peak memory of each kind of process, MiB", title_justify="left")
     for heading in ("", "process", "MiB"):
         memory.add_column(heading, justify="left" if not heading else "right")
@@ -292,6 +296,23 @@ def load_tables(detector: Detector, services: list[Service], rounds: int, second
         for process, mib in sorted(peak_mib(service.pids).items(), key=lambda peak: -peak[1]):
             memory.add_row(service.name, process, f"{mib}")
     yield memory
+
+
+def profile_table(services: list[Service], loads: dict[str, list[Load]]) -> Table:
+    """The CPU time that an answer takes in each kind of process, of the service and of Ray."""
+    table = Table(title=f"CPU ms for an answer, by process: {PROFILED.name}", title_justify="left")
+    spent: dict[str, dict[str, float]] = {}
+    for service in services:
+        answers = sum(load.answers for load in loads[service.name])
+        for name in {name for load in loads[service.name] for name in load.cpu_seconds_by}:
+            seconds = sum(load.cpu_seconds_by.get(name, 0.0) for load in loads[service.name])
+            spent.setdefault(name, {})[service.name] = seconds * 1_000 / answers
+    table.add_column("")
+    for service in services:
+        table.add_column(service.name, justify="right")
+    for name, by_service in sorted(spent.items(), key=lambda row: -max(row[1].values())):
+        table.add_row(name, *(f"{by_service[s.name]:.1f}" if s.name in by_service else "" for s in services))
+    return table
 
 
 def time_detector(detector: Detector, data: bytes, seconds: float) -> list[float]:

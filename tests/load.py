@@ -20,17 +20,22 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Load:
-    """The results of a load: the seconds of each request, the total seconds, and the CPU seconds of the service."""
+    """The results of a load: the seconds of each request, the total seconds, and the CPU seconds of the service's
+    processes, by what they are."""
 
     latencies: list[float] = field(default_factory=list)
     diarized_latencies: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    cpu_seconds_by: dict[str, float] = field(default_factory=dict)
     client_cpu_seconds: float = 0.0
 
     @property
     def answers(self) -> int:
         return len(self.latencies) + len(self.diarized_latencies)
+
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self.cpu_seconds_by.values())
 
     @property
     def rate(self) -> float:
@@ -73,7 +78,8 @@ def put_load(
         thread.start()
     for thread in threads:
         thread.join()
-    load.seconds, load.cpu_seconds = time.perf_counter() - began, cpu_seconds(pids) - cpu
+    load.seconds = time.perf_counter() - began
+    load.cpu_seconds_by = {name: seconds - cpu.get(name, 0.0) for name, seconds in cpu_seconds(pids).items()}
     load.client_cpu_seconds = time.process_time() - own
     if failures:
         raise RuntimeError(failures[0])
@@ -91,25 +97,38 @@ def _children(pid: int) -> Iterator[int]:
             yield from map(int, file.read_text().split())
 
 
-def cpu_seconds(pids: list[int]) -> float:
-    """The CPU time of the processes so far, in seconds."""
-    ticks = 0
+def cpu_seconds(pids: list[int]) -> dict[str, float]:
+    """The CPU time of the processes so far, in seconds, by what they are. That of ended children counts as theirs."""
+    seconds: dict[str, float] = {}
     for pid in pids:
         with suppress(OSError):
             after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(after_name[11]) + int(after_name[12])
-    return ticks / TICKS
+            seconds[kind(pid)] = seconds.get(kind(pid), 0.0) + sum(map(int, after_name[11:15])) / TICKS
+    return seconds
 
 
 def peak_mib(pids: list[int]) -> dict[str, int]:
-    """The peak memory of the processes in MiB, by name. If several have the same name, the largest counts."""
+    """The peak memory of the processes in MiB, by what they are. Of several of a kind, the largest counts."""
     peaks: dict[str, int] = {}
     for pid in pids:
         with suppress(OSError):
             rows = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
             if "VmHWM" in rows:
-                name = (
-                    Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0].rpartition("/")[2] or rows["Name"].strip()
-                )
-                peaks[name] = max(peaks.get(name, 0), int(rows["VmHWM"].split()[0]) // 1024)
+                peaks[kind(pid)] = max(peaks.get(kind(pid), 0), int(rows["VmHWM"].split()[0]) // 1024)
     return peaks
+
+
+def kind(pid: int) -> str:
+    """What a process is: the class of a Ray actor, the module or script that Python runs, or its program.
+
+    Raises OSError if it has ended.
+    """
+    program, *arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    if program.startswith("ray::"):
+        return program.rpartition(":")[2].partition(".")[0].strip()  # ray::ServeReplica:application:Stage.method
+    name = Path(program).name
+    if not name.startswith("python"):
+        return name
+    if "-m" in arguments:
+        return arguments[arguments.index("-m") + 1]
+    return next((Path(argument).name for argument in arguments if argument.endswith(".py")), name)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,14 +46,18 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(disk: Path) -> Iterator[Cluster]:
     with ray_cluster(num_cpus=0) as cluster, ExitStack() as stack:
         node = f"{BIN / 'ray'} start --block --address={cluster.address} --num-cpus=1"
-        for number in range(2):
+        for nodes in (2, 3):
             command = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {disk} && exec {node}"]
-            log = cluster.folder / f"node{number}.log"
+            log = cluster.folder / f"node{nodes}.log"
             process = stack.enter_context(running(command, cluster.environment, log, signal.SIGTERM))
             stack.callback(kill_family, process.pid)
             # One after the other: two that start at once on one machine may choose the same ports.
-            wait_until(lambda: len(alive(cluster)) == number + 2, 120)  # noqa: B023
+            wait_until(partial(has_nodes, cluster, nodes), 120)
         yield cluster
+
+
+def has_nodes(cluster: Cluster, count: int) -> bool:
+    return len(alive(cluster)) == count
 
 
 def alive(cluster: Cluster) -> list[str]:
