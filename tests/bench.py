@@ -94,11 +94,11 @@ PROFILED = Case(16, 10)
 
 @dataclass(frozen=True)
 class Service:
-    """A service under load: its address and its processes."""
+    """A service under load: its address, and what finds its processes. More start under load."""
 
     name: str
     url: str
-    pids: list[int]
+    pids: Callable[[], list[int]]
 
 
 def main() -> None:
@@ -237,7 +237,7 @@ def peer() -> Iterator[Service]:
         running(command, dict(os.environ), Path(folder) / "peer.log", SIGTERM) as process,
     ):
         wait_until(lambda: _answers(f"{url}/docs"), 300)
-        yield Service("plain app", url, family(process.pid))
+        yield Service("plain app", url, lambda: family(process.pid))
 
 
 @contextmanager
@@ -248,7 +248,8 @@ def graph(name: str, config: dict[str, Any]) -> Iterator[Service]:
     application["deployments"] = [one for one in application["deployments"] if not one["name"].startswith("Job")]
     before = set(family(os.getpid()))
     with ray_cluster() as cluster, served_graph(cluster, config) as url:
-        yield Service(name, url, sorted(set(family(os.getpid())) - before))
+        started = [pid for pid in family(os.getpid()) if pid not in before]
+        yield Service(name, url, lambda: sorted({member for pid in started for member in family(pid)}))
 
 
 def _answers(url: str) -> bool:
@@ -293,7 +294,7 @@ def load_tables(detector: Detector, services: list[Service], rounds: int, second
     for heading in ("", "process", "MiB"):
         memory.add_column(heading, justify="left" if not heading else "right")
     for service in services:
-        for process, mib in sorted(peak_mib(service.pids).items(), key=lambda peak: -peak[1]):
+        for process, mib in sorted(peak_mib(service.pids()).items(), key=lambda peak: -peak[1]):
             memory.add_row(service.name, process, f"{mib}")
     yield memory
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,12 +43,18 @@ class Load:
 
 
 def put_load(
-    url: str, upload: bytes, clients: int, seconds: float, pids: list[int], *, diarized_every: int | None = None
+    url: str,
+    upload: bytes,
+    clients: int,
+    seconds: float,
+    pids: Callable[[], list[int]],
+    *,
+    diarized_every: int | None = None,
 ) -> Load:
     """Run a number of clients at once. Each sends `upload` again and again for `seconds`, and waits for each answer.
 
-    `pids` are the processes of the service. One of `diarized_every` requests is diarized. Raises RuntimeError for an
-    answer that is not a verdict.
+    `pids` finds the processes of the service, before and after. One of `diarized_every` requests is diarized. Raises
+    RuntimeError for an answer that is not a verdict.
     """
     plain, diarized = (
         httpx.Request("POST", f"{url}/predict", files={"audio": ("clip", upload)}, data={"use_diarization": tick})
@@ -73,13 +79,13 @@ def put_load(
         connection.close()
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
-    began, cpu, own = time.perf_counter(), cpu_seconds(pids), time.process_time()
+    began, cpu, own = time.perf_counter(), cpu_seconds(pids()), time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     load.seconds = time.perf_counter() - began
-    load.cpu_seconds_by = {name: seconds - cpu.get(name, 0.0) for name, seconds in cpu_seconds(pids).items()}
+    load.cpu_seconds_by = {name: seconds - cpu.get(name, 0.0) for name, seconds in cpu_seconds(pids()).items()}
     load.client_cpu_seconds = time.process_time() - own
     if failures:
         raise RuntimeError(failures[0])
@@ -123,12 +129,14 @@ def kind(pid: int) -> str:
 
     Raises OSError if it has ended.
     """
-    program, *arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    if program.startswith("ray::"):
-        return program.rpartition(":")[2].partition(".")[0].strip()  # ray::ServeReplica:application:Stage.method
+    title = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    if title.startswith("ray::"):
+        return title.rpartition(":")[2].partition(".")[0].strip()  # ray::ServeReplica:application:Stage.method
+    program, *arguments = title.split()
     name = Path(program).name
     if not name.startswith("python"):
         return name
     if "-m" in arguments:
         return arguments[arguments.index("-m") + 1]
-    return next((Path(argument).name for argument in arguments if argument.endswith(".py")), name)
+    scripts = [argument for argument in arguments if not argument.startswith("-")]
+    return Path(scripts[0]).name if scripts and "-c" not in arguments else name
