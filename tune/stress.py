@@ -34,6 +34,7 @@ from tune.cluster import connect
 from tune.command import finish, run
 from tune.corpora.augment import CONDITIONS
 from tune.corpora.manifest import Clip
+from tune.errors import CorpusError
 from tune.extract import Recipe, add_corpus_arguments, extract, load_clips, load_table
 from tune.places import local_folder
 from tune.reports.metrics import auc, eer
@@ -44,6 +45,7 @@ from tune.training.validate import Trained, TrainingConfig, require_calibration
 
 FOLDS = FoldsConfig(by="site", at_once=5)
 LENGTHS: tuple[Seconds, ...] = (2, 5, 10, 30, 60, 300, 600)
+REAL_CLIPS = 5
 HEADING = "## Under stress"
 PREAMBLE = """Detectors trained in the same way, each judging sites it was not trained on (`python -m tune.stress`).
 """
@@ -83,13 +85,18 @@ def robustness(
     return rows
 
 
-def false_alarms(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) -> dict[str, Any]:
-    """Verdicts on real speech of each of LENGTHS, about `seconds` of it each. A recording joins clips of one site."""
+def real_speech(clips: Sequence[Clip]) -> list[list[Clip]]:
+    """The clips of real speech of each site that has at least REAL_CLIPS of them."""
     by_site = defaultdict(list)
     for clip in clips:
         if not clip.is_spoof:
             by_site[clip.site].append(clip)
-    sites = [own for own in by_site.values() if len(own) >= 5]
+    return [own for own in by_site.values() if len(own) >= REAL_CLIPS]
+
+
+def false_alarms(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) -> dict[str, Any]:
+    """Verdicts on real speech of each of LENGTHS, about `seconds` of it each. A recording joins clips of one site."""
+    sites = real_speech(clips)
     found: dict[str, Any] = {}
     for length in LENGTHS:
         counts: dict[str, int] = defaultdict(int)
@@ -228,6 +235,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_calibration(clips, make_folds(clips, FOLDS), config.calibration)
     clean = load_table(arguments, clips, config.features, config.draws, config.vocoded)
     folds = make_folds(clean.clips, FOLDS)
+    if not all(real_speech([clean.clips[i] for i in fold.test]) for fold in folds):
+        raise CorpusError(
+            f"the sites are tested {FOLDS.at_once} at a time, and among these no site has {REAL_CLIPS} clips of real "
+            "speech: add recordings"
+        )
     connect(arguments.address)
     trained = train_folds(config, clean, folds)
     print(f"{len(folds)} detectors trained", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,9 @@ from tests.audio import encode
 from tests.graph import family
 from tests.nodes import Sleeper, two_nodes
 from tests.tune.synthetic import stand_in_for_hifigan, write_corpus
+from tune import stress
 from tune.cluster import map_with_actors
+from tune.corpora.augment import CONDITIONS
 from tune.corpora.manifest import Clip, read_manifest, write_manifest
 from tune.errors import CorpusError
 from tune.evaluate import main as evaluate_main
@@ -415,6 +418,42 @@ def test_evaluation_scores_as_the_detector_does(corpus: Path, cache: Path, extra
     assert metrics["results"]["bonafide"]["error"] == 1
     report = (tmp_path / "out" / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 5 and "trained on 24" in report
+
+
+@pytest.fixture
+def short_stress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One site at a time, one length, and one channel."""
+    monkeypatch.setattr(stress, "FOLDS", FoldsConfig(by="site"))
+    monkeypatch.setattr(stress, "LENGTHS", (3,))
+    monkeypatch.setattr(stress, "CONDITIONS", {"telephone": CONDITIONS["telephone"]})
+
+
+def test_a_detector_is_put_under_stress(
+    corpus: Path, cache: Path, extracted: Table, tmp_path: Path, short_stress: None
+) -> None:
+    clips = [replace(clip, site=f"site{number // 2 % 2}") for number, clip in enumerate(read_manifest(corpus))]
+    write_manifest(tmp_path / "sites.csv", clips)
+    (tmp_path / "card.md").write_text("# A card\n")
+    arguments = [f"--config={grid_free(tmp_path)}", f"--cache={cache}", f"--out={tmp_path / 'out'}", "--actors=1"]
+    extent = ["--clips=12", "--seconds=12", "--mixtures=4", f"--card={tmp_path / 'card.md'}"]
+    stress.main([f"--manifest={tmp_path / 'sites.csv'}", *arguments, *extent])
+    found = json.loads((tmp_path / "out" / "stress.json").read_text())
+    assert {name: row["clips"] for name, row in found["robustness"].items()} == {"clean": 12, "telephone": 12}
+    assert sum(found["false_alarms"]["3"].values()) == 4
+    counts = {kind: re.findall(r"\d+", found["mixed"][f"{kind}_speakers"]) for kind in ("synthetic", "real")}
+    assert {kind: sum(map(int, each)) for kind, each in counts.items()} == {"synthetic": 4, "real": 12}
+    table = (tmp_path / "out" / "stress.md").read_text()
+    assert (tmp_path / "card.md").read_text() == f"# A card\n\n{stress.HEADING}\n{stress.PREAMBLE}\n{table}"
+
+
+def test_stress_needs_real_speech_of_one_site(
+    corpus: Path, cache: Path, extracted: Table, tmp_path: Path, short_stress: None
+) -> None:
+    clips = [replace(clip, site=f"site{number // 6}") for number, clip in enumerate(read_manifest(corpus))]
+    write_manifest(tmp_path / "sites.csv", clips)
+    arguments = [f"--config={grid_free(tmp_path)}", f"--cache={cache}", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(CorpusError, match="no site has 5 clips of real speech"):
+        stress.main([f"--manifest={tmp_path / 'sites.csv'}", *arguments])
 
 
 def grid_free(tmp_path: Path) -> Path:
