@@ -360,7 +360,9 @@ def read_to_end(terminal: int) -> str:
 
 def test_progress_is_shown_on_a_terminal_and_kept_out_of_the_answers(clip: Path) -> None:
     terminal, stderr = pty.openpty()
-    with subprocess.Popen([*COMMAND, "--json", clip], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr) as process:
+    command = [*COMMAND, "--json", str(clip)]
+    environment = os.environ | {"TERM": "xterm"}  # a terminal that can move its cursor
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr) as process:
         os.close(stderr)
         assert process.stdout is not None
         assert json.loads(process.stdout.read())["filename"] == str(clip)
