@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
 import numpy as np
 from axe_playwright_python.sync_playwright import Axe
@@ -38,6 +39,11 @@ def is_off(page: Page) -> bool:
     return bool(page.evaluate("window.microphone.getTracks().every((track) => track.readyState === 'ended')"))
 
 
+def wait_for_time(page: Page, before: str) -> None:
+    """Wait until the clock shows none of the times `before`. On a busy machine it may miss any single one."""
+    expect(page.locator("#live-time")).not_to_have_text(re.compile(f"^{before}$"), timeout=ANSWER_MS)
+
+
 def test_every_half_second_has_an_answer_and_then_the_whole(page: Page, ten_seconds: NDArray[np.float32]) -> None:
     speak(page, encode(ten_seconds))
     page.click("#guard")
@@ -48,7 +54,7 @@ def test_every_half_second_has_an_answer_and_then_the_whole(page: Page, ten_seco
     assert page.text_content("#live-word") in ("Real", "Fake", "Inconclusive")
     assert page.title() == f"{page.text_content('#live-word')} – Sound Sentry"
     expect(page.locator("#live-gauge .gauge-mark")).to_be_visible()
-    expect(page.locator("#live-time")).to_have_text("0:07", timeout=ANSWER_MS)
+    wait_for_time(page, "0:0[0-6]")
     assert Axe().run(page).violations_count == 0
     page.click("#live-stop")
     expect(page.locator("#name")).to_have_text("recording.webm", timeout=ANSWER_MS)
@@ -85,7 +91,7 @@ def test_what_was_recorded_is_judged_though_the_stream_breaks(page: Page, ten_se
     page.route_web_socket("**/stream", lambda socket: sockets.append(socket))  # which answers nothing
     speak(page, encode(ten_seconds))
     page.click("#guard")
-    expect(page.locator("#live-time")).to_have_text("0:03")
+    wait_for_time(page, "0:0[0-2]")
     sockets[0].close(code=1011)
     expect(page.locator("#overall")).to_be_visible(timeout=ANSWER_MS)
     expect(page.locator("#name")).to_have_text("recording.webm")
