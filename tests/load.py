@@ -132,6 +132,8 @@ def kind(pid: int) -> str:
     title = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     if title.startswith("ray::"):
         return title.rpartition(":")[2].partition(".")[0].strip()  # ray::ServeReplica:application:Stage.method
+    if not title:
+        raise ProcessLookupError(f"process {pid} has ended")
     program, *arguments = title.split()
     name = Path(program).name
     if not name.startswith("python"):

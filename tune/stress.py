@@ -237,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folds = make_folds(clean.clips, FOLDS)
     if not all(real_speech([clean.clips[i] for i in fold.test]) for fold in folds):
         raise CorpusError(
-            f"the sites are tested {FOLDS.at_once} at a time, and among these no site has {REAL_CLIPS} clips of real "
-            "speech: add recordings"
+            f"sites are tested {FOLDS.at_once} at a time, and one such group has no site with {REAL_CLIPS} clips of "
+            "real speech: add recordings"
         )
     connect(arguments.address)
     trained = train_folds(config, clean, folds)

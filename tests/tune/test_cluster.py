@@ -452,7 +452,7 @@ def test_stress_needs_real_speech_of_one_site(
     clips = [replace(clip, site=f"site{number // 6}") for number, clip in enumerate(read_manifest(corpus))]
     write_manifest(tmp_path / "sites.csv", clips)
     arguments = [f"--config={grid_free(tmp_path)}", f"--cache={cache}", f"--out={tmp_path / 'out'}"]
-    with pytest.raises(CorpusError, match="no site has 5 clips of real speech"):
+    with pytest.raises(CorpusError, match="no site with 5 clips of real speech"):
         stress.main([f"--manifest={tmp_path / 'sites.csv'}", *arguments])
 
 
