@@ -56,14 +56,14 @@ test: models
 
 # One served graph, which most of them share.
 test-graph:
-	$(BIN)/pytest $(SERVED) $(CLUSTERS:%=--ignore=%)
+	$(BIN)/pytest $(SERVED) $(addprefix --ignore=,$(CLUSTERS))
 
 # Each file starts Ray in its own way.
 test-clusters:
 	$(BIN)/pytest $(CLUSTERS)
 
 test-parts:
-	nice -n 10 $(BIN)/pytest $(foreach folder,$(SERVED) $(CLUSTERS),--ignore=$(folder))
+	nice -n 10 $(BIN)/pytest $(addprefix --ignore=,$(SERVED) $(CLUSTERS))
 
 lint: env
 	$(BIN)/ruff check .

@@ -41,8 +41,8 @@ from pipeline.config import ROOT
 from pipeline.detector import Detector
 from pipeline.types import Recording, go_on
 from tests.audio import encode
-from tests.graph import free_port, ray_cluster, running, serve_config, served_graph, wait_until
-from tests.load import Load, family, peak_mib, put_load
+from tests.graph import family, free_port, ray_cluster, running, serve_config, served_graph, wait_until
+from tests.load import Load, peak_mib, put_load
 
 START = 7
 CLIP_SECONDS = (2, 4, 10, 60)

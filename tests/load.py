@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,17 +90,6 @@ def put_load(
     if failures:
         raise RuntimeError(failures[0])
     return load
-
-
-def family(pid: int) -> list[int]:
-    """A process and all its running descendants."""
-    return [pid, *(member for child in _children(pid) for member in family(child))]
-
-
-def _children(pid: int) -> Iterator[int]:
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            yield from map(int, file.read_text().split())
 
 
 def cpu_seconds(pids: list[int]) -> dict[str, float]:

@@ -94,6 +94,15 @@ def real_speech(clips: Sequence[Clip]) -> list[list[Clip]]:
     return [own for own in by_site.values() if len(own) >= REAL_CLIPS]
 
 
+def require_real_speech(clips: Sequence[Clip], folds: Sequence[Fold]) -> None:
+    """Raises CorpusError if the test part of a fold has no site that `real_speech` can use."""
+    if not all(real_speech([clips[i] for i in fold.test]) for fold in folds):
+        raise CorpusError(
+            f"sites are tested {FOLDS.at_once} at a time, and one such group has no site with {REAL_CLIPS} clips of "
+            "real speech: add recordings"
+        )
+
+
 def false_alarms(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) -> dict[str, Any]:
     """Verdicts on real speech of each of LENGTHS, about `seconds` of it each. A recording joins clips of one site."""
     sites = real_speech(clips)
@@ -233,13 +242,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(TrainingConfig, arguments.config)
     clips = load_clips(arguments, config.speakers_of)
     require_calibration(clips, make_folds(clips, FOLDS), config.calibration)
+    require_real_speech(clips, make_folds(clips, FOLDS))
     clean = load_table(arguments, clips, config.features, config.draws, config.vocoded)
     folds = make_folds(clean.clips, FOLDS)
-    if not all(real_speech([clean.clips[i] for i in fold.test]) for fold in folds):
-        raise CorpusError(
-            f"sites are tested {FOLDS.at_once} at a time, and one such group has no site with {REAL_CLIPS} clips of "
-            "real speech: add recordings"
-        )
+    require_real_speech(clean.clips, folds)  # again, because bad files are left out now
     connect(arguments.address)
     trained = train_folds(config, clean, folds)
     print(f"{len(folds)} detectors trained", file=sys.stderr)

@@ -446,14 +446,15 @@ def test_a_detector_is_put_under_stress(
     assert (tmp_path / "card.md").read_text() == f"# A card\n\n{stress.HEADING}\n{stress.PREAMBLE}\n{table}"
 
 
-def test_stress_needs_real_speech_of_one_site(
-    corpus: Path, cache: Path, extracted: Table, tmp_path: Path, short_stress: None
+def test_stress_without_enough_real_speech_is_refused_before_anything_is_extracted(
+    corpus: Path, tmp_path: Path, short_stress: None
 ) -> None:
     clips = [replace(clip, site=f"site{number // 6}") for number, clip in enumerate(read_manifest(corpus))]
     write_manifest(tmp_path / "sites.csv", clips)
-    arguments = [f"--config={grid_free(tmp_path)}", f"--cache={cache}", f"--out={tmp_path / 'out'}"]
+    arguments = [f"--manifest={tmp_path / 'sites.csv'}", f"--config={grid_free(tmp_path)}"]
     with pytest.raises(CorpusError, match="no site with 5 clips of real speech"):
-        stress.main([f"--manifest={tmp_path / 'sites.csv'}", *arguments])
+        stress.main([*arguments, f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "cache").exists()
 
 
 def grid_free(tmp_path: Path) -> Path:
