@@ -208,8 +208,9 @@ def statistics(activations: Tensor, mask: Tensor) -> Tensor:
     count = m.sum(dim=2).clamp(min=1)
     mean = (x * m).sum(dim=2) / count
     deviations = (x - mean[..., None]) * m
-    sd = (deviations.square().sum(dim=2) / count + 1e-8).sqrt()
-    skewness = (deviations / sd.clamp(min=1e-5)[..., None]).pow(3).sum(dim=2) / count
+    squares = deviations.square()
+    sd = (squares.sum(dim=2) / count + 1e-8).sqrt()
+    skewness = (squares * deviations).sum(dim=2) / count / sd.pow(3)
     changes = []
     for lag in (1, 4):
         both = m[..., lag:] * m[..., :-lag]
@@ -225,12 +226,12 @@ def correlations(activations: Tensor, mask: Tensor) -> Tensor:
     `pipeline.networks.tkan` defines it."""
     m = mask[:, None, None]
     count = m.sum(dim=-1, keepdim=True).clamp(min=1)
-    deviations = (activations - (activations * m).sum(dim=-1, keepdim=True) / count) * m
+    deviations = ((activations - (activations * m).sum(dim=-1, keepdim=True) / count) * m).transpose(1, 2)
+    covariances = deviations @ deviations.transpose(2, 3) / count  # (batch, frequencies, channels, channels)
     # The small number keeps the gradient finite for a neuron that never fires.
-    standardized = deviations / (deviations.square().sum(dim=-1, keepdim=True) / count + 1e-8).sqrt()
-    fired = standardized.transpose(1, 2)
-    first, second = torch.triu_indices(fired.shape[2], fired.shape[2], offset=1, device=fired.device)
-    alike = (fired @ fired.transpose(2, 3) / count)[:, :, first, second]  # (batch, frequencies, pairs)
+    sd = (covariances.diagonal(dim1=2, dim2=3) + 1e-8).sqrt()
+    first, second = torch.triu_indices(sd.shape[2], sd.shape[2], offset=1, device=sd.device)
+    alike = covariances[:, :, first, second] / (sd[:, :, first] * sd[:, :, second])  # (batch, frequencies, pairs)
     return torch.cat([part.mean(dim=1) for part in alike.tensor_split(RANGES, dim=1)], dim=1)
 
 
