@@ -139,13 +139,10 @@ class Bundle:
     def scorer(self, *, narrow: bool = False) -> Scorer:
         """The head to score a recording with: for a narrow band the one made for it, if there is one."""
         info = self.info
-        wide = {name: array for name, array in self.arrays.items() if not name.startswith(NARROW)}
         if narrow and info.narrow:
-            of_narrow_head = {
-                name.removeprefix(NARROW): array for name, array in self.arrays.items() if name.startswith(NARROW)
-            }
-            return Scorer(of_narrow_head or wide, info.narrow.calibration, info.narrow.uncertainty, info.narrow.trusted)
-        return Scorer(wide, info.calibration, info.uncertainty, humans=info.humans)
+            arrays = head_arrays(self.arrays, narrow=True)
+            return Scorer(arrays, info.narrow.calibration, info.narrow.uncertainty, info.narrow.trusted)
+        return Scorer(head_arrays(self.arrays, narrow=False), info.calibration, info.uncertainty, humans=info.humans)
 
     def certainty(self, score: float) -> float | None:
         """The share of the tested clips whose scores lie nearer to zero than `score`; 1 beyond the half that the bundle
@@ -188,6 +185,14 @@ class Bundle:
             ) from error
         except SafetensorError as error:
             raise BundleError(f"model bundle {folder.name} has unreadable arrays: copy the bundle again") from error
+
+
+def head_arrays(arrays: Arrays, *, narrow: bool) -> Arrays:
+    """Of the arrays of a bundle those of the head for narrow bands, if there is one, or those of the other head."""
+    of_narrow_head = {name.removeprefix(NARROW): array for name, array in arrays.items() if name.startswith(NARROW)}
+    if narrow and of_narrow_head:
+        return of_narrow_head
+    return {name: array for name, array in arrays.items() if not name.startswith(NARROW)}
 
 
 def save_bundle(folder: Path, info: BundleInfo, arrays: Arrays, model_card: str, front: Arrays | None = None) -> Bundle:

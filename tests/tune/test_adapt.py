@@ -176,7 +176,7 @@ def test_a_correction_is_added_to_any_head(head: str) -> None:
         "tuned": {
             "weight": draw(20),
             "bias": draw(1),
-            "hidden": draw(20, 3),
+            "hidden": draw(16, 3),
             "hidden_bias": draw(3),
             "output": draw(3),
         },

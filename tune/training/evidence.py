@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.types import Quality, Recording, Seconds, Segment, Speech, Waveform
-from pipeline.verdict.bundle import Arrays, Calibration, Uncertainty
+from pipeline.verdict.bundle import Arrays, Calibration, Uncertainty, head_arrays
 from pipeline.verdict.head import raw_scores, standardize
 from pipeline.verdict.windows import total_seconds
 
@@ -36,13 +36,14 @@ class Measured:
 
 
 def measure(extractor: TkanExtractor, arrays: Arrays, waveform: Waveform, speech: tuple[Segment, ...]) -> Measured:
-    """Measure a recording's speech with the head `arrays`, in the same steps as serving."""
+    """Measure a recording's speech with the head for its band, in the same steps as serving."""
     sizes = list(layer_sizes(extractor).values())
     spoken = Speech(speech, waveform.duration_seconds, "wav")
     features = extractor.extract(Recording(waveform, "wav"), spoken, None)
-    standardized = standardize(arrays, features.vectors, sizes)
+    head = head_arrays(arrays, narrow=features.narrow)
+    standardized = standardize(head, features.vectors, sizes)
     return Measured(
-        scores=raw_scores(arrays, standardized),
+        scores=raw_scores(head, standardized),
         novelty=float(np.square(standardized, dtype=np.float64).mean()),
         quality=features.quality,
         narrow=features.narrow,

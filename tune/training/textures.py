@@ -43,11 +43,13 @@ class TexturesConfig(Strict):
 
 @dataclass(frozen=True)
 class Textured:
-    """The textures of a clip, or of a copy of it through a channel: `vectors` (windows, features)."""
+    """The textures of a clip, or of a copy of it through a channel: `vectors` (windows, features). `narrow`: whether
+    they are for the head for narrow bands, over a telephone line and with nothing above its band."""
 
     sample: Sample
     vectors: NDArray[np.float32]
     is_copy: bool = False
+    narrow: bool = False
 
 
 def fit_textures(clips: Sequence[Textured], config: TexturesConfig) -> Arrays:
@@ -102,13 +104,11 @@ def weigh(clips: Sequence[Textured], config: TexturesConfig) -> NDArray[np.float
 def join(tuned: Arrays, textures: Arrays, share: float) -> Arrays:
     """The arrays of a tuned head whose raw score is the score of `tuned` plus `share` times the score of `textures`.
 
-    Features that only one of the two parts reads have weight 0 in the other.
+    The features of `tuned` come first.
     """
-    count, units = len(textures["mean"]), tuned["hidden"].shape[1]
     return tuned | {
         "mean": np.concatenate([tuned["mean"], textures["mean"]]),
         "scale": np.concatenate([tuned["scale"], textures["scale"]]),
         "weight": np.concatenate([tuned["weight"], np.float32(share) * textures["weight"]]),
         "bias": tuned["bias"] + np.float32(share) * textures["bias"],
-        "hidden": np.concatenate([tuned["hidden"], np.zeros((count, units), np.float32)]),
     }

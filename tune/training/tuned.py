@@ -21,10 +21,10 @@ from pipeline.config import DetectorConfig, Strict
 from pipeline.errors import InputError
 from pipeline.networks.front import Parameters, front_parameters, pair, published_front
 from pipeline.networks.spec import load_spec
-from pipeline.stages.extract import TkanExtractor
+from pipeline.stages.extract import ABOVE_TELEPHONE, TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
-from pipeline.types import Recording, Segment, Speech, Waveform
-from pipeline.verdict.bundle import Arrays, Calibration, NarrowBand, Thresholds, Uncertainty
+from pipeline.types import Hertz, Recording, Segment, Speech, Waveform
+from pipeline.verdict.bundle import NARROW, Arrays, Calibration, NarrowBand, Thresholds, Uncertainty
 from pipeline.verdict.windows import plan_windows
 from tune.corpora.augment import LAW, TELEPHONE, add_noise, augment
 from tune.corpora.manifest import Clip
@@ -43,6 +43,7 @@ TEXTURE_WINDOWS = 3
 """The most windows of a clip, evenly spread, that its textures are fitted on."""
 
 ANY_CHANNEL = FrontConfig(channel_share=1, telephone_share=0)
+ANY_LINE = FrontConfig(channel_share=0, telephone_share=1)
 
 CUTS = (1.0, 2.0)
 """Seconds of speech that held-out clips are cut to, to measure the errors on short recordings."""
@@ -138,35 +139,45 @@ def _read(
 
 
 def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> list[list[Textured]]:
-    """The textures of each of `samples`, and of a copy of it through a random channel.
+    """The textures of each of `samples`, of a copy of it through a random channel, and of one over a telephone line.
 
-    Halves of copy-synthesis pairs get no such copy. The channel depends only on the clip, not on the other samples.
+    Halves of copy-synthesis pairs get no copy through a channel. What is drawn depends only on the clip, not on the
+    other samples.
     """
     torch.set_num_threads(1)
     spec = load_spec(TUNED_PRESET).model_copy(update={"layers": tuple(TEXTURES)})
     extractor = TkanExtractor(detector, spec, front_parameters(pair(published_front())))
 
-    def vectors(clip: NDArray[np.float32], speech: tuple[Segment, ...]) -> NDArray[np.float32]:
+    def vectors(
+        clip: NDArray[np.float32], speech: tuple[Segment, ...], hidden: Sequence[Hertz] = ()
+    ) -> NDArray[np.float32]:
         waveform = Waveform(clip)
         windows = plan_windows(Speech(speech, waveform.duration_seconds, "wav"), None, detector.windows)
         spread = np.linspace(0, len(windows) - 1, min(len(windows), TEXTURE_WINDOWS)).round().astype(int)
-        return extractor.window_vectors(waveform, tuple(windows[i] for i in spread))
+        return extractor.window_vectors(waveform, tuple(windows[i] for i in spread), hidden=hidden)
 
     found = []
     for sample in samples:
         clip = np.array(sample.samples)
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(clip.tobytes()).digest()[:8], "big"))
         versions = [Textured(sample, vectors(clip, sample.speech))]
         if not sample.vocoded:
-            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(clip.tobytes()).digest()[:8], "big"))
-            copy = disturb(clip, ANY_CHANNEL, rng)
+            copy, _ = disturb(clip, ANY_CHANNEL, rng)
             versions.append(Textured(sample, vectors(copy, sample.speech), is_copy=True))
+        received, _ = disturb(clip, ANY_LINE, rng)
+        versions.append(Textured(sample, vectors(received, sample.speech, [ABOVE_TELEPHONE]), narrow=True))
         found.append(versions)
     return found
 
 
 def assemble(tuned: Tuned, textures: Sequence[Textured], config: TexturesConfig) -> tuple[Arrays, Parameters]:
-    """The head and the fronts of a detector. The head joins that of `tuned` and a ridge on `textures`."""
-    arrays = join(tuned.head.arrays(), fit_textures(textures, config), config.share)
+    """The heads and the fronts of a detector. Each head joins that of `tuned` and a ridge on `textures`: for a narrow
+    band those over telephone lines, else all others."""
+    arrays: Arrays = {}
+    for narrow in (False, True):
+        ridge = fit_textures([textured for textured in textures if textured.narrow == narrow], config)
+        head = join(tuned.head.arrays(), ridge, config.share)
+        arrays |= {f"{NARROW if narrow else ''}{name}": values for name, values in head.items()}
     return arrays, front_parameters(pair(tuned.front))
 
 
@@ -182,9 +193,9 @@ def calibrate(
 ) -> Evidence:
     """Calibration, thresholds and uncertainty of a detector, from clips of sites that it was not tuned on.
 
-    Clips are measured unchanged, cut short, in noise, through a channel and over a telephone line. For a narrow band
-    the same head is used with a calibration of its own, from the clips over lines that leave a narrow band. It may
-    answer there up to an equal error rate of `narrow_eer_limit`. Raises CorpusError if a band cannot be calibrated.
+    Clips are measured unchanged, cut short, in noise, through a channel and over a telephone line. The head for narrow
+    bands is calibrated by the clips over lines that leave a narrow band. It may answer up to an equal error rate of
+    `narrow_eer_limit`. Raises CorpusError if a band cannot be calibrated.
     """
     extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), fronts)
     voice_activity = VoiceActivityDetector(detector)
@@ -194,23 +205,26 @@ def calibrate(
         speech = voice_activity.detect(Recording(waveform, "wav")).segments
         return measure(extractor, arrays, waveform, speech) if speech else None
 
-    whole, cuts, others, lines = [], [], [], []
+    whole: list[Measured] = []
+    cuts, others, lines = [], [], []
     for sample in held_out:
         waveform = Waveform(np.array(sample.samples))
         measured = measure(extractor, arrays, waveform, sample.speech)
         whole.append(measured)
         seconds = CUTS[rng.integers(len(CUTS))]
         if measured.speech_seconds > 1.5 * seconds:
-            short = cut_short(sample.speech, seconds)
-            cuts.append((measured, measure(extractor, arrays, waveform, short)))
+            short = measure(extractor, arrays, waveform, cut_short(sample.speech, seconds))
+            if not (short.narrow or measured.narrow):
+                cuts.append((measured, short))
         noise_db = NOISES_DB[rng.integers(len(NOISES_DB))]
         for other in (add_noise(waveform, noise_db, 1, rng), augment(waveform, LAW, seed)):
-            if (after := changed(other)) is not None and after.narrow == measured.narrow:
+            if (after := changed(other)) is not None and not (after.narrow or measured.narrow):
                 others.append((measured, after))
         lines.append(changed(augment(waveform, TELEPHONE, seed)))
     labels = np.array([sample.spoof for sample in held_out])
-    calibration = fit_calibration(labels, np.array([measured.score for measured in whole]))
-    uncertainty = fit_uncertainty(whole, cuts, others, calibration, detector.windows.seconds)
+    wide = [row for row, measured in enumerate(whole) if not measured.narrow]
+    calibration = fit_calibration(labels[wide], np.array([whole[row].score for row in wide]))
+    uncertainty = fit_uncertainty([whole[row] for row in wide], cuts, others, calibration, detector.windows.seconds)
     heard = [row for row, line in enumerate(lines) if line is not None and line.narrow]
     received = [line for line in lines if line is not None and line.narrow]
     received_scores = np.array([line.score for line in received])

@@ -60,6 +60,7 @@ def tuned(samples: list[Sample]) -> Tuned:
 def evidence(samples: list[Sample], tuned: Tuned) -> Evidence:
     textures = [textured for own in extract_textures(CONFIG, samples) for textured in own]
     assert sum(textured.is_copy for textured in textures) == len(samples)
+    assert sum(textured.narrow for textured in textures) == len(samples)
     arrays, fronts = assemble(tuned, textures, TexturesConfig())
     return calibrate(arrays, fronts, samples, CONFIG, OperatingPoints())
 
