@@ -43,6 +43,7 @@ from tune.training.tuned import (
     calibrate,
     extract_textures,
     hold_out,
+    is_for_tests,
     read_samples,
 )
 from tune.training.validate import (
@@ -97,9 +98,9 @@ def train_tuned_bundle(
     name: str,
     folder: Path,
 ) -> Bundle:
-    """Tune the front without the sites held out, measure and calibrate by these, tune it on with all, and write the
-    bundle to `folder`. The detector that the figures are of, which was not tuned on those sites, is written to the
-    folder beside it whose name ends in -held-out."""
+    """Tune the front without the sites held out, measure and calibrate by these, tune it further on all, and write
+    the bundle to `folder`. The figures are those of the first detector, which was not tuned on those sites. It is
+    written to the folder beside it whose name ends in -held-out."""
     arguments = (detector, packages if config.vocoded else None)
     parts = (clips[start : start + 32] for start in range(0, len(clips), 32))
     contents = ([(clip, clip.path.read_bytes()) for clip in part] for part in parts)
@@ -112,9 +113,10 @@ def train_tuned_bundle(
 
     out_of_clip = hold_out(clips, tuning)
     judged = [(clip, own[0]) for clip, own, out in zip(clips, samples, out_of_clip, strict=True) if out and own]
-    out_of_sample = [out for own, out in zip(samples, out_of_clip, strict=True) for _ in own]
-    kept = [sample for sample, out in zip(everything, out_of_sample, strict=True) if not out]
-    kept_textures = [one for own, out in zip(textures, out_of_sample, strict=True) if not out for one in own]
+    new_clip = [bool(out) or is_for_tests(clip, tuning) for clip, out in zip(clips, out_of_clip, strict=True)]
+    new_sample = [new for own, new in zip(samples, new_clip, strict=True) for _ in own]
+    kept = [sample for sample, new in zip(everything, new_sample, strict=True) if not new]
+    kept_textures = [one for own, new in zip(textures, new_sample, strict=True) if not new for one in own]
 
     device = choose_device(detector.device)
     first = tune_front(kept, tuning.first, device=device, watch=tell("without the sites held out", tuning.first))
@@ -127,13 +129,13 @@ def train_tuned_bundle(
         config.operating_points,
         narrow_eer_limit=tuning.narrow_eer_limit,
     )
-    tuned_on = [clip for clip, out in zip(clips, out_of_clip, strict=True) if not out]
+    tuned_on = [clip for clip, new in zip(clips, new_clip, strict=True) if not new]
     metrics, tested = measure_held_out([clip for clip, _ in judged], evidence, tuned_on)
     beside = folder.with_name(f"{folder.name}-held-out")
     save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", beside)
     humans = listen_to_humans(detector, beside, [clip for clip, _ in judged])
-    # What was held out is new to the front: each of its clips counts for three.
-    drawn = [sample for sample, out in zip(everything, out_of_sample, strict=True) for _ in range(3 if out else 1)]
+    # Clips that are new to the front count three times.
+    drawn = [sample for sample, new in zip(everything, new_sample, strict=True) for _ in range(3 if new else 1)]
     told = tell("with all sites", tuning.further)
     further = tune_front(drawn, tuning.further, start=first, device=device, watch=told)
     arrays, fronts = assemble(further, [one for own in textures for one in own], tuning.textures)

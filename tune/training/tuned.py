@@ -57,8 +57,9 @@ class TuningConfig(Strict):
 
     A share `held_out_share` of the sites with at least `held_out_clips` clips of each class is held out. `first` says
     how the front is tuned without them. `further` says how it is then tuned on all sites; each clip of a held-out site
-    counts three times there, because it is new. Narrow bands get an answer if the EER on clips over telephone lines
-    is at most `narrow_eer_limit`; else such recordings stay Inconclusive.
+    counts three times there, because it is new. The same is true of the clips with `test_split` in the column `split`,
+    but nothing is measured by them: the first detector can be tested on them later. Narrow bands get an answer if the
+    EER on clips over telephone lines is at most `narrow_eer_limit`; else such recordings stay Inconclusive.
     """
 
     first: FrontConfig = FrontConfig()
@@ -68,6 +69,7 @@ class TuningConfig(Strict):
     textures: TexturesConfig = TexturesConfig()
     held_out_share: float = Field(0.3, gt=0, lt=1)
     held_out_clips: int = Field(3, ge=1)
+    test_split: str | None = None
     narrow_eer_limit: float = Field(NARROW_EER_LIMIT, ge=0, le=0.5)
     seed: int = 0
 
@@ -87,7 +89,7 @@ class Evidence:
 
 def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
     """True for the clips of held-out sites, (clips,). Raises CorpusError if too few sites have both classes."""
-    sites = sorted({clip.site for clip in clips if not clip.background})
+    sites = sorted({clip.site for clip in clips if not (clip.background or is_for_tests(clip, config))})
 
     def has(site: str, label: str) -> bool:
         return sum(clip.site == site and clip.label == label for clip in clips) >= config.held_out_clips
@@ -101,6 +103,11 @@ def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
         )
     chosen = set(np.random.default_rng(config.seed).choice(both, count, replace=False).tolist())
     return np.array([clip.site in chosen and not clip.background for clip in clips])
+
+
+def is_for_tests(clip: Clip, config: TuningConfig) -> bool:
+    """Whether the first detector is neither tuned on the clip nor measured by it."""
+    return config.test_split is not None and clip.split == config.test_split
 
 
 def read_samples(
