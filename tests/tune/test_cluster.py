@@ -420,6 +420,34 @@ def test_evaluation_scores_as_the_detector_does(corpus: Path, cache: Path, extra
     assert report.count("data:image/png;base64,") == 5 and "trained on 24" in report
 
 
+def test_a_tuned_detector_is_made_by_one_command(corpus: Path, tmp_path: Path) -> None:
+    """The first detector knows neither the sites held out nor the split for tests; the second one knows all."""
+    clips = []
+    for number, clip in enumerate(read_manifest(corpus)):
+        wave = np.frombuffer(clip.path.read_bytes()[44:], "<i2") / 2**15
+        path = tmp_path / clip.path.name
+        # A hiss makes the band wide: the corpus is cut from a telephone call.
+        path.write_bytes(encode(wave + np.random.default_rng(number).normal(0, 0.003, len(wave))))
+        site = number // 4  # of two recordings and two spoofs
+        clips.append(replace(clip, path=path, site=f"site{site}", split="check" if site == 5 else "dev"))
+    write_manifest(tmp_path / "manifest.csv", clips)
+    tuning = {"steps": 2, "batch_size": 8, "min_crop_seconds": 0.8, "max_crop_seconds": 1.0, "background_share": 0}
+    front = {"first": tuning, "further": tuning, "held_out_share": 0.4, "held_out_clips": 2, "test_split": "check"}
+    config = {"features": "tuned-front", "speakers_of": "site", "front": front}
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(config))
+    out = tmp_path / "bundle"
+    train_main([f"--config={tmp_path / 'train.yaml'}", f"--manifest={tmp_path / 'manifest.csv'}", f"--out={out}"])
+    bundle, held_out = Bundle.load(out), Bundle.load(tmp_path / "bundle-held-out")
+    assert (len(bundle.info.corpus["clips"]), len(held_out.info.corpus["clips"])) == (24, 12)
+    assert bundle.info.metrics == held_out.info.metrics
+    assert bundle.info.metrics["of"] == "clips of 2 sites left out of training"
+    assert bundle.info.backbone_sha256 != held_out.info.backbone_sha256
+    wide, narrow = (bundle.scorer(narrow=is_narrow) for is_narrow in (False, True))
+    assert not np.allclose(wide.arrays["weight"], narrow.arrays["weight"])
+    verdict = Detector(DetectorConfig(bundle=out)).predict(clips[0].path.read_bytes())
+    assert verdict.mean_probability is not None
+
+
 @pytest.fixture
 def short_stress(monkeypatch: pytest.MonkeyPatch) -> None:
     """One site at a time, one length, and one channel."""
