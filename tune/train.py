@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.config import DetectorConfig, parse
 from pipeline.networks.front import Parameters, parameters_sha256
 from pipeline.networks.spec import load_spec
+from pipeline.progress import with_progress
 from pipeline.stages.extract import choose_device
 from pipeline.verdict.bundle import Arrays, Bundle, BundleInfo, HumanRanges, save_bundle
 from tune.cluster import connect, default_actors, map_with_actors, map_with_tasks
@@ -102,13 +103,15 @@ def train_tuned_bundle(
     the bundle to `folder`. The figures are those of the first detector, which was not tuned on those sites. It is
     written to the folder beside it whose name ends in -held-out."""
     arguments = (detector, packages if config.vocoded else None)
-    parts = (clips[start : start + 32] for start in range(0, len(clips), 32))
-    contents = ([(clip, clip.path.read_bytes()) for clip in part] for part in parts)
+    parts = [clips[start : start + 32] for start in range(0, len(clips), 32)]
+    shown = with_progress(parts, len(parts), "reading, in parts")
+    contents = ([(clip, clip.path.read_bytes()) for clip in part] for part in shown)
     read: list[list[list[Sample]]] = map_with_tasks(read_samples, arguments, contents)
     samples = [own for part in read for own in part]
     everything = [sample for own in samples for sample in own]
     chunks = [everything[start : start + 64] for start in range(0, len(everything), 64)]
-    extracted: list[list[list[Textured]]] = map_with_tasks(extract_textures, (detector,), chunks)
+    shown_chunks = with_progress(chunks, len(chunks), "textures, in parts")
+    extracted: list[list[list[Textured]]] = map_with_tasks(extract_textures, (detector,), shown_chunks)
     textures = [own for chunk in extracted for own in chunk]
 
     out_of_clip = hold_out(clips, tuning)
@@ -136,8 +139,9 @@ def train_tuned_bundle(
     humans = listen_to_humans(detector, beside, [clip for clip, _ in judged])
     # Clips that are new to the front count three times.
     drawn = [sample for sample, new in zip(everything, new_sample, strict=True) for _ in range(3 if new else 1)]
-    told = tell("with all sites", tuning.further)
-    further = tune_front(drawn, tuning.further, start=first, device=device, watch=told)
+    further = tune_front(
+        drawn, tuning.further, start=first, device=device, watch=tell("with all sites", tuning.further)
+    )
     arrays, fronts = assemble(further, [one for own in textures for one in own], tuning.textures)
     return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder, humans)
 

@@ -21,6 +21,7 @@ from pipeline.config import DetectorConfig, Strict
 from pipeline.errors import InputError
 from pipeline.networks.front import Parameters, front_parameters, pair, published_front
 from pipeline.networks.spec import load_spec
+from pipeline.progress import with_progress
 from pipeline.stages.extract import ABOVE_TELEPHONE, TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Hertz, Recording, Segment, Speech, Waveform
@@ -214,7 +215,7 @@ def calibrate(
 
     whole: list[Measured] = []
     cuts, others, lines = [], [], []
-    for sample in held_out:
+    for sample in with_progress(held_out, len(held_out), "clips held out"):
         waveform = Waveform(np.array(sample.samples))
         measured = measure(extractor, arrays, waveform, sample.speech)
         whole.append(measured)
