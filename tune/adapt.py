@@ -74,7 +74,7 @@ leaving one out once in fifty times: it is the likelihood ratio less the penalty
 1977). Clips of one speaker and class count once, because they say much the same."""
 THRESHOLD_CLIPS = 60
 """Of a class, for an operating point that allows 5 % of its clips to be wrong."""
-VARIANCES = ("score_variance", "window_variance", "snr_variance", "novelty_variance")
+VARIANCES = ("score_variance", "window_variance", "snr_variance", "novelty_variance", "line_variance")
 HEADING = "## Adapted to a channel"
 
 

@@ -130,7 +130,7 @@ def train_tuned_bundle(
         [sample for _, sample in judged],
         detector,
         config.operating_points,
-        narrow_eer_limit=tuning.narrow_eer_limit,
+        tuning,
     )
     tuned_on = [clip for clip, new in zip(clips, new_clip, strict=True) if not new]
     metrics, tested = measure_held_out([clip for clip, _ in judged], evidence, tuned_on)
@@ -170,7 +170,7 @@ def measure_held_out(
         **{key: interval._asdict() for key, interval in metrics.items()},
         "coverage": coverage_errors(labels, evidence.scores),
         "breakdown": break_down(judged, evidence.scores, met=met),
-        "telephone": measure_lines(labels, evidence.telephone_scores),
+        "telephone": measure_lines(labels, evidence.telephone_scores) | evidence.telephone_words,
     }
 
 

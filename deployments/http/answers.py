@@ -240,6 +240,7 @@ INFO = {
                 "snr_variance": 8.0,
                 "novelty": 1.2,
                 "novelty_variance": 300.0,
+                "line_variance": 0.0,
             },
             "features": {
                 "preset": "neuron-statistics",

@@ -52,6 +52,7 @@ class Uncertainty(Strict):
     `snr_variance`: added by noise, for a signal 10 dB below `snr_db` decibels over it; it grows with the square of the
     distance. `novelty_variance`: added by strangeness, for each squared natural logarithm of the ratio of a recording's
     novelty to `novelty`, where it is above 1. The novelty of a recording is its mean squared standardised feature.
+    `line_variance`: added by the telephone line of a recording with a narrow band.
     """
 
     score_variance: float = Field(gt=0)
@@ -60,6 +61,7 @@ class Uncertainty(Strict):
     snr_variance: float = Field(ge=0)
     novelty: float = Field(gt=0)
     novelty_variance: float = Field(ge=0)
+    line_variance: float = Field(0.0, ge=0)
 
 
 HeadKind = Literal["linear", "quadratic", "tuned", "mlp"]

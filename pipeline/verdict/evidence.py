@@ -6,10 +6,11 @@ and variance V. The observed score is s = t + noise. The noise is normal with me
     N = window variance / number of windows without overlap    less speech, more noise
       + snr variance     * (decibels below the reference / 10)^2
       + novelty variance * ln(novelty / reference)^2           for sounds unlike the training data
-      + V                                                      for a narrow band, if the bundle is not trusted with it
+      + line variance                                          for a narrow band: another line, another score
+      + V instead                                              if the bundle is not trusted with a narrow band
 
-N is infinite if there is too little speech to say anything. All variances except the last V are measured in training
-and are in the bundle (`Uncertainty`). Given s, t is normal with
+N is infinite if there is too little speech to say anything. All variances are measured in training and are in the
+bundle (`Uncertainty`). Given s, t is normal with
 
     mean m = w s    variance V (1 - w)    where w = V / (V + N)
 
@@ -140,8 +141,10 @@ def find_faults(
         Reason.TOO_SHORT: math.inf if speech_seconds < decision.min_speech_seconds else 0.0,
         Reason.LOW_SNR: uncertainty.snr_variance * (decibels_below / 10) ** 2,
         Reason.OUT_OF_DISTRIBUTION: uncertainty.novelty_variance * log_ratio**2,
-        Reason.NARROW_BAND: uncertainty.score_variance if narrow and not scorer.is_narrow else 0.0,
+        Reason.NARROW_BAND: 0.0,
     }
+    if narrow:
+        variances[Reason.NARROW_BAND] = uncertainty.line_variance if scorer.is_narrow else uncertainty.score_variance
     return {reason: variance for reason, variance in variances.items() if variance}
 
 

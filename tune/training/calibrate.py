@@ -12,7 +12,7 @@ from tune.errors import CorpusError
 from tune.reports.metrics import Labels, Scores, error_curve, require_numbers
 
 NARROW_EER_LIMIT = 0.2
-"""The head for narrow bands may answer up to this equal error rate."""
+"""After an adaptation the head for narrow bands may answer up to this equal error rate on the user's clips."""
 
 
 class OperatingPoints(Strict):

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from pipeline.config import Decision
 from pipeline.stages.extract import TkanExtractor, layer_sizes
-from pipeline.types import Quality, Recording, Seconds, Segment, Speech, Waveform
-from pipeline.verdict.bundle import Arrays, Calibration, Uncertainty, head_arrays
+from pipeline.types import Label, Quality, Recording, Seconds, Segment, Speech, Waveform
+from pipeline.verdict.bundle import Arrays, Calibration, Scorer, Uncertainty, head_arrays
+from pipeline.verdict.evidence import Bar, estimate, find_faults
 from pipeline.verdict.head import raw_scores, standardize
 from pipeline.verdict.windows import total_seconds
 
@@ -97,14 +99,20 @@ def fit_uncertainty(
 
 
 def narrow_uncertainty(
-    wide: Uncertainty, scale: float, received: Sequence[Measured], narrow_scale: float
+    wide: Uncertainty,
+    scale: float,
+    received: Sequence[Measured],
+    again: Sequence[tuple[Measured, Measured]],
+    narrow_scale: float,
 ) -> Uncertainty:
     """The uncertainty for narrow bands, made from `wide`, that for wide bands.
 
     `scale` is the scale of the wide calibration and `narrow_scale` that of the narrow one; variances grow with the
-    square of the scale. The normal noise and novelty are those of the clips `received` over telephone lines.
+    square of the scale. The normal noise and novelty are those of the clips `received` over telephone lines. `again`
+    are clips over two lines each: each line adds half of the mean squared difference of their scores.
     """
     ratio = (narrow_scale / scale) ** 2
+    moved = [narrow_scale * (one.score - other.score) for one, other in again]
     return Uncertainty(
         score_variance=float(np.var([narrow_scale * measured.score for measured in received])),
         window_variance=ratio * wide.window_variance,
@@ -112,4 +120,21 @@ def narrow_uncertainty(
         snr_variance=ratio * wide.snr_variance,
         novelty=float(np.quantile([measured.novelty for measured in received], USUAL)),
         novelty_variance=ratio * wide.novelty_variance,
+        line_variance=float(np.square(moved).mean() / 2) if moved else 0.0,
     )
+
+
+def words(
+    measured: Sequence[Measured], calibration: Calibration, uncertainty: Uncertainty, window_seconds: Seconds
+) -> list[Label]:
+    """The word that each recording gets by the formula of `pipeline.verdict.evidence`, with this calibration and
+    uncertainty, at the balanced threshold."""
+    found: list[Label] = []
+    for one in measured:
+        scorer = Scorer({}, calibration, uncertainty, is_narrow=one.narrow)
+        faults = find_faults(one.quality, one.novelty, one.speech_seconds, scorer, Decision(), narrow=one.narrow)
+        noise = uncertainty.window_variance * window_seconds / one.speech_seconds + sum(faults.values())
+        seen = calibration.scale * one.score + calibration.offset
+        estimated = estimate(np.array([seen]), np.array([noise]), uncertainty.score_variance)
+        found.append(Bar(0.0, 0.0).label(float(estimated.low[0]), float(estimated.high[0])))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,9 @@ def test_each_fault_adds_its_variance(
 def test_a_narrow_band_is_no_fault_where_there_is_a_head_for_it() -> None:
     scorer = Scorer({}, SCORER.calibration, UNCERTAINTY, is_narrow=True)
     assert find_faults(GOOD, 1.0, 8.0, scorer, Decision(), narrow=True) == {}
+    over_a_line = replace(scorer, uncertainty=UNCERTAINTY.model_copy(update={"line_variance": 3.0}))
+    assert find_faults(GOOD, 1.0, 8.0, over_a_line, Decision(), narrow=True) == {Reason.NARROW_BAND: 3.0}
+    assert find_faults(GOOD, 1.0, 8.0, over_a_line, Decision(), narrow=False) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pipeline.types import Quality, Segment
-from pipeline.verdict.bundle import Calibration
+from pipeline.verdict.bundle import Calibration, Uncertainty
 from pipeline.verdict.windows import total_seconds
-from tune.training.evidence import Measured, cut_short, fit_uncertainty, narrow_uncertainty
+from tune.training.evidence import Measured, cut_short, fit_uncertainty, narrow_uncertainty, words
 
 SPEECH = (Segment(1.0, 2.0), Segment(3.0, 5.0))
 COUNT = 4_000
@@ -47,7 +49,24 @@ def test_a_narrow_head_of_half_the_scale_has_a_quarter_of_the_variance() -> None
     whole = [measured(score) for score in rng.normal(size=100)]
     cuts = [(one, measured(one.score + 1, seconds=1.0)) for one in whole]
     wide = fit_uncertainty(whole, cuts, cuts, Calibration(scale=2, offset=0), 4.0)
-    narrow = narrow_uncertainty(wide, 2.0, [measured(3 * one.score, snr_db=12.0) for one in whole], 1.0)
+    received = [measured(3 * one.score, snr_db=12.0) for one in whole]
+    again = [(one, measured(one.score + rng.normal(0, np.sqrt(2 * 0.7)))) for one in received * 40]
+    narrow = narrow_uncertainty(wide, 2.0, received, again, 1.0)
+    assert narrow.line_variance == pytest.approx(0.7, rel=0.1)
     assert narrow.window_variance == pytest.approx(wide.window_variance / 4)
     assert narrow.score_variance == pytest.approx(wide.score_variance * 9 / 4)
     assert narrow.snr_db == 12
+
+
+def test_words_are_those_that_serving_gives() -> None:
+    uncertainty = Uncertainty(
+        score_variance=9, window_variance=1, snr_db=20, snr_variance=2, novelty=2, novelty_variance=1, line_variance=5
+    )
+    scores = [-6.0, -2.5, 0.0, 2.5, 6.0]
+    wide = words([measured(score) for score in scores], Calibration(scale=1, offset=0), uncertainty, 4.0)
+    assert wide == ["Real", "Real", "Inconclusive", "Fake", "Fake"]
+    over_lines = [replace(measured(score), narrow=True) for score in scores]
+    narrow = words(over_lines, Calibration(scale=1, offset=0), uncertainty, 4.0)
+    assert narrow == ["Real", "Inconclusive", "Inconclusive", "Inconclusive", "Fake"]
+    few = [measured(score, seconds=0.5) for score in scores]
+    assert set(words(few, Calibration(scale=1, offset=0), uncertainty, 4.0)) == {"Inconclusive"}

@@ -17,7 +17,16 @@ from tune.errors import CorpusError
 from tune.training.calibrate import OperatingPoints
 from tune.training.front import FrontConfig, Sample, Tuned, tune_front
 from tune.training.textures import TexturesConfig
-from tune.training.tuned import Evidence, TuningConfig, assemble, calibrate, extract_textures, hold_out, read_samples
+from tune.training.tuned import (
+    Evidence,
+    TuningConfig,
+    assemble,
+    calibrate,
+    extract_textures,
+    hold_out,
+    read_samples,
+    share_of_words,
+)
 
 SPEECH = Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
 CONFIG = DetectorConfig(device="cpu")
@@ -62,7 +71,7 @@ def evidence(samples: list[Sample], tuned: Tuned) -> Evidence:
     assert sum(textured.is_copy for textured in textures) == len(samples)
     assert sum(textured.narrow for textured in textures) == len(samples)
     arrays, fronts = assemble(tuned, textures, TexturesConfig())
-    return calibrate(arrays, fronts, samples, CONFIG, OperatingPoints())
+    return calibrate(arrays, fronts, samples, CONFIG, OperatingPoints(), TuningConfig())
 
 
 def test_held_out_scores_tell_the_classes_apart(samples: list[Sample], evidence: Evidence) -> None:
@@ -77,6 +86,19 @@ def test_what_was_measured_fits_the_formula(evidence: Evidence) -> None:
     assert evidence.uncertainty.window_variance > 0
     assert evidence.thresholds.recall <= evidence.thresholds.balanced == 0 <= evidence.thresholds.precision
     assert evidence.narrow.uncertainty.score_variance != evidence.uncertainty.score_variance
+    assert evidence.narrow.uncertainty.line_variance > evidence.uncertainty.line_variance == 0
+
+
+def test_a_narrow_band_is_trusted_where_its_words_are_seldom_wrong(evidence: Evidence) -> None:
+    said = evidence.telephone_words
+    right = said["recordings_called_fake"] <= 0.05 and said["fakes_called_real"] <= 0.1
+    assert evidence.narrow.trusted == right
+    labels = np.array([False, False, True, True])
+    assert share_of_words(labels, ["Fake", "Inconclusive", "Real", "Fake"]) == {
+        "answered": 0.75,
+        "recordings_called_fake": 0.5,
+        "fakes_called_real": 0.5,
+    }
 
 
 def test_whole_sites_with_both_classes_are_held_out() -> None:
