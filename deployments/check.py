@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(error.detail, file=sys.stderr)
         return 1
-    print(f"{path.name} holds.")
+    print(f"{path.name} has no errors.")
     return 0
 
 

@@ -38,7 +38,7 @@ UNAVAILABLE = (RayError, BackPressureError, DeploymentUnavailableError, ReplicaU
 """The errors that Ray raises if a replica is gone, or if too many requests wait for one."""
 
 LOST = (RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableError)
-"""Those of the errors that Ray raises if a replica died while it worked on the request."""
+"""The errors that Ray raises if a replica died while it worked on the request."""
 
 BLAME_SECONDS = 1.0
 """How long a failed request waits to find out whether an earlier stage failed."""

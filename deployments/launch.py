@@ -49,7 +49,7 @@ A conversation of two people to try it on:
 
 
 def main() -> int:
-    """Serve until interrupted: 0 then, else 1."""
+    """Serve until interrupted. The exit code is 0 after an interrupt, else 1."""
     parser = argparse.ArgumentParser(prog="python -m deployments.launch", description="Start the service here.")
     parser.add_argument("config", nargs="?", type=Path, default=ROOT / "serve_config.yaml", help="Serve config file")
     parser.add_argument("--port", type=int, help="HTTP port, instead of the one in the config file")
@@ -103,7 +103,7 @@ def require_free(port: int, who: str, remedy: str) -> None:
     """End the program if something listens on `port` already."""
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
-            sys.exit(f"Port {port}, on which {who} is to listen, is taken: {remedy}.")
+            sys.exit(f"Port {port} is in use, but {who} needs it: {remedy}.")
 
 
 def wait_until_running(serve: subprocess.Popen[bytes], token: str) -> None:

@@ -15,8 +15,8 @@ from pipeline.verdict.answer import Verdict
 
 TENTHS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 CERTAINTY_BUCKETS = [0.1, 0.2, 0.3, 0.4, 0.5]
-"""The highest share that is reported. A bundle holds the distances from zero only for the half of its tested clips that
-are nearer to zero."""
+"""The buckets end at 0.5, because a bundle holds the distances from zero only for the half of its tested clips that are
+nearest to zero."""
 
 STAGE_SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0]
 MODEL_LENGTH = 12
@@ -99,7 +99,7 @@ def _certainties() -> Histogram:
 def _stages() -> Histogram:
     return Histogram(
         "sound_sentry_stage_seconds",
-        description="Seconds a stage took once its input was there, its queue included",
+        description="Seconds of a stage from its input to its answer, including the queue",
         boundaries=STAGE_SECONDS,
         tag_keys=("stage",),
     )

@@ -215,7 +215,7 @@ def _download(entry: Weights, source: Hub) -> Path:
     token = os.environ.get(TOKEN_VARIABLE)
     refusal = ModelUnavailable(
         f"the weights {entry.name} need a licence: accept it at {source} and set {TOKEN_VARIABLE} "
-        "to a token of the account that did"
+        "to a token of the account that accepted it"
     )
     if source.gated and not token:
         raise refusal
@@ -226,7 +226,7 @@ def _download(entry: Weights, source: Hub) -> Path:
     except (HfHubHTTPError, OSError) as error:
         raise ModelUnavailable(
             f"the weights {entry.name} could not be fetched from {source}: check the network and try again, or "
-            "run python -m pipeline.models where there is one and copy the Hugging Face cache here"
+            "run python -m pipeline.models on a machine with a network and copy its Hugging Face cache here"
         ) from error
 
 

@@ -40,7 +40,7 @@ a folder stands for all recordings in it, found by the endings of their names; -
 exit code:
   0  every file is Real
   1  at least one is Fake, even if others failed
-  2  none is Fake, and at least one could not be answered, or nothing could
+  2  none is Fake, and at least one could not be answered, or the command failed
   3  none is Fake, but not every one is Real: the others are Inconclusive or No Speech
 """
 
@@ -203,7 +203,10 @@ def answer_all(
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answer all files as the options say, and return the exit code. Raises SoundSentryError only before the first."""
+    """Answer all files as the options say, and return the exit code.
+
+    Raises SoundSentryError only before the first answer.
+    """
     from pipeline.detector import Detector
 
     config = DetectorConfig.load(options.config)
@@ -244,12 +247,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--channels",
         choices=get_args(Channels),
         default="mix",
-        help="split: judge each channel by itself, as call recorders write a party a channel",
+        help="split: judge each channel by itself, for call recorders that write each party to a channel",
     )
     parser.add_argument(
         "--explain", action="store_true", help="say what each answer rests on, in --json and --report; takes longer"
     )
-    parser.add_argument("--track", type=int, metavar="N", help="which audio track of a file with several, from 0")
+    parser.add_argument("--track", type=int, metavar="N", help="which audio track to judge, counted from 0")
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -289,8 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limits",
         action="store_true",
-        help="keep to the configuration's limits of size and length, as the service does; "
-        f"without: {LOCAL_MIB // 1024} GiB and {LOCAL_SECONDS // 3600} hours",
+        help="use the configuration's limits of size and length, as the service does; "
+        f"without this option: {LOCAL_MIB // 1024} GiB and {LOCAL_SECONDS // 3600} hours",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object per line")

@@ -1,6 +1,6 @@
-"""Verdicts as one HTML file to print, to file and to hand on: it needs nothing else, and runs no script.
+"""Writes verdicts to one HTML file, to print, to keep or to send. It loads no other file and runs no script.
 
-Colour is never the only sign: the height of a bar is its probability, and each result has its word and its pattern.
+Colour is never the only sign: the height of a bar shows its probability, and each result has a word and a pattern.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from pipeline.verdict.explanation import clock
 Share = MomentShare | BandShare | LayerShare
 
 WIDTH = 1000
-"""Of the drawings, in units of their own."""
+"""The width of the drawings of a whole recording, in SVG units."""
 
 MAX_PEAKS = 1000
 MAX_BARS = 500
 MAX_MARKS = 10
-"""The most that is drawn of a waveform, of the moments and of the axis, however long the recording is."""
+"""The most peaks of a waveform, bars and marks of the axis that are drawn, however long the recording is."""
 
 STEPS_SECONDS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
-"""What may lie between two marks of the axis."""
+"""The possible distances between two marks of the axis."""
 
 
 @dataclass(frozen=True)
 class Reported:
     """One recording of a report.
 
-    `judged_at`: UTC, ISO 8601; None where nobody knows. `peaks`: the loudest sample of each of as many equal stretches
-    of it, relative to the loudest of all; none where the sound is not at hand.
+    `judged_at`: UTC, ISO 8601; None if it is unknown. `peaks`: the loudest sample of each of a number of equal
+    stretches of the recording, relative to the loudest of all; empty if the sound is not available.
     """
 
     name: str | None
@@ -48,7 +48,7 @@ class Reported:
 
 
 def peaks_of(waveform: Waveform) -> tuple[float, ...]:
-    """What a report shows of a waveform: its `peaks`."""
+    """The `peaks` of a waveform for a report."""
     loudness = np.abs(waveform.samples)
     stretches = np.array_split(loudness, min(MAX_PEAKS, max(1, len(loudness))))
     peaks = np.array([stretch.max(initial=0.0) for stretch in stretches])
@@ -62,7 +62,7 @@ def render_report(recordings: Sequence[Reported]) -> str:
 
 
 def percent(probability: float) -> str:
-    """A probability for people; one that is nearly certain is not told as certain."""
+    """A probability in percent, for people. If it is nearly certain, it is not shown as certain."""
     if 0 < probability < 0.01:
         return "< 1 %"
     if 0.99 < probability < 1:
@@ -80,8 +80,10 @@ def waveform_outline(peaks: Sequence[float], height: float) -> str:
 
 
 def bars(verdict: Verdict) -> Iterator[tuple[float, float, float]]:
-    """Where each bar of the moments begins, how wide it is, and its probability: the highest of the steps it stands
-    for. Where nobody speaks there is none."""
+    """For each bar: where it begins, how wide it is, and its probability, which is the highest of its steps.
+
+    There is no bar where nobody speaks.
+    """
     steps = verdict.timeline.probability
     per_bar = -(-len(steps) // MAX_BARS) or 1
     end = max(verdict.duration_seconds, len(steps) * verdict.timeline.step_seconds)
@@ -93,7 +95,7 @@ def bars(verdict: Verdict) -> Iterator[tuple[float, float, float]]:
 
 
 def marks(verdict: Verdict) -> Iterator[tuple[float, str]]:
-    """Where the marks of the axis of time lie, and what they say."""
+    """For each mark of the time axis: where it lies, and its text."""
     duration = verdict.duration_seconds
     step = next((s for s in STEPS_SECONDS if duration / s <= MAX_MARKS), duration / MAX_MARKS)
     for number in range(int(duration / step) + 1 if step > 0 else 0):
@@ -101,7 +103,10 @@ def marks(verdict: Verdict) -> Iterator[tuple[float, str]]:
 
 
 def lanes(verdict: Verdict) -> Iterator[tuple[str, tuple[tuple[float, float, Detail], ...]]]:
-    """A lane a speaker, or one for all: its name, and where each stretch of speech begins and how wide it is."""
+    """One lane per speaker, or one lane for all speech if there are no speakers.
+
+    A lane is its name, and for each stretch of speech where it begins, how wide it is, and its Detail.
+    """
 
     def placed(details: Sequence[Detail]) -> tuple[tuple[float, float, Detail], ...]:
         duration = verdict.duration_seconds
@@ -122,8 +127,10 @@ class Stretch:
 
 
 def share_bars(shares: Sequence[Share]) -> Iterator[tuple[Share, Stretch, Stretch | None]]:
-    """Each share of an explanation, its bar and, where it is known, what is usual for humans, on a drawing 200 wide
-    whose middle says neither."""
+    """Each share of an explanation, its bar, and the bar of what is usual for humans, or None if that is unknown.
+
+    The drawing is 200 wide. A score of 0 lies in its middle.
+    """
     most = max((abs(end) for share in shares for end in (share.score, *(share.humans or ()))), default=0.0) or 1.0
 
     def place(low: float, high: float) -> Stretch:
@@ -134,14 +141,14 @@ def share_bars(shares: Sequence[Share]) -> Iterator[tuple[Share, Stretch, Stretc
 
 
 def speaker_name(speaker: SpeakerVerdict) -> str:
-    """The speaker, and the channel where channels were judged one by one."""
+    """The speaker, and the channel if channels were judged one by one."""
     if speaker.channel and speaker.channel != speaker.speaker:
         return f"{speaker.speaker} on {speaker.channel}"
     return speaker.speaker
 
 
 def _x(seconds: Seconds, duration: Seconds) -> float:
-    """A time, or a length of time, on a drawing of so many seconds."""
+    """A time, or a length of time, as a distance on the drawing of a recording of this duration."""
     return WIDTH * min(max(seconds / duration, 0.0), 1.0) if duration > 0 else 0.0
 
 

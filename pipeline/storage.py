@@ -1,6 +1,6 @@
 """Places: paths on this machine, and URIs of object stores such as s3://bucket/calls.
 
-pyarrow.fs knows s3, gs, hdfs and, as fsspec+NAME, whatever fsspec has installed.
+pyarrow.fs knows s3, gs, hdfs and, as fsspec+NAME, every file system that is installed for fsspec.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.errors import MissingInput
 
 
 def locate(place: str) -> tuple[FileSystem, str]:
-    """The file system that holds `place`, and the path within it. Raises MissingInput where there is no such one."""
+    """The file system that holds `place`, and the path within it. Raises MissingInput if it cannot be reached."""
     if "://" not in place:
         return LocalFileSystem(), Path(place).absolute().as_posix()
     try:
@@ -33,5 +33,5 @@ def shown(place: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says went wrong, without its trace."""
+    """The first line of a library's error message, without a trace."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -52,11 +52,11 @@ class LiveSettings(Strict):
 class _Options(Strict):
     operating_point: OperatingPoint = "balanced"
     use_diarization: bool = False
-    """For the verdict on the whole."""
+    """Tell speakers apart in the verdict on the whole."""
 
 
 class PcmOptions(_Options):
-    """`channels` counts them; with `per_channel` each is judged by itself in every update."""
+    """`channels` is their number. With `per_channel` each channel is judged by itself in every update."""
 
     format: Literal["pcm_s16le"]
     sample_rate: int
@@ -248,7 +248,7 @@ class LiveStream:
                 chosen.append(stretch)
         self._start = chosen[-1].start
         spoken = [(stretch, stretch.content) for stretch in reversed(chosen) if isinstance(stretch.content, Features)]
-        # A window that was heard as a telephone's is no evidence among those of a wide band.
+        # If any window has a wide band, the windows that were taken for a telephone's are no evidence and are left out.
         narrow = all(features.narrow for _, features in spoken)
         spoken = [(stretch, features) for stretch, features in spoken if features.narrow == narrow]
         newest = recent[-1].content

@@ -128,7 +128,7 @@ class Speech:
         return sum(segment.duration_seconds for segment in self.segments)
 
     def check(self, count: SpeakerCount, turns: tuple[Turn, ...]) -> Speech:
-        """The same, with a warning if the number of speakers in `turns` does not fit `count`."""
+        """This Speech, with a warning if the number of speakers in `turns` does not fit `count`."""
         found = len({turn.speaker for turn in turns})
         if count.allows(found):
             return self
@@ -167,10 +167,10 @@ class SpeakerCount:
         return least <= found <= most
 
     def when(self, use_diarization: bool) -> SpeakerCount:
-        """The same. Raises InputError if numbers are given but speakers are not told apart."""
+        """This SpeakerCount. Raises InputError if numbers are given but speakers are not told apart."""
         if self.is_told and not use_diarization:
             raise InputError(
-                "How many people speak matters only where they are told apart: ask for that too (use_diarization), "
+                "The number of speakers is only used if speakers are told apart: ask for that, too (use_diarization), "
                 "or leave the number out."
             )
         return self
@@ -193,8 +193,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality of a recording: its signal-to-noise ratio in dB, its bandwidth in Hz, and how many dB its level above
-    a telephone's band is below that inside."""
+    """The quality of a recording.
+
+    `snr_db`: its signal-to-noise ratio. `bandwidth_hz`: its bandwidth. `drop_db`: how far its level falls from a
+    telephone's band to the frequencies above.
+    """
 
     snr_db: float
     bandwidth_hz: float
@@ -210,8 +213,8 @@ class Features:
     """What the TkanExtractor passes to the Classifier: one feature vector per window.
 
     `vectors`: (windows, dimension) float32. `spec_id` names the feature recipe, and `backbone_sha256` the weights of
-    the network. A classifier that was trained on other features refuses them. `narrow`: whether the band was so narrow
-    that the network was given nothing above a telephone's.
+    the network. A classifier that was trained on other features refuses them. `narrow`: whether the band is so narrow
+    that everything above a telephone's band was hidden from the network.
     """
 
     windows: tuple[Window, ...]

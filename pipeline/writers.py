@@ -1,5 +1,5 @@
-"""How the command line writes answers: a table for people, JSON and CSV for programs. Each answer is written as it
-comes."""
+"""How the command line writes answers: a table for people, JSON and CSV for programs. Each answer is written as soon as
+it is known."""
 
 from __future__ import annotations
 

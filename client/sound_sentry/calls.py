@@ -33,7 +33,7 @@ T = TypeVar("T")
 Model = TypeVar("Model", bound=Answer)
 
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 8.0
-"""The wait before the first retry if the service names no time, and the longest wait. Each wait doubles the last."""
+"""The wait before the first retry if the service names no time, and the longest wait. Each wait is twice the last."""
 
 OUTAGE_SECONDS = 300.0
 """How long a wait for a job continues during an outage of the service. A cluster restarts in less time."""
@@ -50,7 +50,7 @@ class Options(TypedDict, total=False):
     operating_point: Literal["balanced", "recall", "precision"]
     """Which threshold decides: `recall` finds more fakes but accuses more humans, `precision` the opposite."""
     explain: bool
-    """Say what carried the verdict."""
+    """Say what the verdict rests on."""
     channels: Literal["mix", "split"]
     """Judge all channels as one, or each by itself."""
     track: int
@@ -86,7 +86,7 @@ class Patience:
     def delay_before_retry(self, error: SoundSentryError) -> float:
         """Seconds to wait before the next attempt: the time that the service names, else longer each time.
 
-        Raises `error` where trying again does not help, or is more than allowed.
+        Raises `error` if another attempt does not help, or is not allowed any more.
         """
         asked = error.retry_after_seconds if isinstance(error, ServiceError) else None
         delay = self._next_delay if asked is None else asked

@@ -24,7 +24,7 @@ exit code:
   0  every file is Real
   1  at least one is Fake, even if others failed
   2  none is Fake, and at least one could not be answered
-  3  none of these: the others are Inconclusive, or hold no speech
+  3  none is Fake, but not every one is Real: the others are Inconclusive, or hold no speech
 
 environment:
   SOUND_SENTRY_URL       the service, if --url does not name it
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, help, run in (
         ("wait", "wait for a job, and show its results", jobs.wait),
         ("show", "show the results of a job, or its progress", jobs.show),
-        ("cancel", "stop a job, or forget one that is finished", jobs.cancel),
+        ("cancel", "stop a job, or delete one that is finished", jobs.cancel),
     ):
         _command(of_jobs, name, help, run).add_argument("job", metavar="JOB", help="the name of the job")
 
@@ -85,10 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         "source",
         nargs="?",
         metavar="FILE",
-        help="16-bit WAV, WebM, or raw 16-bit samples; - for standard input; without it the microphone",
+        help="16-bit WAV, WebM, or raw 16-bit samples; - for standard input (default: the microphone)",
     )
-    command.add_argument("--sample-rate", type=int, metavar="HZ", help="of raw samples or the microphone")
-    command.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples or the microphone")
+    command.add_argument("--sample-rate", type=int, metavar="HZ", help="rate of raw samples or of the microphone")
+    command.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples or of the microphone")
     command.add_argument("--device", metavar="NAME", help="which microphone, as arecord or ffmpeg knows it")
     command.add_argument("--per-channel", action="store_true", help="judge each channel by itself in every update")
     command.add_argument(
@@ -103,7 +103,7 @@ def _judging_arguments() -> argparse.ArgumentParser:
     group = parser.add_argument_group("how to judge")
     group.add_argument("--diarize", dest="use_diarization", action="store_true", help="tell speakers apart")
     group.add_argument("--operating-point", choices=POINTS, help="which threshold decides")
-    group.add_argument("--explain", action="store_true", help="say what carried the verdict (with --json)")
+    group.add_argument("--explain", action="store_true", help="say what the verdict rests on (with --json)")
     group.add_argument("--channels", choices=("mix", "split"), help="split: judge each channel by itself")
     group.add_argument("--track", type=int, metavar="N", help="which audio track of the file, 0 for the first")
     group.add_argument("--num-speakers", type=int, metavar="N", help="how many people speak, with --diarize")

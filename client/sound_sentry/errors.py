@@ -3,11 +3,11 @@
 SoundSentryError
 ├── ServiceError                 the service refused or failed, in a problem document (RFC 9457)
 │   ├── RequestRefused           4xx: change the request
-│   │   ├── AccessRefused        401, 403: the key is missing, unknown or not allowed this
-│   │   ├── NotFound             404, 410: no such job, or it is gone
-│   │   └── TooManyRequests      429: still, after the retries
+│   │   ├── AccessRefused        401, 403: the key is missing, unknown or not allowed to do this
+│   │   ├── NotFound             404, 410: no such job, or it was deleted
+│   │   └── TooManyRequests      429: more requests than the key may send, even after the retries
 │   └── ServiceFailed            5xx: nothing can be said about the recording
-│       └── ServiceUnavailable   503: still, after the retries
+│       └── ServiceUnavailable   503: a stage is down or overloaded, even after the retries
 ├── NoAnswer                     the service cannot be reached, or closed the connection
 ├── UnexpectedAnswer             the answer is not from this service, or from another version of it
 ├── JobNotFinished               a wait for a job took longer than allowed; the job goes on

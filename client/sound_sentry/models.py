@@ -1,7 +1,7 @@
 """What the service answers.
 
-The fields are those of the service's own OpenAPI document; a test holds one against the other. A field that this
-client does not know is kept, so that it can read a newer service. Probabilities are of the speech being machine-made.
+The fields are those of the service's OpenAPI document; a test compares them. A field that this client does not know is
+kept, so that it can read the answers of a newer service. Each probability says how likely the speech is machine-made.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ JobStatus = Literal["queued", "running", "done", "cancelled"]
 
 
 class Answer(BaseModel):
-    """Base of every answer: no change once made, no NaN."""
+    """Base of every answer: not changeable, no NaN."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Detail(Answer):
-    """The verdict on one stretch of speech: a turn where speakers were told apart, else a speech segment."""
+    """The verdict on one stretch of speech: a turn if speakers were told apart, else a speech segment."""
 
     speaker: str | None
     """Who speaks; None if speakers were not told apart."""
     channel: str | None = None
-    """The channel of the recording, where channels were judged one by one."""
+    """The channel of the recording; only if channels were judged one by one."""
     start: float
     """Where the stretch begins, in seconds from the start of the recording."""
     end: float
@@ -48,7 +48,7 @@ class SpeakerVerdict(Answer):
     speaker: str
     """Name of the speaker within this recording."""
     channel: str | None = None
-    """The channel of the recording, where channels were judged one by one."""
+    """The channel of the recording; only if channels were judged one by one."""
     result: Label
     """The verdict on this speaker alone."""
     probability: float
@@ -75,7 +75,7 @@ class ChannelVerdict(Answer):
 
 
 class DecidedBy(Answer):
-    """The part of the recording that decided for the whole."""
+    """The part of the recording that decided the answer for the whole."""
 
     speaker: str | None = None
     """Who decided; None if speakers were not told apart."""
@@ -99,7 +99,7 @@ class Timeline(Answer):
     step_seconds: float
     """Length of a step, in seconds."""
     probability: tuple[float | None, ...]
-    """Probability that the speech is machine-made, 0 to 1, one value a step; None if nobody speaks."""
+    """Probability that the speech is machine-made, 0 to 1, one value per step; None where nobody speaks."""
 
 
 class DurationConfig(Answer):
@@ -128,9 +128,9 @@ class LayerShare(Answer):
     score: float
     """What the layer adds to the score of the answer, as a natural logarithm: above 0 speaks for a machine."""
     humans: tuple[float, float] | None = None
-    """Where the same lies in 90 % of recordings of humans; None if the model does not tell."""
+    """The middle 90 % of this score in recordings of humans, lower end first; None if that was not measured."""
     sentence: str = ""
-    """The same for a person."""
+    """What this entry says, for people."""
 
 
 class MomentShare(Answer):
@@ -145,9 +145,9 @@ class MomentShare(Answer):
     score: float
     """The score of this moment, as a natural logarithm: above 0 speaks for a machine."""
     humans: tuple[float, float] | None = None
-    """Where the same lies in 90 % of recordings of humans; None if the model does not tell."""
+    """The middle 90 % of the scores of moments of human speech, lower end first; None if that was not measured."""
     sentence: str
-    """The same for a person."""
+    """What this entry says, for people."""
 
 
 class BandShare(Answer):
@@ -158,35 +158,36 @@ class BandShare(Answer):
     high_hz: float
     """Where the band ends, in hertz."""
     score: float
-    """How much the score falls where nothing happens in the band, as a natural logarithm."""
+    """How much the score falls if the energy of the band is set to its mean over time, averaged over the moments, as a
+    natural logarithm: above 0 speaks for a machine."""
     humans: tuple[float, float] | None = None
-    """Where the same lies in 90 % of recordings of humans; None if the model does not tell."""
+    """The middle 90 % of this score in recordings of humans, lower end first; None if that was not measured."""
     sentence: str
-    """The same for a person."""
+    """What this entry says, for people."""
 
 
 class Explanation(Answer):
-    """What carried the answer; where a part decided for the whole, what carried that part."""
+    """What the answer rests on. If a part decided for the whole, this explains that part."""
 
     moments: tuple[MomentShare, ...] = ()
-    """The moments that weigh most, the weightiest first."""
+    """At most six moments with the most weight, the heaviest first. They do not overlap."""
     bands: tuple[BandShare, ...] = ()
-    """One entry a band of frequency, the lowest first."""
+    """One entry per band of frequency, the lowest first; empty for a model without bands."""
     layers: tuple[LayerShare, ...]
-    """One entry a layer, in the order of the network."""
+    """One entry per layer, in the order of the network."""
 
 
 class Verdict(Answer):
     """The answer for one recording."""
 
     overall: Label
-    """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` where nobody speaks."""
+    """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` if nobody speaks."""
     mean_probability: float | None
     """Probability that the speech of the whole recording is machine-made, 0 to 1; None if there is none."""
     max_probability: float | None
-    """The highest value of the timeline, 0 to 1."""
+    """The highest of `mean_probability` and the values of the timeline, 0 to 1."""
     min_probability: float | None
-    """The lowest value of the timeline, 0 to 1."""
+    """The lowest of `mean_probability` and the values of the timeline, 0 to 1."""
     confidence: float | None
     """How far `mean_probability` is from even odds, |2p - 1|: 0 is a coin toss, 1 is certainty."""
     score: float | None
@@ -194,11 +195,11 @@ class Verdict(Answer):
     interval: Interval | None
     """80 % interval of `mean_probability`, lower end first."""
     reasons: tuple[str, ...]
-    """Why the answer is Inconclusive; empty where it is not. `Info.reasons` has a sentence for each."""
+    """Why the answer is Inconclusive; empty if it is not. `Info.reasons` has a sentence for each."""
     details: tuple[Detail, ...]
-    """One entry a turn where speakers were told apart, else one a speech segment."""
+    """One entry per turn if speakers were told apart, else one per speech segment."""
     speakers: tuple[SpeakerVerdict, ...]
-    """One entry a speaker; empty where speakers were not told apart."""
+    """One entry per speaker; empty if speakers were not told apart."""
     timeline: Timeline
     """The probability from moment to moment."""
     duration_config: DurationConfig
@@ -210,7 +211,7 @@ class Verdict(Answer):
     original_format: str
     """Format of the file, told by its content."""
     channels: tuple[ChannelVerdict, ...] = ()
-    """One entry a channel; empty unless channels were to be judged one by one."""
+    """One entry per channel; empty unless channels were judged one by one."""
     decided_by: DecidedBy | None = None
     """The part that decided for the whole; None if the whole recording did."""
     file_sha256: str | None = None
@@ -220,7 +221,7 @@ class Verdict(Answer):
     warnings: tuple[str, ...]
     """What else to know about the recording or its judgement. `Info.warnings` has a sentence for each."""
     explanation: Explanation | None = None
-    """Where the score comes from; only where asked for."""
+    """What the answer rests on; only if the caller asked for it."""
 
     @property
     def probability(self) -> float | None:
@@ -250,24 +251,24 @@ class Problem(Answer):
     title: str
     """The kind of problem in words."""
     status: int | None = None
-    """The HTTP status it has, or would have as an answer of its own; None if the service gave no answer."""
+    """The HTTP status of this problem, also if it is one of several results; None if the service gave no answer."""
     detail: str
     """A sentence that says what to do."""
     request_id: str | None = None
-    """What the service's log knows the request by."""
+    """Id of the request in the service's log; None if it has none."""
 
 
 class JudgedFile(Verdict):
-    """A file of several that was answered."""
+    """The result of one of several files, if it was answered."""
 
     filename: str | None
     """Name of the file as it was sent."""
     status: Literal["success", "no_speech"]
-    """`no_speech` where `overall` is `No Speech`."""
+    """`no_speech` if `overall` is `No Speech`."""
 
 
 class FailedFile(Answer):
-    """A file of several that could not be answered."""
+    """The result of one of several files, if it could not be answered."""
 
     filename: str | None
     """Name of the file as it was sent."""
@@ -278,7 +279,7 @@ class FailedFile(Answer):
 
 
 FileResult = JudgedFile | FailedFile
-"""What became of one file of several."""
+"""The result of one of several files."""
 
 
 class Batch(Answer):
@@ -287,32 +288,32 @@ class Batch(Answer):
     timestamp: AwareDatetime
     """When this was answered."""
     total_files: int
-    """Files that were sent."""
+    """Number of files that were sent."""
     successful: int
-    """Files that were answered, those without speech included."""
+    """Number of files with an answer, including those without speech."""
     failed: int
-    """Files that were not."""
+    """Number of files without an answer."""
     results: tuple[FileResult, ...]
-    """One entry a file, in the order sent."""
+    """One entry per file, in the order sent."""
 
 
 class JobFile(Answer):
-    """How far one file of a job is."""
+    """The progress of one file of a job."""
 
     filename: str | None
     """Name of the file as it was sent."""
     status: JobStatus
-    """What becomes of it."""
+    """The state of the file."""
     stage: str | None
-    """The stage that is at work on it; None if none is."""
+    """The stage that works on it now; None if none does."""
     progress: float
     """How much is done, 0 to 1: an estimate."""
     attempts: int
-    """How often it was begun: again where what judged it was lost."""
+    """How often it was started. It is started again if its process was lost."""
 
 
 class Webhook(Answer):
-    """How telling a webhook went."""
+    """The state of the webhook."""
 
     status: Literal["waiting", "pending", "delivered", "failed"]
     """`waiting` until the job is done."""
@@ -321,48 +322,48 @@ class Webhook(Answer):
 
 
 class JobSummary(Answer):
-    """Recordings that are judged while nobody waits: how far they are, without their results."""
+    """A job without its results: recordings that are judged in the background."""
 
     job_id: str
-    """What the job is asked for by."""
+    """Name of the job, to ask for it."""
     status: JobStatus
-    """`done` once every file has its result, be it a verdict or an error."""
+    """`done` if every file has its result, either a verdict or an error."""
     stage: str | None
-    """The stage that is at work; None if none is."""
+    """The stage that works on it now; None if none does."""
     progress: float
     """How much is done, 0 to 1: an estimate."""
     seconds_left: float | None
-    """About how long it will take; None while nobody can tell."""
+    """About how long it will still take; None if unknown."""
     created_at: AwareDatetime
     """When it was submitted."""
     started_at: AwareDatetime | None
-    """When its first file was begun."""
+    """When its first file was started; None if none was."""
     finished_at: AwareDatetime | None
-    """When it was done or cancelled."""
+    """When it was done or cancelled; None until then."""
     kept_until: AwareDatetime | None
-    """When job and results will be gone; None until it is finished."""
+    """When job and results are deleted; None until it is finished."""
     total_files: int
-    """Files that were sent."""
+    """Number of files that were sent."""
     files: tuple[JobFile, ...]
-    """One entry a file, in the order sent."""
+    """One entry per file, in the order sent."""
     webhook: Webhook | None
-    """None where none was asked for."""
+    """None if the job has none."""
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more is going to happen."""
+        """Whether the job is done or cancelled."""
         return self.status in ("done", "cancelled")
 
 
 class Job(JobSummary):
-    """Recordings that are judged while nobody waits, with the results so far."""
+    """A job with its results so far."""
 
     successful: int
-    """Files that were answered, those without speech included."""
+    """Number of files with an answer, including those without speech."""
     failed: int
-    """Files that were not."""
+    """Number of files that failed."""
     results: tuple[FileResult, ...]
-    """One entry a file that is done, in the order sent."""
+    """One entry per finished file, in the order sent."""
 
 
 class JobList(Answer):
@@ -371,7 +372,7 @@ class JobList(Answer):
     jobs: tuple[JobSummary, ...]
     """Newest first."""
     next: str | None
-    """What `before` has to be for the next page; None if there is none."""
+    """The value of `before` for the next page; None if there is none."""
 
 
 class Stage(Answer):
@@ -380,14 +381,14 @@ class Stage(Answer):
     status: Literal["healthy", "down", "unknown"]
     """Whether it works."""
     replicas: int
-    """Copies of it that work."""
+    """Number of its replicas that work."""
 
 
 class Health(Answer):
     """The answer to `health`."""
 
     status: Literal["healthy", "unhealthy"]
-    """`unhealthy` while any stage is down."""
+    """`unhealthy` if any stage is down."""
     classifier_loaded: bool
     """Whether the classifier works."""
     timestamp: AwareDatetime
@@ -408,61 +409,62 @@ class Info(Answer):
     features: dict[str, Any]
     """What is computed from a recording."""
     duration_categories: dict[str, str]
-    """Which lengths each category has."""
+    """The lengths of recordings in each category."""
     voice_activity: dict[str, Any]
     """How speech is found."""
     diarization: dict[str, Any]
     """How speakers are told apart."""
     windows: dict[str, float]
-    """How the recording is cut, in seconds."""
+    """How speech is cut into windows, in seconds."""
     decision: dict[str, float] = {}
-    """What evidence a verdict needs, and the share of fakes expected."""
+    """The evidence that a verdict needs, and the expected share of fakes."""
     possible_results: tuple[str, ...]
-    """What `overall` may be."""
+    """The possible values of `overall` of an answer."""
     meanings: dict[str, str] = {}
-    """What may stand in `overall` of an answer, each with its sentence."""
+    """Each result in a sentence."""
     reasons: dict[str, str] = {}
-    """What may stand in `reasons` of an answer, each with its sentence."""
+    """The possible `reasons` of an answer, each with its sentence."""
     warnings: dict[str, str] = {}
-    """What may stand in `warnings` of an answer, each with its sentence."""
+    """The possible `warnings` of an answer, each with its sentence."""
     limits: dict[str, float]
-    """What a recording may have at most."""
+    """The limits for a recording."""
     live: dict[str, float | None] = {}
-    """What a stream may do."""
+    """The limits for a stream."""
     jobs: dict[str, Any] | None = None
-    """What a job may be; None for a service without."""
+    """The limits for a job; None if the service has no jobs."""
     timeouts_seconds: dict[str, float]
-    """How long the whole request and each stage may take."""
+    """The limit for the whole request, and for each stage from its input to its answer, with its queue."""
     admission: dict[str, float] = {}
-    """How much the service takes in hand at once."""
+    """The limits for the work of a replica of the service."""
     supported_formats: tuple[str, ...]
-    """The formats that are read."""
+    """The accepted formats."""
     timestamp: AwareDatetime
     """When this was answered."""
 
 
 class StreamMoment(Answer):
-    """What is said of the last seconds of sound."""
+    """The verdict on the last seconds of a stream."""
 
     overall: Label
     """The answer for these seconds."""
     mean_probability: float | None
-    """Probability that the speech of these seconds is machine-made, 0 to 1; None if there is none."""
+    """Probability that the speech of these seconds, or of the part that decided, is machine-made, 0 to 1; None if
+    nobody speaks."""
     interval: Interval | None
-    """80 % interval of `mean_probability`, lower end first."""
+    """80 % interval of `mean_probability`, lower end first; `overall` follows from it."""
     reasons: tuple[str, ...]
-    """Why the answer is Inconclusive; empty where it is not."""
+    """Why the answer is Inconclusive; empty if it is not."""
 
 
 class StreamChannel(StreamMoment):
-    """What is said of one channel of a stream."""
+    """The verdict on the last seconds of one channel of a stream."""
 
     channel: str
     """Name of the channel within this stream: CHANNEL_1 is the first."""
 
 
 class StreamUpdate(StreamMoment):
-    """What is said of a stream every half second."""
+    """The message of every half second. Of several channels, it holds the verdict on the most machine-like one."""
 
     final: Literal[False]
     """Always false: more follows."""
@@ -471,7 +473,7 @@ class StreamUpdate(StreamMoment):
     end: float
     """Where they end."""
     channels: tuple[StreamChannel, ...] = ()
-    """One entry a channel; empty unless channels were to be judged one by one."""
+    """One entry per channel; empty unless channels are judged one by one."""
 
 
 class StreamVerdict(Verdict):

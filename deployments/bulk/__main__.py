@@ -128,15 +128,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m deployments.bulk",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="exit code: 0 every file has its row, or its error; 2 it could not be done; 130 it was interrupted",
+        epilog="exit code: 0 every file has a row, with its answer or its error; 2 the command failed; 130 interrupted",
     )
     parser.add_argument("input", metavar="IN", help="a folder, a bucket, or a .csv or .parquet with a column `path`")
     parser.add_argument(
         "--out", required=True, help="where the results go: .csv, .jsonl or .parquet, here or in a bucket"
     )
-    parser.add_argument("--address", help="Ray cluster to work on, such as auto (default: one of its own)")
-    parser.add_argument("--actors", type=int, help="most processes at a time (default: as the cluster has room)")
-    parser.add_argument("--gpu", type=float, metavar="SHARE", help="share of a GPU per process (default: 0.25 if any)")
+    parser.add_argument("--address", help="Ray cluster to use, such as auto (default: RAY_ADDRESS, or a private one)")
+    parser.add_argument("--actors", type=int, help="most processes at a time (default: as many as the cluster can run)")
+    parser.add_argument(
+        "--gpu", type=float, metavar="SHARE", help="share of a GPU per process (default: 0.25 if there are GPUs)"
+    )
     add_settings(parser)
     parser.add_argument("--again-failed", action="store_true", help="score files again whose answer is an error")
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration, instead of configs/detector.yaml")

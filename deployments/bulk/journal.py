@@ -35,7 +35,7 @@ Answer = dict[str, Any]
 
 
 class Journal:
-    """The answers for the results at the place `out`. `settings` is everything that decides them besides the files.
+    """The answers for the results at the place `out`. `settings` is everything except the files that decides an answer.
 
     Raises ConfigurationError for an unknown format of results, and if the existing journal was made with other
     settings.

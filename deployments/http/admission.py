@@ -54,7 +54,10 @@ class Admission:
 
     @asynccontextmanager
     async def recording(self, size_bytes: int, *, is_slow: bool) -> AsyncIterator[None]:
-        """A context for one recording in the graph; waits for its turn. Raises Overloaded if too many slow ones do."""
+        """A context for one recording in the graph, which waits for its turn.
+
+        Raises Overloaded if the recording is slow and the waiting slow ones are too many or too large.
+        """
         if not is_slow and size_bytes <= self._slow_bytes:
             async with self._recordings.take():
                 yield
@@ -85,7 +88,7 @@ class _Room:
 
 
 class _Turns:
-    """Turns for a number of recordings at a time. `is_full` tells whether as many wait as may."""
+    """Turns for a number of recordings at a time. `is_full` tells whether no further recording may wait."""
 
     def __init__(self, at_a_time: int, max_waiting: int) -> None:
         self._semaphore = asyncio.Semaphore(at_a_time)

@@ -109,10 +109,10 @@ class InfoAnswer(Answer):
     reasons: dict[str, str] = Field(description="The possible `reasons` of an answer, each with its sentence.")
     warnings: dict[str, str] = Field(description="The possible `warnings` of an answer, each with its sentence.")
     limits: dict[str, float]
-    live: dict[str, float | None] = Field(description="What a stream of WS /stream may do.")
-    jobs: dict[str, Any] | None = Field(description="What a job of /jobs may be; null for a service without.")
+    live: dict[str, float | None] = Field(description="The limits for a stream of WS /stream.")
+    jobs: dict[str, Any] | None = Field(description="The limits for a job of /jobs; null if the service has no jobs.")
     timeouts_seconds: dict[str, float] = Field(
-        description="How long the whole request may take, and each stage once its input is there, its queue included."
+        description="The limit for the whole request, and for each stage from its input to its answer, with its queue."
     )
     admission: dict[str, float] = Field(description="The limits for the work of a replica of the service.")
     supported_formats: list[str]

@@ -170,7 +170,7 @@ def request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def problem(status: int, detail: str, identity: bytes) -> bytes:
-    """A problem document of the front's own."""
+    """A problem document that Front itself sends."""
     phrase = HTTPStatus(status).phrase
     document = {"type": "about:blank", "title": phrase, "status": int(status), "detail": detail}
     return json.dumps(document | {"request_id": identity.decode()}).encode()

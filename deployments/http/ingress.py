@@ -300,7 +300,7 @@ class Cors(CORSMiddleware):
         if response.status_code < HTTPStatus.BAD_REQUEST:
             return response
         connection = HTTPConnection({"type": "http", "headers": request_headers.raw})
-        detail = "This site may not ask: its origin, method or headers are not on the list in `cors_origins`."
+        detail = "This site may not ask: its origin is not in `cors_origins`, or its method or a header is not allowed."
         return problems.refuse(connection, response.status_code, detail, {"Vary": "Origin"})
 
 

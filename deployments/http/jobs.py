@@ -49,7 +49,7 @@ CHUNK_BYTES = 1 << 20
 class JobFields(Options):
     """The fields of a form besides its files."""
 
-    webhook: str | None = Field(None, description="The http or https address to tell when the job is done.")
+    webhook: str | None = Field(None, description="The http or https address to call when the job is done.")
 
 
 class Page(Strict):
@@ -269,7 +269,7 @@ _QUEUED = _RUNNING | {
 }
 
 JOB_ERRORS = (
-    JobNotFound("There is no such job, or its results were kept for as long as they are and are gone."),
+    JobNotFound("There is no such job, or it was deleted. Results are kept for a limited time."),
     StoreUnavailable("The jobs cannot be reached at present. Try again in a while."),
 )
 

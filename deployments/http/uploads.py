@@ -72,7 +72,7 @@ Fields = TypeVar("Fields", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Upload:
-    """One file of a form. `name` is for display alone."""
+    """One file of a form. `name` is only for display."""
 
     name: str | None
     data: bytes

@@ -29,7 +29,10 @@ class Pace:
         self._pace = dict(FIRST_GUESS)
 
     def share_done(self, progress: Progress, now: float, use_diarization: bool) -> float:
-        """From 0 to 1; 0 until the length of the recording is known. `now` is the time of the event loop."""
+        """The share of the work on a file that is done, from 0 to 1; 0 until the length of the recording is known.
+
+        `now` is the time of the event loop.
+        """
         if not progress.audio_seconds or not progress.stages:
             return 0.0
         plan = [stage for stage in STAGES if use_diarization or stage != "Diarizer"]

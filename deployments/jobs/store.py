@@ -461,7 +461,7 @@ def _delete(connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
 
 
 def _not_found() -> JobNotFound:
-    return JobNotFound("There is no such job, or its results were kept for as long as they are and are gone.")
+    return JobNotFound("There is no such job, or it was deleted. Results are kept for a limited time.")
 
 
 def _job(row: Mapping[Any, Any], files: Sequence[JobFile]) -> Job:

@@ -120,7 +120,7 @@ def read_secret(path: Path) -> bytes:
         raise ConfigurationError(f"jobs.webhook_secret_file: {path.name} cannot be read") from error
     if len(secret) < MIN_SECRET_BYTES:
         raise ConfigurationError(
-            f"jobs.webhook_secret_file: {path.name} holds less than {MIN_SECRET_BYTES} bytes; make a secret by "
+            f"jobs.webhook_secret_file: {path.name} holds less than {MIN_SECRET_BYTES} bytes; make a secret with "
             "`openssl rand -hex 32`"
         )
     return secret

@@ -17,7 +17,7 @@ export function shade(p, { stops, none }) {
 
 export const css = (colour) => `rgb(${colour.join(' ')})`
 
-// Besides its colour, what is machine-made is hatched and what is not settled is dotted.
+// In addition to the colour, the result is shown by a pattern: Fake is hatched, and Inconclusive is dotted.
 export function sign(made, { probability, result }, colours) {
   made.style.backgroundColor = css(shade(probability, colours))
   made.dataset.result = result

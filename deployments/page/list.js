@@ -1,4 +1,4 @@
-// The list of recordings on the page: a row each.
+// The list of recordings on the page: one row per recording.
 
 import { isWaited } from './queue.js'
 import { element, headline, percent } from './words.js'

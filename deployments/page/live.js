@@ -15,8 +15,9 @@ export function canListen() {
   return canRecord() && MediaRecorder.isTypeSupported(TYPE)
 }
 
-// Listens until it is stopped, or the service ends it. Gives {file, answer} with the answer on the whole, or
-// {file, problem} where the stream broke: what was recorded is not lost. Throws a Problem where nothing was recorded.
+// Listens until the user stops it or the service ends it. Returns {file, answer} with the answer for the whole
+// recording, or {file, problem} if the stream broke, so that the recording is not lost. Throws a Problem if nothing was
+// recorded.
 export async function listen(chosen, scale, sentence) {
   const microphone = await openMicrophone()
   let socket
@@ -36,7 +37,7 @@ export async function listen(chosen, scale, sentence) {
   })
   $('live-stop').onclick = () => {
     stop()
-    $('live-word').textContent = 'The whole is being judged.'
+    $('live-word').textContent = 'The whole recording is being judged.'
     $('live-stop').disabled = true
   }
   file.then(() => send('{"end": true}'))
@@ -68,7 +69,7 @@ function connect({ operating_point, use_diarization }) {
   })
 }
 
-// The last message of the stream as the answer that it is; `show` learns of those before it.
+// Returns the last message of the stream, which is the answer. `show` is called with each message before it.
 function lastAnswer(socket, show) {
   return new Promise((resolve, reject) => {
     socket.addEventListener('message', ({ data }) => {
@@ -100,7 +101,8 @@ function showNothing() {
 function showUpdate(update, scale, sentence) {
   if ($('live-stop').disabled) return // it is stopped
   const { overall, reasons } = update
-  if ($('live-word').textContent !== overall) $('live-word').textContent = overall // what is told again is read again
+  // A screen reader reads the text again each time it is set.
+  if ($('live-word').textContent !== overall) $('live-word').textContent = overall
   document.title = `${overall} – ${TITLE}`
   fillGauge($('live-gauge'), update, scale)
   $('live-reasons').replaceChildren(...reasons.map((word) => element('li', {}, sentence(word))))
@@ -117,7 +119,7 @@ function showBar({ mean_probability: probability, overall: result }) {
   while (history.children.length > BARS) history.firstChild.remove()
 }
 
-// One line for what follows without a gap.
+// Alarms without a gap between them share one line.
 function showAlarm({ start, end }) {
   const alarms = $('live-alarms')
   const last = alarms.lastChild

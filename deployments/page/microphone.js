@@ -16,8 +16,8 @@ export async function openMicrophone() {
   }
 }
 
-// Records from an open microphone until `stop`, which turns it off. Gives {stop, file}, the file as a promise. `tick`
-// learns how many seconds it has been on, `heard` of each piece of sound, `sliceMs` long.
+// Records from an open microphone until `stop` is called, which turns the microphone off. Returns {stop, file}; `file`
+// is a promise. `tick` is called with the seconds so far, and `heard` with each piece of sound, `sliceMs` long.
 export function recordFrom(microphone, { tick, heard = () => {}, type, sliceMs }) {
   const parts = []
   const started = performance.now()

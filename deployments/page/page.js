@@ -1,5 +1,5 @@
-// The page of Sound Sentry: has recordings judged and shows the answers.
-// Whatever came over the network or from a file enters the page as text, never as markup.
+// The page of Sound Sentry: sends recordings to the service and shows the answers.
+// Everything from the network or from a file is put into the page as text, never as markup.
 
 import { css, palette, shade, sign } from './colours.js'
 import { explainGauge, fillGauge, scaleOf } from './gauge.js'
@@ -15,17 +15,17 @@ const WAVEFORM_RATE = 16000
 const WAVEFORM_HEIGHT = 96
 const REPORT_PEAKS = 1000
 const STRIP_HEIGHT = 32
-const COLUMNS_A_STEP = 10 // of the strip, so that its gaps are those of the lanes
+const COLUMNS_A_STEP = 10 // of the strip; enough to draw its gaps where the lanes have theirs
 const MOST_COLUMNS = 16000
-const DISAGREEMENT = 0.5 // rows so far apart may be of a human and of a machine
+const DISAGREEMENT = 0.5 // two stretches whose probabilities differ more may be of a human and of a machine
 
-let current = null // the entry of the queue that is looked at
+let current = null // the entry of the queue that is shown
 let verdict = null // its answer, while that is shown
 let recording = null // from the microphone, while it is on
 let wave = null // WaveSurfer that shows and plays the recording
 let position = 0 // of the playhead, in seconds
 let peaks = [] // of the waveform, for the report
-let info = null // what the service says of itself: the limits of an upload, the thresholds, the sentence of each word
+let info = null // the answer of /info: the limits of an upload, the thresholds, the sentence of each word
 
 // ---- words
 
@@ -40,7 +40,7 @@ function sentence(word) {
 
 const queue = makeQueue({
   async judge({ file, chosen }, signal, tell) {
-    await introduced // the words of the answer get their sentences from there
+    await introduced // it loads `info`, which has the sentence of each word
     info ??= await ask('info', { signal })
     return judge(file, chosen, info, signal, tell)
   },
@@ -54,21 +54,21 @@ const queue = makeQueue({
 
 const acts = { show: look, cancel: queue.cancel, compare }
 
-// Has recordings judged, given as {file, name}, and looks at the first.
+// Adds recordings, given as {file, name}, to the queue, and shows the first of them.
 function choose(files) {
   const recordings = files.filter(({ file, name }) => !name.includes('/') || isSound(file))
   if (!recordings.length) {
-    showProblem(new Problem('No recording', 'There is no file in one of the accepted formats in it. Choose another.'))
+    showProblem(new Problem('No recording', 'No file in this folder has an accepted format. Choose another folder.'))
     return
   }
   current = null
   look(queue.add(recordings, options())[0])
   const others = files.length - recordings.length
-  const words = others === 1 ? '1 file is no recording and was' : `${others} files are no recordings and were`
+  const words = others === 1 ? '1 file is not a recording and was' : `${others} files are not recordings and were`
   $('left-out').textContent = others ? `${words} left out.` : ''
 }
 
-// A folder may hold anything; whether a file that was chosen by itself is a recording, the service says.
+// Whether a file of a folder is a recording. A file that was chosen by itself is always sent: the service decides.
 function isSound({ type, name }) {
   const ending = name.split('.').pop().toLowerCase()
   return /^(audio|video)\//.test(type) || Boolean(info?.supported_formats.includes(ending))
@@ -80,7 +80,7 @@ function look(entry) {
   present(entry)
 }
 
-// What is shown of an entry besides its row: its answer, its problem, or that it is under way.
+// Shows an entry outside its row: its answer, its problem, or that it was cancelled.
 function present({ state, file, answer, problem, seconds, name }) {
   forget()
   $('result').hidden = true
@@ -89,7 +89,7 @@ function present({ state, file, answer, problem, seconds, name }) {
   if (state !== 'done') return
   verdict = answer
   show(answer)
-  const time = seconds === undefined ? '' : `: answered in ${seconds.toFixed(1)} seconds` // a stream was answered all along
+  const time = seconds === undefined ? '' : `: answered in ${seconds.toFixed(1)} seconds` // a stream has no such time
   $('status').textContent = `${answer.overall}${time}.`
   showSound(file, answer)
 }
@@ -143,7 +143,7 @@ function clear() {
 
 // ---- two answers side by side
 
-// Of three that are ticked the one that was ticked first gives way.
+// At most two entries are ticked. A third one unticks the one that was ticked first.
 let compared = []
 
 function compare(entry) {
@@ -179,7 +179,7 @@ function sideOf({ name, answer, chosen }) {
 
 // ---- the form
 
-// What the form asks for besides the recording.
+// The options of the form.
 function options() {
   const chosen = {
     use_diarization: $('diarize').checked,
@@ -188,7 +188,7 @@ function options() {
     channels: $('split').checked ? 'split' : 'mix',
   }
   if (chosen.use_diarization && $('num-speakers').value) chosen.num_speakers = $('num-speakers').value
-  if ($('track').value) chosen.track = $('track').value // else the service refuses a file that holds several
+  if ($('track').value) chosen.track = $('track').value // without it the service refuses a file with several tracks
   return chosen
 }
 
@@ -196,7 +196,7 @@ function showCount() {
   $('count').hidden = !$('diarize').checked
 }
 
-// An error is looked at where it stands: it may be out of sight, far above the file that was dropped.
+// Scrolls to the error, because it may be out of sight, far above the place where a file was dropped.
 function showProblem(problem, name = '') {
   $('problem').hidden = !problem
   $('problem-file').textContent = name
@@ -222,7 +222,7 @@ function show(answer) {
   showExact(answer)
   $('suggestion').hidden = !mayBeSeveral(answer)
   markOld()
-  $('result').hidden = false // before the tracks, which are laid out by their width
+  $('result').hidden = false // before showTracks, which measures a width
   showTracks(answer)
   showExplanation(answer)
   showDetails(answer)
@@ -280,7 +280,7 @@ function factsOf(answer) {
   return facts
 }
 
-// The same in the words of the field, for a report.
+// The facts again with exact values and technical terms, for a report.
 function showExact(answer) {
   const facts = []
   if (answer.mean_probability !== null) {
@@ -607,7 +607,7 @@ function showRecording(on) {
   $('record').setAttribute('aria-pressed', on)
 }
 
-// How long the microphone has been on; it is turned off when no more can be sent.
+// Shows how long the microphone has been on. Turns it off at the longest recording that can be sent.
 function tellTime(seconds) {
   const most = info?.limits.max_duration_seconds ?? Infinity
   $('recorded').textContent = `${clock(seconds, 0)}${most < Infinity ? ` of ${clock(most, 0)}` : ''}`
@@ -673,7 +673,7 @@ async function introduce() {
     const most = (info.jobs ?? info).limits
     $('accepted').textContent = `${formats}, up to ${most.max_upload_mib} MiB and ${span(most.max_duration_seconds)}`
     const length = `${limits.max_upload_mib} MiB or ${span(limits.max_duration_seconds)}`
-    if (info.jobs) $('kept').textContent = `One of more than ${length} lies on the service's disk until it is judged.`
+    if (info.jobs) $('kept').textContent = `A recording over ${length} stays on the service's disk until it is judged.`
     const { version } = await ask('./')
     $('version').textContent = `Version ${version}`
   } catch {

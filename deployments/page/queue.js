@@ -6,8 +6,8 @@ const AT_ONCE = 2
 
 export const isWaited = ({ state }) => state === 'waiting' || state === 'running'
 
-// `judge(entry, signal, tell)` gives an entry's answer. `changed(entry)` learns of each new state, `moved(entry)` of
-// what goes on within one.
+// `judge(entry, signal, tell)` returns the answer for an entry. `changed(entry)` is called after each change of its
+// state, and `moved(entry)` when there is progress within a state.
 export function makeQueue({ judge, changed, moved }) {
   const entries = []
 
@@ -18,7 +18,7 @@ export function makeQueue({ judge, changed, moved }) {
     return added
   }
 
-  // A recording that has its answer already.
+  // Adds a recording that already has its answer.
   function keep(judged) {
     const entry = { ...judged, state: 'done', problem: null, doing: 'Waiting', done: null }
     entries.push(entry)
@@ -80,7 +80,8 @@ export const asProblem = (error) => (error instanceof Problem ? error : new Prob
 
 // ---- files and folders
 
-// What was dropped, as {file, name}; folders with all that lies in them. The browser tells of it only at once.
+// The files that were dropped, as {file, name}, including all files in folders. `transfer` can only be read before the
+// first wait.
 export function dropped(transfer) {
   const items = [...transfer.items].filter((item) => item.kind === 'file')
   const found = items.map((item) => item.webkitGetAsEntry() ?? item.getAsFile())

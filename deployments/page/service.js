@@ -3,7 +3,7 @@
 import { $ } from './words.js'
 
 const KEY = 'sound-sentry-key'
-const TRIES = 8 // of a request that the service has no room for, or of a job that is out of sight
+const TRIES = 8 // for a request that the service has no room for, or for a job that cannot be reached
 const PAUSE_SECONDS = 2
 const MIB = 2 ** 20
 
@@ -15,7 +15,7 @@ export class Problem extends Error {
   }
 }
 
-// Where the service asks for a key, the page asks the user, once. The key stays in this tab and goes nowhere else.
+// If the service asks for a key, the page asks the user once. The key stays in this tab, and only the service gets it.
 
 let asking = null // the promise of a key, while the form for it is shown
 
@@ -74,7 +74,7 @@ export async function ask(path, options, read = (response) => response.json()) {
   )
 }
 
-// A WebSocket to the service, with the key where there is one: a browser can send it in no other way.
+// A WebSocket to the service. The key, if there is one, is a subprotocol, because a browser cannot set a header here.
 export function openStream() {
   const address = new URL('stream', location.href)
   address.protocol = address.protocol.replace('http', 'ws')
@@ -82,8 +82,8 @@ export function openStream() {
   return new WebSocket(address, key ? ['sound-sentry', `sound-sentry-key.${key}`] : [])
 }
 
-// The answer for one recording, by whichever way its size and length allow. `tell` learns what goes on: a sentence, and
-// how much is done where that is known.
+// The answer for one recording: from /predict, or by a job if the recording is too large or too long for /predict.
+// `tell` is called with words for the progress, and with the share that is done, if it is known.
 export async function judge(file, chosen, info, signal, tell) {
   const most = (info.jobs ?? info).limits.max_upload_mib
   if (file.size > most * MIB) {
@@ -106,7 +106,7 @@ function form(field, file, chosen) {
   return made
 }
 
-// Sends again, as often as TRIES, where the service says that it has no room at present.
+// Sends a request, and sends it again up to TRIES times if the service asks to wait.
 async function send(path, body, signal, tell) {
   for (let left = TRIES; ; left--) {
     try {
@@ -129,17 +129,17 @@ async function judgeAsJob(file, chosen, signal, tell) {
     if (status === 'failed') throw new Problem(error.title, error.detail, { status: error.status })
     return answer
   } finally {
-    ask(`jobs/${id}`, { method: 'DELETE', keepalive: true }).catch(() => {}) // where it is out of reach it forgets itself
+    ask(`jobs/${id}`, { method: 'DELETE', keepalive: true }).catch(() => {}) // else the service deletes it later
   }
 }
 
-// The job once it is finished. A lost connection loses no job: it is asked for again.
+// Waits until the job is finished, and returns it. After a lost connection it asks for the job again.
 async function follow(id, signal, tell) {
   const show = ({ stage, progress }) => tell(stage ? 'Analysing' : 'Waiting in the queue', progress)
   for (let left = TRIES; ; left--) {
     try {
       const job = await ask(`jobs/${id}/events`, { signal }, (response) => lastState(response, show))
-      if (job.results) return job // which come with the last state alone
+      if (job.results) return job // only the last state has results
     } catch (error) {
       if (!(error instanceof Problem) || error.status === 404 || !left) throw error
     }
@@ -147,7 +147,7 @@ async function follow(id, signal, tell) {
   }
 }
 
-// Reads server-sent events to their end; the job as the last one describes it.
+// Reads server-sent events to their end. Returns the job as the last event describes it.
 async function lastState(response, show) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
   let job = null

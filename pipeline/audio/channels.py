@@ -53,7 +53,7 @@ def split(blocks: Iterable[Samples]) -> list[Samples]:
 
 
 def notes(channels: Sequence[Samples]) -> list[str | None]:
-    """One note a channel: `silent`, or `same_as_` and the name of an earlier channel; None if it must be judged."""
+    """The note of each channel: `silent`, or `same_as_` and an earlier channel's name; None if it must be judged."""
     found: list[str | None] = []
     for number, samples in enumerate(channels):
         if np.abs(samples).max(initial=0) <= SILENT_PEAK:

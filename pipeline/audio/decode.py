@@ -1,4 +1,4 @@
-"""Bytes of an upload to 16 kHz mono audio.
+"""Decodes the bytes of an upload to 16 kHz mono audio.
 
 An upload is treated as hostile. Its magic bytes tell its format, only the demuxer of that format runs, only codecs on
 a whitelist are used, and no other file is opened. Every cap is applied to the decoded audio, never to a header.
@@ -51,7 +51,7 @@ _Block = NDArray[np.float32]
 
 
 class _Upload:
-    """The bytes as libav reads them. They have no file name, which PyAV would follow, and end when time is up."""
+    """The bytes of an upload as a file for libav. It has no name that PyAV could use, and ends when time is up."""
 
     def __init__(self, data: bytes, deadline: float) -> None:
         self._file = io.BytesIO(data)
@@ -149,7 +149,7 @@ class _Decoding:
             count = layout.nb_channels
             for second in self._resample(run):
                 block = second.to_ndarray().astype(np.float32, copy=False).reshape(-1, count)
-                if not np.abs(block).max(initial=0) <= _MAX_AMPLITUDE:  # which NaN fails too
+                if not np.abs(block).max(initial=0) <= _MAX_AMPLITUDE:  # `not <=` also refuses NaN
                     raise UnreadableAudio(
                         "The audio holds samples that are not numbers or lie far outside -1 to 1. Export it again."
                     )

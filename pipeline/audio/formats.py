@@ -1,4 +1,4 @@
-"""The formats a recording may have. A format is added here alone, and every list of formats comes from here."""
+"""The formats a recording may have. A new format is added only here, and every list of formats comes from here."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class Format:
     cut off; this cannot be seen in a live stream that is cut between two packets. `exact_duration`: whether the file
     itself declares its duration; for other formats libav guesses it from the bit rate. `chunks`: how the file's chunks
     are read to find a header that declares less audio than the file holds. `options`: libav's options for every file.
-    `past_the_end`: the options to read on after a header that declares too little; a format without them is refused
-    then.
+    `past_the_end`: the options to read on after a header that declares too little; without them the file is refused.
     """
 
     name: str
@@ -195,7 +194,7 @@ ENDINGS = frozenset(f".{ending}" for ending in (*SUPPORTED_FORMATS, *OTHER_ENDIN
 """The file name endings of these formats, in lower case. A search in a folder looks for them."""
 
 ACCEPTED = f"{', '.join(SUPPORTED_FORMATS[:-1]).upper()} or {SUPPORTED_FORMATS[-1].upper()}"
-"""The same as a part of a sentence."""
+"""The accepted kinds of file, as a part of a sentence."""
 
 
 def sniff(data: bytes) -> Format | None:

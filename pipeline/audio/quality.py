@@ -16,7 +16,8 @@ BANDWIDTH_FLOOR_DB = 60.0
 """A band belongs to the recording's bandwidth if it is at most this far below the strongest band."""
 INSIDE_HZ = (300, 3_400)
 OUTSIDE_HZ = 4_500
-"""A telephone carries what is inside. Its filters leave some of what is between; what lies outside is no voice."""
+"""A telephone carries the frequencies in INSIDE_HZ. Its filters leave some sound above them. What lies above this is
+not from the voice."""
 
 
 def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:

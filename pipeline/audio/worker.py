@@ -102,7 +102,7 @@ def serve(limits: Limits) -> None:
         os.close(upload)
         os.close(result)
         os.waitid(os.P_PID, decoder, os.WEXITED | os.WNOWAIT)
-        ended, decoder = decoder, 0  # before its number may become another's
+        ended, decoder = decoder, 0  # before another process can get its number
         _, status = os.waitpid(ended, 0)
         control.send(str(os.waitstatus_to_exitcode(status)).encode())
 

@@ -60,7 +60,11 @@ class Classifier:
         return verdict.model_copy(update={"explanation": explanation})
 
     def explain_bands(self, verdict: Verdict, features: Features, occluded: Occluded) -> Verdict:
-        """`verdict`, which this Classifier gave for `features` with an explanation, with the bands of it added."""
+        """`verdict` with the bands of its explanation.
+
+        This Classifier must have given the verdict for `features`, with an explanation. `occluded` has the features of
+        the moments as they are, and with each band hidden.
+        """
         if not occluded:
             return verdict
         scorer = self._scorer(features)

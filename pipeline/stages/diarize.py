@@ -63,7 +63,7 @@ class Diarizer:
         if not len(samples):
             return ()
         # pyannote warns if nobody speaks for long, because it then takes the mean of no embeddings. It also prints and
-        # warns if it does not find `count` speakers, which the answer says. All threads share standard output.
+        # warns if it does not find `count` speakers; the answer says this, too. All threads share standard output.
         quiet = redirect_stdout(io.StringIO()) if count.is_told else nullcontext()
         with self._one_at_a_time, warnings.catch_warnings(action="ignore"), quiet:
             found: Any = self.pipeline(

@@ -53,8 +53,8 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> str:
 
 
 ABOVE_TELEPHONE: Hertz = (4_000, SAMPLE_RATE / 2)
-"""What is hidden of a recording with a narrow band. Nothing of the voice is left there. What lies there depends on the
-file's format alone, and would decide the verdict."""
+"""The band that is hidden if a recording has a narrow band. It holds nothing of the voice. What it holds depends only
+on the file's format, and would decide the verdict."""
 
 
 class TkanExtractor:

@@ -38,7 +38,7 @@ class VoiceActivityDetector:
 
     @torch.inference_mode()
     def detect(self, recording: Recording, checkpoint: Checkpoint = go_on) -> Speech:
-        """The speech in `recording`; no segments where there is none."""
+        """The speech in `recording`, without segments if nobody speaks."""
         samples = recording.waveform.samples
         if len(samples) < MIN_SAMPLES:
             samples = np.pad(samples, (0, MIN_SAMPLES - len(samples)))

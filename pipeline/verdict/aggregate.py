@@ -1,9 +1,9 @@
 """From window scores to a verdict on each moment, each speaker and the whole recording.
 
 A recording's score is the mean of its windows' log-likelihood ratios, weighted by speech. So one odd window cannot make
-an hour Fake, and a longer recording is not more certain for its length alone. A mean could hide a synthetic speaker or
-passage among real ones, so these are looked for separately. `pipeline.verdict.evidence` has the formula that judges
-each part.
+an hour Fake, and a longer recording is not more certain only because it is longer. A mean could hide a synthetic
+speaker or passage among real ones, so these are looked for separately. `pipeline.verdict.evidence` has the formula that
+judges each part.
 """
 
 from __future__ import annotations
@@ -305,9 +305,9 @@ def find_passage(case: Case) -> DecidedBy | None:
 def reasons_of(case: Case, speakers: tuple[SpeakerVerdict, ...], doubt: float) -> tuple[Reason, ...]:
     """Why a recording is Inconclusive. `doubt` is the variance in its score because one speaker may be two voices.
 
-    Each reason has a variance. Those of the faults of the sound are in `case`. too_short has the noise beyond that of
-    `ENOUGH_SECONDS` of speech. mixed_speakers or mixed_passages has the noise because the parts differ more than in
-    training.
+    Each reason has a variance. The variances of the faults of the sound are in `case`. That of too_short is the noise
+    that `ENOUGH_SECONDS` of speech would not have. That of mixed_speakers or mixed_passages is the noise that is added
+    because the parts differ more than in training. That of mixed_voices is `doubt`.
     """
     uncertainty = case.scorer.uncertainty
     of = parts.whole(case.features)

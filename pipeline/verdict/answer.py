@@ -179,10 +179,9 @@ class MomentShare(Part):
     """The score of this moment, as a natural logarithm: above 0 speaks for a machine. The score of the answer is the
     mean over all its moments."""
     humans: tuple[Number, Number] | None = None
-    """Between which scores the same lies in 90 % of recordings of humans, lower end first; null where that was not
-    measured."""
+    """The middle 90 % of the scores of moments of human speech, lower end first; null if that was not measured."""
     sentence: str
-    """The same for a person."""
+    """What this entry says, for people."""
 
 
 class BandShare(Part):
@@ -196,10 +195,9 @@ class BandShare(Part):
     """How much the score falls if the energy of the band is set to its mean over time, averaged over the moments, as a
     natural logarithm: above 0 speaks for a machine."""
     humans: tuple[Number, Number] | None = None
-    """Between which scores the same lies in 90 % of recordings of humans, lower end first; null if that was not
-    measured."""
+    """The middle 90 % of this score in recordings of humans, lower end first; null if that was not measured."""
     sentence: str
-    """The same for a person."""
+    """What this entry says, for people."""
 
 
 class LayerShare(Part):
@@ -210,10 +208,9 @@ class LayerShare(Part):
     score: Number
     """What the layer adds to the score of the answer, as a natural logarithm: above 0 speaks for a machine."""
     humans: tuple[Number, Number] | None = None
-    """Between which scores the same lies in 90 % of recordings of humans, lower end first; null where that was not
-    measured."""
+    """The middle 90 % of this score in recordings of humans, lower end first; null if that was not measured."""
     sentence: str
-    """The same for a person."""
+    """What this entry says, for people."""
 
 
 class Explanation(Part):

@@ -1,8 +1,12 @@
 """The model bundle: what training hands to serving, as a folder without a pickle in it.
 
-`classifier.safetensors` holds the arrays of the head, `front.safetensors` the parameters of the fronts where it
-has any, `bundle.json` everything else that decides a verdict, `model_card.md` what a person should know. The SHA-256 of
-`bundle.json`, which itself names those of the arrays and of the backbone's weights, stands for the whole.
+- `classifier.safetensors`: the arrays of the head.
+- `front.safetensors`: the tuned parameters of the backbone, if it has any.
+- `bundle.json`: everything else that decides a verdict.
+- `model_card.md`: what a person should know.
+
+The SHA-256 of `bundle.json` identifies the whole bundle, because `bundle.json` holds the SHA-256 of the arrays and of
+the backbone's weights.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from pipeline.networks.spec import TkanSpec
 Arrays = dict[str, NDArray[np.float32]]
 
 NARROW = "narrow."
-"""How the names of the arrays of the head for narrow bands begin."""
+"""The prefix of the names of the arrays of the head for narrow bands."""
 
 
 class Calibration(Strict):
@@ -45,13 +49,15 @@ class Thresholds(Strict):
 
 
 class Uncertainty(Strict):
-    """How far a calibrated score may be from the one that endless clean speech would get: `pipeline.verdict.evidence`
-    has the formula. All variances are of log-likelihood ratios.
+    """How far a calibrated score may be from the score that endless clean speech would get.
 
-    `score_variance`: of those scores over recordings. `window_variance`: of a window around its recording.
-    `snr_variance`: added by noise, for a signal 10 dB below `snr_db` decibels over it; it grows with the square of the
-    distance. `novelty_variance`: added by strangeness, for each squared natural logarithm of the ratio of a recording's
-    novelty to `novelty`, where it is above 1. The novelty of a recording is its mean squared standardised feature.
+    `pipeline.verdict.evidence` has the formula. All variances are of log-likelihood ratios.
+
+    `score_variance`: the variance of the scores of endless clean speech, over recordings. `window_variance`: the
+    variance of the scores of windows around the score of their recording. `snr_variance`: what noise adds if the
+    signal-to-noise ratio is 10 dB below `snr_db`; it grows with the square of this distance. `novelty_variance`: what a
+    sound unlike the training data adds if its novelty is e times `novelty`; it grows with the square of the logarithm
+    of this ratio, and is 0 below `novelty`. The novelty of a recording is its mean squared standardised feature.
     `line_variance`: added by the telephone line of a recording with a narrow band.
     """
 
@@ -68,9 +74,12 @@ HeadKind = Literal["linear", "quadratic", "tuned", "mlp"]
 
 
 class NarrowBand(Strict):
-    """How recordings of a narrow band, such as a telephone's, are scored: with a calibration of their own, by a head of
-    their own whose arrays are named `narrow.…`, or by the same head where there are none. Thresholds are shared.
-    `trusted`: whether the scores are good enough for answers; else the narrow band counts as a fault of the sound."""
+    """How recordings of a narrow band, such as a telephone's, are scored.
+
+    They have their own calibration, and their own head if the bundle has arrays named `narrow.…`. Without such arrays
+    they are scored by the other head. The thresholds are the same as for other recordings. `trusted`: whether the
+    scores are good enough for answers; if not, the narrow band counts as a fault of the sound.
+    """
 
     head: HeadKind
     trusted: bool
@@ -83,8 +92,8 @@ Range = tuple[float, float]
 
 
 class HumanRanges(Strict):
-    """Where the shares of an explanation lie, as log-likelihood ratios, for 90 % of the recordings of humans that the
-    detector was measured by: those of moments, of each layer, and of each band."""
+    """The middle 90 % of the shares in explanations of humans' recordings, as log-likelihood ratios: of all moments, of
+    each layer, and of each band. The recordings are those that the detector was measured by."""
 
     moments: Range
     layers: dict[str, Range]
@@ -118,8 +127,8 @@ class BundleInfo(Strict):
 
 @dataclass(frozen=True)
 class Scorer:
-    """A head and what makes its raw scores evidence. `is_narrow`: whether it may answer for a narrow band. `humans`:
-    what its explanations are compared with."""
+    """A head, and what turns its raw scores into evidence. `is_narrow`: whether it was made for a narrow band and is
+    trusted with it. `humans`: the ranges that its explanations are compared with."""
 
     arrays: Arrays
     calibration: Calibration
@@ -130,8 +139,11 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle. `arrays` are those of `pipeline.verdict.head`, `front` the tuned parameters of the backbone
-    `campplus-front`; None where a backbone is used as it was published."""
+    """A loaded bundle.
+
+    `arrays`: those that `pipeline.verdict.head` describes. `front`: the tuned parameters of the backbone
+    `campplus-front`; None for a backbone that is used as it was published.
+    """
 
     info: BundleInfo
     arrays: Arrays
@@ -147,8 +159,11 @@ class Bundle:
         return Scorer(head_arrays(self.arrays, narrow=False), info.calibration, info.uncertainty, humans=info.humans)
 
     def certainty(self, score: float) -> float | None:
-        """The share of the tested clips whose scores lie nearer to zero than `score`; 1 beyond the half that the bundle
-        tells about, and None where it tells nothing."""
+        """The share of the tested clips whose scores are nearer to zero than `score`.
+
+        A bundle knows it only for the half of the clips that are nearest to zero; for other scores it is 1. None if the
+        bundle does not know it at all.
+        """
         rows = self.info.metrics.get("coverage")
         if not rows:
             return None
@@ -190,7 +205,7 @@ class Bundle:
 
 
 def head_arrays(arrays: Arrays, *, narrow: bool) -> Arrays:
-    """Of the arrays of a bundle those of the head for narrow bands, if there is one, or those of the other head."""
+    """The arrays of one head of a bundle: with `narrow` the head for narrow bands, if there is one, else the other."""
     of_narrow_head = {name.removeprefix(NARROW): array for name, array in arrays.items() if name.startswith(NARROW)}
     if narrow and of_narrow_head:
         return of_narrow_head
@@ -198,7 +213,7 @@ def head_arrays(arrays: Arrays, *, narrow: bool) -> Arrays:
 
 
 def save_bundle(folder: Path, info: BundleInfo, arrays: Arrays, model_card: str, front: Arrays | None = None) -> Bundle:
-    """Write a bundle; `info.classifier_sha256` is filled in here. Returns it as loading it would."""
+    """Write a bundle and load it again. `info.classifier_sha256` is filled in here."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = save(arrays)
     info = info.model_copy(update={"classifier_sha256": hashlib.sha256(weights).hexdigest()})

@@ -1,13 +1,15 @@
-"""What carried a verdict: which moments, which bands of frequency and which layers of the network.
+"""What a verdict rests on: which moments, which bands of frequency and which layers of the network.
 
-All three are told in the unit of the score of the answer, a log-likelihood ratio: above 0 speaks for a machine, below 0
-for a human. Where a part decided for the whole, it is that part which is explained.
+All three are in the unit of the answer's score, a log-likelihood ratio: above 0 speaks for a machine, below 0 for a
+human. If a part decided for the whole, that part is explained.
 
-Moments: the windows whose scores weigh most in their mean, which is the score of the answer. Layers: how much the score
-falls where the features of a layer are set to the mean of the training data. Bands: how much it falls, over those
-moments, where the energies of a band are set to their mean over time, so that nothing happens in it (occlusion).
-Beside each stands where the same lies in most recordings of humans, where the bundle tells.
-Source of both: Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, section 4.2.
+Moments: the windows whose scores have the most weight in the score of the answer. Layers: how much the score falls if
+the features of a layer are set to the mean of the training data. Bands: how much the score of those moments falls if
+the energies of a band are set to their mean over time, so that nothing happens in it (occlusion). If the bundle holds
+the ranges that are usual for recordings of humans, each score is compared with its range.
+
+Source for layers and bands: Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014,
+section 4.2.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from pipeline.verdict.head import raw_scores
 from pipeline.verdict.parts import Indices, window_seconds
 
 MOMENTS = 6
-"""How many moments are told at most: occlusion listens to each of them once more for each band."""
+"""The most moments of an explanation. Occlusion computes the features of each of them again for each band."""
 
 NO_WEIGHT = 0.1
-"""What adds less than this to the score, as a log-likelihood ratio, speaks for neither: it moves even odds by 2 %."""
+"""A share nearer to 0 than this speaks for neither side. It is a log-likelihood ratio: it moves a probability of 0.5 by
+0.025."""
 
 Matrix = NDArray[np.float32]
 Scores = NDArray[np.float64]
@@ -95,8 +98,8 @@ def with_bands(
 ) -> Explanation:
     """The explanation of `verdict` with its bands.
 
-    `scores` (windows,) are those of all windows of the recording; `with_all` (moments,) those of its moments, listened
-    to once more, and `without` the same for each of BANDS, with nothing happening in it.
+    `scores` (windows,) are the scores of all windows of the recording. `with_all` (moments,) are the scores of the
+    moments, computed again, and `without` are their scores with each of BANDS hidden.
     """
     assert verdict.explanation is not None
     rows = _rows(features.windows, verdict.decided_by)
@@ -124,7 +127,7 @@ def _rows(windows: Sequence[Window], part: DecidedBy | None) -> Indices:
 
 
 def _share(verdict: Verdict, scores: Scores, seconds: Scores, prior: float) -> float:
-    """What of the evidence uncertainty left in the answer: its score by the mean of those of the windows behind it."""
+    """The answer's score divided by the mean score of the windows behind it. Uncertainty usually makes it below 1."""
     told = verdict.score or 0.0
     if verdict.decided_by is not None:
         told = log_odds(float(np.clip(verdict.decided_by.probability, 1e-9, 1 - 1e-9))) - log_odds(prior)
@@ -133,7 +136,7 @@ def _share(verdict: Verdict, scores: Scores, seconds: Scores, prior: float) -> f
 
 
 def _strongest(windows: Sequence[Window], strengths: Scores) -> list[int]:
-    """The strongest windows, the first of them first, none overlapping another."""
+    """The indices of the strongest windows that do not overlap each other, the strongest first."""
     chosen: list[int] = []
     for i in np.argsort(-strengths, kind="stable").tolist():
         if len(chosen) < MOMENTS and not any(_overlap(windows[i], windows[other]) for other in chosen):

@@ -59,7 +59,7 @@ class AnswerWarning(Word):
     )
     OTHER_SPEAKER_COUNT = (
         "other_speaker_count",
-        "More or fewer speakers were found than you named: too little is heard of some to tell them apart.",
+        "More or fewer speakers were found than you said: some speak too little to be told apart.",
     )
     NARROW_BAND_HEAD = (
         "narrow_band_head",

@@ -39,7 +39,7 @@ def test_the_file_as_it_is() -> None:
 
 def test_the_command_checks_the_file_that_is_served(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert capsys.readouterr() == ("serve_config.yaml holds.\n", "")
+    assert capsys.readouterr() == ("serve_config.yaml has no errors.\n", "")
 
 
 @pytest.mark.parametrize(

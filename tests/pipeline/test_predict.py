@@ -324,7 +324,7 @@ def test_a_report_that_cannot_be_written_is_told_first(clip: Path, capsys: pytes
 
 def test_a_number_of_speakers_needs_diarization(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--num-speakers", "2", str(clip)]) == 2
-    assert "matters only where they are told apart" in capsys.readouterr().err
+    assert "only used if speakers are told apart" in capsys.readouterr().err
     assert main(["--diarize", "--min-speakers", "3", "--max-speakers", "2", str(clip)]) == 2
     assert "min_speakers is larger than max_speakers" in capsys.readouterr().err
 

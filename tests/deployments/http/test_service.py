@@ -433,7 +433,7 @@ def test_how_many_people_speak_can_be_told(
         ({"num_speakers": "two"}, "num_speakers: Input should be a valid integer"),
         ({"min_speakers": "3", "max_speakers": "2"}, "min_speakers is larger than max_speakers"),
         ({"num_speakers": "2", "max_speakers": "3"}, "Give num_speakers alone"),
-        ({"num_speakers": "2", "use_diarization": "false"}, "matters only where they are told apart"),
+        ({"num_speakers": "2", "use_diarization": "false"}, "only used if speakers are told apart"),
     ],
 )
 def test_numbers_of_speakers_that_cannot_be_are_refused(
