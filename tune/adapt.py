@@ -1,11 +1,10 @@
-"""Adapt a bundle to a channel of your own, by 20 to 200 labelled clips of it.
+"""Adapt a bundle to your own channel, with 20 to 200 labelled clips of this channel.
 
     python -m tune.adapt --bundle pipeline/bundles/default --manifest mine.csv --out bundles/mine
 
-The scores are recalibrated. Where that pays, the head is moved too: a linear function of the same features, found by
-ridge regression, is added to what it gives. A few clips say little, so everything is drawn towards the bundle as it
-was. Nested leave-one-out measures the bundle before and after. Where the difference may be chance, no bundle is
-written.
+The scores are recalibrated. If it helps, the head is moved, too: a linear function of the same features is added to
+its score. The function is fitted by ridge regression. Few clips give little evidence, so all changes are kept small.
+Nested leave-one-out measures the bundle before and after. If the difference may be chance, no bundle is written.
 """
 
 from __future__ import annotations
@@ -55,36 +54,38 @@ from tune.training.folds import tied_groups
 Matrix = NDArray[np.float32]
 
 MIN_CLIPS = 8
-"""Of each class. From fewer, one odd recording would decide."""
+"""The least number of clips of each class. With fewer clips, a single unusual recording would decide the result."""
 MIN_GROUPS = 4
-"""Sites, or speakers, of each class that must be named for whole sites, or speakers, to be left out."""
+"""The least number of sites of each class for leaving out whole sites. The same number applies to speakers."""
 MAX_FOLDS = 200
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Of the ridge regression, on inner products divided by the number of features."""
+"""The penalties of the ridge regression to choose from. Inner products are divided by the number of features."""
 SCALE_SD, OFFSET_SD, SHARE_SD = 0.3, 2.0, 2.0
-"""How far the logarithm of the scale, the offset in log-likelihood ratios, and the share of the linear function are
-expected to lie from where they were: standard deviations of their normal priors."""
+"""Standard deviations of three normal priors: of the logarithm of the scale, of the offset (a log-likelihood ratio),
+and of the share of the linear function. The priors have the mean 0, which changes nothing."""
 MOVE_CLIPS = 20
-"""Of each class, for moving the head: with fewer clips it lost more than it gained."""
+"""The least number of clips of each class for moving the head. With fewer clips, moving it did more harm than good."""
 MOVE_ERRORS = 2.0
-"""A moved head has to explain more by so many standard errors, for the same reason."""
+"""The head is moved only if the gain is more than this many standard errors, for the same reason."""
 MIN_GAIN_NATS = 2.0
-"""What Cllr has to fall by, summed over clips. Where nothing is to be gained, two fitted parameters show more by
-leaving one out once in fifty times: it is the likelihood ratio less the penalty of Akaike's criterion (Stone, JRSS B
-1977). Clips of one speaker and class count once, because they say much the same."""
+"""The least fall of Cllr, in nats, summed over clips. Clips of the same group and class count as one clip, because they
+are alike. If adapting does not help at all, leave-one-out with two fitted parameters still shows a larger fall in one
+of fifty cases. The reason: the fall is the log likelihood ratio minus the penalty of Akaike's criterion (Stone, JRSS B
+1977)."""
 THRESHOLD_CLIPS = 60
-"""Of a class, for an operating point that allows 5 % of its clips to be wrong."""
+"""The least number of clips of a class for a new operating point that allows errors on 5 % of them."""
 VARIANCES = ("score_variance", "window_variance", "snr_variance", "novelty_variance", "line_variance")
 HEADING = "## Adapted to a channel"
 
 
 @dataclass(frozen=True)
 class ScoredClips:
-    """What a bundle makes of clips. A clip's windows count by their speech, as in a verdict.
+    """The results of a bundle for clips. Windows are weighted by their seconds of speech, as in a verdict.
 
-    labels (clips,); scores (clips,) log-likelihood ratios; inputs (clips, dimension) mean standardised features;
-    novelty (clips,) as `novelty_limit` limits it; groups (clips,) numbers of what is left out together; unit says in a
-    word what that is.
+    `labels`: (clips,). `scores`: (clips,) log-likelihood ratios. `inputs`: (clips, dimension) mean standardised
+    features. `novelty`: (clips,) mean squared standardised features, as in `pipeline.verdict.bundle.Uncertainty`.
+    `groups`: (clips,) the number of each clip's group; a group is left out as a whole. `unit`: what a group is: `site`,
+    `speaker` or `clip`.
     """
 
     labels: Labels
@@ -95,7 +96,7 @@ class ScoredClips:
     unit: str = "clip"
 
     def of(self, rows: Indices) -> ScoredClips:
-        """The clips of `rows` alone."""
+        """Only the clips of `rows`."""
         return ScoredClips(
             self.labels[rows], self.scores[rows], self.inputs[rows], self.novelty[rows], self.groups[rows], self.unit
         )
@@ -103,8 +104,8 @@ class ScoredClips:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A score becomes scale * score + offset + inputs @ direction; direction (dimension,) is None where the head stays
-    as it was."""
+    """The adapted score is scale * score + offset + inputs @ direction. `direction` (dimension,) is None if the head is
+    not moved."""
 
     scale: float
     offset: float
@@ -116,14 +117,14 @@ class Adaptation:
 
 
 def fit_adaptation(scored: ScoredClips) -> Adaptation:
-    """Calibrate, then add a linear function of the inputs where leaving out each group says that it helps."""
+    """Calibrate, then add a linear function of the inputs if it helps for groups that are left out of its fit."""
     weights = _class_weights(scored.labels)
     nothing = np.zeros_like(scored.scores)
     scale, offset, _ = _calibrate(scored.labels, scored.scores, nothing, weights)
     scores = scale * scored.scores + offset
     if min(scored.labels.sum(), (~scored.labels).sum()) < MOVE_CLIPS:
         return Adaptation(scale, offset)
-    # What the recalibrated head leaves to be explained, with answers from -1 to 1.
+    # The error of the recalibrated head: the true answer (-1 or 1) minus its answer (between -1 and 1).
     residuals = np.where(scored.labels, 1.0, -1.0) - np.tanh(scores / 2)
     middle = np.average(scored.inputs, axis=0, weights=weights)
     centred = scored.inputs - middle
@@ -148,7 +149,7 @@ def fit_adaptation(scored: ScoredClips) -> Adaptation:
 
 
 def _class_weights(labels: Labels) -> NDArray[np.float64]:
-    """(clips,) so that classes count alike; 1 on average."""
+    """The weight of each clip, (clips,). Both classes have the same total weight. The mean weight is 1."""
     weights: NDArray[np.float64] = np.where(labels, 0.5 / labels.mean(), 0.5 / (~labels).mean())
     return weights
 
@@ -156,8 +157,10 @@ def _class_weights(labels: Labels) -> NDArray[np.float64]:
 def _calibrate(
     labels: Labels, scores: Scores, predicted: Scores, weights: NDArray[np.float64]
 ) -> tuple[float, float, float]:
-    """Scale, offset and share that make scale * scores + offset + share * predicted log-likelihood ratios: logistic
-    regression with the priors above, which hold few clips to 1, 0 and 0."""
+    """Scale, offset and share for which scale * scores + offset + share * predicted are log-likelihood ratios.
+
+    They are fitted by logistic regression with the priors above. With few clips, the priors keep them near 1, 0 and 0.
+    """
     signs = np.where(labels, 1.0, -1.0)
     spread = np.array([SCALE_SD, OFFSET_SD, SHARE_SD])
 
@@ -177,7 +180,7 @@ def _calibrate(
 def _predict_left_out(
     products: NDArray[np.float64], residuals: Scores, weights: NDArray[np.float64], groups: Indices, penalty: float
 ) -> Scores:
-    """(clips,) what the ridge regression on all other groups says of each clip.
+    """(clips,) the prediction for each clip by the ridge regression on all other groups.
 
     Source: the closed form of leaving rows out of least squares (Cook and Weisberg, Residuals and Influence, 1982).
     """
@@ -191,23 +194,27 @@ def _predict_left_out(
 
 
 def nested_scores(scored: ScoredClips) -> Scores:
-    """(clips,) the score of each clip by an adaptation that its group had no part in, the choice of penalty included.
-    Of very many groups several are left out at once."""
+    """(clips,) the score of each clip by an adaptation that was fitted without its group.
+
+    The penalty is also chosen without its group. If there are more than MAX_FOLDS groups, several are left out at once.
+    """
     found = np.full(len(scored.labels), np.nan)
     numbers = np.unique(scored.groups)
     for part in np.array_split(numbers, min(len(numbers), MAX_FOLDS)):
         out = np.isin(scored.groups, part)
         if len(np.unique(scored.labels[~out])) < 2:
             raise CorpusError(
-                "without one of the speakers no clip of its class is left: clips of more speakers are needed"
+                f"if one {scored.unit} is left out, a class has no clip left: label clips of more sites or speakers"
             )
         found[out] = fit_adaptation(scored.of(np.flatnonzero(~out)))(scored.of(np.flatnonzero(out)))
     return found
 
 
 def compare(scored: ScoredClips, after: Scores, *, draws: int = 1000) -> dict[str, Intervals]:
-    """The metrics of the bundle's scores, `before`, and of those of the adapted one, `after`, with their intervals, and
-    under `gain` by how much Cllr fell, drawn together."""
+    """Metrics with their intervals: `before` for the scores of the bundle, `after` for those of the adapted bundle.
+
+    `gain` has the fall of Cllr. For its interval, both values of Cllr are computed from the same drawn clips.
+    """
     metrics = {"eer": eer, "cllr": cllr, "min_cllr": min_cllr, **rates(0.0)}
     speakers = [str(group) for group in scored.groups]
 
@@ -223,16 +230,18 @@ def compare(scored: ScoredClips, after: Scores, *, draws: int = 1000) -> dict[st
 
 
 def is_beyond_chance(gain: Interval, scored: ScoredClips) -> bool:
-    """Whether Cllr falls by more bits than it would seem to if nothing had helped."""
+    """Whether the fall of Cllr, a `gain` in bits, is too large to be chance: at least MIN_GAIN_NATS in total."""
     independent = len({*zip(scored.groups.tolist(), scored.labels.tolist(), strict=True)})
     return gain.value * independent * float(np.log(2)) >= MIN_GAIN_NATS
 
 
 def score_clips(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -> tuple[ScoredClips, list[Clip], bool]:
-    """The scores of `clips` by the bundle that `config` names, the clips that have one, and whether they are by its
-    head for narrow bands. That head is adapted which judges most of the clips; clips that the other one judges are left
-    out, and so are those without speech. The standard error names them. Raises CorpusError where too few clips of a
-    class remain."""
+    """Score `clips` with the bundle that `config` names.
+
+    Returns the scores, the clips that have one, and whether the head for narrow bands gave the scores. Only one head is
+    adapted: the one that judges most of the clips. Clips that the other head judges, and clips without speech, are left
+    out and listed on the standard error. Raises CorpusError if too few clips of a class remain.
+    """
     voice_activity, extractor = VoiceActivityDetector(config), TkanExtractor(config)
     sizes = list(bundle.info.layers.values())
     found: list[tuple[Clip, bool, float, Matrix, float]] = []
@@ -264,14 +273,14 @@ def score_clips(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -
     narrow = sum(one[1] for one in found) > len(found) / 2
     for clip, of_narrow, *_ in found:
         if of_narrow != narrow:
-            _leave_out(clip, f"its band is {'narrow' if of_narrow else 'wide'}, so that another head judges it")
+            _leave_out(clip, f"its band is {'narrow' if of_narrow else 'wide'}, so the other head judges it")
     kept = [one for one in found if one[1] == narrow]
     labels = np.array([one[0].is_spoof for one in kept], dtype=bool)
     for label, count in (("bonafide", int((~labels).sum())), ("spoof", int(labels.sum()))):
         if count < MIN_CLIPS:
             raise CorpusError(
                 f"there are {count} {label} clips to judge by, and at least {MIN_CLIPS} are needed to tell whether "
-                "anything helps: label more, from as many speakers as can be had"
+                "adapting helps: label more clips, from as many speakers as possible"
             )
     good, _, scores, inputs, novelty = zip(*kept, strict=True)
     groups, unit = groups_of(good)
@@ -283,7 +292,7 @@ def _leave_out(clip: Clip, why: str) -> None:
 
 
 def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
-    """(clips,) the group that each clip is left out with, and a word for such a group.
+    """(clips,) the number of each clip's group, and what a group is: `site`, `speaker` or `clip`.
 
     A group is a site, if enough sites are named; else a speaker; else a single clip. Clips of one site are alike: if
     only some of them were left out, the others would tell too much about them.
@@ -305,12 +314,12 @@ def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
 def adapt(
     bundle: Bundle, adaptation: Adaptation, scored: ScoredClips, after: Scores, *, narrow: bool
 ) -> tuple[BundleInfo, Arrays]:
-    """The `bundle.json` and the arrays of the bundle with the adaptation in its head, or in its head for narrow bands.
-    `after` (clips,) are scores of the clips by adaptations that they had no part in.
+    """The `bundle.json` and the arrays of the adapted bundle. `narrow` says which head is adapted.
 
-    Variances grow with the square of the scale, and what most of the clips are is no longer strange. The operating
-    points of the head for wide bands, which both share, become those of the clips where there are enough of a class. A
-    head for narrow bands may answer from then on if its EER is low enough.
+    `after` (clips,) are the scores of `nested_scores`. Variances grow with the square of the scale. The novelty of most
+    of the clips now counts as normal. If the head for wide bands is adapted, new operating points are chosen if
+    their class has enough clips; both heads use the operating points. If the head for narrow bands is adapted, it
+    may give answers if its EER is low enough.
     """
     info, scorer = bundle.info, bundle.scorer(narrow=narrow)
     calibration = Calibration(
@@ -328,7 +337,7 @@ def adapt(
     if adaptation.direction is not None:
         prefix = NARROW if narrow else ""
         if not any(name.startswith(NARROW) for name in arrays) and info.narrow:
-            # Both bands have shared a head, of which only one is moved.
+            # Both bands used the same head so far. It is copied, because only one of them is moved.
             arrays |= {NARROW + name: array.copy() for name, array in arrays.items()}
         correction = adaptation.direction / calibration.scale + arrays.get(f"{prefix}correction", 0.0)
         arrays[f"{prefix}correction"] = np.asarray(correction, np.float32)
@@ -344,12 +353,12 @@ def adapt(
         recall=min((own if scored.labels.sum() >= THRESHOLD_CLIPS else kept).recall, 0.0),
         precision=max((own if (~scored.labels).sum() >= THRESHOLD_CLIPS else kept).precision, 0.0),
     )
-    # What humans' recordings say was measured by the head as it was.
+    # The ranges for recordings of humans are dropped, because they were measured with the old head.
     return info.model_copy(update={**changed, "thresholds": thresholds, "humans": None}), arrays
 
 
 def as_table(found: dict[str, Intervals]) -> str:
-    """Before and after, in percent where that is the custom."""
+    """A table of the metrics before and after. Error rates are in percent."""
     units = {"eer": (100, 1), "miss_rate": (100, 1), "false_alarm_rate": (100, 1), "cllr": (1, 3), "min_cllr": (1, 3)}
     names = {
         "eer": "EER %",
@@ -369,10 +378,10 @@ def as_table(found: dict[str, Intervals]) -> str:
 def _card(old: str, bundle: Bundle, record: dict[str, Any], table: str) -> str:
     return (
         f"{old.rstrip()}\n\n{HEADING}\n"
-        f"From `{bundle.info.name}` ({bundle.sha256[:16]}), by {record['bonafide']} bona fide and {record['spoof']} "
-        f"spoofed clips, by `python -m tune.adapt`: {record['what']}. The figures above are of the bundle as it was.\n"
-        f"These are of the clips of the channel, each {record['unit']} left out of all that judges it; intervals are "
-        f"95 %.\n\n{table}"
+        f"Made by `python -m tune.adapt` from `{bundle.info.name}` ({bundle.sha256[:16]}) with {record['bonafide']} "
+        f"bona fide and {record['spoof']} spoofed clips: {record['what']}. The figures above are those of the old "
+        "bundle.\nThe figures below are for the clips of the channel. "
+        f"Each {record['unit']} is judged by an adaptation that was fitted without it. Intervals are 95 %.\n\n{table}"
     )
 
 
@@ -397,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = {clip.sha256[:12] for clip in clips}
     if known := len(own & set(bundle.info.corpus.get("clips", ()))):
         print(
-            f"warning: the bundle was trained on {known} of these clips, so that it looks better before than it is",
+            f"warning: the bundle was trained on {known} of these clips, so the figures before adapting are too good",
             file=sys.stderr,
         )
     scored, clips, narrow = score_clips(bundle, config, clips)
@@ -434,8 +443,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{record['what']}: Cllr falls by {gain.text()}, measured by leaving out each {scored.unit} in turn")
     finish(
         f"the bundle {adapted.sha256[:16]} in {arguments.out}",
-        f"set bundle: {arguments.out} under the Classifier's user_config in serve_config.yaml and run serve deploy "
-        "serve_config.yaml, which swaps it in a running service, or in configs/detector.yaml",
+        f"set bundle: {arguments.out} in configs/detector.yaml. For a running service, set it under the Classifier's "
+        "user_config in serve_config.yaml instead, and run serve deploy serve_config.yaml",
     )
 
 

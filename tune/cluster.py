@@ -1,4 +1,4 @@
-"""A Ray cluster to work on: the one at an address, or one of this process's own."""
+"""Connects to a Ray cluster, or starts a private one, and distributes work on it."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ import ray
 from ray._private import ray_constants
 
 ROWS_AT_ONCE = 2
-"""Rows that are sent to a process at once, so that it has the next one when it is done."""
+"""The number of rows that a process holds at a time. The next row is then there when it has finished one."""
 
 RESTARTS = 3
 
 
 def connect(address: str | None) -> None:
-    """Connect this process, until it ends, to the cluster at `address` (`auto` finds one on this machine) or at
-    RAY_ADDRESS, which Ray sets for its jobs; without either to a private cluster, with its own temporary folder, that
-    listens on the loopback address alone. Where it is connected already, nothing changes.
+    """Connect this process to a Ray cluster until the process ends.
+
+    `address` is the address of the cluster; `auto` finds a cluster on this machine. If `address` is None, the variable
+    RAY_ADDRESS gives it; Ray sets this variable for its jobs. If neither is given, a private cluster is started. It has
+    a temporary folder and listens only on the loopback address. If this process is already connected, nothing is done.
     """
     if ray.is_initialized():
         return
-    # Ray's core writes what it notes of its own affairs to the terminal, as errors, unless told otherwise.
+    # Without this, Ray's core prints messages about itself to the terminal, as errors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None and not os.environ.get("RAY_ADDRESS"):
-        # Only where Ray holds that this machine forms no clusters does it take 127.0.0.1 for its address, and listen on
-        # no other. It has read the variable by now, at its import; the processes it starts are yet to read it.
+        # This switches off clusters of several machines. Ray then uses only the address 127.0.0.1. Ray has already read
+        # the variable, when it was imported, so its constant is changed here. The processes that Ray starts read the
+        # variable later.
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         folder = tempfile.mkdtemp(prefix="sound-sentry-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         options |= {"_temp_dir": folder, "include_dashboard": False}
-    # At exit the last registered is first: Ray stops before its folder goes.
+    # At exit Python calls the function registered last first. So Ray stops before its folder is deleted.
     atexit.register(ray.shutdown)
     ray.init(**options)
 
@@ -46,17 +49,18 @@ def connect(address: str | None) -> None:
 def map_with_actors(
     actor: type, arguments: Sequence[Any], rows: Iterable[Any], *, actors: int, num_gpus: float = 0
 ) -> Iterator[Any]:
-    """Make a pool of `actors`, each as `actor(*arguments)`, and send it the rows one by one; yields what its method
-    `answer` returns, in the order in which it comes.
+    """Start `actors` actors, each as `actor(*arguments)`, and send the rows to them one by one.
 
-    A row is read when an actor has room for it, and travels to the actor: no node needs the disk of another. If a node
-    is lost, its actors start again elsewhere and get their rows again. Raises what `answer` raises.
+    Yields what their method `answer` returns, in the order in which the answers are ready.
+
+    A row is read only when an actor has room for it. It is sent to the actor, so no node needs the disk of another. If
+    a node is lost, its actors start again on other nodes and get their rows again. Raises what `answer` raises.
     """
     remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(actor)
-    held = [ray.put(argument) for argument in arguments]  # as long as an actor may start again
+    held = [ray.put(argument) for argument in arguments]  # kept, because an actor that starts again needs them
     pool = [remote.remote(*held) for _ in range(actors)]
     waiting = iter(rows)
-    # An actor gets its first rows when it is up: until the cluster has room for it, others can work on them.
+    # An actor gets its first rows only when it has started. Until then the other actors can work on them.
     starting = {made.__ray_ready__.remote(): made for made in pool}
     working: dict[Any, Any] = {}
     try:
@@ -69,7 +73,7 @@ def map_with_actors(
             sent = [made.answer.remote(row) for row in islice(waiting, room)]
             working |= dict.fromkeys(sent, made)
             if len(sent) < room:
-                starting.clear()  # there is nothing left for those that are not up yet
+                starting.clear()  # no rows are left for the actors that have not started yet
             if not is_up:
                 yield answer
     finally:
@@ -78,8 +82,11 @@ def map_with_actors(
 
 
 def map_with_tasks(function: Callable[..., Any], shared: Sequence[Any], items: Iterable[Any]) -> list[Any]:
-    """`function(*shared, item)` of each item, in their order, as many at once as the cluster has CPUs; `shared` is sent
-    only once, and an item is read when its turn comes. Raises what `function` raises."""
+    """The results of `function(*shared, item)` for each item, in the order of the items.
+
+    The cluster runs as many calls at the same time as it has CPUs. `shared` is sent only once. An item is read shortly
+    before its call. Raises what `function` raises.
+    """
     task = ray.remote(num_cpus=1)(function)
     references = [ray.put(part) for part in shared]
     most = ROWS_AT_ONCE * default_actors()
@@ -99,6 +106,6 @@ def _get(reference: Any) -> Any:
 
 
 def default_actors() -> int:
-    """One actor a CPU of the cluster."""
+    """The number of CPUs of the cluster, at least 1: one actor for each."""
     resources: dict[str, float] = ray.cluster_resources()
     return max(1, int(resources.get("CPU", 1)))

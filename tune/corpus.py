@@ -138,7 +138,7 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
 
 
 def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
-    """The leaks of each trait: its distribution in each class, its AUC alone, the AUC by chance, and the verdict.
+    """The leaks of each trait: its distribution in each class, its AUC, the AUC by chance, and the verdict.
 
     One in twenty corpora without a leak has a trait above chance. The distribution of a number is given by its
     quartiles, that of names by the share of each, the most common first.
@@ -223,7 +223,8 @@ def _advice(bad: Sequence[str], chance: float) -> str:
     return (
         f"{', '.join(bad)}: the classes differ in traits that are not speech. A detector can learn these instead of "
         "speech. It then looks good on this corpus and fails elsewhere. Record, cut and encode both classes alike; "
-        "train with copies through random channels (draws: 1); and trust only figures from corpora made another way."
+        "train with copies through random channels (draws: 1); and trust only figures from corpora that were made in "
+        "another way."
     )
 
 
@@ -249,14 +250,14 @@ def _distribution(of: list[float] | dict[str, float]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.corpus", description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    checking = verbs.add_parser("check", help="report what is wrong with a corpus and what leaks in it")
+    checking = verbs.add_parser("check", help="report errors of a corpus, and traits that tell the classes apart")
     checking.add_argument("path", type=Path, help="the corpus: its manifest or its folder")
     checking.add_argument(
-        "--kind", choices=READERS, help="layout (default: a manifest, or of a folder one with real/ and fake/ in it)"
+        "--kind", choices=READERS, help="layout (default: a manifest, or a folder with manifest.csv or real/ and fake/)"
     )
     add_split_argument(checking)
     checking.add_argument("--out", type=Path, help="folder for check.json and check.png")
-    building = verbs.add_parser("build", help="make the starter corpus, or with --kind a corpus's manifest")
+    building = verbs.add_parser("build", help="make the starter corpus, or with --kind the manifest of a corpus")
     building.add_argument("path", type=Path, nargs="?", help="with --kind: the corpus")
     building.add_argument("--kind", choices=READERS, help="layout of the corpus at PATH")
     add_build_arguments(building)

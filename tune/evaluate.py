@@ -56,8 +56,8 @@ ASPECTS: dict[str, Callable[[Clip, Scored], str]] = {
 def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, draws: int = 1000) -> dict[str, Any]:
     """The content of `metrics.json`. Raises CorpusError if a class has no recording, or if none was scored.
 
-    Intervals come from `draws` bootstraps of the speakers. Those of the rows of `by` and `breakdown` come from a fifth
-    as many, because there are many rows.
+    Intervals come from `draws` bootstraps of the speakers. For the rows of `by` and `breakdown` there are only a fifth
+    as many bootstraps, because there are many rows.
     """
     labels = np.array([clip.is_spoof for clip in clips])
     require_two_classes(labels)
@@ -130,7 +130,7 @@ def _described(clip: Clip, one: Scored) -> dict[str, Any]:
 
 
 def worst_where_unscored(labels: Labels, scored: Sequence[Scored]) -> Scores:
-    """The scores. A recording without a score gets one beyond the worst, so that a failure never looks good."""
+    """The scores. A recording without a score gets one that is worse than all others, so a failure never looks good."""
     known = [one.score for one in scored if one.score is not None]
     if not known:
         raise CorpusError(f"not one recording could be scored; the first: {scored[0].error}")
@@ -144,7 +144,7 @@ def worst_where_unscored(labels: Labels, scored: Sequence[Scored]) -> Scores:
 
 
 def _met(clips: Sequence[Clip], model: Model) -> Labels | None:
-    """(clips,) whether the model was trained on the generator of a spoof; None if the model does not name them."""
+    """(clips,) whether the model was trained on the generator of a spoof; None if it does not name its generators."""
     if not model.generators:
         return None
     return np.array([clip.is_spoof and plain_name(clip.generator) in model.generators for clip in clips])
@@ -189,16 +189,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--bundle", type=Path, help="model bundle (default: the configuration's)")
     what.add_argument("--url", help="a deployment to ask instead, such as http://localhost:8000")
     parser.add_argument("--detector", type=Path, help="configuration of the detector (default: configs/detector.yaml)")
-    parser.add_argument("--address", help="Ray cluster to work on, such as auto (default: one of its own)")
-    parser.add_argument("--actors", type=int, help="processes, or with --url clients (default: one a CPU, or 4)")
-    parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU each process takes")
+    parser.add_argument("--address", help="Ray cluster to use, such as auto (default: RAY_ADDRESS, or a private one)")
+    parser.add_argument(
+        "--actors",
+        type=int,
+        help="number of processes (default: one for each CPU), or with --url of requests at a time (default: 4)",
+    )
+    parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU that each process takes")
     arguments = parser.parse_args(argv)
     clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
     require_two_classes(np.array([clip.is_spoof for clip in clips]))
     if name_nobody(clips):
         print(
-            "warning: no speaker is named, so the intervals count each clip as a speaker of its own. Where a voice is "
-            "in several clips they are too narrow.",
+            "warning: no speaker is named, so for the intervals each clip counts as a separate speaker. The intervals "
+            "are too narrow if a voice is in several clips.",
             file=sys.stderr,
         )
         clips = [replace(clip, alone=True) for clip in clips]
@@ -231,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{'worst quarter':18} {Interval(**worst['auc']).text()} AUC within a page: {', '.join(worst['names'])}"
             )
         if metrics["unscored"]:
-            print(f"{metrics['unscored']} of {len(clips)} could not be scored: see scores.csv", file=sys.stderr)
+            print(f"{metrics['unscored']} of {len(clips)} clips could not be scored: see scores.csv", file=sys.stderr)
         if metrics["trained_on"]:
             print(
                 f"the bundle was trained on {metrics['trained_on']} of these {len(clips)} recordings: on them it looks "
@@ -245,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # By its name, because Ray's workers find nothing in __main__.
+    # Imported under the module's name, because Ray's workers cannot find what __main__ defines.
     from tune.evaluate import main as command
 
     run(command)

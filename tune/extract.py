@@ -1,8 +1,8 @@
-"""Features of a corpus, computed on a Ray cluster, each once.
+"""Computes the features of a corpus on a Ray cluster, each only once.
 
-Every clip's features are a file of the cache, whose name is the hash of all that decides them: the bytes of the
-recording, the recipe, the network, the windows and the augmentation or vocoder. So an extraction that was stopped goes
-on where it was, and one that is done computes nothing.
+The features of a clip are a file in the cache. The name of the file is the hash of the recording. The name of its
+folder is the hash of everything else that decides the features: the recipe, the network, the windows, and the
+augmentation or vocoder. So an extraction that was stopped can continue, and a finished one is not computed again.
 
     python -m tune.extract --manifest corpus/manifest.csv --features linear-textures
 """
@@ -46,18 +46,22 @@ from tune.training.table import FeatureKind, Table
 
 DEFAULT_CACHE = Path(".cache") / "features"
 ALONE = (
-    "warning: this corpus names no speaker, so each clip counts as a speaker of its own. A voice that is in several "
-    "clips then trains and tests, and the errors that come out are lower than they will be on new voices. Name the "
-    "speakers in the manifest, or lay the recordings of each into a folder."
+    "warning: this corpus names no speaker, so each clip counts as a separate speaker. A voice with several clips may "
+    "then be both in training and in the test. The errors found are then lower than on new voices. Name the speakers "
+    "in the manifest, or put the recordings of each speaker into a separate folder."
 )
 FEATURES_VERSION = 3
-"""To be raised when the pipeline computes other features from the same recording and recipe; a test tells when."""
+"""The version of the features. Raise it when the pipeline computes other features from the same recording and recipe:
+old caches are then not used any more. A test tells when to raise it."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides features, besides the recording: `law` is what `tune.corpora.augment` or, with a vocoder,
-    `tune.corpora.vocoded` does to it first."""
+    """Everything that decides features, except the recording.
+
+    `law` names what is done to the recording first: an augmentation of `tune.corpora.augment`, or, if a vocoder is
+    given, one of the two names of `tune.corpora.vocoded`. `clean` changes nothing.
+    """
 
     spec: TkanSpec
     detector: DetectorConfig
@@ -65,7 +69,7 @@ class Recipe:
     vocoder_sha256: str = ""
 
     def key(self, backbone_sha256: str) -> str:
-        """Hash of the recipe and the network, of the augmentation or vocoder, and of the versions of what computes
+        """Hash of the recipe, the network, the augmentation or vocoder, and the versions of the code that computes
         them."""
         versions = [AUGMENT_VERSION, COPIES_VERSION] if self.vocoder_sha256 else [AUGMENT_VERSION]
         parts = {
@@ -83,8 +87,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Row:
-    """Features to compute: of the recording at `path`, whose bytes are `data` on their way to an actor, through a law
-    and a draw of it. `stem` is the file of the cache without its ending."""
+    """Work for an actor: the features of the recording at `path`, after it was changed as `law` says.
+
+    `draw` is the seed of the change. `data` holds the bytes of the recording while the row travels to an actor, and is
+    empty otherwise. `stem` is the path of the file in the cache, without its ending.
+    """
 
     path: Path
     law: str
@@ -101,8 +108,11 @@ def _sha256(path: Path) -> str:
 
 
 class Extraction:
-    """An actor: features of one recording after another, each through its own law. `packages` is the folder for those
-    that hold the vocoder, which is fetched and loaded at the first copy by it."""
+    """An actor that computes the features of rows, one by one.
+
+    `packages` is the folder for the packages with the vocoder. They are fetched, and the vocoder is loaded, when a row
+    needs them for the first time.
+    """
 
     def __init__(self, recipe: Recipe, packages: Path = DEFAULT_PACKAGES) -> None:
         torch.set_num_threads(1)
@@ -112,7 +122,7 @@ class Extraction:
         self.extractor = TkanExtractor(recipe.detector, recipe.spec)
 
     def answer(self, row: Row) -> tuple[Row, NDArray[np.float32] | str]:
-        """The row, without the recording, and its features (windows, dimension), or what is wrong with it."""
+        """The row without its data, and its features (windows, dimension) or the reason why it has none."""
         return replace(row, data=b""), self.extract(row)
 
     def extract(self, row: Row) -> NDArray[np.float32] | str:
@@ -147,7 +157,7 @@ def _is_there(stem: Path) -> bool:
 
 
 def _read(stem: Path) -> NDArray[np.float32] | str | None:
-    """What the cache holds of a recording: its features, what is wrong with it, or nothing yet."""
+    """The features of a recording from the cache, or the reason why it has none; None if the cache has neither."""
     if stem.with_suffix(".error").exists():
         return stem.with_suffix(".error").read_text(encoding="utf-8")
     if stem.with_suffix(".safetensors").exists():
@@ -167,12 +177,12 @@ def extract(
     actors: int | None = None,
     num_gpus: float = 0,
 ) -> tuple[Table, dict[Path, str]]:
-    """The features of `clips`, computed where the cache has none, and what is wrong with the clips that give none.
+    """The features of `clips`, and for each clip without features the reason. What the cache has is not computed.
 
-    `draws` adds the features of that many augmented copies of each clip, to train on, and `vocoded` those of each bona
-    fide clip's copy by HiFi-GAN and of its partner; background has neither. Each node that needs the vocoder fetches it
-    into the folder `packages`. The corpus and the cache are on a disk of this process alone. Raises CorpusError where
-    files are missing, where the vocoder cannot be had, or where a class has no clip left.
+    `draws` adds the features of this many augmented copies of each clip, for training. `vocoded` adds, for each bona
+    fide clip, those of its copy by HiFi-GAN and of the copy's partner. Clips of the background get neither. Each node
+    that needs the vocoder fetches it into the folder `packages`. Only this process reads the corpus and the cache.
+    Raises CorpusError if files are missing, if the vocoder is not available, or if a class has no clip left.
     """
     require_usable(clips)
     extractor = TkanExtractor(recipe.detector, recipe.spec)
@@ -191,7 +201,7 @@ def extract(
             if version is recipe or not (clip.background or (clip.is_spoof and version.vocoder_sha256)):
                 stem = folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256)
                 own.append(Row(clip.path, version.law, draw, stem))
-    # By the files of the cache, because a recording may be in the corpus twice.
+    # The keys are the files of the cache, because a recording may be in the corpus twice.
     pending = {row.stem: row for own in rows for row in own if not _is_there(row.stem)}
     # All versions in one pass, so that the actors start once.
     if pending:
@@ -214,12 +224,12 @@ def extract(
             by_vocoder.append([law == VOCODED for law in laws])
     for label in ("bonafide", "spoof"):
         if not any(clip.label == label for clip in good):
-            raise CorpusError(f"no {label} clip has features; {len(bad)} have none, the first: {min(bad.values())}")
+            raise CorpusError(f"no {label} clip has features; {len(bad)} have none, for example: {min(bad.values())}")
     return Table.of(good, copies, kind, by_vocoder), bad
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that needs features."""
+    """Add the arguments of every command that needs features."""
     parser.add_argument(
         "--manifest",
         type=fetched,
@@ -233,7 +243,7 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         type=fetched,
         nargs="+",
         default=(),
-        help="manifests to train on, never to test; spoofs that have a pair are left aside",
+        help="manifests of clips for training only, never for tests; spoofs with a pair_id are left out",
     )
     parser.add_argument("--detector", type=Path, help="configuration of decoding, voice activity and windows")
     parser.add_argument(
@@ -243,25 +253,25 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         "--packages",
         type=Path,
         default=DEFAULT_PACKAGES,
-        help="folder of the package with the vocoder, where the training wants one (default %(default)s)",
+        help="folder for the packages with the vocoder, if the training uses it (default %(default)s)",
     )
-    parser.add_argument("--address", help="Ray cluster to work on, such as auto (default: one of its own)")
-    parser.add_argument("--actors", type=int, help="processes that extract (default: one a CPU)")
-    parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU each of them takes")
+    parser.add_argument("--address", help="Ray cluster to use, such as auto (default: RAY_ADDRESS, or a private one)")
+    parser.add_argument("--actors", type=int, help="number of processes that extract (default: one for each CPU)")
+    parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU that each process takes")
 
 
 def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "site"] = "corpus") -> list[Clip]:
-    """The corpus that those arguments name.
+    """The corpus that the arguments name.
 
-    Where `speakers_of` is `site`, a speaker's name means the same speaker only within one site. A corpus that names
-    neither speaker nor site is divided clip by clip, with a warning of what its figures are worth. Raises CorpusError
-    where it cannot be used.
+    If `speakers_of` is `site`, the same name on two sites counts as two speakers. If a corpus names neither speakers
+    nor sites, each clip counts as a separate speaker, and a warning says that the figures are too good. Raises
+    CorpusError if the corpus cannot be used.
     """
     clips = of_split([clip for path in arguments.manifest for clip in read_corpus(None, path)], arguments.split)
     if name_nobody(clips):
         print(ALONE, file=sys.stderr)
         clips = [replace(clip, alone=True) for clip in clips]
-    # Copies of recordings are left aside: to learn by them makes a detector worse on synthesizers it has not met.
+    # Spoofs that are copies of recordings are left out. They make a detector worse on synthesizers that are new to it.
     clips += [
         replace(clip, background=True)
         for path in arguments.background
@@ -277,7 +287,7 @@ def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "si
 def load_table(
     arguments: argparse.Namespace, clips: Sequence[Clip], preset: str, draws: int = 0, vocoded: bool = False
 ) -> Table:
-    """The table of `clips` that those arguments ask for; clips that give no features are named on the standard
+    """The table of `clips`, with the options in `arguments`. Clips without features are listed on the standard
     error."""
     with local_folder(arguments.cache) as cache:
         table, bad = extract(
@@ -300,15 +310,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.extract", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
     parser.add_argument("--features", default="linear-textures", help="preset (default %(default)s) or YAML file")
-    parser.add_argument("--draws", type=int, default=0, help="augmented copies of each clip, too (default %(default)s)")
-    parser.add_argument("--vocoded", action="store_true", help="copies by HiFi-GAN of bona fide clips, too")
-    parser.add_argument("--out", help="folder or URI for features.npy, labels.npy and the manifest's rows they are of")
+    parser.add_argument("--draws", type=int, default=0, help="augmented copies of each clip (default %(default)s)")
+    parser.add_argument("--vocoded", action="store_true", help="also use copies of bona fide clips by HiFi-GAN")
+    parser.add_argument("--out", help="folder or URI for features.npy, labels.npy and clips.csv (the clip of each row)")
     arguments = parser.parse_args(argv)
     table = load_table(arguments, load_clips(arguments), arguments.features, arguments.draws, arguments.vocoded)
     windows, dimension = table.vectors.shape
     print(f"{len(table.clips)} clips, {windows} windows, {dimension} features each, in {arguments.cache}")
     manifests = " ".join(str(path) for path in arguments.manifest)
-    train = f"python -m tune.train --manifest {manifests} --out runs/mine, which finds the features where they are"
+    train = f"python -m tune.train --manifest {manifests} --out runs/mine, which uses these features"
     if arguments.out:
         with local_folder(arguments.out) as out:
             write_arrays(out, table)
@@ -318,8 +328,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_arrays(folder: Path, table: Table) -> None:
-    """`features.npy` (windows, dimension), `labels.npy` (windows,) 1 = spoof, and `clips.csv`: path and speaker of
-    each window, without which no honest split can be made."""
+    """Write `features.npy` (windows, dimension), `labels.npy` (windows,) with 1 = spoof, and `clips.csv`.
+
+    `clips.csv` has the path, speaker and pair of each window. A split without leaks needs them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "features.npy", table.vectors)
     np.save(folder / "labels.npy", table.spoof.astype(np.int64))
@@ -330,7 +342,7 @@ def write_arrays(folder: Path, table: Table) -> None:
 
 
 if __name__ == "__main__":
-    # By its name, because Ray's workers find nothing in __main__.
+    # Imported under the module's name, because Ray's workers cannot find what __main__ defines.
     from tune.extract import main as command
 
     run(command)

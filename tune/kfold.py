@@ -92,7 +92,7 @@ def random_split_eer(config: EstimatorConfig, table: Table, k: int = 10) -> floa
 def as_markdown(results: Sequence[dict[str, Any]]) -> str:
     """One row per recipe, in percent, with 95 % intervals."""
     lines = [
-        "| features | dimension | EER % | AUC | Cllr | min Cllr | random split would claim, EER % |",
+        "| features | dimension | EER % | AUC | Cllr | min Cllr | EER % of a random split (too good) |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -113,13 +113,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.kfold", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="default: configs/train.yaml")
-    parser.add_argument("--features", nargs="+", help="presets or YAML files, a row each")
+    parser.add_argument("--features", nargs="+", help="presets or YAML files; each has a row in the table")
     parser.add_argument(
         "--by",
         choices=("speaker", "generator", "site", "source", "language"),
-        help="what to leave out, instead of the configuration's",
+        help="what to leave out (default: as in the configuration)",
     )
-    parser.add_argument("--k", type=int, help="number of speaker folds, instead of the configuration's")
+    parser.add_argument("--k", type=int, help="number of speaker folds (default: as in the configuration)")
     parser.add_argument("--random-split", action="store_true", help="also show the EER of random folds (too good)")
     parser.add_argument("--out", help="folder or URI for kfold.json, kfold.md and the scores of each recipe")
     arguments = parser.parse_args(argv)

@@ -1,7 +1,7 @@
-"""Corpora and results on an object store.
+"""Copies corpora from an object store, and results to it.
 
-Everything is worked on from this machine's disk: what comes from a store is copied here first, and what is to be in a
-store is copied there at the end.
+The commands read and write only the disk of this machine. Input from a store is copied to the disk first. Output for a
+store is copied to the store at the end.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ RUNS = Path("runs")
 
 
 def fetched(place: str) -> Path:
-    """Where the manifest or the folder at `place` is on this machine: there, or in a copy. Of a manifest its whole
-    folder is copied; files that are here already are not. Raises MissingInput for a store that cannot be read."""
+    """The path on this machine of the manifest or folder at `place`, which is a path or a URI.
+
+    If `place` is a URI, the folder is copied to this machine first. For a manifest the whole folder around it is
+    copied. Files that are already here are not copied again. Raises MissingInput if the store cannot be read.
+    """
     if "://" not in place:
         return Path(place)
     filesystem, path = locate(place)
@@ -39,14 +42,16 @@ def fetched(place: str) -> Path:
 
 @contextmanager
 def local_folder(place: str) -> Iterator[Path]:
-    """The folder at `place` on this machine: there, or, for a store, a folder of its own below `runs`. Such a folder
-    starts with what the store has, and is copied to the store at the end. Raises MissingInput for a store that cannot
-    be used."""
+    """The path on this machine of the folder at `place`, which is a path or a URI.
+
+    If `place` is a URI, this is a folder below `runs`. The files in the store are copied to it first. At the end it is
+    copied to the store. Raises MissingInput if the store cannot be used.
+    """
     if "://" not in place:
         yield Path(place)
         return
     filesystem, path = locate(place.rstrip("/"))
-    # Two places may end in the same name.
+    # The hash tells two places apart that end in the same name.
     folder = RUNS / hashlib.sha256(shown(place).encode()).hexdigest()[:8] / path.rpartition("/")[2]
     here = folder.absolute().as_posix()
     with _explained(place, "read"):
@@ -69,7 +74,7 @@ def _explained(place: str, what: str) -> Iterator[None]:
 
 
 def _copy(source: FileSystem, folder: str, target: FileSystem, copy: str) -> None:
-    """Copy the files of a folder that the other folder lacks, or has with another size or an older time."""
+    """Copy a file of `folder` to `copy` if it is missing there, has another size there, or is older there."""
     there = {found.path.removeprefix(copy): found for found in _files(target, copy)}
     for found in _files(source, folder):
         name = found.path.removeprefix(folder)

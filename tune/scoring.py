@@ -27,7 +27,7 @@ HTTP_SECONDS = 120
 
 @dataclass(frozen=True)
 class Scored:
-    """What came of one recording. Without a score there is an error that says why."""
+    """The outcome for one recording. If there is no score, `error` says why."""
 
     score: float | None
     probability: float | None
@@ -40,8 +40,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Model:
-    """The model behind the scores: its name, its SHA-256, its operating points, and which files it was trained on by
-    the start of their SHA-256 and which generators by their plain names (unknown of a deployment)."""
+    """The model that gives the scores: its name, its SHA-256, and its operating points.
+
+    `trained_on`: the start of the SHA-256 of each file that it was trained on. `generators`: the plain names of the
+    generators that it was trained on. Both are empty for a deployment, which does not tell them.
+    """
 
     name: str
     sha256: str
@@ -55,7 +58,8 @@ def failed(error: str) -> Scored:
 
 
 def from_body(body: Mapping[str, Any], sha256: str) -> Scored:
-    """From the JSON of a verdict. A recording without speech has no score, which is an error here: it has a label."""
+    """The outcome in the JSON of a verdict. A recording without speech has no score. This counts as an error here,
+    because the recording has a label."""
     error = "no speech found" if body["score"] is None else ""
     return Scored(
         body["score"],
@@ -69,12 +73,12 @@ def from_body(body: Mapping[str, Any], sha256: str) -> Scored:
 
 
 def read_bundle(folder: Path) -> dict[str, bytes]:
-    """The files of a bundle by their names, to send to a node that does not see the folder."""
+    """The files of a bundle by name, to send them to nodes that cannot read the folder."""
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def make_detector(config: DetectorConfig, bundle: Mapping[str, bytes]) -> Detector:
-    """A Detector with the bundle whose files `bundle` holds."""
+    """A Detector with the bundle in `bundle`, which holds the bundle's files by name."""
     with TemporaryDirectory(prefix="bundle-") as folder:
         for name, content in bundle.items():
             Path(folder, name).write_bytes(content)
@@ -82,13 +86,13 @@ def make_detector(config: DetectorConfig, bundle: Mapping[str, bytes]) -> Detect
 
 
 class Scoring:
-    """An actor: verdicts on one recording after another, by the bundle whose files `bundle` holds."""
+    """An actor that gives verdicts on recordings, one by one. `bundle` holds the files of its bundle by name."""
 
     def __init__(self, config: DetectorConfig, bundle: Mapping[str, bytes]) -> None:
         self.detector = make_detector(config, bundle)
 
     def answer(self, row: tuple[int, bytes | None]) -> tuple[int, Scored]:
-        """Index and bytes of a recording, None where there is none -> index and outcome."""
+        """Index and bytes of a recording (None if it cannot be read) -> index and outcome."""
         index, data = row
         if data is None:
             return index, failed("the file is missing or cannot be read")
@@ -102,7 +106,7 @@ class Scoring:
 def score_locally(
     clips: Sequence[Clip], config: DetectorConfig, *, address: str | None, actors: int | None, num_gpus: float
 ) -> Iterator[tuple[int, Scored]]:
-    """Index and outcome of each clip, as they come, from Detectors on a Ray cluster."""
+    """Index and outcome of each clip, in the order in which they are ready, from Detectors on a Ray cluster."""
     connect(address)
     pool = min(actors or default_actors(), len(clips))
     rows = ((index, _contents(clip.path)) for index, clip in enumerate(clips))
@@ -126,13 +130,13 @@ def local_model(config: DetectorConfig) -> Model:
 
 
 def score_over_http(clips: Sequence[Clip], url: str, *, clients: int) -> Iterator[tuple[int, Scored]]:
-    """Index and outcome of each clip from the deployment at `url`, asked by that many clients at once."""
+    """Index and outcome of each clip from the deployment at `url`. `clients` requests are sent at the same time."""
     with ThreadPoolExecutor(clients) as pool:
         yield from enumerate(pool.map(lambda clip: _post(url, clip.path), clips))
 
 
 def deployed_model(url: str) -> Model:
-    """The model of the deployment at `url`. Raises CorpusError where none answers."""
+    """The model of the deployment at `url`. Raises CorpusError if no deployment answers."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/info", timeout=HTTP_SECONDS) as response:
             info = json.load(response)

@@ -112,14 +112,15 @@ class SearchConfig(TrainingConfig):
 
 
 class ScoreKeeper:
-    """An actor beside the process that searches: keeps the scores of each point in `folder`, whichever node they come
-    from, so that a search that was killed goes on with the folds that are missing."""
+    """An actor on the node of the search. It saves the scores of each point in `folder`, from the trials on all nodes.
+    So a search that was killed continues with the missing folds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def load(self, point: str) -> tuple[Scores, list[float]] | None:
-        """The scores of a point and the errors of its folds that are done."""
+        """The scores of a point, and the held-out errors of its finished folds in a nested search; None if nothing is
+        saved yet."""
         file = self.folder / f"{point}.npz"
         if not file.exists():
             return None
@@ -139,7 +140,7 @@ def run_trial(
 ) -> None:
     """Run a trial: every fold in a fixed order. After each it reports the error over all clips tested so far.
 
-    `keeper`, a ScoreKeeper, gets the scores after each fold. Folds that it has already are not computed again.
+    `keeper`, a ScoreKeeper, saves the scores after each fold. Folds that it has saved are not computed again.
     """
     torch.set_num_threads(1)
     training = config.at(point)
@@ -148,7 +149,7 @@ def run_trial(
     name = point_id(point)
     known = ray.get(keeper.load.remote(name))
     scores, held_out = known if known else (np.full(len(table.clips), np.nan), [])
-    scores = scores.copy()  # what comes from another process cannot be written to
+    scores = scores.copy()  # arrays from another process are read-only
     for number, fold in enumerate(folds, start=1):
         if np.isnan(scores[fold.test]).any():
             if nested:
@@ -293,7 +294,7 @@ class _Progress(ray_tune.Callback):
 
 
 def _asha(folds: int) -> ASHAScheduler:
-    """Stops the trials that are not among the better half, from a third of the folds on."""
+    """Stops trials that are in the worse half, for the first time after a third of the folds."""
     return ASHAScheduler(max_t=folds, grace_period=max(1, folds // 3), reduction_factor=2)
 
 
@@ -363,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # By its name, because Ray's workers find nothing in __main__.
+    # Imported under the module's name, because Ray's workers cannot find what __main__ defines.
     from tune.search import main as command
 
     run(command)

@@ -2,9 +2,9 @@
 
     python -m tune.stress --config configs/train-demo-pages.yaml --manifest corpus/manifest.csv --out runs/stress
 
-Every clip is judged by a detector that was trained and calibrated, and got its thresholds, without its fold. Recordings
-are assembled from clips of one fold. They go through the same voice activity detection, extraction and classification
-as a user's recording, but not through decoding. Writes `stress.json` and `stress.md`.
+Every clip is judged by a detector whose training, calibration and thresholds did not use the fold of the clip.
+Recordings are assembled from clips of one fold. They go through the same voice activity detection, extraction and
+classification as a user's recording, but not through decoding. Writes `stress.json` and `stress.md`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ FOLDS = FoldsConfig(by="site", at_once=5)
 LENGTHS: tuple[Seconds, ...] = (2, 5, 10, 30, 60, 300, 600)
 REAL_CLIPS = 5
 HEADING = "## Under stress"
-PREAMBLE = """Detectors trained in the same way, each judging sites it was not trained on (`python -m tune.stress`).
+PREAMBLE = """The results of detectors that were trained in the same way (`python -m tune.stress`). Each detector judges
+sites that it was not trained on.
 """
 GAP = np.zeros(SAMPLE_RATE // 4, np.float32)
 """Silence between the clips of an assembled recording."""
@@ -72,7 +73,7 @@ class Judge:
 def robustness(
     trained: Sequence[Trained], folds: Sequence[Fold], clean: Table, tables: dict[str, Table]
 ) -> dict[str, dict[str, float]]:
-    """EER and AUC of the held-out clips through each condition, and without one as `clean`."""
+    """EER and AUC of the held-out clips through each condition. `clean` is without a condition."""
     rows = {}
     for name, table in tables.items():
         index = {clip.path: i for i, clip in enumerate(table.clips)}
@@ -98,13 +99,14 @@ def require_real_speech(clips: Sequence[Clip], folds: Sequence[Fold]) -> None:
     """Raises CorpusError if the test part of a fold has no site that `real_speech` can use."""
     if not all(real_speech([clips[i] for i in fold.test]) for fold in folds):
         raise CorpusError(
-            f"sites are tested {FOLDS.at_once} at a time, and one such group has no site with {REAL_CLIPS} clips of "
+            f"sites are tested in groups of {FOLDS.at_once}, and one group has no site with {REAL_CLIPS} clips of "
             "real speech: add recordings"
         )
 
 
 def false_alarms(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, seconds: Seconds) -> dict[str, Any]:
-    """Verdicts on real speech of each of LENGTHS, about `seconds` of it each. A recording joins clips of one site."""
+    """Verdicts on recordings of real speech of each of LENGTHS, about `seconds` in total for each length. A recording
+    is assembled from clips of one site."""
     sites = real_speech(clips)
     found: dict[str, Any] = {}
     for length in LENGTHS:
@@ -230,12 +232,14 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.stress", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
-    parser.add_argument("--config", type=Path, required=True, help="the training to test, as for tune.train")
+    parser.add_argument("--config", type=Path, required=True, help="configuration of the training, as for tune.train")
     parser.add_argument("--out", required=True, help="folder or URI of stress.json and stress.md")
     parser.add_argument(
         "--clips", type=int, default=400, help="clips sent through each condition (default %(default)s)"
     )
-    parser.add_argument("--seconds", type=float, default=1200, help="real speech at each length (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=1200, help="seconds of real speech for each length (default %(default)s)"
+    )
     parser.add_argument("--mixtures", type=int, default=40, help="mixed recordings of each kind (default %(default)s)")
     parser.add_argument("--card", type=Path, help="model card to put the tables into")
     arguments = parser.parse_args(argv)
@@ -288,12 +292,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.card.write_text(f"{card}\n\n{HEADING}\n{PREAMBLE}\n{report(results)}", encoding="utf-8")
         finish(
             f"stress.json and stress.md in {out}",
-            "read which channels, lengths and mixtures cost the most; --card puts the tables into a model card",
+            "see in stress.md which channels, lengths and mixtures cause the most errors; --card writes its tables "
+            "into a model card",
         )
 
 
 if __name__ == "__main__":
-    # Under its own name, so that the actors of a cluster find what is defined here.
+    # Imported under the module's name, because Ray's workers cannot find what __main__ defines.
     from tune.stress import main as importable_main
 
     run(importable_main)

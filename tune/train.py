@@ -59,15 +59,15 @@ from tune.training.validate import (
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
 KEPT_APART = {
-    "corpus": "nothing that shares a speaker or an utterance with the clips\ntested was trained on.",
-    "nobody": "but no speaker is named, so that a voice\nmay be in both: expect more errors on new voices than these.",
-    "site": "a voice that recurs on another site, such as LJ Speech,\nwas trained on there.",
+    "corpus": "no clip that shares a speaker or an utterance\nwith them was used for training.",
+    "nobody": "but no speaker is named, so a voice may be in both parts:\nexpect more errors on new voices.",
+    "site": "a voice that is also on another site, such as LJ Speech,\nmay have been in the training.",
 }
 PACKAGES = ("torch", "scikit-learn", "imbalanced-learn", "numpy")
 
 
 def train_folds(config: TrainingConfig, table: Table, folds: Sequence[Fold]) -> list[Trained]:
-    """`train` without the test part of each fold, side by side on the cluster that this process is connected to."""
+    """Run `train` without the test part of each fold, in parallel on the cluster this process is connected to."""
     trained: list[Trained] = map_with_tasks(train, (config, table), [fold.train for fold in folds])
     return trained
 
@@ -99,9 +99,12 @@ def train_tuned_bundle(
     name: str,
     folder: Path,
 ) -> Bundle:
-    """Tune the front without the sites held out, measure and calibrate by these, tune it further on all, and write
-    the bundle to `folder`. The figures are those of the first detector, which was not tuned on those sites. It is
-    written to the folder beside it whose name ends in -held-out."""
+    """Tune the front without the held-out sites, measure and calibrate with these sites, then tune the front further on
+    all sites. Write the bundle to `folder`.
+
+    The figures in the bundle are those of the first detector, which was not tuned on the held-out sites. The first
+    detector is also written, to a folder beside `folder` with -held-out at the end of its name.
+    """
     arguments = (detector, packages if config.vocoded else None)
     parts = [clips[start : start + 32] for start in range(0, len(clips), 32)]
     shown = with_progress(parts, len(parts), "reading, in parts")
@@ -147,7 +150,8 @@ def train_tuned_bundle(
 
 
 def listen_to_humans(detector: DetectorConfig, bundle: Path, clips: Sequence[Clip]) -> HumanRanges | None:
-    """What the shares of explanations by `bundle` are for the humans among `clips`, on which it was not tuned."""
+    """The ranges of the shares of explanations by `bundle` for the recordings of humans among `clips`. The bundle must
+    not be tuned on `clips`."""
     recordings = (clip.path.read_bytes() for clip in clips if not clip.is_spoof)
     arguments = (detector, read_bundle(bundle))
     explained = map_with_actors(Explaining, arguments, recordings, actors=default_actors())
@@ -157,8 +161,10 @@ def listen_to_humans(detector: DetectorConfig, bundle: Path, clips: Sequence[Cli
 def measure_held_out(
     judged: Sequence[Clip], evidence: Evidence, tuned_on: Sequence[Clip]
 ) -> tuple[Intervals, dict[str, Any]]:
-    """Metrics of the scores of the clips held out, and all that the bundle tells of them. `tuned_on` are the clips that
-    the detector was tuned on."""
+    """Metrics of the held-out clips `judged`, and everything that the bundle says about their scores.
+
+    `tuned_on` are the clips that the detector was tuned on.
+    """
     labels = np.array([clip.is_spoof for clip in judged])
     metrics = bootstrap(SUMMARY, labels, evidence.scores, [clip.voice for clip in judged])
     names = {plain_name(clip.generator) for clip in tuned_on if clip.is_spoof}
@@ -175,14 +181,15 @@ def measure_held_out(
 
 
 def tell(what: str, config: FrontConfig) -> Callable[[int, float, Tuned], None]:
-    """Says on the standard error how far tuning is."""
+    """A function that prints the progress of tuning on the standard error."""
     return lambda step, loss, _: print(
         f"tuning {what}: step {step} of {config.steps}, loss {loss:.3f}", file=sys.stderr, flush=True
     )
 
 
 def measure_lines(labels: Labels, scores: Scores) -> dict[str, float]:
-    """EER and AUC of the clips that held speech at the end of a telephone line; NaN is the score of those without."""
+    """EER and AUC of clips over a telephone line. Clips in which no speech is found after the line are left out; their
+    score is NaN."""
     has_speech = ~np.isnan(scores)
     return {"eer": eer(labels[has_speech], scores[has_speech]), "auc": auc(labels[has_speech], scores[has_speech])}
 
@@ -199,7 +206,7 @@ def save_tuned(
     folder: Path,
     humans: HumanRanges | None = None,
 ) -> Bundle:
-    """Write the bundle of a tuned detector, its card included."""
+    """Write the bundle of a tuned detector, with its model card."""
     info = BundleInfo(
         name=name,
         features=load_spec(TUNED_PRESET),
@@ -223,7 +230,7 @@ def save_tuned(
 def describe(
     config: TrainingConfig, table: Table, trained: Trained, name: str, metrics: dict[str, Any] | None = None
 ) -> BundleInfo:
-    """The `bundle.json` of a trained detector, but for the hash of its arrays, which saving adds."""
+    """The `bundle.json` of a trained detector, without the hash of its arrays. The hash is added on saving."""
     return BundleInfo(
         name=name,
         features=table.kind.spec,
@@ -242,8 +249,10 @@ def describe(
 
 
 def describe_corpus(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Counts, a fingerprint of contents and labels, and by which `tune.evaluate` knows what a bundle was trained on:
-    the start of each file's SHA-256, and the plain names of generators."""
+    """Counts, a fingerprint of contents and labels, the start of each file's SHA-256, and plain names of generators.
+
+    The last two tell `tune.evaluate` what the bundle was trained on.
+    """
     rows = sorted(f"{clip.sha256} {clip.label}" for clip in clips)
     spoof = np.array([clip.is_spoof for clip in clips])
     return {
@@ -266,25 +275,29 @@ def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], 
         f"| {row['answered']:.0%} | {row['distance']:.2f} | {row['miss_rate']:.1%} | {row['false_alarm_rate']:.1%} |"
         for row in info.metrics["coverage"]
     )
-    kept_apart = KEPT_APART["nobody" if any(clip.alone for clip in clips) else config.speakers_of]
+    # A tuned front is tested on whole sites, whatever their speakers are called.
+    kept_apart = KEPT_APART[
+        "nobody" if any(clip.alone for clip in clips) else "site" if config.front else config.speakers_of
+    ]
     further = ""
     if corpus["background"]:
         further = (
-            f"\n- {corpus['background']} of the clips are background: never tested or calibrated by. A generator among "
-            "them may also be among those tested."
+            f"\n- {corpus['background']} of the clips are background: they are not used for tests or calibration. "
+            "Their generators may also be in the test."
         )
     if config.draws:
-        further += f"\n- Copies of each clip, but of background, through random channels: {config.draws}."
+        further += f"\n- Copies of each clip, except background, through random channels: {config.draws}."
     if config.vocoded:
         further += (
-            "\n- Copies of each recording, but of background: one by HiFi-GAN, as a spoof, one by its resampling alone."
+            "\n- Two copies of each recording, except background: one by HiFi-GAN as a spoof, and one through the same "
+            "resampling as bona fide."
         )
     sources = Counter(clip.source or clip.site or "unnamed" for clip in clips if not clip.is_spoof)
     generators = Counter(clip.generator or "unnamed" for clip in clips if clip.is_spoof)
     return f"""# {info.name}
 
 Tells machine-made speech from a human's. Features: `{info.features.name}` of the speaker-recognition network
-{info.features.backbone}, {sum(info.layers.values())} a window. Head: {info.head},
+{info.features.backbone}, {sum(info.layers.values())} for each window. Head: {info.head},
 `{config.estimator.model_dump_json()}`.
 
 ## Trained on
@@ -294,7 +307,7 @@ Tells machine-made speech from a human's. Features: `{info.features.name}` of th
 - Bona fide from: {_listed(sources)}.
 - Spoofed by: {_listed(generators)}.{further}
 
-## How well it does on what it has not seen
+## How well it does on clips that it was not trained on
 {info.metrics["of"][0].upper() + info.metrics["of"][1:]}; {kept_apart}
 Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
 
@@ -303,24 +316,24 @@ Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
 {shown}
 
 ## Where it errs
-The same clips; errors are at the balanced threshold. Generators are set against all recordings.
+The same clips; errors are at the balanced threshold. Generators are compared with all recordings.
 
 {as_markdown(info.metrics["breakdown"])}
-## What Inconclusive buys
-The same clips, where those whose score is nearest to the balanced threshold get no answer.
+## Fewer errors with Inconclusive answers
+The same clips. Those with a score near the balanced threshold get no answer.
 
-| answered | nearer than | fakes missed | recordings accused |
+| answered | no answer if nearer than | fakes missed | recordings accused |
 |---|---|---|---|
 {coverage}
 
 ## Thresholds
 Log-likelihood ratios: balanced {info.thresholds.balanced:.2f}, recall {info.thresholds.recall:.2f} (at most
 {config.operating_points.recall_miss:.0%} of held-out spoofs missed), precision {info.thresholds.precision:.2f} (at most
-{config.operating_points.precision_false_alarm:.0%} of held-out recordings called fake). A recording whose 80 % interval
-holds a threshold is Inconclusive.
+{config.operating_points.precision_false_alarm:.0%} of held-out recordings called fake). A recording is Inconclusive if
+its 80 % interval contains the threshold.
 
 ## Limits
-- Generators, languages and channels unlike those above: expect the errors of the table, or worse.
+- For generators, languages and channels unlike those above, expect as many errors as in the table, or more.
 - Singing, music, and speech changed by heavy editing were not tested.
 - A verdict is evidence to be weighed with other evidence, not proof.
 
@@ -350,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             bundle = train_tuned_bundle(config, config.front, clips, detector, arguments.packages, name, out)
         else:
             require_calibration(clips, make_folds(clips, config.folds), config.calibration)
-            make_folds(clips, config.calibration)  # for the bundle itself, which leaves nothing out
+            make_folds(clips, config.calibration)  # also checked for the bundle itself, which is trained on all clips
             table = load_table(arguments, clips, config.features, config.draws, config.vocoded)
             connect(arguments.address)
             bundle = train_bundle(config, table, name, out)
@@ -358,11 +371,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def say(bundle: Bundle, out: Path) -> None:
-    """Print what the bundle reaches and where it lies."""
+    """Print the main metrics of the bundle and where it is."""
     for name in ("eer", "auc", "cllr", "min_cllr"):
         print(f"{name:9} {Interval(**bundle.info.metrics[name]).text()}")
     finish(
-        f"the bundle {bundle.sha256[:16]} in {out}; its model_card.md says what it is worth",
+        f"the bundle {bundle.sha256[:16]} in {out}; its model_card.md says how good it is",
         f"python -m tune.evaluate --manifest UNSEEN.csv --bundle {out} --out {out}-evaluation; to "
         f"serve it, set bundle: {out} in configs/detector.yaml",
     )

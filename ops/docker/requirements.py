@@ -2,7 +2,7 @@
 
     python3.11 ops/docker/requirements.py            with torch and the CUDA libraries that it brings
     python3.11 ops/docker/requirements.py --no-torch  without both
-    python3.11 ops/docker/requirements.py --torch     torch and torchaudio alone, by their versions and without hashes
+    python3.11 ops/docker/requirements.py --torch     only torch and torchaudio, with versions but without hashes
 
 Runs in a bare Python 3.11, before anything is installed.
 """

@@ -1,8 +1,8 @@
-"""Simulates the channel between a microphone or synthesizer and the detector, at random and alike for both classes.
+"""Simulates random channels between a microphone or synthesizer and the detector, in the same way for both classes.
 
-A detector learns any difference between the classes. In most corpora the channel is the largest one. So training clips
-of both classes go through channels drawn from one random law, `draw_channel`. CONDITIONS are fixed channels for
-evaluation.
+A detector learns any difference between the classes. In most corpora the channel is the largest difference. So training
+clips of both classes go through random channels, which `draw_channel` draws without looking at the class. CONDITIONS
+are fixed channels for evaluation.
 
 Codecs run inside PyAV, in memory: a round trip takes a sixth of the CPU time of pydub's two FFmpeg processes. GSM and
 Vorbis by libvorbis go through pydub, because PyAV's libav cannot encode them.
@@ -31,14 +31,15 @@ from tune.errors import CorpusError
 Samples = NDArray[np.float32]
 
 AUGMENT_VERSION = 1
-"""The version of all laws and conditions. Raise it when they make other samples of the same recording: old caches are
-then not used any more. A test tells when to raise it."""
+"""The version of all augmentations. Raise it when one makes other samples of the same recording: old caches are then
+not used any more. A test tells when to raise it."""
 
 LAW = "channel"
-"""Name of the random law of all channels. The other names are TELEPHONE and those of CONDITIONS."""
+"""Name of the augmentation by a random channel. The other augmentations are TELEPHONE and those in CONDITIONS."""
 
 TELEPHONE = "telephone_line"
-"""Name of the random law of telephone lines. Clips through it train and calibrate the head for a narrow band."""
+"""Name of the augmentation by a random telephone line. Clips over such lines train and calibrate the head for a narrow
+band."""
 
 _LIBAV = {
     "mp3": ("libmp3lame", "mp3float"),
@@ -119,7 +120,7 @@ def draw_channel(rng: np.random.Generator) -> Channel:
         often = [share for _, share, _, _ in _CODEC_CHOICES]
         name, _, at, kbits = _CODEC_CHOICES[rng.choice(len(often), p=np.divide(often, sum(often)))]
         codec = Codec(name, int(rng.choice(at)), int(rng.choice(kbits)))
-    # Noise, rooms and filters hide the traces of a codec, and a codec is all that most recordings go through.
+    # Most recordings only go through a codec. Noise, rooms and filters hide its traces, so some channels have none.
     if chance(0.3):
         return Channel(crop_seconds=between(1, 8) if chance(0.5) else None, gain_db=between(-12, 0), codec=codec)
     rates, shares = (22_050, 24_000, 44_100, 11_025, 8_000), (0.35, 0.25, 0.2, 0.1, 0.1)
@@ -201,10 +202,11 @@ CONDITIONS: dict[str, Callable[[Waveform], Waveform]] = {
 
 
 def augment(waveform: Waveform, law: str, seed: int = 0) -> Waveform:
-    """A new waveform: `waveform` through a channel of the random law LAW or TELEPHONE, or through one of CONDITIONS.
+    """A new waveform: `waveform` after the augmentation with the name `law`.
 
-    `seed` decides what is drawn. The same samples, law and seed always give the same result. The fixed conditions do
-    not use the seed. Raises CorpusError for an unknown law.
+    LAW is a random channel and TELEPHONE a random telephone line. The names in CONDITIONS are fixed channels, which do
+    not use the seed. `seed` decides what is drawn. The same samples, name and seed always give the same result. Raises
+    CorpusError for an unknown name.
     """
     if law in CONDITIONS:
         return CONDITIONS[law](waveform)
@@ -292,10 +294,10 @@ def add_room(waveform: Waveform, decay_seconds: Seconds, direct_db: float, rng: 
 
 def denoise(waveform: Waveform) -> Waveform:
     """Spectral gating by noisereduce. Many recordings have been denoised in this way."""
-    # It imports torch, which takes longer than everything else here.
+    # Imported only here, because it imports torch, which takes longer than everything else in this module.
     import noisereduce
 
-    # For digital silence it divides zero by zero.
+    # For digital silence, noisereduce divides zero by zero.
     with np.errstate(invalid="ignore"):
         samples = noisereduce.reduce_noise(waveform.samples, waveform.sample_rate)
     return Waveform(np.nan_to_num(samples.astype(np.float32)), waveform.sample_rate)

@@ -109,7 +109,7 @@ class Task:
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, help="folder of the corpus, with --kind its manifest (default .cache/corpus/PART)"
+        "--out", type=Path, help="folder of the corpus (default .cache/corpus/PART), or with --kind its manifest"
     )
     parser.add_argument("--part", choices=PARTS, default="packages", help="which part (default %(default)s)")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="configuration of the starter corpus")
@@ -118,7 +118,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mirror", type=Path, help="folder to take the pages' clips from, instead of the network")
     add_split_argument(parser)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a CPU)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one for each CPU)")
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -193,7 +193,7 @@ def _begin(site: Path) -> None:
     """Prepares a process of the pool."""
     # At the end of the path, so that the product's own dependencies come first.
     sys.path.append(str(site))
-    # Without this a pool whose parent was killed would go on, next to the pool that resumes the work.
+    # Without this, a pool goes on after its parent was killed, at the same time as the pool that resumes the work.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -330,7 +330,7 @@ def _page_clip(pages: Pages, row: dict[str, str], mirror: Path | None) -> Wavefo
     waveform = decode(data, Limits(max_duration_seconds=3_600)).waveform
     start = speech_start(waveform) if row["cut"] == "speech" else 0.0
     try:
-        end = start + pages.seconds[row["cut"]]  # type: ignore[index]  # what is not there is caught
+        end = start + pages.seconds[row["cut"]]  # type: ignore[index]  # an unknown cut is a KeyError
     except KeyError as error:
         raise CorpusError(f"the cut {row['cut']!r} is none of {', '.join(pages.seconds)}") from error
     return waveform.crop(Segment(start, min(end, waveform.duration_seconds)))

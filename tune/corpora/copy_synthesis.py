@@ -1,7 +1,7 @@
 """Copy-synthesis: sends a real recording through a vocoder, so that recording and copy differ by the vocoder only.
 
-A vocoder works at a sample rate of its own. `copy_pair` sends both halves of the pair through that rate, because a
-detector would otherwise learn the resampler. Source of the method: Wang and Yamagishi, "Spoofed training data for
+Each vocoder works at a certain sample rate. `copy_pair` resamples both clips of the pair to that rate and back, because
+a detector would otherwise learn the resampling. Source of the method: Wang and Yamagishi, "Spoofed training data for
 speech spoofing countermeasure can be efficiently created using neural vocoders", ICASSP 2023.
 """
 
@@ -25,8 +25,8 @@ from pipeline.types import Waveform
 from tune.corpora.augment import Samples, resample
 
 COPIES_VERSION = 1
-"""The version of the vocoders. Raise it when one makes another copy of the same recording: old caches are then not used
-any more. A test tells when to raise it, except for the vocoders that need a package."""
+"""The version of the vocoders. Raise it when a vocoder makes another copy of the same recording: old caches are then
+not used any more. A test tells when to raise it, except for the vocoders that need a package."""
 
 MEL_RATE, MEL_SIZE, MEL_HOP = 22_050, 1_024, 256
 """The sample rate in Hz, and the samples of a frame and of a step, of the log-mel spectrogram that HiFi-GAN takes."""
@@ -68,7 +68,8 @@ def load_vocoders(hifigan: Path) -> dict[str, Vocoder]:
 
 
 def through_hifigan(waveform: Waveform, rng: np.random.Generator, path: Path) -> Samples:
-    """HiFi-GAN (Kong et al., NeurIPS 2020). Half the time the mel spectrogram has errors as of acoustic models."""
+    """HiFi-GAN (Kong et al., NeurIPS 2020). In half of the copies the mel spectrogram has errors like those of acoustic
+    models."""
     mel = np.log(np.maximum(_mel_magnitudes(waveform.samples), 1e-5))
     if rng.random() < 0.5:
         mel = spoil_mel(mel, rng)
@@ -84,8 +85,8 @@ def _onnx_session(path: Path) -> Any:
 
 
 def through_world(waveform: Waveform, rng: np.random.Generator) -> Samples:
-    """WORLD (Morise et al., 2016). Half the time the envelope and the aperiodicity are coded as for text to speech, and
-    a third of the time the pitch is moved."""
+    """WORLD (Morise et al., 2016). In half of the copies the envelope and the aperiodicity are coded as for text to
+    speech. In 30 % of the copies the pitch is shifted."""
     world, rate = importlib.import_module("pyworld"), waveform.sample_rate
     samples = waveform.samples.astype(np.float64)
     pitch, times = world.dio(samples, rate, frame_period=5.0)
@@ -140,8 +141,8 @@ def through_phase(waveform: Waveform, rng: np.random.Generator) -> Samples:
 
 
 def through_lpc(waveform: Waveform, rng: np.random.Generator) -> Samples:
-    """Linear prediction: an all-pole filter every 5 ms, driven by pulses at the pitch mixed with noise. A third of the
-    time it is driven by noise only, as in whispering."""
+    """Linear prediction: an all-pole filter every 5 ms, driven by pulses at the pitch mixed with noise. In a third of
+    the copies it is driven only by noise, as in whispering."""
     world, rate = importlib.import_module("pyworld"), waveform.sample_rate
     hop, size = rate // 200, rate // 40
     order = int(rng.choice([12, 16, 20, 28]))

@@ -48,7 +48,7 @@ class Clip:
     background: bool = False
     """Whether the clip is only for training: it is never tested, and not used for calibration."""
     alone: bool = False
-    """Whether the clip counts as a speaker of its own, because its corpus names no speakers."""
+    """Whether the clip counts as a separate speaker, because its corpus names no speakers."""
 
     @property
     def is_spoof(self) -> bool:
@@ -157,7 +157,7 @@ def of_split(clips: Sequence[Clip], split: str | None) -> list[Clip]:
     listed = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(counts.items()))
     if split is None:
         if len(counts) > 1:
-            print(f"clips of all splits are taken: {listed}; --split NAME takes those of one", file=sys.stderr)
+            print(f"clips of all splits are taken: {listed}; choose one split with --split NAME", file=sys.stderr)
         return list(clips)
     if split not in counts:
         raise CorpusError(f"no clip is of the split {split!r}: the column split says {listed}")

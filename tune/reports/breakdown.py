@@ -35,7 +35,7 @@ from tune.reports.metrics import (
 Names = NDArray[np.str_]
 
 CLIPS_OF_A_PAGE = 2
-"""The least number of clips of each class for a page to have metrics of its own."""
+"""The least number of clips of each class that a page needs for metrics."""
 
 
 def rates(threshold: float) -> dict[str, Metric]:

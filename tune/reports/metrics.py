@@ -31,8 +31,8 @@ def require_numbers(labels: Labels, scores: Scores) -> None:
         raise CorpusError(f"there are {len(labels)} labels and {len(scores)} scores: each clip needs one of both")
     if bad := int(np.isnan(scores).sum()):
         raise CorpusError(
-            f"{bad} of {len(scores)} scores are not a number (NaN), so that no metric of them is defined: find the "
-            "clips that gave them, and score them again or leave them out"
+            f"{bad} of {len(scores)} scores are not a number (NaN), so no metric can be computed: find the clips "
+            "with these scores, and score them again or leave them out"
         )
 
 
@@ -68,7 +68,7 @@ def eer(labels: Labels, scores: Scores) -> float:
 
 
 def auc(labels: Labels, scores: Scores) -> float:
-    """Probability that a spoof scores above a bona fide clip. A tie counts half."""
+    """Probability that a spoof scores above a bona fide clip. A tie counts as one half."""
     _, miss, false_alarm = error_curve(labels, scores)
     return float(np.trapezoid((1 - miss)[::-1], false_alarm[::-1]))
 
@@ -96,7 +96,7 @@ def cllr(labels: Labels, scores: Scores) -> float:
 
 
 def min_cllr(labels: Labels, scores: Scores) -> float:
-    """Cllr after the best monotonic recalibration, by pool-adjacent-violators: the cost of discrimination alone."""
+    """Cllr after the best monotonic recalibration, by pool-adjacent-violators. It has no cost of bad calibration."""
     require_numbers(labels, scores)
     require_two_classes(labels)
     distinct, position, count = np.unique(scores, return_inverse=True, return_counts=True)

@@ -104,7 +104,7 @@ def plot_reliability(labels: Labels, scores: Scores) -> bytes:
     axes.legend().remove()
     for x, y, n in zip(predicted, observed, count, strict=True):
         axes.annotate(f"{n:.0f}", (x, y), fontsize=7, xytext=(4, -8), textcoords="offset points")
-    axes.set(xlabel="probability answered", ylabel="share that is fake, classes alike", title="Reliability")
+    axes.set(xlabel="probability answered", ylabel="share of fakes (equal class weights)", title="Reliability")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     return _png(figure)
 

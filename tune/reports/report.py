@@ -100,14 +100,14 @@ def _summary(metrics: dict[str, Any]) -> list[str]:
     real, fake = results["bonafide"], results["spoof"]
     if any(of["Inconclusive"] for of in results.values()):
         sentences.append(
-            f"Users are answered Fake for {real['Fake']} of {metrics['bonafide']} recordings and Real for "
-            f"{fake['Real']} of {metrics['spoof']} fakes; {real['Inconclusive']} recordings and "
-            f"{fake['Inconclusive']} fakes get no answer."
+            f"Users get the answer Fake for {real['Fake']} of {metrics['bonafide']} recordings, and Real for "
+            f"{fake['Real']} of {metrics['spoof']} fakes. {real['Inconclusive']} recordings and "
+            f"{fake['Inconclusive']} fakes are Inconclusive."
         )
     lost = metrics["cllr"] - metrics["min_cllr"]
     sentences.append(
-        f"Its probabilities can{'not' if lost > 0.1 else ''} be taken as they are: {lost:.2f} bits of Cllr are lost to "
-        "calibration."
+        f"The probabilities are {'not ' if lost > 0.1 else ''}well calibrated: calibration errors cost {lost:.2f} bits "
+        "of Cllr."
     )
     if worst := metrics["breakdown"].get("worst_quarter"):
         names = ", ".join(worst["names"][:5]) + (", …" if len(worst["names"]) > 5 else "")

@@ -12,7 +12,7 @@ from tune.errors import CorpusError
 from tune.reports.metrics import Labels, Scores, error_curve, require_numbers
 
 NARROW_EER_LIMIT = 0.2
-"""After an adaptation the head for narrow bands may answer up to this equal error rate on the user's clips."""
+"""After an adaptation the head for narrow bands may give answers if its EER on the user's clips is at most this."""
 
 
 class OperatingPoints(Strict):
@@ -34,7 +34,7 @@ def fit_calibration(labels: Labels, scores: Scores) -> Calibration:
     fitted = LogisticRegression(C=1e6, class_weight="balanced").fit(scores[:, None] / spread, labels)
     scale = float(fitted.coef_[0, 0]) / spread
     if scale <= 0:
-        raise CorpusError("on held-out clips the head does no better than chance, so that it cannot be calibrated")
+        raise CorpusError("on held-out clips the head does no better than chance, so it cannot be calibrated")
     return Calibration(scale=scale, offset=float(fitted.intercept_[0]))
 
 
@@ -44,7 +44,7 @@ def choose_thresholds(labels: Labels, scores: Scores, points: OperatingPoints) -
     thresholds, miss, false_alarm = error_curve(labels, scores)
     recall = thresholds[np.flatnonzero(miss <= points.recall_miss)[-1]]
     precision = thresholds[np.flatnonzero(false_alarm <= points.precision_false_alarm)[0]]
-    # Beyond the last score there is no finite threshold, so the highest score is taken.
+    # The last threshold is infinite. The highest score is taken instead.
     precision = min(float(precision), float(scores.max()))
     return Thresholds(
         balanced=0.0,

@@ -105,7 +105,7 @@ def narrow_uncertainty(
     again: Sequence[tuple[Measured, Measured]],
     narrow_scale: float,
 ) -> Uncertainty:
-    """The uncertainty for narrow bands, made from `wide`, that for wide bands.
+    """The uncertainty for narrow bands, made from `wide`, the uncertainty for wide bands.
 
     `scale` is the scale of the wide calibration and `narrow_scale` that of the narrow one; variances grow with the
     square of the scale. The normal noise and novelty are those of the clips `received` over telephone lines. `again`
@@ -127,8 +127,10 @@ def narrow_uncertainty(
 def words(
     measured: Sequence[Measured], calibration: Calibration, uncertainty: Uncertainty, window_seconds: Seconds
 ) -> list[Label]:
-    """The word that each recording gets by the formula of `pipeline.verdict.evidence`, with this calibration and
-    uncertainty, at the balanced threshold."""
+    """The answer for each recording at the balanced threshold, with the given calibration and uncertainty.
+
+    `pipeline.verdict.evidence` has the formula.
+    """
     found: list[Label] = []
     for one in measured:
         scorer = Scorer({}, calibration, uncertainty, is_narrow=one.narrow)

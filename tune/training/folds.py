@@ -58,9 +58,9 @@ def refuse_overlap(train: Iterable[Clip], test: Iterable[Clip], what: str = "tra
     """Raise LeakError if a clip, speaker or utterance of `test` took part in `what`."""
     train, test = list(train), list(test)
     if shared := {clip.path for clip in train} & {clip.path for clip in test}:
-        raise LeakError(f"{len(shared)} clips are in both {what} and test, {min(shared).name} for one")
+        raise LeakError(f"{len(shared)} clips are in both {what} and test, for example {min(shared).name}")
     if tied := {tie for clip in train for tie in ties(clip)} & {tie for clip in test for tie in ties(clip)}:
-        raise LeakError(f"{len(tied)} speakers or pairs are in both {what} and test, {min(tied)} for one")
+        raise LeakError(f"{len(tied)} speakers or pairs are in both {what} and test, for example {min(tied)}")
 
 
 def make_fold(name: str, clips: Sequence[Clip], train: Indices, test: Indices) -> Fold:
@@ -71,7 +71,8 @@ def make_fold(name: str, clips: Sequence[Clip], train: Indices, test: Indices) -
     for label in ("bonafide", "spoof"):
         if not any(clips[i].label == label for i in train):
             raise CorpusError(
-                f"fold {name} leaves no {label} clip to train on: every one shares a speaker or pair with its test part"
+                f"fold {name} leaves no {label} clip to train on: each one is in the test part, or shares a speaker, "
+                "an utterance or a generator with it"
             )
     return Fold(name, train, test)
 
@@ -107,7 +108,9 @@ def _divide(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
         return _speaker_folds(clips, config)
     names = _generators(clips) if config.by == "generator" else [getattr(clip, config.by) for clip in clips]
     if blank := [clip.path.name for clip, name in zip(clips, names, strict=True) if not name]:
-        raise CorpusError(f"{len(blank)} clips name no {config.by}, {blank[0]} for one: folds by it need all named")
+        raise CorpusError(
+            f"{len(blank)} clips name no {config.by}, for example {blank[0]}: name the {config.by} of each clip"
+        )
     if len(set(names)) < 2:
         raise CorpusError(f"all clips are of one {config.by}, {names[0]}: there is no other to leave out")
     by_size = [name for name, _ in sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))]

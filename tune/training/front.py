@@ -1,7 +1,7 @@
-"""Tuning the front of CAM++: crops of clips, each through a channel drawn for it, to one logit.
+"""Tunes the front of CAM++ on short crops of clips. Many crops go through a random channel first.
 
-What is tuned is the front alone. The head that it is tuned with sees crops; the head of a bundle is fitted afterwards,
-to the features of whole windows.
+Only the front of the network is tuned, not its later layers. A head is trained together with the front; it gives one
+logit for each crop. It becomes a part of the bundle's head (`tune.training.tuned.assemble`).
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ LAYER_FEATURES = {
     "tuned.layer2": STATISTICS * CHANNELS * 20 + CORRELATIONS,
     "tuned.out": STATISTICS * CHANNELS * 10 + CORRELATIONS,
 }
-"""How many features each layer of the tuned front yields by the preset `tuned-front`, in their order."""
+"""The number of features of each layer of the tuned front in the preset `tuned-front`, in their order."""
 PART = 8
-"""Crops that go through the network together on a CPU. On a GPU all crops of a step do."""
+"""The number of crops that go through the network together on a CPU. On a GPU all crops of a step go together."""
 
 STANDARDIZER_SHARE = 0.05
-"""How fast mean and variance of the features follow the front as it changes."""
+"""Mean and variance of the features move this share of the way to those of the crops in each step, because the front
+changes."""
 
 LIMIT = 3.0
-"""Standard deviations that a feature may count for."""
+"""Standardised features are clipped at this many standard deviations."""
 
 
 class FrontConfig(Strict):
@@ -63,20 +64,20 @@ class FrontConfig(Strict):
     hidden: int = Field(96, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     average_steps: int = Field(150, ge=1)
-    """The weights that come out are a mean over about this many of the last steps."""
+    """The result has the mean of the weights over about this many of the last steps."""
     background_share: float = Field(0.2, ge=0, lt=1)
     vocoded_share: float = Field(0.15, ge=0, lt=1)
     channel_share: float = Field(0.55, ge=0, le=1)
     telephone_share: float = Field(0.15, ge=0, le=1)
     bfloat16: bool = False
-    """Whether the front computes with bfloat16, which takes 0.6 of the time on processors that have it."""
+    """Whether the front computes with bfloat16. This takes 0.6 of the time on processors that support it."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip to tune on. `page` is where it comes from, `kind` its generator, or the corpus of a recording; `vocoded`
-    marks the two halves of a pair made by copy-synthesis."""
+    """A clip for tuning. `page`: the site or the source that it comes from. `kind`: its generator, or the source of a
+    recording. `vocoded`: whether it is one of the two clips of a copy-synthesis pair."""
 
     samples: NDArray[np.float32]
     speech: tuple[Segment, ...]
@@ -88,8 +89,11 @@ class Sample:
 
 
 class Drawing:
-    """Which clip comes next: pages by the square root of what they hold, then a class, then its kinds alike, so that
-    neither a page nor a generator tells the class by itself."""
+    """Draws the index of the next clip. Both classes are drawn equally often.
+
+    First the class is drawn, then a page that has it, then a kind. Pages and kinds are drawn with a probability in
+    proportion to the square root of their number of clips. So a page that has both classes does not reveal the class.
+    """
 
     def __init__(self, samples: Sequence[Sample], config: FrontConfig) -> None:
         self.config = config
@@ -121,7 +125,7 @@ class Drawing:
                 clips = list(kinds.values())
                 clip = clips[rng.choice(len(clips), p=_shares([len(c) for c in clips]))]
                 return clip[rng.integers(len(clip))]
-        raise ValueError("no page holds clips of both classes")
+        raise ValueError(f"100 drawn pages have no {'spoof' if spoof else 'bonafide'} clip")
 
 
 def _shares(counts: Sequence[int]) -> NDArray[np.float64]:
@@ -130,8 +134,8 @@ def _shares(counts: Sequence[int]) -> NDArray[np.float64]:
 
 
 class Crops(IterableDataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
-    """Batches without end: crops (batch, time), which frames somebody speaks in (batch, frames), which crops went over
-    a telephone line (batch,), labels (batch,)."""
+    """Endless batches of four tensors: crops (batch, time), a mask of the frames with speech (batch, frames), a mask of
+    the crops that went over a telephone line (batch,), and labels (batch,), 1 = spoof."""
 
     def __init__(self, samples: Sequence[Sample], config: FrontConfig) -> None:
         self.samples = samples
@@ -162,8 +166,8 @@ class Crops(IterableDataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 
 
 def cut(sample: Sample, length: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A stretch of the clip's speech, `length` samples, and which of its frames hold speech (frames,). A shorter clip
-    is followed by nothing, which counts as no speech."""
+    """A random crop of `length` samples from the part of the clip with speech, and a mask (frames,): 1 for frames with
+    speech. If this part is shorter, zeros are added at the end; they count as no speech."""
     first = round(sample.speech[0].start * SAMPLE_RATE)
     last = min(round(sample.speech[-1].end * SAMPLE_RATE), len(sample.samples))
     start = int(rng.integers(first, max(last - length, first) + 1))
@@ -179,7 +183,10 @@ def cut(sample: Sample, length: int, rng: np.random.Generator) -> tuple[NDArray[
 def disturb(
     crop: NDArray[np.float32], config: FrontConfig, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], bool]:
-    """The crop through a channel at random, as long as it was, and whether that is a telephone line; often as it is."""
+    """The crop after a random channel, and whether the channel is a telephone line. Some crops get no channel.
+
+    The length stays the same. The peak becomes 1.
+    """
     waveform = Waveform(crop)
     kind = rng.random()
     is_line = bool(kind < config.telephone_share)
@@ -200,7 +207,8 @@ def disturb(
 
 
 def blank(energies: Tensor, rng: torch.Generator) -> Tensor:
-    """Half of the items (batch, bands, frames) without a range of 2 to 8 bands, drawn for each. `rng` is on the CPU."""
+    """The energies (batch, bands, frames). In a random half of the items, 2 to 8 adjacent bands are set to 0. The bands
+    are drawn for each item. `rng` is on the CPU."""
     energies = energies.clone()
     for item in range(len(energies)):
         if torch.rand(1, generator=rng) < 0.5:
@@ -211,16 +219,18 @@ def blank(energies: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def hide_above_telephone(energies: Tensor, lines: Tensor) -> Tensor:
-    """The energies (batch, bands, frames) as the network hears them in service: without the bands above a telephone's
-    where `lines` (batch,) is true."""
+    """The energies (batch, bands, frames). If `lines` (batch,) is true for an item, its bands above the band of a
+    telephone are set to 0, as in the service."""
     above = (band_centres("linear") >= ABOVE_TELEPHONE[0]).to(energies.device)
     return energies.masked_fill((lines[:, None] & above)[..., None], 0)
 
 
 def statistics(activations: Tensor, mask: Tensor) -> Tensor:
-    """What each neuron does over the frames that count: activations (batch, channels, frequencies, frames) and mask
-    (batch, frames) to (batch, 5 * neurons): mean, sd, log change over 1 and over 4 frames, skewness, as
-    `pipeline.networks.tkan` defines them."""
+    """Five statistics of each neuron over the frames in the mask: mean, sd, log change over 1 and over 4 frames, and
+    skewness. `pipeline.networks.tkan` defines them.
+
+    Shape: activations (batch, channels, frequencies, frames) and mask (batch, frames) -> (batch, 5 * neurons).
+    """
     x, m = activations.flatten(1, 2), mask[:, None]
     count = m.sum(dim=2).clamp(min=1)
     mean = (x * m).sum(dim=2) / count
@@ -238,9 +248,11 @@ def statistics(activations: Tensor, mask: Tensor) -> Tensor:
 
 
 def correlations(activations: Tensor, mask: Tensor) -> Tensor:
-    """How alike each two channels fire over the frames that count, in each of RANGES ranges of frequencies: activations
-    (batch, channels, frequencies, frames) and mask (batch, frames) to (batch, ranges * pairs), as
-    `pipeline.networks.tkan` defines it."""
+    """The correlation of each pair of channels over the frames in the mask, in each of RANGES ranges of frequencies.
+    `pipeline.networks.tkan` defines it.
+
+    Shape: activations (batch, channels, frequencies, frames) and mask (batch, frames) -> (batch, ranges * pairs).
+    """
     m = mask[:, None, None]
     count = m.sum(dim=-1, keepdim=True).clamp(min=1)
     deviations = ((activations - (activations * m).sum(dim=-1, keepdim=True) / count) * m).transpose(1, 2)
@@ -253,8 +265,10 @@ def correlations(activations: Tensor, mask: Tensor) -> Tensor:
 
 
 class Standardizer(nn.Module):
-    """Features in standard deviations of those seen lately, none beyond LIMIT. Its mean and variance follow the
-    training by `follow`. No gradient flows through them, so that a batch may be divided at will."""
+    """Standardises features with a moving mean and variance, and clips them at LIMIT.
+
+    `follow` updates the mean and the variance. No gradient flows through them, so a batch may be split into any parts.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -279,7 +293,7 @@ class Standardizer(nn.Module):
 
 
 class TuningHead(nn.Module):
-    """Statistics (batch, features) to a logit (batch,): linear, and a small perceptron beside it."""
+    """Features (batch, features) -> logit (batch,): the sum of a linear function and a small perceptron."""
 
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -296,7 +310,7 @@ class TuningHead(nn.Module):
         return logit
 
     def arrays(self) -> Arrays:
-        """What serving computes the same logits with: the arrays of `pipeline.verdict.head`."""
+        """The arrays with which `pipeline.verdict.head` computes the same logits in the service."""
         first, last = self.bent[0], self.bent[-1]
         assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         found = {
@@ -342,11 +356,12 @@ def tune_front(
     threads: int = 2,
     watch: Callable[[int, float, Tuned], None] | None = None,
 ) -> Tuned:
-    """Tune the front on `samples`, from `start` or from what CAM++ was published with. `watch` is told the step, the
-    mean loss and the averaged network every twenty steps. What comes back is on the CPU.
+    """Tune the front on `samples`. Tuning begins with `start`, or with the published front of CAM++.
 
-    On a CPU a step's crops are divided among `threads`, in parts that fit the processor's cache: that takes half the
-    time of one pass over all. On a GPU they go through the network at once, and one process for each core makes crops.
+    Every twenty steps `watch` is called with the step, the mean loss and the averaged network. The result is on the
+    CPU. On a CPU the crops of a step are divided among `threads` threads, in parts that fit into the processor's cache.
+    This takes half the time of one pass over all crops. On a GPU all crops of a step go through the network together,
+    and one process for each core makes crops.
     """
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)
@@ -388,7 +403,7 @@ def tune_front(
         with torch.no_grad():
             first = torch.cat([features_of(*next(batches)[:3]) for _ in range(10)])
         model.head.standardizer.follow(first, 1)
-        model.head.standardizer.follow(first, 1)  # the variance, around the mean that is known now
+        model.head.standardizer.follow(first, 1)  # again, because the first variance was around the old mean of 0
     average: Tuned = copy.deepcopy(model).eval()
     losses: list[float] = []
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""Where the shares of an explanation lie for recordings of humans: what a person's own is compared with."""
+"""The usual ranges of the shares of an explanation for recordings of humans. Explanations are compared with them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from tune.scoring import make_detector
 PERCENTILES = (5, 95)
 
 FEWEST = 40
-"""Of fewer recordings two at either end decide, and no range is told."""
+"""The least number of recordings for a range. With fewer, only one or two recordings at each end would decide it."""
 
 
 class Explaining:
-    """An actor: explanations by the bundle whose files `bundle` holds."""
+    """An actor that explains verdicts. `bundle` holds the files of its bundle by name."""
 
     def __init__(self, config: DetectorConfig, bundle: Mapping[str, bytes]) -> None:
         self.detector = make_detector(config, bundle)
 
     def answer(self, recording: bytes) -> Explanation | None:
-        """The explanation of the verdict on one recording; None where nobody speaks in it."""
+        """The explanation of the verdict on one recording; None if nobody speaks in it."""
         return self.detector.predict(recording, explain=True).explanation
 
 
 def human_ranges(explanations: Sequence[Explanation]) -> HumanRanges | None:
-    """The middle 90 % of what moments, layers and bands of recordings of humans say; None for too few."""
+    """The range of the middle 90 % of the scores of moments, layers and bands, from explanations of recordings of
+    humans; None if there are fewer than FEWEST."""
     if len(explanations) < FEWEST:
         return None
     layers = [{share.layer: share.score for share in explanation.layers} for explanation in explanations]

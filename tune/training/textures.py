@@ -30,7 +30,7 @@ class TexturesConfig(Strict):
 
     `penalty`: the penalty on the squared weights; the features are divided by the square root of their number. `share`:
     the factor of this score when it is added to the logit of the tuned head; the score is near -1 for recordings and 1
-    for spoofs. A clip has weight 1, each half of a copy-synthesis pair `vocoded_weight`, and a copy through a channel
+    for spoofs. A clip has weight 1, each clip of a copy-synthesis pair `vocoded_weight`, and a copy through a channel
     `copies_weight`. The whole background has `background_share` of the weight of all other clips.
     """
 
@@ -44,7 +44,7 @@ class TexturesConfig(Strict):
 @dataclass(frozen=True)
 class Textured:
     """The textures of a clip, or of a copy of it through a channel: `vectors` (windows, features). `narrow`: whether
-    they are for the head for narrow bands, over a telephone line and with nothing above its band."""
+    they are for the head for narrow bands. The clip then went over a telephone line, and higher bands are hidden."""
 
     sample: Sample
     vectors: NDArray[np.float32]

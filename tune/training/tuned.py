@@ -58,10 +58,11 @@ class TuningConfig(Strict):
 
     A share `held_out_share` of the sites with at least `held_out_clips` clips of each class is held out. `first` says
     how the front is tuned without them. `further` says how it is then tuned on all sites; each clip of a held-out site
-    counts three times there, because it is new. The same is true of the clips with `test_split` in the column `split`,
-    but nothing is measured by them: the first detector can be tested on them later. Narrow bands get an answer if, over
-    telephone lines, at most `narrow_false_alarms` of the recordings held out are called Fake, and at most
-    `narrow_misses` of the fakes Real. Else such recordings stay Inconclusive.
+    counts three times there, because it is new. Clips with `test_split` in the column `split` are also held out, but
+    nothing is measured with them: the first detector can be tested on them later.
+    Recordings with a narrow band get an answer only if, over telephone lines, at most `narrow_false_alarms` of the
+    held-out recordings are called Fake and at most `narrow_misses` of the held-out fakes are called Real. Otherwise
+    they stay Inconclusive.
     """
 
     first: FrontConfig = FrontConfig()
@@ -79,8 +80,11 @@ class TuningConfig(Strict):
 
 @dataclass(frozen=True)
 class Evidence:
-    """The parameters that turn a tuned detector's scores into verdicts, the calibrated scores (clips,) of the held-out
-    clips, and what words these get over telephone lines."""
+    """The parameters that turn a tuned detector's scores into verdicts, and the results for the held-out clips.
+
+    `scores`, `telephone_scores`: calibrated scores (clips,), the latter over telephone lines. `telephone_words`: the
+    shares of answers over telephone lines, see `share_of_words`.
+    """
 
     calibration: Calibration
     uncertainty: Uncertainty
@@ -96,7 +100,8 @@ def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
     sites = sorted({clip.site for clip in clips if not (clip.background or is_for_tests(clip, config))})
 
     def has(site: str, label: str) -> bool:
-        return sum(clip.site == site and clip.label == label for clip in clips) >= config.held_out_clips
+        own = (clip for clip in clips if clip.site == site and not is_for_tests(clip, config))
+        return sum(clip.label == label for clip in own) >= config.held_out_clips
 
     both = [site for site in sites if has(site, "bonafide") and has(site, "spoof")]
     count = round(config.held_out_share * len(both))
@@ -106,21 +111,22 @@ def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
             "the sites in the manifest, or train without the section `front`"
         )
     chosen = set(np.random.default_rng(config.seed).choice(both, count, replace=False).tolist())
-    return np.array([clip.site in chosen and not clip.background for clip in clips])
+    return np.array([clip.site in chosen and not (clip.background or is_for_tests(clip, config)) for clip in clips])
 
 
 def is_for_tests(clip: Clip, config: TuningConfig) -> bool:
-    """Whether the first detector is neither tuned on the clip nor measured by it."""
+    """Whether the clip is kept for tests. The first detector is then neither tuned on it nor measured with it."""
     return config.test_split is not None and clip.split == config.test_split
 
 
 def read_samples(
     config: DetectorConfig, packages: Path | None, recordings: Sequence[tuple[Clip, bytes]]
 ) -> list[list[Sample]]:
-    """The samples of each clip, whose file's bytes are given: the clip, and both halves of its copy-synthesis pair.
+    """The samples of each clip: the clip itself, and both clips of its copy-synthesis pair.
 
-    The pair is only made for bona fide clips outside the background, and only if `packages`, the folder for HiFi-GAN,
-    is given. A clip without speech has no samples. Raises CorpusError that names a clip that cannot be read.
+    `recordings` has each clip with the bytes of its file. The pair is only made for bona fide clips outside the
+    background, and only if `packages`, the folder for HiFi-GAN, is given. A sample without speech is left out. Raises
+    CorpusError that names a clip that cannot be read.
     """
     torch.set_num_threads(1)
     voice_activity = VoiceActivityDetector(config)
@@ -152,7 +158,7 @@ def _read(
 def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> list[list[Textured]]:
     """The textures of each of `samples`, of a copy of it through a random channel, and of one over a telephone line.
 
-    Halves of copy-synthesis pairs get no copy through a channel. What is drawn depends only on the clip, not on the
+    Clips of copy-synthesis pairs get no copy through a channel. What is drawn depends only on the clip, not on the
     other samples.
     """
     torch.set_num_threads(1)
@@ -182,8 +188,10 @@ def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> lis
 
 
 def assemble(tuned: Tuned, textures: Sequence[Textured], config: TexturesConfig) -> tuple[Arrays, Parameters]:
-    """The heads and the fronts of a detector. Each head joins that of `tuned` and a ridge on `textures`: for a narrow
-    band those over telephone lines, else all others."""
+    """The heads and the fronts of a detector. Each head joins the head of `tuned` and a ridge on some of `textures`.
+
+    The head for narrow bands uses the textures over telephone lines. The other head uses all other textures.
+    """
     arrays: Arrays = {}
     for narrow in (False, True):
         ridge = fit_textures([textured for textured in textures if textured.narrow == narrow], config)
@@ -205,8 +213,8 @@ def calibrate(
     """Calibration, thresholds and uncertainty of a detector, from clips of sites that it was not tuned on.
 
     Clips are measured unchanged, cut short, in noise, through a channel and over two telephone lines. The head for
-    narrow bands is calibrated by the clips over the first line, where it leaves a narrow band. Raises CorpusError if a
-    band cannot be calibrated.
+    narrow bands is calibrated with the clips that have a narrow band after the first line. Raises CorpusError if a band
+    cannot be calibrated.
     """
     extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), fronts)
     voice_activity = VoiceActivityDetector(detector)
@@ -271,7 +279,7 @@ def calibrate(
 
 
 def share_of_words(labels: Labels, said: Sequence[Label]) -> dict[str, float]:
-    """How many of all clips got an answer, of the recordings were called Fake, and of the fakes Real."""
+    """Three shares: of all clips that got an answer, of the recordings called Fake, and of the fakes called Real."""
     word = np.array(said)
     return {
         "answered": float((word != "Inconclusive").mean()),

@@ -24,7 +24,7 @@ from tune.training.table import Table
 from tune.training.tuned import TuningConfig
 
 NOVELTY_QUANTILE = 0.95
-"""Share of held-out clips that count as like the training data."""
+"""The share of held-out clips whose novelty counts as normal."""
 
 NOT_YET_MEASURED = {"snr_db": 20.0, "snr_variance": 8.0, "novelty_variance": 300.0}
 """Parameters of `Uncertainty` that training does not fit yet."""

@@ -112,6 +112,7 @@ def test_whole_sites_with_both_classes_are_held_out() -> None:
 
 def test_a_site_that_is_kept_for_tests_is_not_held_out() -> None:
     clips = [replace(clip, split="check" if clip.site == "site0" else "dev") for clip in make_clips(sites=5)]
+    clips += [replace(clip, split="check") for clip in clips[:12]]  # of a site that has clips of both splits
     for seed in range(5):
         held = hold_out(clips, TuningConfig(held_out_share=0.5, test_split="check", seed=seed))
         assert held.any() and not any(out and clip.split == "check" for clip, out in zip(clips, held, strict=True))
