@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -14,10 +16,13 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
+from pipeline.errors import ConfigurationError
+
 ROWS_AT_ONCE = 2
 """The number of rows that a process holds at a time. The next row is then there when it has finished one."""
 
 RESTARTS = 3
+CONNECT_SECONDS = 10.0
 
 
 def connect(address: str | None) -> None:
@@ -26,6 +31,7 @@ def connect(address: str | None) -> None:
     `address` is the address of the cluster; `auto` finds a cluster on this machine. If `address` is None, the variable
     RAY_ADDRESS gives it; Ray sets this variable for its jobs. If neither is given, a private cluster is started. It has
     a temporary folder and listens only on the loopback address. If this process is already connected, nothing is done.
+    Raises ConfigurationError if there is no cluster at the address.
     """
     if ray.is_initialized():
         return
@@ -38,12 +44,25 @@ def connect(address: str | None) -> None:
         # variable later.
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-        folder = tempfile.mkdtemp(prefix="sound-sentry-")
+        folder = tempfile.mkdtemp(prefix="sound-sentry-", dir=_short_folder())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         options |= {"_temp_dir": folder, "include_dashboard": False}
     # At exit Python calls the function registered last first. So Ray stops before its folder is deleted.
     atexit.register(ray.shutdown)
-    ray.init(**options)
+    place = address or os.environ.get("RAY_ADDRESS", "")
+    try:
+        # Ray itself would try to connect for minutes.
+        if found := re.fullmatch(r"([^:/]+):(\d+)", place):
+            socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
+        ray.init(**options)
+    except OSError as error:
+        raise ConfigurationError(f"There is no Ray cluster at {place}: start one, or name another.") from error
+
+
+def _short_folder() -> str | None:
+    """Where to make the folder of a private cluster; None means the usual place. Ray puts sockets into the folder. The
+    path of a socket may have 107 bytes, of which Ray needs up to 64."""
+    return None if len(os.fsencode(tempfile.gettempdir())) <= 20 else "/tmp"
 
 
 def map_with_actors(

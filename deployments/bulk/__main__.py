@@ -48,7 +48,9 @@ def connect(address: str | None) -> None:
         # Ray listens on the loopback address only if it takes this machine for one that forms no clusters. It reads
         # this variable when it is imported.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        folder = tempfile.mkdtemp(prefix="sound-sentry-")
+        # Ray puts sockets into this folder. The path of a socket may have 107 bytes, of which Ray needs up to 64.
+        is_short = len(os.fsencode(tempfile.gettempdir())) <= 20
+        folder = tempfile.mkdtemp(prefix="sound-sentry-", dir=None if is_short else "/tmp")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         options |= {"_temp_dir": folder, "include_dashboard": False}
     import ray

@@ -98,7 +98,17 @@ def test_two_actors_work_side_by_side() -> None:
     assert busy / (last_start - both) >= 1.7
 
 
-def test_a_cluster_of_its_own_is_reached_from_this_machine_alone() -> None:
+def test_a_cluster_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tune.evaluate", f"--manifest={tmp_path / 'm.csv'}", f"--out={tmp_path / 'out'}"]
+    write_manifest(tmp_path / "m.csv", [Clip(tmp_path / f"{label}.wav", label, "x") for label in ("bonafide", "spoof")])
+    ended = subprocess.run([*command, "--address=127.0.0.1:9"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and "There is no Ray cluster at 127.0.0.1:9" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("temporary", ["usual", "long"])
+def test_a_private_cluster_is_reached_from_this_machine_only(temporary: str, tmp_path: Path) -> None:
+    """Also if the path of the temporary folder is too long for Ray's sockets."""
     program = """
 import sys, ray
 from tune.cluster import connect
@@ -107,7 +117,10 @@ print(ray.get(ray.remote(lambda: "up").remote()), flush=True)
 sys.stdin.read()
 """
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    folder = {"TMPDIR": str(tmp_path)} if temporary == "long" else {}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         found = listening(process.pid)
         process.communicate()
