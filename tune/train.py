@@ -10,6 +10,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,13 @@ from tune.training.tuned import (
     TUNED_PRESET,
     Evidence,
     TuningConfig,
+    Versions,
     assemble,
     calibrate,
     extract_textures,
     hold_out,
     is_for_tests,
+    measure_versions,
     read_samples,
 )
 from tune.training.validate import (
@@ -63,6 +66,8 @@ KEPT_APART = {
     "nobody": "but no speaker is named, so a voice may be in both parts:\nexpect more errors on new voices.",
     "site": "a voice that is also on another site, such as LJ Speech,\nmay have been in the training.",
 }
+PART = 32
+"""Clips that a process of the cluster gets at a time."""
 PACKAGES = ("torch", "scikit-learn", "imbalanced-learn", "numpy")
 
 
@@ -90,6 +95,18 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
     return save_bundle(folder, info, trained.arrays, model_card(info, config, table.clips, metrics))
 
 
+@dataclass(frozen=True)
+class Material:
+    """What the front is tuned on for one clip: its samples, and the textures of these. `held_out`: whether the first
+    detector is measured with the clip. `is_new`: whether only the second detector is tuned on it."""
+
+    clip: Clip
+    samples: list[Sample]
+    textures: list[Textured]
+    held_out: bool
+    is_new: bool
+
+
 def train_tuned_bundle(
     config: TrainingConfig,
     tuning: TuningConfig,
@@ -105,48 +122,60 @@ def train_tuned_bundle(
     The figures in the bundle are those of the first detector, which was not tuned on the held-out sites. The first
     detector is also written, to a folder beside `folder` with -held-out at the end of its name.
     """
-    arguments = (detector, packages if config.vocoded else None)
-    parts = [clips[start : start + 32] for start in range(0, len(clips), 32)]
-    shown = with_progress(parts, len(parts), "reading, in parts")
-    contents = ([(clip, clip.path.read_bytes()) for clip in part] for part in shown)
-    read: list[list[list[Sample]]] = map_with_tasks(read_samples, arguments, contents)
-    samples = [own for part in read for own in part]
-    everything = [sample for own in samples for sample in own]
-    chunks = [everything[start : start + 64] for start in range(0, len(everything), 64)]
-    shown_chunks = with_progress(chunks, len(chunks), "textures, in parts")
-    extracted: list[list[list[Textured]]] = map_with_tasks(extract_textures, (detector,), shown_chunks)
-    textures = [own for chunk in extracted for own in chunk]
-
-    out_of_clip = hold_out(clips, tuning)
-    judged = [(clip, own[0]) for clip, own, out in zip(clips, samples, out_of_clip, strict=True) if out and own]
-    new_clip = [bool(out) or is_for_tests(clip, tuning) for clip, out in zip(clips, out_of_clip, strict=True)]
-    new_sample = [new for own, new in zip(samples, new_clip, strict=True) for _ in own]
-    kept = [sample for sample, new in zip(everything, new_sample, strict=True) if not new]
-    kept_textures = [one for own, new in zip(textures, new_sample, strict=True) if not new for one in own]
+    material = gather(config, tuning, clips, detector, packages)
+    kept = [row for row in material if not row.is_new]
+    judged = [row for row in material if row.held_out and row.samples]
 
     device = choose_device(detector.device)
-    first = tune_front(kept, tuning.first, device=device, watch=tell("without the sites held out", tuning.first))
-    arrays, fronts = assemble(first, kept_textures, tuning.textures)
-    evidence = calibrate(
-        arrays,
-        fronts,
-        [sample for _, sample in judged],
-        detector,
-        config.operating_points,
-        tuning,
-    )
-    tuned_on = [clip for clip, new in zip(clips, new_clip, strict=True) if not new]
-    metrics, tested = measure_held_out([clip for clip, _ in judged], evidence, tuned_on)
+    watch = tell("without the sites held out", tuning.first)
+    first = tune_front([own for row in kept for own in row.samples], tuning.first, device=device, watch=watch)
+    arrays, fronts = assemble(first, [own for row in kept for own in row.textures], tuning.textures)
+    samples = [row.samples[0] for row in judged]
+    versions: list[Versions] = in_parts(measure_versions, (detector, arrays, fronts), samples, "clips held out")
+    evidence = calibrate(versions, config.operating_points, tuning, detector.windows.seconds)
+    tuned_on, judged_clips = [row.clip for row in kept], [row.clip for row in judged]
+    metrics, tested = measure_held_out(judged_clips, evidence, tuned_on)
     beside = folder.with_name(f"{folder.name}-held-out")
     save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", beside)
-    humans = listen_to_humans(detector, beside, [clip for clip, _ in judged])
+    humans = listen_to_humans(detector, beside, judged_clips)
+
     # Clips that are new to the front count three times.
-    drawn = [sample for sample, new in zip(everything, new_sample, strict=True) for _ in range(3 if new else 1)]
+    drawn = [own for row in material for own in row.samples * (3 if row.is_new else 1)]
     further = tune_front(
         drawn, tuning.further, start=first, device=device, watch=tell("with all sites", tuning.further)
     )
-    arrays, fronts = assemble(further, [one for own in textures for one in own], tuning.textures)
+    arrays, fronts = assemble(further, [own for row in material for own in row.textures], tuning.textures)
     return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder, humans)
+
+
+def gather(
+    config: TrainingConfig, tuning: TuningConfig, clips: Sequence[Clip], detector: DetectorConfig, packages: Path
+) -> list[Material]:
+    """Read the clips, copy the recordings if the configuration says so, and extract the textures of all."""
+    arguments = (detector, packages if config.vocoded else None)
+    samples: list[list[Sample]] = in_parts(read_samples, arguments, clips, "reading")
+    everything = [sample for own in samples for sample in own]
+    textures: list[list[Textured]] = in_parts(extract_textures, (detector,), everything, "textures")
+    of_sample = iter(textures)
+    return [
+        Material(
+            clip,
+            own,
+            [textured for _ in own for textured in next(of_sample)],
+            held_out=bool(out),
+            is_new=bool(out) or is_for_tests(clip, tuning),
+        )
+        for clip, own, out in zip(clips, samples, hold_out(clips, tuning), strict=True)
+    ]
+
+
+def in_parts(function: Callable[..., list[Any]], shared: Sequence[Any], items: Sequence[Any], what: str) -> list[Any]:
+    """What `function(*shared, part)` returns for parts of `items`, on the cluster, joined in the order of the items. A
+    clip travels with the bytes of its file, so that no node needs the disk of another."""
+    parts = [items[start : start + PART] for start in range(0, len(items), PART)]
+    shown = with_progress(parts, len(parts), f"{what}, in parts of {PART}")
+    sent = ([(one, one.path.read_bytes()) if isinstance(one, Clip) else one for one in part] for part in shown)
+    return [one for found in map_with_tasks(function, shared, sent) for one in found]
 
 
 def listen_to_humans(detector: DetectorConfig, bundle: Path, clips: Sequence[Clip]) -> HumanRanges | None:

@@ -21,10 +21,9 @@ from pipeline.config import DetectorConfig, Strict
 from pipeline.errors import InputError
 from pipeline.networks.front import Parameters, front_parameters, pair, published_front
 from pipeline.networks.spec import load_spec
-from pipeline.progress import with_progress
 from pipeline.stages.extract import ABOVE_TELEPHONE, TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
-from pipeline.types import Hertz, Label, Recording, Segment, Speech, Waveform
+from pipeline.types import Hertz, Label, Recording, Seconds, Segment, Speech, Waveform
 from pipeline.verdict.bundle import NARROW, Arrays, Calibration, NarrowBand, Thresholds, Uncertainty
 from pipeline.verdict.windows import plan_windows
 from tune.corpora.augment import LAW, TELEPHONE, add_noise, augment
@@ -176,7 +175,7 @@ def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> lis
     found = []
     for sample in samples:
         clip = np.array(sample.samples)
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(clip.tobytes()).digest()[:8], "big"))
+        rng = np.random.default_rng(_seed(Waveform(clip)))
         versions = [Textured(sample, vectors(clip, sample.speech))]
         if not sample.vocoded:
             copy, _ = disturb(clip, ANY_CHANNEL, rng)
@@ -200,82 +199,111 @@ def assemble(tuned: Tuned, textures: Sequence[Textured], config: TexturesConfig)
     return arrays, front_parameters(pair(tuned.front))
 
 
-def calibrate(
-    arrays: Arrays,
-    fronts: Parameters,
-    held_out: Sequence[Sample],
-    detector: DetectorConfig,
-    points: OperatingPoints,
-    tuning: TuningConfig,
-    *,
-    seed: int = 0,
-) -> Evidence:
-    """Calibration, thresholds and uncertainty of a detector, from clips of sites that it was not tuned on.
+def _seed(waveform: Waveform) -> int:
+    """A number that depends on the samples alone."""
+    return int.from_bytes(hashlib.sha256(waveform.samples.tobytes()).digest()[:8], "big")
 
-    Clips are measured unchanged, cut short, in noise, through a channel and over two telephone lines. The head for
-    narrow bands is calibrated with the clips that have a narrow band after the first line. Raises CorpusError if a band
-    cannot be calibrated.
-    """
+
+@dataclass(frozen=True)
+class Versions:
+    """The measurements of a held-out clip: as it is, cut short, in noise and through a channel (`changed`), and over
+    two telephone lines. A version is None or missing if it has no speech, or too little to be cut."""
+
+    spoof: bool
+    whole: Measured
+    cut: Measured | None
+    changed: list[Measured]
+    lines: tuple[Measured | None, Measured | None]
+
+
+def measure_versions(
+    detector: DetectorConfig, arrays: Arrays, fronts: Parameters, samples: Sequence[Sample]
+) -> list[Versions]:
+    """Measure versions of each of `samples` with a detector that was not tuned on them. What is drawn depends only on
+    the clip, not on the other samples."""
+    torch.set_num_threads(1)
     extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), fronts)
     voice_activity = VoiceActivityDetector(detector)
-    rng = np.random.default_rng(seed)
 
-    def changed(waveform: Waveform) -> Measured | None:
+    def measured(waveform: Waveform) -> Measured | None:
         speech = voice_activity.detect(Recording(waveform, "wav")).segments
         return measure(extractor, arrays, waveform, speech) if speech else None
 
-    whole: list[Measured] = []
-    cuts, others, lines, again = [], [], [], []
-    for sample in with_progress(held_out, len(held_out), "clips held out"):
+    found = []
+    for sample in samples:
         waveform = Waveform(np.array(sample.samples))
-        measured = measure(extractor, arrays, waveform, sample.speech)
-        whole.append(measured)
-        seconds = CUTS[rng.integers(len(CUTS))]
-        if measured.speech_seconds > 1.5 * seconds:
-            short = measure(extractor, arrays, waveform, cut_short(sample.speech, seconds))
-            if not (short.narrow or measured.narrow):
-                cuts.append((measured, short))
-        noise_db = NOISES_DB[rng.integers(len(NOISES_DB))]
-        for other in (add_noise(waveform, noise_db, 1, rng), augment(waveform, LAW, seed)):
-            if (after := changed(other)) is not None and not (after.narrow or measured.narrow):
-                others.append((measured, after))
-        line, another = (changed(augment(waveform, TELEPHONE, seed + number)) for number in (0, 1))
-        lines.append(line)
-        if line and another and line.narrow and another.narrow:
-            again.append((line, another))
-    labels = np.array([sample.spoof for sample in held_out])
-    wide = [row for row, measured in enumerate(whole) if not measured.narrow]
-    calibration = fit_calibration(labels[wide], np.array([whole[row].score for row in wide]))
-    uncertainty = fit_uncertainty([whole[row] for row in wide], cuts, others, calibration, detector.windows.seconds)
-    heard = [row for row, line in enumerate(lines) if line is not None and line.narrow]
-    received = [line for line in lines if line is not None and line.narrow]
-    received_scores = np.array([line.score for line in received])
-    narrow = fit_calibration(labels[heard], received_scores)
-    spread = narrow_uncertainty(uncertainty, calibration.scale, received, again, narrow.scale)
-    said = share_of_words(labels[heard], words(received, narrow, spread, detector.windows.seconds))
+        rng = np.random.default_rng(_seed(waveform))
+        whole = measure(extractor, arrays, waveform, sample.speech)
+        seconds, noise_db = rng.choice(CUTS), rng.choice(NOISES_DB)
+        cut = None
+        if whole.speech_seconds > 1.5 * seconds:
+            cut = measure(extractor, arrays, waveform, cut_short(sample.speech, seconds))
+        changed = [measured(add_noise(waveform, noise_db, 1, rng)), measured(augment(waveform, LAW))]
+        lines = measured(augment(waveform, TELEPHONE)), measured(augment(waveform, TELEPHONE, 1))
+        found.append(Versions(sample.spoof, whole, cut, [one for one in changed if one], lines))
+    return found
+
+
+def calibrate(
+    versions: Sequence[Versions], points: OperatingPoints, tuning: TuningConfig, window_seconds: Seconds
+) -> Evidence:
+    """Calibration, thresholds and uncertainty of a detector from held-out clips.
+
+    A head is calibrated with the versions of its band: the head for narrow bands with the clips that have a narrow band
+    after the first line. Raises CorpusError if a band cannot be calibrated.
+    """
+    labels = np.array([clip.spoof for clip in versions])
+    wide = [clip for clip in versions if not clip.whole.narrow]
+    scores = np.array([clip.whole.score for clip in wide])
+    calibration = fit_calibration(np.array([clip.spoof for clip in wide]), scores)
+    uncertainty = fit_uncertainty(
+        [clip.whole for clip in wide],
+        [(clip.whole, clip.cut) for clip in wide if clip.cut and not clip.cut.narrow],
+        [(clip.whole, changed) for clip in wide for changed in clip.changed if not changed.narrow],
+        calibration,
+        window_seconds,
+    )
+    narrow, said = calibrate_narrow(versions, calibration, uncertainty, tuning, window_seconds)
 
     def calibrated(measured: Measured | None) -> float:
         if measured is None:
             return np.nan
-        by = narrow if measured.narrow else calibration
+        by = narrow.calibration if measured.narrow else calibration
         return by.scale * measured.score + by.offset
 
-    scores = np.array([calibrated(measured) for measured in whole])
+    all_scores = np.array([calibrated(clip.whole) for clip in versions])
     return Evidence(
         calibration=calibration,
         uncertainty=uncertainty,
-        thresholds=choose_thresholds(labels, scores, points),
-        narrow=NarrowBand(
-            head="tuned",
-            trusted=said["recordings_called_fake"] <= tuning.narrow_false_alarms
-            and said["fakes_called_real"] <= tuning.narrow_misses,
-            calibration=narrow,
-            uncertainty=spread,
-        ),
-        scores=scores,
-        telephone_scores=np.array([calibrated(line) for line in lines]),
+        thresholds=choose_thresholds(labels, all_scores, points),
+        narrow=narrow,
+        scores=all_scores,
+        telephone_scores=np.array([calibrated(clip.lines[0]) for clip in versions]),
         telephone_words=said,
     )
+
+
+def calibrate_narrow(
+    versions: Sequence[Versions],
+    calibration: Calibration,
+    uncertainty: Uncertainty,
+    tuning: TuningConfig,
+    window_seconds: Seconds,
+) -> tuple[NarrowBand, dict[str, float]]:
+    """Calibration and uncertainty of the head for narrow bands, and the words that the clips get over the first line.
+
+    `calibration` and `uncertainty` are those of the head for wide bands.
+    """
+    pairs = [(clip.spoof, *clip.lines) for clip in versions]
+    received = [(spoof, line) for spoof, line, _ in pairs if line and line.narrow]
+    again = [(line, other) for _, line, other in pairs if line and other and line.narrow and other.narrow]
+    labels, lines = np.array([spoof for spoof, _ in received]), [line for _, line in received]
+    narrow = fit_calibration(labels, np.array([line.score for line in lines]))
+    spread = narrow_uncertainty(uncertainty, calibration.scale, lines, again, narrow.scale)
+    said = share_of_words(labels, words(lines, narrow, spread, window_seconds))
+    false_alarms, misses = said["recordings_called_fake"], said["fakes_called_real"]
+    trusted = false_alarms <= tuning.narrow_false_alarms and misses <= tuning.narrow_misses
+    return NarrowBand(head="tuned", trusted=trusted, calibration=narrow, uncertainty=spread), said
 
 
 def share_of_words(labels: Labels, said: Sequence[Label]) -> dict[str, float]:

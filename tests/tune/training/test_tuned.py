@@ -24,6 +24,7 @@ from tune.training.tuned import (
     calibrate,
     extract_textures,
     hold_out,
+    measure_versions,
     read_samples,
     share_of_words,
 )
@@ -71,7 +72,8 @@ def evidence(samples: list[Sample], tuned: Tuned) -> Evidence:
     assert sum(textured.is_copy for textured in textures) == len(samples)
     assert sum(textured.narrow for textured in textures) == len(samples)
     arrays, fronts = assemble(tuned, textures, TexturesConfig())
-    return calibrate(arrays, fronts, samples, CONFIG, OperatingPoints(), TuningConfig())
+    versions = measure_versions(CONFIG, arrays, fronts, samples)
+    return calibrate(versions, OperatingPoints(), TuningConfig(), CONFIG.windows.seconds)
 
 
 def test_held_out_scores_tell_the_classes_apart(samples: list[Sample], evidence: Evidence) -> None:
