@@ -42,6 +42,7 @@ exit code:
   1  at least one is Fake, even if others failed
   2  none is Fake, and at least one could not be answered, or the command failed
   3  none is Fake, but not every one is Real: the others are Inconclusive or No Speech
+  130  it was interrupted
 """
 
 Peaks = tuple[float, ...]
