@@ -10,7 +10,7 @@ from pipeline.verdict.bundle import Thresholds
 
 ROUNDING = 1e-9
 SURE = 0.9
-"""At the balanced threshold an Inconclusive answer is never above this probability, nor below 1 minus it."""
+"""An Inconclusive answer at the balanced threshold has a probability of at most this, and of at least 1 minus this."""
 
 
 def disagreements(
@@ -50,7 +50,7 @@ def disagreements(
         if detail.result != word(detail.interval):
             found.append(f"{detail.result} from {detail.start} with {detail.interval}")
     for speaker in verdict.speakers:
-        # A speaker among others needs more than the threshold to be Fake, and never less.
+        # For one of several speakers the threshold for Fake is higher. So Inconclusive is allowed here instead of Fake.
         if speaker.result != word(speaker.interval) and (speaker.result, word(speaker.interval)) != (
             "Inconclusive",
             "Fake",

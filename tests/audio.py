@@ -43,7 +43,7 @@ RATES = {"libopus": 48_000, "libopencore_amrnb": 8_000}
 
 
 class Pipe(io.RawIOBase):
-    """Receives a file that is written from front to back with an unknown size, as by a live recorder."""
+    """Receives a file that is written from front to back. Its size is unknown at the start, as with a live recorder."""
 
     def __init__(self) -> None:
         self.written = bytearray()
@@ -74,7 +74,8 @@ def encode(
 ) -> bytes:
     """The bytes of a file in the format `name` that holds `samples`, (time,) or (channels, time) at `rate` Hz.
 
-    `tracks` is the number of audio tracks that hold them, `picture` adds a video track, and `live` writes as to a pipe.
+    `tracks` is the number of audio tracks, which all hold `samples`. `picture` adds a video track. `live` writes the
+    file as into a pipe, so that it does not declare its length.
     """
     muxer, codec = muxer or CODECS[name][0], codec or CODECS[name][1]
     samples = np.atleast_2d(samples).astype(np.float32)
@@ -109,7 +110,7 @@ def encode(
 
 
 def with_ffmpeg(samples: NDArray[np.float32], muxer: str, *options: str) -> bytes:
-    """The same by Debian's ffmpeg, for formats that PyAV's libav cannot encode; (time,) float32 at 16 kHz.
+    """Encode `samples`, (time,) at 16 kHz, with Debian's ffmpeg, for formats that PyAV's libav cannot encode.
 
     Skips the test if ffmpeg is not installed.
     """
@@ -121,7 +122,7 @@ def with_ffmpeg(samples: NDArray[np.float32], muxer: str, *options: str) -> byte
 
 
 def amr_wb(seconds: float) -> bytes:
-    """An AMR-WB file: frames of 20 ms at 12.65 kbit/s whose bits are noise, because no encoder is available."""
+    """An AMR-WB file: frames of 20 ms at 12.65 kbit/s. Their bits are random, because no encoder is available."""
     bits = np.random.default_rng(0).integers(0, 256, (round(seconds * 50), 32), dtype=np.uint8)
     return b"#!AMR-WB\n" + b"".join(b"\x14" + frame.tobytes() for frame in bits)
 

@@ -64,7 +64,8 @@ WARM_UP_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A load: a number of clients, and the seconds of speech that each sends. One in `diarized_every` is diarized."""
+    """A load: a number of clients, and the seconds of speech in each request. One of `diarized_every` requests is
+    diarized."""
 
     clients: int
     seconds: int
@@ -89,12 +90,12 @@ CASES = (
 )
 
 PROFILED = Case(16, 10)
-"""The load whose CPU time is told apart by process."""
+"""The load for which CPU time is listed by process."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A service under load: its address, and what finds its processes. More start under load."""
+    """A service under load: its address, and a function that finds its processes, because more may start under load."""
 
     name: str
     url: str
@@ -106,10 +107,10 @@ def main() -> None:
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=20, help="how often each part is timed (default %(default)s)")
-    parser.add_argument("--load-rounds", type=int, default=3, help="how often each load is put (default %(default)s)")
-    parser.add_argument("--load-seconds", type=float, default=8, help="how long each time (default %(default)s)")
+    parser.add_argument("--load-rounds", type=int, default=3, help="how often each load is run (default %(default)s)")
+    parser.add_argument("--load-seconds", type=float, default=8, help="how long each run takes (default %(default)s)")
     parser.add_argument("--without-graph", action="store_true", help="leave the graph out: no Ray is started")
-    parser.add_argument("--long", action="store_true", help="a recording of 30 minutes, too")
+    parser.add_argument("--long", action="store_true", help="also measure a recording of 30 minutes")
     options = parser.parse_args()
 
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -148,7 +149,8 @@ def stage_table(detector: Detector, rounds: int) -> Table:
 
 
 def child_table(detector: Detector, rounds: int) -> Table:
-    """The cost of decoding in a process that may do nothing else, in wall-clock time, because this one only waits."""
+    """The cost of decoding in a separate, confined process. It is measured in wall-clock time, because this process
+    only waits."""
     table = Table(title=f"Decoding, ms on the clock: median and quartiles of {rounds}", title_justify="left")
     for heading in ("", *(f"{seconds} s" for seconds in CLIP_SECONDS)):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
@@ -181,7 +183,7 @@ def parts_of(detector: Detector, data: bytes) -> dict[str, Callable[[], object]]
 
 @torch.inference_mode()
 def forward_backbone(detector: Detector, recording: Recording) -> None:
-    """The whole network on the whole recording, filter bank included, with nothing captured."""
+    """Run the whole network and its filter bank on the whole recording, without capturing activations."""
     backbone = detector.extractor.backbone
     backbone.network(backbone.front_end(torch.from_numpy(recording.waveform.samples), ()))
 
@@ -194,7 +196,8 @@ def forward_voice_activity(detector: Detector, recording: Recording) -> None:
 def measure(
     parts: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Milliseconds of each part in each round, in CPU time of this process or by another clock. They take turns."""
+    """The milliseconds of each part in each round, in CPU time of this process or by another clock. The parts take
+    turns."""
     times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in track(range(WARM_UP_ROUNDS + rounds), description="Measuring", transient=True):
         for name, part in parts.items():
@@ -276,7 +279,7 @@ def load_tables(detector: Detector, services: list[Service], rounds: int, second
                     service.pids,
                     diarized_every=case.diarized_every,
                 )
-                if turn:  # the first is to warm up
+                if turn:  # the first turn only warms up
                     loads[case][service.name].append(load)
     table = Table(title=f"Served: medians of {rounds} rounds of {seconds:g} s", title_justify="left")
     for heading in LOAD_HEADINGS:
@@ -356,8 +359,8 @@ def pyannote_sample() -> bytes:
 
 
 def sample(seconds: int) -> bytes:
-    """Seconds of pyannote's recording as a WAV file, from where the two people talk without a pause. It is repeated if
-    it is too short."""
+    """A cut of that many seconds from pyannote's recording, as a WAV file. It starts where the two people talk without
+    a pause. If the recording is too short, it is repeated."""
     cut = io.BytesIO()
     with wave.open(io.BytesIO(pyannote_sample())) as whole, wave.open(cut, "wb") as part:
         part.setparams(whole.getparams())
@@ -369,7 +372,7 @@ def sample(seconds: int) -> bytes:
 
 
 def samples(seconds: int) -> NDArray[np.float32]:
-    """The same, (time,) at 16 kHz."""
+    """The samples of the same cut, (time,) at 16 kHz."""
     with wave.open(io.BytesIO(sample(seconds))) as file:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / np.float32(2**15)
 

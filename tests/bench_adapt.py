@@ -3,9 +3,10 @@
     python -m tests.bench_adapt --bundle B --manifest field-dev/manifest.csv --sites neonbjb gemelo-ai ...
     python -m tests.bench_adapt ... --channels telephone mp3_32k ...
 
-Without `--channels` each site is a channel: some of its clips adapt the bundle, all others test it, and a voice may be
-on both sides. With `--channels` all clips go through each of these channels of `tune.corpora.augment`. Some clips of
-one half of the sites adapt the bundle, and the other half of the sites tests it. The table shows means over draws.
+Without `--channels` each site is a channel: some of its clips adapt the bundle, and all others test it. The same voice
+may be in both parts. With `--channels` all clips go through each of these channels of `tune.corpora.augment`. Some
+clips of one half of the sites adapt the bundle, and the other half of the sites tests it. The table shows means over
+draws.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ TESTED = 3
 def draw(
     scored: ScoredClips, sites: Sequence[str], count: int, rng: np.random.Generator
 ) -> tuple[ScoredClips, ScoredClips] | None:
-    """`count` clips to adapt with, half of each class if possible, and the clips to test with.
+    """`count` clips to adapt with, and the clips to test with; None if there are too few.
 
-    The test clips are all others, or with several sites those of the other half of the sites. None if they are too few.
+    Half of the clips to adapt with are of each class, if possible. With one site, all other clips are test clips. With
+    several sites, the clips of the other half of the sites are.
     """
     of_clip = np.array(sites)
     names = rng.permutation(np.unique(of_clip))
@@ -69,8 +71,8 @@ def draw(
 
 
 def bench(scored: ScoredClips, sites: Sequence[str], count: int, draws: int) -> dict[str, float] | None:
-    """Means over draws: before, adapted in any case, and as the command decides, which keeps the old bundle if the gain
-    may be chance."""
+    """Means over draws of the metrics in three cases: before adapting, after adapting, and as the command decides. The
+    command keeps the old bundle if the gain may be due to chance."""
     found: dict[str, list[float]] = defaultdict(list)
     for seed in range(draws):
         drawn = draw(scored, sites, count, np.random.default_rng([seed, count]))
@@ -118,10 +120,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="a bundle that was trained without the sites")
     parser.add_argument("--manifest", type=Path, required=True)
     add_split_argument(parser)
-    parser.add_argument("--sites", nargs="+", required=True, help="whose clips to adapt to and to judge by")
-    parser.add_argument("--channels", nargs="+", choices=CONDITIONS, default=(), help="to send all clips through")
-    parser.add_argument("--clips", type=int, nargs="+", default=(20, 50, 100), help="(default 20 50 100)")
-    parser.add_argument("--draws", type=int, default=10, help="of clips of each channel (default %(default)s)")
+    parser.add_argument("--sites", nargs="+", required=True, help="the sites whose clips adapt and test the bundle")
+    parser.add_argument("--channels", nargs="+", choices=CONDITIONS, default=(), help="send all clips through these")
+    parser.add_argument("--clips", type=int, nargs="+", default=(20, 50, 100), help="to adapt with (default 20 50 100)")
+    parser.add_argument("--draws", type=int, default=10, help="draws for each channel (default %(default)s)")
     parser.add_argument("--detector", type=Path, help="configuration of the detector (default: configs/detector.yaml)")
     arguments = parser.parse_args(argv)
     clips = of_split(read_corpus(None, arguments.manifest), arguments.split)

@@ -4,8 +4,8 @@
 
 A mixture holds two to five people who speak in turn for a minute. A turn is one clip; between two turns are up to 1.2 s
 of silence, or up to 0.4 s of both voices. The error is pyannote's diarization error rate, overlap included, without a
-collar. Half of the mixtures choose the setting, the other half shows what it is worth. The networks run once for each
-mixture; only the clustering is repeated.
+collar. One half of the mixtures chooses the setting, and the other half measures the error of the chosen setting. The
+networks run once for each mixture; only the clustering is repeated.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tune.corpora.readers import read_corpus
 
 SECONDS = 60.0
 TURNS_EACH = 3
-"""The clips that a voice must have to be in a mixture."""
+"""How many clips a voice must have at least to be in a mixture."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def mix(voices: Sequence[Sequence[Spoken]], rng: np.random.Generator) -> Mixture
 
 
 def make_mixtures(clips: Sequence[Clip], count: int, config: DetectorConfig) -> list[Mixture]:
-    """Mixtures of recordings among `clips`. Voices are drawn alike, and two to five people in turn."""
+    """`count` mixtures of the bona fide clips. All voices are equally likely. The number of people goes from two to
+    five, again and again."""
     rng = np.random.default_rng(0)
     voice_activity = VoiceActivityDetector(config)
 
@@ -97,7 +98,7 @@ def make_mixtures(clips: Sequence[Clip], count: int, config: DetectorConfig) -> 
 
 
 def remember_networks(diarizer: Diarizer) -> None:
-    """Let the networks of `diarizer` run once for each recording, which its number of samples names."""
+    """Let the networks of `diarizer` run once for each recording. One sample per second tells recordings apart."""
     pipeline = diarizer.pipeline
     known: dict[tuple[str, bytes], Any] = {}
 
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench_diarization", description=__doc__.split("\n")[0])
     parser.add_argument("--manifest", type=Path, required=True, help="a corpus with several recordings of each speaker")
     add_split_argument(parser)
-    parser.add_argument("--mixtures", type=int, default=40, help="how many (default: 40)")
+    parser.add_argument("--mixtures", type=int, default=40, help="how many mixtures (default: 40)")
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9])
     parser.add_argument("--least", type=int, nargs="+", default=[12], help="values of min_cluster_size")
     arguments = parser.parse_args(argv)
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             turns = diarizer.diarize(recording)
             errors[row, column] = error_of(mixture, turns)
             counts[row, column] = len({turn.speaker for turn in turns}) - mixture.voices
-    chooses = np.arange(len(mixtures)) // 4 % 2 == 0  # in both halves as many mixtures of each number of voices
+    chooses = np.arange(len(mixtures)) // 4 % 2 == 0  # each number of voices is equally frequent in both halves
     chosen = int(errors[chooses].mean(axis=0).argmin())
     print("| threshold | min_cluster_size | error % (chooses) | error % (tests) | too few voices | too many |")
     print("|---|---|---|---|---|---|")

@@ -40,14 +40,14 @@ SPEECH_STARTS = 6.7
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench_extract", description="Measure tune.extract.")
-    parser.add_argument("--actors", type=int, default=2, help="how many are compared with one (default %(default)s)")
-    parser.add_argument("--clips", type=int, default=200, help="how many are extracted (default %(default)s)")
-    parser.add_argument("--draws", type=int, default=0, help="augmented copies of each, too (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default %(default)s)")
+    parser.add_argument("--actors", type=int, default=2, help="actors to compare with one (default %(default)s)")
+    parser.add_argument("--clips", type=int, default=200, help="clips to extract (default %(default)s)")
+    parser.add_argument("--draws", type=int, default=0, help="augmented copies of each clip (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each setup is timed (default %(default)s)")
     parser.add_argument("--features", default="linear-shapes", help="preset or YAML file (default %(default)s)")
     parser.add_argument("--manifest", type=Path, help="take the clips from this corpus, evenly spread")
     arguments = parser.parse_args()
-    # As Ray sets it for its actors, so that the processes without Ray compute alike.
+    # Ray sets this for its actors. The processes without Ray must use the same number of threads.
     os.environ["OMP_NUM_THREADS"] = "1"
 
     recipe, draws = Recipe(load_spec(arguments.features), DetectorConfig()), arguments.draws
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def crops(folder: Path, count: int) -> list[Clip]:
-    """Stretches of the sample's conversation, each a little later than the one before, with labels of two classes."""
+    """Cuts of the conversation in the sample, each a little later than the one before. Their labels alternate."""
     samples = np.frombuffer(pyannote_sample()[44:], "<i2").astype(np.float32) / 2**15
     starts = np.linspace(SPEECH_STARTS * RATE, len(samples) - CLIP_SECONDS * RATE, count).astype(int)
     clips = []
@@ -144,7 +144,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    # By its name, because Ray's workers find nothing in __main__.
+    # Ray's workers cannot import from __main__, so the module is imported by its name.
     from tests.bench_extract import main as command
 
     command()

@@ -44,7 +44,7 @@ def encode(path: Path, options: Sequence[str]) -> bytes:
 
 
 def choose(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """As many recordings as spoofs, drawn from one page after the other."""
+    """`count` clips, half recordings and half spoofs. They are drawn from the pages in turn."""
     rng = np.random.default_rng(0)
     chosen: list[Clip] = []
     for spoof in (False, True):
@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench_formats", description=__doc__.split("\n")[0])
     parser.add_argument("--manifest", type=Path, required=True)
     add_split_argument(parser)
-    parser.add_argument("--clips", type=int, default=100, help="half of them spoofs (default %(default)s)")
-    parser.add_argument("--bundle", type=Path, help="(default: that of the configuration)")
+    parser.add_argument("--clips", type=int, default=100, help="clips, half of them spoofs (default %(default)s)")
+    parser.add_argument("--bundle", type=Path, help="the model bundle (default: that of the configuration)")
     parser.add_argument("--out", type=Path, help="a file for all probabilities, .npz")
     arguments = parser.parse_args(argv)
     clips = choose(of_split(read_corpus(None, arguments.manifest), arguments.split), arguments.clips)

@@ -2,8 +2,8 @@
 
     python -m tests.bench_streams [--streams N] [--seconds S]
 
-Several streams send pyannote's sample at once, again and again, in real time. A stream keeps up if it skips no update,
-and if the last update has no longer delay after its sound than the first ones.
+Several streams at once send pyannote's sample in real time, again and again. A stream keeps up if it skips no update,
+and if the delay between sound and update is not longer at the end than at the start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ PATIENCE_SECONDS = 300
 
 @dataclass
 class Log:
-    """The updates of one stream: the end of each, and its delay after the last of its sound."""
+    """The updates of one stream. `ends`: the end of the judged sound of each update, in seconds. `lags`: how long after
+    that moment the update came."""
 
     ends: list[float] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
@@ -46,7 +47,7 @@ def main() -> None:
     console = Console()
     console.print("Starting the graph ...")
     with ray_cluster() as cluster, served_graph(cluster, serve_config()) as url:
-        stream(url, 1, 10.0)  # the first seconds after a start are no measure
+        stream(url, 1, 10.0)  # warms up: the first seconds after a start are slower
         logs = stream(url, options.streams, options.seconds)
     table = Table("STREAM", "UPDATES", "OF", "LAG MEDIAN", "95 %", "LAST", box=None, pad_edge=False)
     for i, log in enumerate(logs, start=1):
@@ -81,7 +82,7 @@ def _send(url: str, sound: bytes, rate: int) -> Log:
         listener.start()
         for offset in range(0, len(sound), step):
             sent = (offset + step) / (2 * rate)
-            time.sleep(max(0.0, began + sent - time.monotonic()))  # a chunk is there once it was spoken
+            time.sleep(max(0.0, began + sent - time.monotonic()))  # a chunk can be sent only when it has been spoken
             connection.send(sound[offset : offset + step])
         connection.send('{"end": true}')
         listener.join()

@@ -14,7 +14,8 @@ from tests.graph import free_port, running, wait_until
 
 @contextmanager
 def object_store(folder: Path) -> Iterator[Callable[[str], str]]:
-    """Gives the URI of a bucket, or of what lies in one. `folder` gets the log of the store."""
+    """Yields a function that turns a path into a URI: of a bucket, or of something in it. The log of the store goes to
+    `folder`."""
     port = free_port()
     command: list[str | Path] = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
     log = folder / "moto.log"

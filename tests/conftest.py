@@ -1,4 +1,4 @@
-"""What tests of several folders share: recordings, and one served graph, as serve_config.yaml describes it."""
+"""Fixtures that tests in several folders share: recordings, and one graph, served as serve_config.yaml says."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from pipeline.detector import Detector
 from tests.audio import CODECS, encode
 from tests.graph import Cluster, ray_cluster, serve_config, served_graph
 
-# A run in the background of a script ignores SIGINT, and so would all that the tests start and interrupt.
+# If a script runs the tests in the background, they ignore SIGINT, and so do all processes that they start. But some
+# tests send SIGINT to such processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-torch.set_num_threads(1)  # as the product does; more threads than free cores wait for each other
+torch.set_num_threads(1)  # as the product does: if there are more threads than free cores, they wait for each other
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The same for numpy and SciPy. Their libraries are loaded when the tests are collected, which is before this."""
+    """One thread for numpy and SciPy, too. Their libraries are already loaded here, by the collection of the tests."""
     with threadpool_limits(1):
         yield
 
@@ -46,7 +47,7 @@ def sample_wav() -> bytes:
 
 @pytest.fixture(scope="session")
 def sample_versions(sample_wav: bytes) -> dict[str, bytes]:
-    """The sample in each of the eight formats, by the format's name."""
+    """The sample in each format of `CODECS`, by the name of the format."""
     with wave.open(io.BytesIO(sample_wav)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
     return {"wav": sample_wav} | {name: encode(samples, name) for name in CODECS if name != "wav"}
@@ -54,7 +55,7 @@ def sample_versions(sample_wav: bytes) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def detector() -> Detector:
-    """The default detector in this process. It is also the oracle for the served graph, which has the same stages."""
+    """The default detector in this process. The served graph has the same stages, so tests compare it with this one."""
     return Detector.from_config()
 
 
@@ -70,7 +71,7 @@ def config() -> dict[str, Any]:
     config = serve_config()
     arguments = config["applications"][0]["args"]
     arguments["cors_origins"] = ["chrome-extension://abcdefghijklmnopabcdefghijklmnop"]
-    # So that tests need not wait, nor open many.
+    # Low limits, so that tests need not wait long or open many streams.
     arguments["live"] |= {"idle_seconds": 5.0, "close_after_silence_seconds": 8.0, "max_streams": 3}
     arguments["jobs"] |= {"lease_seconds": 5}
     return config
@@ -92,7 +93,8 @@ def ten_seconds(sample_wav: bytes) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, the system's own. Of one module: what drives it keeps an event loop running in this thread."""
+    """The system's Chromium, for one module. Playwright keeps an event loop running in this thread, which would disturb
+    the tests of other modules."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("there is no Chromium: apt-get install chromium")

@@ -1,7 +1,7 @@
-"""A Ray cluster and the served graph on it, apart from any other on this machine.
+"""A Ray cluster and the served graph on it. Both are separate from any other Ray on this machine.
 
-The cluster has ports, a token and a folder under /tmp of its own (sockets in a longer path would not work), and is
-stopped by signals to the processes that were started here.
+The cluster has its own ports, token and folder. The folder is under /tmp, because sockets in a longer path would not
+work. To stop the cluster, signals are sent to the processes that were started here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STOP_SECONDS = 60
 class Cluster:
     """A running Ray cluster. `environment` is what a process needs to talk to it.
 
-    Its processes have a folder of their own for temporary files: `tmp` in `folder`.
+    Its processes put temporary files into `tmp` in `folder`.
     """
 
     folder: Path
@@ -55,24 +55,24 @@ class Cluster:
         return response.json() if response.content else None
 
     def application(self, name: str = "sound-sentry") -> dict[str, Any]:
-        """What Serve tells of an application; empty where there is none of that name."""
+        """What Serve reports about an application; empty if there is no application of that name."""
         application: dict[str, Any] = self.dashboard("GET", "/api/serve/applications/")["applications"].get(name) or {}
         return application
 
     def deploy(self, config: dict[str, Any]) -> None:
-        """What `serve deploy` does."""
+        """Deploy `config`, as `serve deploy` does."""
         self.keep_jobs_apart(config)
         self.dashboard("PUT", "/api/serve/applications/", json=config)
 
     def keep_jobs_apart(self, config: dict[str, Any]) -> None:
-        """Have jobs kept in the cluster's folder, unless `config` says where, and not in the repository."""
+        """Keep jobs in the cluster's folder and not in the repository, except if `config` has an absolute path."""
         for application in config["applications"]:
             jobs = application.get("args", {}).get("jobs")
             if jobs and not Path(jobs["folder"]).is_absolute():
                 jobs["folder"] = str(self.folder / "jobs")
 
     def wait_for(self, status: str, *, seconds: float = DEPLOY_SECONDS) -> dict[str, Any]:
-        """Wait until the application has that status. Raises with Serve's message where it fails instead."""
+        """Wait until the application has that status. Raises RuntimeError with Serve's message if that fails."""
         wait_until(lambda: self.application().get("status") in (status, "DEPLOY_FAILED"), seconds)
         application = self.application()
         if application["status"] != status:
@@ -84,8 +84,8 @@ class Cluster:
 def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
     """A cluster of one node with that many logical CPUs and GPUs.
 
-    Ray gives up on itself where its processes take more than 30 s to come up, as they may on a busy machine: it is
-    then started again.
+    Ray fails if its processes take more than 30 s to start, which can happen on a busy machine. It is then started
+    again.
     """
     with ExitStack() as stack:
         for attempts_left in reversed(range(START_ATTEMPTS)):
@@ -104,9 +104,9 @@ def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(START_SECONDS),  # Ray's own 60 s are too few on a busy machine
-        "RAY_worker_niceness": "0",  # Ray's 15 would make replicas slower than the process they are compared with
-        "PYTHONPATH": str(ROOT),  # where `deploy`, which no process of ours stands behind, finds the application
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(START_SECONDS),  # Ray's default of 60 s is too short on a busy machine
+        "RAY_worker_niceness": "0",  # with Ray's default of 15, replicas would be slower than this process
+        "PYTHONPATH": str(ROOT),  # here Ray finds the application after `deploy`
     }
     environment.pop("RAY_ADDRESS", None)
     dashboard_port = free_port()
@@ -129,18 +129,18 @@ def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
             try:
                 yield Cluster(folder, address.read_text(), f"http://127.0.0.1:{dashboard_port}", environment)
             finally:
-                kill_family(process.pid)  # asked to stop, Ray waits half a minute for its workers
+                kill_family(process.pid)  # if Ray is asked to stop, it waits half a minute for its workers
 
 
 @contextmanager
 def served_graph(cluster: Cluster, config: dict[str, Any]) -> Iterator[str]:
-    """The graph that `config`, the content of a Serve config file, describes; its address."""
+    """Serves the graph of `config`, the content of a Serve config file. Yields its address."""
     cluster.keep_jobs_apart(config)
     file = cluster.folder / "serve_config.yaml"
     file.write_text(yaml.safe_dump(config))
     command: list[str | Path] = [BIN / "serve", "run", f"--address={cluster.address}", file]
     log = cluster.folder / "serve.log"
-    # Killed, because it would wait for replicas that end with their cluster anyway.
+    # `serve run` is killed: if asked to stop, it would wait for the replicas, which end with their cluster anyway.
     with running(command, cluster.environment, log, signal.SIGKILL) as process:
         ended = ("RUNNING", "DEPLOY_FAILED")
         wait_until(lambda: process.poll() is not None or cluster.application().get("status") in ended, DEPLOY_SECONDS)
@@ -151,7 +151,7 @@ def served_graph(cluster: Cluster, config: dict[str, Any]) -> Iterator[str]:
 
 
 def serve_config(path: Path = SERVE_CONFIG) -> dict[str, Any]:
-    """serve_config.yaml, or another such file, with a port of its own."""
+    """The content of serve_config.yaml, or of another such file, with a free port."""
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     config["http_options"]["port"] = free_port()
     return deepcopy(config)
@@ -161,7 +161,7 @@ def serve_config(path: Path = SERVE_CONFIG) -> dict[str, Any]:
 def running(
     command: Sequence[str | Path], environment: dict[str, str], log: Path, stop: signal.Signals
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in the repository's root, stopped by a signal at the end."""
+    """Runs a process in the root of the repository, and stops it with the signal `stop` at the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
@@ -176,7 +176,7 @@ def running(
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it started and that they started."""
+    """A process and all its descendants."""
     members = [str(pid)]
     for member in members:
         for file in Path("/proc").glob(f"{member}/task/*/children"):
@@ -199,7 +199,7 @@ def free_port() -> int:
 
 
 def wait_until(holds: Callable[[], bool], seconds: float, every: float = 0.2) -> None:
-    """Raises TimeoutError where `holds()` is still false after that many seconds."""
+    """Wait until `holds()` is true. Raises TimeoutError if it is still false after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:

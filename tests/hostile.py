@@ -20,7 +20,7 @@ from tests.audio import encode, with_ffmpeg
 RATE = 16_000
 PORT = 20_961
 OUTSIDE = f"http://127.0.0.1:{PORT}/a.ts"
-"""An address that nobody may fetch. The tests listen there."""
+"""An address that the product must never connect to. The tests listen there to check this."""
 
 Samples = NDArray[np.float32]
 

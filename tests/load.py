@@ -20,8 +20,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Load:
-    """The results of a load: the seconds of each request, the total seconds, and the CPU seconds of the service's
-    processes, by what they are."""
+    """The results of a load: the seconds of each request, the total seconds, and the CPU seconds of the service by kind
+    of process."""
 
     latencies: list[float] = field(default_factory=list)
     diarized_latencies: list[float] = field(default_factory=list)
@@ -93,7 +93,8 @@ def put_load(
 
 
 def cpu_seconds(pids: list[int]) -> dict[str, float]:
-    """The CPU time of the processes so far, in seconds, by what they are. That of ended children counts as theirs."""
+    """The CPU time of the processes so far, in seconds, by kind. It includes the time of their children that have
+    ended."""
     seconds: dict[str, float] = {}
     for pid in pids:
         with suppress(OSError):
@@ -103,7 +104,7 @@ def cpu_seconds(pids: list[int]) -> dict[str, float]:
 
 
 def peak_mib(pids: list[int]) -> dict[str, int]:
-    """The peak memory of the processes in MiB, by what they are. Of several of a kind, the largest counts."""
+    """The peak memory of the processes in MiB, by kind. If there are several of a kind, the largest value counts."""
     peaks: dict[str, int] = {}
     for pid in pids:
         with suppress(OSError):
@@ -114,7 +115,7 @@ def peak_mib(pids: list[int]) -> dict[str, int]:
 
 
 def kind(pid: int) -> str:
-    """What a process is: the class of a Ray actor, the module or script that Python runs, or its program.
+    """The kind of a process: the class of a Ray actor, the module or script that Python runs, or the program.
 
     Raises OSError if it has ended.
     """

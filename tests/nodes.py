@@ -17,9 +17,10 @@ OBJECT_STORE_BYTES = 2**28
 
 
 class Sleeper:
-    """An actor that takes its time and no CPU, so that what is measured is whether actors work side by side.
+    """An actor that only sleeps. It uses no CPU, so the test can measure whether actors work at the same time.
 
-    It is here because a process of Ray imports the module of its actor: that of the test would import torch.
+    It is in this module because a process of Ray imports the module of its actor. The module of the test imports torch,
+    which takes long.
     """
 
     def answer(self, _: int) -> tuple[float, float]:
@@ -31,9 +32,9 @@ class Sleeper:
 @contextmanager
 def two_nodes() -> Iterator[Cluster]:
     """Two nodes with a CPU each, to which this process is connected."""
-    ray.shutdown()  # Ray starts one by itself where a test before this one asked it for anything
+    ray.shutdown()  # an earlier test may have used Ray, which then started a cluster by itself
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would have a busy machine starve them
+        patch.setenv("RAY_worker_niceness", "0")  # with Ray's 15, workers get little CPU on a busy machine
         head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
@@ -44,5 +45,5 @@ def two_nodes() -> Iterator[Cluster]:
             ray.shutdown()
             for node in (*cluster.worker_nodes, cluster.head_node):
                 for process in (info.process for infos in node.all_processes.values() for info in infos):
-                    kill_family(process.pid)  # asked to stop, a node waits half a minute for its workers
+                    kill_family(process.pid)  # if a node is asked to stop, it waits half a minute for its workers
             cluster.shutdown()

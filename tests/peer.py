@@ -1,4 +1,4 @@
-"""The peer that the graph is compared with: a plain FastAPI app around a Detector.
+"""A plain FastAPI app around a Detector. `tests.bench` compares the graph with it.
 
 uvicorn tests.peer:app --workers 2
 """

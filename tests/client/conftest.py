@@ -21,7 +21,7 @@ def server() -> Iterator[StandIn]:
 
 @pytest.fixture(params=["SoundSentry", "AsyncSoundSentry"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """Calls one method of either client: `ask(url, "predict", path, use_diarization=True)`."""
+    """Calls a method, once with each of the two clients: `ask(url, "predict", path, use_diarization=True)`."""
 
     def ask(url: str, method: str, *arguments: Any, client: dict[str, Any] | None = None, **options: Any) -> Any:
         if request.param == "SoundSentry":
@@ -39,7 +39,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 
 @pytest.fixture(params=["SoundSentry", "AsyncSoundSentry"])
 def listen(request: pytest.FixtureRequest) -> Listen:
-    """All that a stream of either client yields."""
+    """Everything that a stream yields, once with each of the two clients."""
 
     def listen(url: str, sound: Iterable[bytes], api_key: str | None = None, **options: Any) -> list[Any]:
         if request.param == "SoundSentry":

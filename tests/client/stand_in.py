@@ -1,7 +1,6 @@
 """A stand-in for the service, for cases that the real one does not produce on demand: overload, a broken answer, Fake.
 
-It is a web server on a port of its own. It gives the answers that a test prepared, one per request, and keeps the
-requests.
+It is a web server on a free port. It gives the answers that a test prepared, one per request, and keeps the requests.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ INFO_ANSWER = example(INFO, "defaults")
 FAKE = example(PREDICT, "fake")
 
 HANG_UP = Response(status_code=200, headers={"content-length": "1000"})
-"""An answer that ends too early."""
+"""An answer that ends too early: it has fewer bytes than it declares."""
 
 
 class StandIn:
@@ -55,7 +54,7 @@ class StandIn:
         if scope["type"] == "websocket":
             assert self.converse
             self.heard.clear()
-            with suppress(WebSocketDisconnect, RuntimeError):  # the client may hang up at any time
+            with suppress(WebSocketDisconnect, RuntimeError):  # the client may close the connection at any time
                 await self.converse(WebSocket(scope, receive, send), self.heard)
             return
         request = Request(scope, receive)

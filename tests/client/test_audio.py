@@ -1,4 +1,4 @@
-"""Recordings on their way to the service: the product's own decoder checks what was sent."""
+"""How the client sends recordings. The decoder of the product checks what was sent."""
 
 from __future__ import annotations
 

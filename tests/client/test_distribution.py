@@ -1,4 +1,4 @@
-"""`pip install ./client`: what it needs, and that it runs where nothing else is installed."""
+"""`pip install ./client`: which packages it needs, and that it runs if nothing else is installed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_each_example_of_the_readme_is_five_lines() -> None:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that holds the client, what it needs, and nothing else."""
+    """The Python of an environment that has only the client and the packages that it needs."""
     folder = tmp_path_factory.mktemp("clean") / "environment"
     uv = Path(sys.executable).with_name("uv")
     subprocess.run([uv, "venv", "--quiet", f"--python={sys.executable}", folder], check=True)

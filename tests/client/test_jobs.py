@@ -1,4 +1,4 @@
-"""Jobs, as both clients and the command do them, with a stand-in for the service."""
+"""Jobs with both clients and with the command, against a stand-in for the service."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def events(*states: dict[str, Any], broken: bool = False) -> Response:
 
 @pytest.fixture(params=["SoundSentry", "AsyncSoundSentry"])
 def follow(request: pytest.FixtureRequest) -> Callable[[str, str], list[Any]]:
-    """All states of a job that either client yields."""
+    """All states of a job, once with each of the two clients."""
 
     def follow(url: str, job: str) -> list[Any]:
         if request.param == "SoundSentry":

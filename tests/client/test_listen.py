@@ -1,4 +1,4 @@
-"""`sound-sentry listen`, as a person runs it, with a stand-in for what the service says."""
+"""`sound-sentry listen`, as a person runs it, against a stand-in for the service."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(server: StandIn, *arguments: str | Path, sound: bytes = b"", path: str |
 
 
 def sound_heard(server: StandIn) -> tuple[dict[str, object], bytes]:
-    """How the stream began, and the sound in it."""
+    """The first message of the stream, and the sound that followed."""
     opening, *sound, end = server.heard
     assert json.loads(end) == {"end": True}
     return json.loads(opening), b"".join(part for part in sound if isinstance(part, bytes))
@@ -153,7 +153,7 @@ def test_no_microphone_is_a_sentence(server: StandIn, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
 def test_ffmpeg_records_where_there_is_no_arecord(server: StandIn, tmp_path: Path) -> None:
-    """No sound server runs here, and FFmpeg itself reports that."""
+    """No sound server runs here. The error shows that FFmpeg was started, because FFmpeg reports this."""
     ffmpeg = shutil.which("ffmpeg")
     assert ffmpeg
     (tmp_path / "ffmpeg").symlink_to(ffmpeg)

@@ -48,19 +48,19 @@ def clip(ten_seconds: NDArray[np.float32]) -> bytes:
 
 
 def said(answer: Answer) -> dict[str, Any]:
-    """The JSON that an answer was read from, without its time."""
+    """The JSON from which `answer` was read, without the timestamp."""
     return {k: v for k, v in answer.model_dump(mode="json", exclude_unset=True).items() if k != "timestamp"}
 
 
 def post(service: httpx.Client, data: bytes, name: str, **fields: str) -> dict[str, Any]:
-    """What the service answers to the same file, without the time."""
+    """The answer of the service to a file, without the timestamp."""
     body: dict[str, Any] = service.post("/predict", files={"audio": (name, data)}, data=fields).json()
     del body["timestamp"]
     return body
 
 
 def kinds(schema: dict[str, Any], definitions: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Every place of a JSON schema with its possible values: a type, a certain word, or nothing (`absent`)."""
+    """Every field of a JSON schema, with each of its possible values: a type, a certain word, or `absent`."""
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     for choice in schema.get("anyOf", ()):
@@ -90,7 +90,7 @@ def test_the_models_read_all_that_the_service_documents(
     unread = {
         (place, kind)
         for place, kind in written - read
-        if not (kind.startswith("'") and (place, "string") in read)  # a reader takes new words, too
+        if not (kind.startswith("'") and (place, "string") in read)  # a client that reads any string accepts every word
     }
     assert not unread
     assert {place for place, _ in read} <= {place for place, _ in written}

@@ -1,4 +1,4 @@
-"""Live streams, as both clients do them, with a stand-in for what the service says."""
+"""Live streams with both clients, against a stand-in for the service."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VERDICT |= {"start": 0.0, "end": 1.0, "final": True}
 
 
 async def say_as_the_service_does(socket: WebSocket, heard: list[str | bytes]) -> None:
-    """An update for every message of sound, and a verdict at the end."""
+    """Send an update for every message of sound, and a verdict at the end."""
     await socket.accept()
     heard.append(await socket.receive_text())
     while True:
@@ -54,9 +54,9 @@ def test_updates_and_then_the_verdict(listen: Listen, server: StandIn) -> None:
     assert verdict.model_dump(mode="json", exclude_unset=True) == VERDICT
     opening, *sound, end = server.heard
     assert json.loads(opening) == {"format": "pcm_s16le", "sample_rate": 16_000, "per_channel": False}
-    assert sound == [bytes(8_000)] * 4, "a quarter of a second goes in a message"
+    assert sound == [bytes(8_000)] * 4, "each message has a quarter of a second"
     assert json.loads(end) == {"end": True}
-    assert elapsed > 0.75, "a second of sound was sent before it can have been made"
+    assert elapsed > 0.75, "a second of sound was sent faster than it can be recorded"
 
 
 def test_webm_is_sent_as_it_comes(listen: Listen, server: StandIn) -> None:

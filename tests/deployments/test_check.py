@@ -30,7 +30,7 @@ def misspell(document: Any, path: tuple[Any, ...]) -> str:
 
 CONFIG = SERVE_CONFIG.read_text(encoding="utf-8")
 FREE = {"env_vars"}
-"""Keys whose sections may hold any key."""
+"""Sections that may have any keys."""
 
 
 def test_the_file_as_it_is() -> None:

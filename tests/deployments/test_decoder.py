@@ -1,4 +1,5 @@
-"""The Decoder's replica alone: it survives its decoders, and kills those that nobody waits for."""
+"""A replica of the Decoder, without the other stages. It survives if its decoders crash, and kills those that nobody
+waits for any more."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ SECONDS = 20.0
 
 @pytest.fixture(scope="module")
 def replica() -> Iterator[Any]:
-    deployment: Any = Decoder  # what `serve.deployment` made of it
+    deployment: Any = Decoder  # a Serve deployment; the class itself is in `func_or_class`
     replica = deployment.func_or_class(DetectorConfig(decoders=1))
     yield replica
     replica._pool.close()
@@ -37,7 +38,7 @@ def long() -> bytes:
 
 
 async def decoding(replica: Any, data: bytes) -> tuple[asyncio.Task[Any], int]:
-    """A decoder that works on `data`, and its process."""
+    """Start to decode `data`. Returns the task and the process of the decoder."""
     task = asyncio.create_task(replica.decode(data, None))
     deadline = time.monotonic() + SECONDS
     while not (found := decoders(replica._pool)):
@@ -54,7 +55,7 @@ async def gone(process: int) -> None:
 
 
 def test_a_cancelled_request_ends_its_decoder(replica: Any, long: bytes, sample_wav: bytes) -> None:
-    """A decoder that hangs, and would do so until its deadline."""
+    """The decoder hangs. Without the cancellation it would be killed only at its deadline."""
 
     async def run() -> None:
         task, process = await decoding(replica, long)

@@ -30,7 +30,7 @@ def embedded_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def embedded(embedded_cluster: Cluster) -> Iterator[httpx.Client]:
-    """The service with one replica and without jobs, which is the fastest to start."""
+    """The service with one replica and without jobs, because this starts fastest."""
     config = serve_config(ROOT / EMBEDDED)
     (application,) = config["applications"]
     application["args"]["jobs"] = None

@@ -1,4 +1,4 @@
-"""The graph while something in it breaks, and while its model is exchanged."""
+"""The graph while a part of it breaks, and while its model is exchanged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_replica_dies_with_a_request_in_hand(
     long = encode(np.tile(ten_seconds, 10))
     with ThreadPoolExecutor(1) as other:
         answer = other.submit(service.post, "/predict", files={"audio": long}, data={"use_diarization": "true"})
-        time.sleep(2.0)  # by now the Diarizer is at work on it, for many seconds more
+        time.sleep(2.0)  # the Diarizer is working on it now, and needs many more seconds
         assert not answer.done()
         os.kill(replica["pid"], signal.SIGKILL)
         wait_until(lambda: service.get("/health").status_code == 503, 30)
@@ -46,10 +46,10 @@ def test_a_replica_dies_with_a_request_in_hand(
         assert body["status"] == "unhealthy"
         assert {stage for stage, state in body["stages"].items() if state["status"] != "healthy"} == {"Diarizer"}
         without = service.post("/predict", files={"audio": sample_wav})
-        assert without.status_code == 200, "a stage that is not asked for need not be up"
+        assert without.status_code == 200, "a request without diarization does not need the Diarizer"
         response = answer.result()
 
-    assert response.status_code == 200, "it went through the graph once more"
+    assert response.status_code == 200, "the request went through the graph once more"
     assert len(response.json()["speakers"]) == 2
 
     wait_until(lambda: service.get("/health").status_code == 200, 120)
@@ -93,7 +93,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
 ) -> None:
     clip = encode(ten_seconds[: 3 * 16_000])
     old = detector.classifier.bundle
-    # As `tune.adapt` makes one of the clips of a channel: calibrated again, with its head moved.
+    # A bundle like those that `tune.adapt` makes: calibrated again, and with a moved head.
     inputs = np.random.default_rng(0).normal(size=(16, len(old.arrays["mean"]))).astype(np.float32)
     labels = np.arange(16) % 2 == 0
     own = ScoredClips(labels, inputs[:, 0].astype(np.float64), inputs, np.ones(16), np.arange(16))
@@ -126,10 +126,10 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
         return bool(seen[-1] == "shifted")
 
     replicas = replica_ids(cluster)
-    # Asked before: the new bundle may serve as soon as it is deployed.
+    # This is asked before the deployment, because the new bundle may serve at once after it.
     seen = [judge()["model"]["name"]]
     assert seen[0] == old.info.name
-    # The other tests share this graph: whatever fails here, they get their bundle back.
+    # The other tests share this graph. They get their bundle back, even if this test fails.
     request.addfinalizer(lambda: deploy(detector.config.bundle))
     deploy(tmp_path / "shifted")
     wait_until(swapped, 60)
@@ -167,7 +167,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
 
 
 def heard(detector: Detector, data: bytes) -> tuple[Any, Any]:
-    """The recording in a file, and its speech."""
+    """The recording in the file `data`, and its speech."""
     recording = decode(data, detector.config.limits)
     return recording, detector.voice_activity.detect(recording)
 
@@ -197,7 +197,7 @@ def test_work_ends_with_its_client(
     time.sleep(2.0)
     after = used()
     time.sleep(3.0)
-    assert used() < after + 0.5, "the Diarizer is idle, but for its health checks"
+    assert used() < after + 0.5, "the Diarizer only answers health checks"
 
     short = sample_wav[: 44 + 5 * 32_000]
     answer = service.post("/predict", files={"audio": short}, data={"use_diarization": "true"})
@@ -213,7 +213,7 @@ def cpu_seconds(pid: int) -> float:
 def test_an_ingress_replica_dies_with_requests_in_hand(
     service: httpx.Client, cluster: Cluster, sample_wav: bytes
 ) -> None:
-    """Ray's proxy answers instead of the replica, and by itself would do so in plain text."""
+    """Ray's proxy answers instead of the replica. Without our middleware it would answer in plain text."""
     first, second = cluster.application()["deployments"]["Ingress"]["replicas"]
     with ThreadPoolExecutor(8) as others:
         fields = {"use_diarization": "true"}
@@ -230,7 +230,7 @@ def test_an_ingress_replica_dies_with_requests_in_hand(
 
     def both_run() -> bool:
         ingress = cluster.application()["deployments"]["Ingress"]["replicas"]
-        running = {replica["pid"] for replica in ingress if replica["state"] == "RUNNING"}  # one that starts has no pid
+        running = {replica["pid"] for replica in ingress if replica["state"] == "RUNNING"}  # a starting one has no pid
         return len(running) == 2 and second["pid"] in running
 
     wait_until(both_run, 120)

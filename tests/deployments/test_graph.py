@@ -58,12 +58,12 @@ class Answer:
     def cancel(self) -> None:
         self.cancelled = True
         if self.task.done():
-            self.task.result()  # so does Serve's, where a request failed before it reached a replica
+            self.task.result()  # Serve raises here, too, if a request failed before it reached a replica
         self.task.cancel()
 
 
 class Handle:
-    """A stage whose every method does `work`, after some time."""
+    """A stage. Each of its methods waits for `seconds` and then does `work`."""
 
     def __init__(self, work: Callable[..., Any], seconds: float = 0.0) -> None:
         self.work, self.seconds = work, seconds
@@ -112,7 +112,7 @@ def run(
     channels: Channels = "mix",
     **changed: Any,
 ) -> tuple[Any, dict[str, Handle]]:
-    """Send a recording through a graph whose stages all work, except the changed ones."""
+    """Send a recording through a graph. Its stages are simple stand-ins, except those in `changed`."""
 
     async def predict() -> tuple[Any, dict[str, Handle]]:
         stages: dict[str, Any] = {
@@ -141,7 +141,7 @@ def test_the_diarizer_runs_when_asked() -> None:
 
 
 def two_channels(*_: Any) -> list[ChannelReference]:
-    """The Decoder's answer if channels are judged one by one. Recordings stand for the references to them."""
+    """The Decoder's answer if channels are judged one by one. It has recordings instead of references to recordings."""
     first, second = (replace(RECORDING, original_format=name) for name in ("first", "second"))
     return [
         ChannelReference("CHANNEL_1", first, None),
@@ -251,7 +251,7 @@ def test_a_stage_that_takes_too_long_is_named_and_its_request_cancelled(stage: s
 
 
 def late(**seconds: float) -> dict[str, Handle]:
-    """Stages that take a multiple of STAGE_SECONDS."""
+    """Stages that take the given multiples of STAGE_SECONDS."""
     answers = {"Decoder": RECORDING, "VoiceActivityDetector": SPEECH, "Diarizer": (), "TkanExtractor": "features"}
     return {
         stage: Handle(lambda *_, stage=stage: answers.get(stage, "verdict"), share * STAGE_SECONDS)
@@ -261,7 +261,7 @@ def late(**seconds: float) -> dict[str, Handle]:
 
 def test_the_time_of_a_stage_counts_from_when_its_input_is_there() -> None:
     slow = late(**dict.fromkeys(STAGES, 0.6))
-    assert run(use_diarization=True, **slow)[0] == "verdict", "together they take several times what one may"
+    assert run(use_diarization=True, **slow)[0] == "verdict", "together the stages take several times the limit of one"
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_the_diarizer_has_its_own_time_beside_the_voice_activity_detector() -> N
     assert run(use_diarization=True, **late(VoiceActivityDetector=0.6, Diarizer=0.8))[0] != "verdict"
     outcome, _ = run(use_diarization=True, **late(VoiceActivityDetector=0.6, Diarizer=1.2))
     assert type(outcome) is StageTimeout
-    assert "Diarizer" in outcome.detail, "both began when the recording was there"
+    assert "Diarizer" in outcome.detail, "both stages began when the recording was decoded"
 
 
 @pytest.mark.parametrize("stage", STAGES)

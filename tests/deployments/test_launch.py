@@ -39,7 +39,7 @@ def broken(args):
 
 @dataclass(frozen=True)
 class Launched:
-    """The launcher at work on one of the applications above."""
+    """A running launcher of one of the applications above."""
 
     process: subprocess.Popen[bytes]
     out: Path
@@ -63,7 +63,7 @@ def launched(application: str, port: int) -> Iterator[Launched]:
                 env=os.environ | {"PYTHONPATH": name, "RAY_TMPDIR": name},
                 stdout=out,
                 stderr=err,
-                # As a script's `&` starts it.
+                # A process that a script starts with `&` ignores SIGINT.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
             )
         try:
@@ -74,7 +74,7 @@ def launched(application: str, port: int) -> Iterator[Launched]:
 
 
 def session_of(process: subprocess.Popen[bytes]) -> int:
-    """The session of the launcher's child, in which everything runs that the launcher starts."""
+    """The session of the launcher's child. Everything that the launcher starts runs in this session."""
     return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 
@@ -104,7 +104,7 @@ def test_it_serves_until_interrupted_and_leaves_nothing() -> None:
     with launched("application", port) as launcher:
         wait_until(lambda: f"http://127.0.0.1:{port}/docs" in launcher.out.read_text(), 180)
         assert httpx.get(f"http://127.0.0.1:{port}/").text == "hello"
-        # The dashboard lets in who has the token, and nobody else (CVE-2023-48022).
+        # The dashboard accepts only requests with the token (CVE-2023-48022).
         dashboard = f"http://127.0.0.1:{DASHBOARD_PORT}/api/serve/applications/"
         token = launcher.out.read_text().split("asks for the token ")[1].split()[0]
         assert httpx.get(dashboard).status_code == 401

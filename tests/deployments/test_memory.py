@@ -1,4 +1,4 @@
-"""Memory is returned to the system. It is tested in a process of its own, with the allocator's settings of
+"""Memory is returned to the system. This is tested in a separate process, with the settings of the allocator in
 serve_config.yaml."""
 
 from __future__ import annotations
@@ -31,6 +31,6 @@ print(held, given_back, private_mib() - start)
 def test_what_one_recording_needed_is_given_back_and_a_little_is_kept() -> None:
     environment = serve_config()["applications"][0]["runtime_env"]["env_vars"]
     held, given_back, kept = map(int, run_python(PROGRAM, os.environ | environment).split())
-    assert held > 700, "the allocator keeps it all for the next request"
+    assert held > 700, "without `give_back` the allocator keeps all memory for the next request"
     assert given_back < 50
-    assert kept > 50, "asking for it again takes time"
+    assert kept > 50, "a little is kept, because asking the system for it again takes time"

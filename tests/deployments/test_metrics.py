@@ -25,7 +25,7 @@ DASHBOARD = json.loads((OPS / "grafana" / "sound_sentry.json").read_text(encodin
 DISCOVERY = "prom_metrics_service_discovery.json"
 VARIABLES = {"$SessionName": ".*", "$Application": ".*", "$__rate_interval": "2m"}
 SCRAPE_SECONDS = 240
-"""Ray's agents publish the metrics of the replicas every 10 s. The limit is longer, for slow machines."""
+"""How long to wait for metrics. Ray's agents publish those of the replicas every 10 s; slow machines need longer."""
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -37,7 +37,8 @@ Query = Callable[[str], list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def query(cluster: Cluster, service: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
-    """Asks a Prometheus that scrapes the graph's cluster: an expression in, its samples out."""
+    """A function that sends an expression to a Prometheus and returns its samples. The Prometheus scrapes the graph's
+    cluster."""
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((OPS / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     config["scrape_configs"][0]["file_sd_configs"][0]["files"] = [str(cluster.folder / DISCOVERY)]
@@ -67,7 +68,7 @@ def query(cluster: Cluster, service: httpx.Client, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def traffic(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> Callable[[], None]:
-    """Sends one request of each kind: answered, undecided, diarized, without speech, refused."""
+    """Sends four requests: a recording, a short one with diarization, silence, and a file that is refused."""
 
     def send() -> None:
         short = encode(ten_seconds[:16_000])
@@ -90,7 +91,7 @@ def test_answers_are_counted_once_each(query: Query, traffic: Callable[[], None]
         samples += query('sum by (reason) (ray_sound_sentry_refusals_total{reason="unsupported-format", status="415"})')
         return {next(iter(sample["metric"].values())): float(sample["value"][1]) for sample in samples}
 
-    traffic()  # so that each of them is there
+    traffic()  # so that each counter exists
     wait_until(lambda: {"No Speech", "Inconclusive", "unsupported-format"} <= counts().keys(), SCRAPE_SECONDS)
     before = settled(counts)
     traffic()
@@ -110,7 +111,7 @@ def test_every_panel_of_the_dashboard_has_data(query: Query, traffic: Callable[[
     assert len(expressions) >= 16
     for variable, value in VARIABLES.items():
         expressions = {name: text.replace(variable, value) for name, text in expressions.items()}
-    assert not [text for text in expressions.values() if "$" in text], "a variable that the test does not know"
+    assert not [text for text in expressions.values() if "$" in text], "an unknown variable"
     traffic()
     without: list[str] = []
 
@@ -141,7 +142,7 @@ def test_no_alert_is_raised_by_a_graph_that_works(query: Query) -> None:
 
 
 def settled(counts: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The counts, after they did not change for as long as Ray's agents may delay some of them."""
+    """The counts, when they have not changed for 12 s. Ray's agents may delay some of them by almost this long."""
     last: dict[str, float] = {}
     since = 0
 
@@ -149,7 +150,7 @@ def settled(counts: Callable[[], dict[str, float]]) -> dict[str, float]:
         nonlocal last, since
         now = counts()
         last, since = now, since + 1 if now == last else 0
-        return since > 60  # of 0.2 s each
+        return since > 60  # 60 checks, one each 0.2 s
 
     wait_until(same, SCRAPE_SECONDS)
     return last

@@ -1,4 +1,4 @@
-"""Where serve_config.yaml puts the stages on a cluster with a GPU, and the error for a misspelt key at the start."""
+"""The shares of a GPU that the stages of serve_config.yaml get, and the errors for misspelt keys at the start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRACTIONS = {"VoiceActivityDetector": 0.1, "Diarizer": 0.3, "TkanExtractor": 0.3
 
 @pytest.fixture(scope="module")
 def gpu_cluster() -> Iterator[Cluster]:
-    """A cluster that counts one GPU, even if there is none."""
+    """A cluster that is told that it has one GPU, even if there is none."""
     with ray_cluster(num_gpus=1) as cluster:
         yield cluster
 
@@ -48,7 +48,7 @@ def test_a_key_that_serve_overlooks_fails_at_start_and_is_named(gpu_cluster: Clu
         gpu_cluster.wait_for("RUNNING")
 
 
-@pytest.mark.slow  # a graph is started for it; test_faults.py offers such a bundle to one that runs
+@pytest.mark.slow  # it starts a graph; test_faults.py gives such a bundle to a running graph
 def test_a_bundle_of_another_backbone_fails_at_start_and_is_named(gpu_cluster: Cluster, tmp_path: Path) -> None:
     bundle = Bundle.load(DetectorConfig().bundle_path)
     other = {"features": load_spec("linear-textures"), "backbone_sha256": "0" * 64}
@@ -68,7 +68,7 @@ def test_each_stage_gets_its_fraction_of_the_one_gpu(gpu_cluster: Cluster) -> No
     config = serve_config()
     (application,) = config["applications"]
     stages = application["args"]["stages"]
-    # Without jobs and with one Ingress, which need no GPU: that halves the processes to start.
+    # Fewer processes start without jobs and with one Ingress. None of these needs a GPU.
     application["args"]["jobs"] = None
     application["deployments"] = [d for d in application["deployments"] if d["name"] not in ("JobDecoder", "JobRunner")]
     application["deployments"][0]["autoscaling_config"]["min_replicas"] = 1

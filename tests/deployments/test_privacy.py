@@ -1,4 +1,4 @@
-"""Nothing of a request is left on a disk or in a log once it is answered."""
+"""When a request has been answered, nothing of it is left on a disk or in a log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def files_with(folder: Path, parts: dict[str, bytes]) -> list[str]:
 
 
 def test_nothing_of_a_request_is_left_behind(service: httpx.Client, cluster: Cluster) -> None:
-    """Ray's folder, which has every log and whatever Ray spills, is the only one that the service writes to."""
+    """The service writes only to Ray's folder. It has all logs, and everything that Ray writes to the disk if memory is
+    short."""
     noise = np.random.default_rng().uniform(-0.5, 0.5, 3 * 16_000).astype(np.float32)
     data = encode(noise)
     name, key = f"private-{secrets.token_hex(8)}", f"ss_{secrets.token_hex(16)}"
@@ -53,7 +54,7 @@ OPENED_TO_WRITE = re.compile(r'(?:open|openat|creat)\((?:AT_FDCWD, )?"(?P<path>[
 
 
 @pytest.mark.slow  # diarization under strace takes minutes
-@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not here")
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace: on Debian, apt-get install strace")
 def test_no_process_of_the_service_writes_to_another_file(
     service: httpx.Client, cluster: Cluster, sample_versions: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -73,14 +74,14 @@ def test_no_process_of_the_service_writes_to_another_file(
         service.post("/predict", files={"audio": b"not audio"})
         service.post("/predict", files={"audio": next(iter(sample_versions.values()))[:5_000]})
     written = {match["path"] for match in OPENED_TO_WRITE.finditer(trace.read_text())}
-    assert "%file" not in log.read_text() and trace.stat().st_size, "it did look"
+    assert "%file" not in log.read_text() and trace.stat().st_size, "strace did record calls"
     ray, temporary = str(cluster.folder), str(cluster.folder / "tmp")
     assert {path for path in written if not path.startswith((ray, "/dev/", "/proc/self/"))} == set()
     assert {path for path in written if path.startswith(temporary)} == set()
 
 
 def ray_processes(cluster: Cluster) -> list[int]:
-    """The proxy, the controller and the replicas: what Ray started with this cluster's token."""
+    """The process ids of the proxy, the controller and the replicas: all that Ray started with this cluster's token."""
     token = cluster.environment["RAY_AUTH_TOKEN"].encode()
     found = []
     for process in Path("/proc").glob("[0-9]*"):

@@ -12,7 +12,7 @@ from pipeline.errors import EmptyAudio, StageFailed
 
 
 def logged(error: Exception, monkeypatch: pytest.MonkeyPatch) -> logging.LogRecord:
-    """The log after Serve logged the error that a stage raised."""
+    """The record in the log when Serve has logged an error that a stage raised."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", records.append)
@@ -30,7 +30,7 @@ def logged(error: Exception, monkeypatch: pytest.MonkeyPatch) -> logging.LogReco
 
 
 def by_ray(error: Exception) -> Exception:
-    """The error in the form that the next stage gets."""
+    """The error in the form in which Ray gives it to the next stage."""
     wrapped: Exception = RayTaskError("decode", "the stack", error).as_instanceof_cause()
     return wrapped
 

@@ -1,7 +1,7 @@
-"""The served graph under stress: replicas killed at random, overload, models and code exchanged, and many requests in a
-row.
+"""The served graph under stress: replicas are killed at random, the load is too high, model and code are exchanged, and
+many requests come in a row.
 
-Each test has a short form. This command runs the long forms, whose figures are in docs/resilience.md:
+Most tests have a short form. This command runs the long forms; docs/resilience.md has their figures:
 
     pytest -m slow tests/deployments/test_resilience.py -s
 """
@@ -45,7 +45,7 @@ def short_and_long(short: tuple[Any, ...], long: tuple[Any, ...]) -> list[Any]:
 
 @dataclass
 class Clip:
-    """A recording, and the verdict on it."""
+    """A recording, and the expected verdict on it."""
 
     data: bytes
     expected: tuple[str, float | None]
@@ -184,7 +184,7 @@ def test_replicas_are_killed_at_random(
     assert not report.broken
     assert set(report.statuses) <= {200, 503}
     assert report.statuses[200] > report.statuses[503]
-    # Serve learns of a death only when it next asks the replica: until then /health tells of the time before.
+    # Serve notices that a replica died only when it asks the replica the next time. Until then /health is out of date.
     wait_until(lambda: not dead & set(processes(cluster)) and is_healthy(url), 120)
     cluster.wait_for("RUNNING")
 
@@ -282,7 +282,7 @@ def test_an_exchange_under_load_costs_no_request(
     def deploy(change: Callable[[dict[str, Any]], None]) -> None:
         changed = deepcopy(config)
         for deployment in changed["applications"][0]["deployments"]:
-            # Replicas that autoscaling adds would take the room of those that an update starts.
+            # Replicas that autoscaling adds would take the CPUs that the new replicas of an update need.
             if scaling := deployment.get("autoscaling_config"):
                 scaling["max_replicas"] = scaling["min_replicas"]
         change(changed["applications"][0])
@@ -343,13 +343,13 @@ def test_many_requests_in_a_row(
     assert not report.wrong and not report.broken
     assert set(report.statuses) == {200}
     growth = settled[-1] - settled[0]
-    assert growth[2] < 30, "descriptors"
-    assert growth[3] < 10, "temporary files"
+    assert growth[2] < 30, "more and more open descriptors"
+    assert growth[3] < 10, "more and more temporary files"
 
 
-@pytest.mark.slow  # a minute of load and two of waiting; the graph of the other tests has room for one replica each
+@pytest.mark.slow  # it takes minutes, and a cluster with more CPUs, because a second replica must fit
 def test_a_stage_scales_up_under_load_and_down_after(clips: list[Clip]) -> None:
-    """With delays of seconds, not minutes, and with a target that six clients exceed."""
+    """The delays of autoscaling are seconds here, not minutes. Six clients exceed its target."""
     config = serve_config()
     for deployment in config["applications"][0]["deployments"]:
         if deployment["name"] == "TkanExtractor":
@@ -369,7 +369,7 @@ def test_a_stage_scales_up_under_load_and_down_after(clips: list[Clip]) -> None:
         assert running() == 1
         with clients(6, url, clips) as report:
             wait_until(lambda: running() == 2, 300)
-            time.sleep(20)  # both answer
+            time.sleep(20)  # both replicas answer
         wait_until(lambda: running() == 1, 300)
         report.show("autoscaling")
         assert httpx.get(f"{url}/health", timeout=60).status_code == 200

@@ -18,7 +18,7 @@ from pipeline.types import Checkpoint
 
 
 class Long:
-    """Work in chunks. Each chunk takes until the test lets it end."""
+    """Work in chunks. Each chunk ends when the test releases `passed`."""
 
     def __init__(self) -> None:
         self.begun, self.passed, self.ended = threading.Event(), threading.Semaphore(0), threading.Event()
@@ -179,7 +179,7 @@ def test_a_recording_that_cannot_begin_holds_up_no_event_loop() -> None:
 
 
 def test_a_short_recording_passes_a_long_one_at_its_checkpoints() -> None:
-    """One short task at each checkpoint, so that the long task goes on."""
+    """Only one short task runs at each checkpoint, so that the long task makes progress."""
 
     async def test(worker: Worker) -> None:
         long, done = Long(), list[str]()

@@ -1,4 +1,4 @@
-"""The compose files by the Compose specification's own schema, and the proxy's configuration by nginx."""
+"""Checks the compose files with the schema of the Compose specification, and the proxy's configuration with nginx."""
 
 from __future__ import annotations
 

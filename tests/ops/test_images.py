@@ -1,4 +1,4 @@
-"""The content of an image: the Dockerfile checked by hadolint, the packages, and the files that the builder may see."""
+"""The images: hadolint checks the Dockerfile; tests check the packages and the files that the builder gets."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_it_runs_as_nobody_special_and_verifies_the_weights_as_such() -> None:
 
 
 def sent_to_the_builder(path: str) -> bool:
-    """Decides by the lines of .dockerignore. The last line that matches counts."""
+    """Whether the builder gets a file, by the lines of .dockerignore. The last line that matches the path counts."""
     sent = True
     for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):

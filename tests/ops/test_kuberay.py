@@ -1,4 +1,4 @@
-"""The manifests: what kustomize builds, against the schemas of Kubernetes and the fields of KubeRay's API.
+"""Checks what kustomize builds from the manifests with the schemas of Kubernetes and the fields of KubeRay's API.
 
 KubeRay's own CRD is in no package registry, so the fields of its objects are written down here, from the Go types of
 its API as of November 2026. Parts from Kubernetes, such as the template of a pod, are checked with Kubernetes' schemas.
@@ -28,7 +28,7 @@ OVERLAYS = ("cpu", "gpu", "production")
 
 @cache
 def kubectl_is_new_enough() -> bool:
-    """kustomize supports components in order since 5.0, which is part of kubectl 1.27."""
+    """Whether kubectl is 1.27 or newer. Its kustomize, 5.0, is the first that applies components in their order."""
     if shutil.which("kubectl") is None:
         return False
     done = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True)

@@ -1,4 +1,5 @@
-"""Rules, configuration and dashboard by themselves; tests/deployments/test_metrics.py has them on the running graph."""
+"""Rules, configuration and dashboard without a service. tests/deployments/test_metrics.py uses them on the running
+graph."""
 
 from __future__ import annotations
 

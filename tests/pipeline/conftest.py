@@ -17,7 +17,7 @@ InstallWeights = Callable[[str, Path], str]
 
 @pytest.fixture
 def install_weights(monkeypatch: pytest.MonkeyPatch) -> InstallWeights:
-    """Makes a file the weights of a name, for one test; returns its SHA-256."""
+    """A function that uses a file as the weights of a given name, for one test. It returns the SHA-256 of the file."""
     locate = models._locate
     installed: dict[str, Path] = {}
 
@@ -36,7 +36,7 @@ def install_weights(monkeypatch: pytest.MonkeyPatch) -> InstallWeights:
 
 @pytest.fixture
 def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub and no token; returns the cache's folder."""
+    """Sets an empty cache of the Hugging Face hub, and no token. Returns the folder of the cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.delenv(models.TOKEN_VARIABLE, raising=False)
     models._verified.cache_clear()

@@ -1,6 +1,6 @@
 """Result and probability agree, for real recordings and for sounds that are not in the training data.
 
-A sample of the recordings is in every run; `pytest -m slow tests/pipeline/test_agreement.py` goes over all of them.
+Every run uses a sample of the recordings; `pytest -m slow tests/pipeline/test_agreement.py` uses all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Samples = NDArray[np.float32]
 CUTS = (0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0)
 SAMPLED = 24
 
-needs_field_dev = pytest.mark.skipif(not FIELD_DEV.is_dir(), reason="the field-dev corpus is not here")
+needs_field_dev = pytest.mark.skipif(not FIELD_DEV.is_dir(), reason="needs the corpus field-dev")
 
 
 def recordings() -> list[str]:
@@ -60,7 +60,7 @@ SLOWED = "espeak-ng, slowed down"
 
 
 def extremes(name: str, samples: Samples) -> dict[str, bytes]:
-    """A recording cut short, in noise, clipped, through a telephone and slowed down."""
+    """A recording as it is, cut short, with noise, clipped, through a telephone, slowed down, and repeated."""
     rng = np.random.default_rng(0)
     level = float(np.sqrt(np.square(samples).mean()))
     noise = rng.standard_normal(len(samples)).astype(np.float32) * level
@@ -118,14 +118,14 @@ def test_over_extremes_of_human_speech(detector: Detector, sample_wav: bytes) ->
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="there is no espeak-ng: apt-get install espeak-ng")
 def test_over_extremes_of_synthetic_speech(detector: Detector) -> None:
     files = extremes("espeak-ng", synthetic())
-    # Slowed down by half it is taken for a human: its spectrum ends at 5.3 kHz, and its pitch is a man's. The test
-    # below tells when that is mended.
+    # If this voice is slowed to two thirds of its speed, it is taken for a human: its spectrum ends at 5.3 kHz, and its
+    # pitch is that of a man. The test below fails as soon as this is corrected; then this exception can be removed.
     judge(detector, {SLOWED: files.pop(SLOWED)})
     assert judge(detector, files)["Real"] == 0
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="there is no espeak-ng: apt-get install espeak-ng")
-@pytest.mark.xfail(strict=True, reason="espeak-ng slowed down by half is called Real")
+@pytest.mark.xfail(strict=True, reason="espeak-ng at two thirds of its speed is called Real")
 def test_slow_synthetic_speech_is_not_called_real(detector: Detector) -> None:
     assert judge(detector, {SLOWED: extremes("espeak-ng", synthetic())[SLOWED]})["Real"] == 0
 

@@ -23,7 +23,7 @@ FIELD_DEV = Path(os.environ.get("SOUND_SENTRY_FIELD_DEV", Path(__file__).parents
 
 
 def chords(seconds: float) -> NDArray[np.float64]:
-    """Plucked chords: music, and no voice in it."""
+    """Plucked chords: music without a voice."""
     t = np.arange(int(seconds * RATE)) / RATE
     decay = np.exp(-3 * (t % 0.5))
     notes = np.array([[262, 330, 392], [294, 349, 440]])[((t // 0.5) % 2).astype(int)]
@@ -60,7 +60,7 @@ def test_the_same_bytes_give_the_same_verdict(detector: Detector, sample_wav: by
 
 
 def test_threads_get_the_answers_that_one_by_one_would_get(sample_wav: bytes) -> None:
-    """Recordings of different lengths, so that an answer that mixes two of them differs from both or fails."""
+    """The recordings have different lengths. So if threads mixed two of them, the answer would be wrong or an error."""
     detector = Detector.from_config()
     samples = decode(sample_wav, Limits()).waveform.samples
     starts = range(0, len(samples) - 4 * RATE, 2 * RATE)
@@ -71,7 +71,7 @@ def test_threads_get_the_answers_that_one_by_one_would_get(sample_wav: bytes) ->
         return detector.predict(request[0], use_diarization=request[1])
 
     with ThreadPoolExecutor(4) as threads:
-        together = list(threads.map(answer, requests * 2))  # the diarizer is built meanwhile
+        together = list(threads.map(answer, requests * 2))  # the first of them to need the diarizer builds it meanwhile
     assert together == [answer(request) for request in requests] * 2
     assert len({verdict.score for verdict in together}) > len(clips) / 2
 
@@ -117,7 +117,7 @@ def test_a_track_is_chosen(detector: Detector, sample_wav: bytes) -> None:
 
 @pytest.mark.parametrize("model", ["segmentation-3.0", "silero"])
 def test_a_long_recording_gives_its_memory_back(model: str, sample_wav: bytes) -> None:
-    """Five minutes, of which 19 MiB of samples; every stage works in blocks."""
+    """The samples of five minutes take 19 MiB. Every stage works in blocks, so it needs little more."""
     config = DetectorConfig.load()
     config = config.model_copy(update={"voice_activity": config.voice_activity.model_copy(update={"model": model})})
     detector, status = Detector(config), Path("/proc/self/status")

@@ -1,4 +1,4 @@
-"""Weights: found, fetched and verified; never trusted, and no token ever shown."""
+"""Weights are found, fetched and verified. They are never trusted without a check, and no token is ever shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EMBEDDED = ("campplus", "segmentation-3.0", "silero")
 
 
 class StandInHub(ThreadingHTTPServer):
-    """Answers huggingface_hub's requests as the hub does: gated repositories open to TOKEN alone."""
+    """Answers the requests of huggingface_hub like the real hub. Gated repositories are open only with TOKEN."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -99,7 +99,7 @@ def test_a_gated_file_is_fetched_with_the_token_and_verified(
     assert models.weights_sha256("pyannote/embedding") == hashlib.sha256(hub.content).hexdigest()
     asked = len(hub.authorizations)
     monkeypatch.delenv(models.TOKEN_VARIABLE)
-    assert models.weights("pyannote/embedding") == path, "what is cached needs neither token nor hub"
+    assert models.weights("pyannote/embedding") == path, "a cached file needs neither a token nor the hub"
     assert len(hub.authorizations) == asked
 
 
@@ -182,7 +182,7 @@ def leave_trace(path: str) -> None:
 
 
 class _Runs:
-    """An object that leaves a file as it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return leave_trace, ("unpickled",)

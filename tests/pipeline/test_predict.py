@@ -56,7 +56,7 @@ def verdict(clip: Path, detector: Detector) -> Verdict:
 
 @pytest.fixture(scope="module")
 def done(clip: Path) -> subprocess.CompletedProcess[str]:
-    """The command, run in a script: the clip by its name, and once more as the standard input."""
+    """The result of the command for two recordings: the clip by its name, and the same clip as standard input."""
     with clip.open("rb") as file:
         command = [*COMMAND, "--json", str(clip), "-"]
         return subprocess.run(command, cwd=ROOT, stdin=file, capture_output=True, text=True)
@@ -65,7 +65,8 @@ def done(clip: Path) -> subprocess.CompletedProcess[str]:
 def configuration(
     folder: Path, limits: dict[str, Any] | None = None, thresholds: Mapping[str, float] | None = None
 ) -> str:
-    """A configuration that judges speech of any quality, with the default bundle and these thresholds."""
+    """Write a configuration with the default bundle and these thresholds, which judges speech of any quality. Returns
+    its path."""
     folder.mkdir(exist_ok=True)
     default = DetectorConfig.load().bundle_path
     info = json.loads((default / "bundle.json").read_text())
@@ -349,9 +350,10 @@ def test_nothing_but_answers_is_printed(done: subprocess.CompletedProcess[str], 
 
 
 def read_to_end(terminal: int) -> str:
-    """All that was written to a terminal before its other end was closed. The kernel passes it on in parts."""
+    """All that was written to a terminal until its other end was closed. It must be read in a loop, because it comes in
+    parts."""
     parts = []
-    with suppress(OSError):  # it says that nothing follows
+    with suppress(OSError):  # raised at the end, when nothing follows
         while part := os.read(terminal, 100_000):
             parts.append(part)
     os.close(terminal)

@@ -28,7 +28,7 @@ PCM = {"format": "pcm_s16le", "sample_rate": RATE}
 
 @pytest.fixture(scope="module")
 def samples(sample_wav: bytes) -> NDArray[np.int16]:
-    """The sample: nobody speaks for 6.7 s, then two people do, to 30 s."""
+    """The sample of 30 s: nobody speaks for 6.7 s, then two people speak until the end."""
     with wave.open(io.BytesIO(sample_wav)) as file:
         return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
 
@@ -50,7 +50,7 @@ def judge(detector: Detector, content: Content) -> Verdict:
 
 
 def updates(detector: Detector, live: LiveStream, data: bytes, seconds_a_byte: float) -> Iterator[StreamUpdate]:
-    """The updates while `data` arrives, a tenth of a second at a time."""
+    """The updates while `data` arrives. Each part of it has a tenth of a second."""
     size = 2 * round(0.05 / seconds_a_byte)
     for offset in range(0, len(data), size):
         live.add(data[offset : offset + size], offset * seconds_a_byte)
@@ -70,10 +70,10 @@ def test_an_update_every_half_second_on_what_was_said_lately(detector: Detector,
     for update in told:
         assert update.interval and update.mean_probability is not None
         assert update.interval[0] <= update.mean_probability <= update.interval[1]
-    # It is about what an upload of these seconds would be told.
+    # The last update has almost the same probability as an upload of these seconds.
     last = encode(said[-10 * RATE :] / np.float32(2**15))
     assert told[-1].mean_probability == pytest.approx(detector.predict(last).mean_probability, abs=0.1)
-    # And what was said before makes no difference any more.
+    # What was said before these seconds makes no difference.
     alone = list(updates(detector, stream(PCM), said[-10 * RATE :].tobytes(), 0.5 / RATE))
     assert alone[-1] == told[-1].model_copy(update={"start": 0.0, "end": 10.0})
 
@@ -81,7 +81,7 @@ def test_an_update_every_half_second_on_what_was_said_lately(detector: Detector,
 def test_windows_that_were_heard_as_a_telephones_are_no_evidence_among_others(
     detector: Detector, samples: NDArray[np.int16]
 ) -> None:
-    """The sample is a telephone call. Noise over its first seconds makes their band wide."""
+    """The sample is a telephone call. Noise is added to its first seconds, so that their band is wide."""
     said = samples[7 * RATE : 15 * RATE].copy()
     said[: 4 * RATE] += np.random.default_rng(0).normal(0, 300, 4 * RATE).astype(np.int16)
     live = stream(PCM)
@@ -92,7 +92,7 @@ def test_windows_that_were_heard_as_a_telephones_are_no_evidence_among_others(
         assert not isinstance(content, Speech)
         kept.append((content.narrow, len(content.windows), content.windows[-1].parts[-1].end))
     assert kept[7][:2] == (False, 1)
-    # The newest window is of the telephone alone, and the answer is still about those before.
+    # The newest window has the narrow band of the telephone. The answer still uses only the windows before it.
     assert kept[-1][0] is False and kept[-1][2] < 8
 
 
@@ -177,7 +177,7 @@ def test_a_stream_is_as_long_as_one_recording_may_be() -> None:
 
 
 def test_a_file_that_holds_more_than_its_stretch_is_refused() -> None:
-    """The sender chooses the times in a stream, but the decoded length counts."""
+    """The sender can write any times into a stream. So the decoded length counts."""
     live = stream({"format": "webm"})
     with pytest.raises(UnreadableAudio, match="do not fit its sound"):
         live.remember(live_stretch(), [Speech((), 30.0, "webm")])

@@ -1,4 +1,4 @@
-"""Small corpora whose truth is known."""
+"""Small artificial corpora for tests."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from tune.training.table import FeatureKind, Table
 
 
 class SinusoidVocoder(nn.Module):
-    """Stands in for HiFi-GAN: a tone for each of 80 mel bands, as loud as its energy. Shape: (1, 80, frames) log
-    energies of the name `mel` -> (1, 1, samples)."""
+    """A stand-in for HiFi-GAN. It makes a tone for each of 80 mel bands, as loud as the energy of the band.
+
+    Shape: the input `mel` has log energies (1, 80, frames); the output has samples (1, 1, samples).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class SinusoidVocoder(nn.Module):
 
 
 def make_clips(speakers: int = 24, per_speaker: int = 6, sites: int = 4) -> list[Clip]:
-    """Each speaker on one site, half of the clips spoofed by that site's generator."""
+    """Clips of several speakers, each on one site. Half of the clips are spoofs by the generator of the site."""
     return [
         Clip(
             Path(f"/corpus/{speaker}-{number}.wav"),
@@ -67,8 +69,11 @@ def make_table(
     copies: int = 0,
     vocoded: bool = False,
 ) -> Table:
-    """Two windows per clip and one per copy, with 40 features in two layers. The classes differ in some features, the
-    speakers in others. A vocoded copy of a bona fide clip differs from its partner in one further feature."""
+    """A table of two windows per clip and one per copy. It has 40 features in two layers.
+
+    The speakers differ in all features, the classes in the first eight. A vocoded copy of a bona fide clip differs from
+    its partner only in the last feature.
+    """
     generator = np.random.default_rng(seed)
     voices = {clip.voice: generator.normal(size=40) for clip in clips}
     parts, by_vocoder = [], []
@@ -86,7 +91,8 @@ def make_table(
 
 
 def stand_in_for_hifigan(folder: Path) -> None:
-    """Make `folder` a folder of packages with an unpacked stand-in for the packages of the vocoder."""
+    """Make `folder` look like a folder of packages in which those of the vocoder are already unpacked. The network in
+    it is a SinusoidVocoder."""
     unpacked = Unpacked(folder)
     for part in (unpacked.files, unpacked.done, unpacked.hifigan.parent):
         part.mkdir(parents=True)
@@ -95,7 +101,7 @@ def stand_in_for_hifigan(folder: Path) -> None:
             (unpacked.files / f"{package.name.replace('-', '_')}-{package.version}-py3-none-any.whl").touch()
             (unpacked.done / package.sha256).touch()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's older exporter
+        warnings.simplefilter("ignore")  # torch's older exporter warns
         torch.onnx.export(
             SinusoidVocoder().eval(),
             (torch.zeros(1, 80, 100),),
@@ -107,7 +113,10 @@ def stand_in_for_hifigan(folder: Path) -> None:
 
 
 def write_corpus(folder: Path, sample_wav: bytes) -> Path:
-    """A manifest of 24 clips of 2 s: crops of speech, and the same through a crude vocoder, of 12 speakers in name."""
+    """Write a corpus of 24 clips of 2 s, and return its manifest.
+
+    The clips are 12 cuts of the sample, and the same cuts through a simple vocoder. Each pair has another speaker name.
+    """
     speech = np.frombuffer(sample_wav[44:], "<i2").astype(np.float32) / 2**15
     clips = []
     for number in range(12):

@@ -37,15 +37,16 @@ PAGES = ROOT.parent / "shared" / "field-dev"
 
 
 SPREAD = np.random.default_rng(12345).normal(size=(20, 300)) / np.sqrt(20)
-"""The matrix from 20 hidden differences between clips to 300 inputs."""
+"""The matrix that makes the 300 inputs of a clip from its 20 hidden properties."""
 
 
 def channel(
     count: int, *, seed: int, evidence: float = 1.5, offset: float = 0.0, unused: float = 0.0, per_speaker: int = 1
 ) -> ScoredClips:
-    """Clips of a channel: calibrated scores plus `offset`, from two normal distributions `evidence` apart.
+    """Clips of a channel. Their scores are calibrated, except that `offset` is added.
 
-    Three of the hidden differences separate the classes by another `unused` deviations, which the scores do not use.
+    The scores are drawn from two normal distributions that are `evidence` standard deviations apart. Three of the
+    hidden properties separate the classes by `unused` standard deviations more. The scores do not use these properties.
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(count) // per_speaker % 2 == 0
@@ -72,7 +73,7 @@ def test_a_channel_that_shifts_all_scores_is_calibrated_anew() -> None:
     assert adaptation.direction is None and adaptation.offset < -2
     fresh = channel(2000, seed=1, evidence=2.5, offset=4.0)
     assert cllr(fresh.labels, adaptation(fresh)) < 0.5 * cllr(fresh.labels, fresh.scores)
-    # What leaving out said is what comes of it.
+    # Leave-one-out predicts the error on new clips.
     assert found["after"]["cllr"].value == pytest.approx(cllr(fresh.labels, adaptation(fresh)), abs=0.15)
 
 
@@ -83,7 +84,7 @@ def test_the_head_is_moved_by_evidence_that_it_had_no_use_for() -> None:
     assert adaptation.direction is not None
     assert eer(fresh.labels, adaptation(fresh)) < eer(fresh.labels, fresh.scores) - 0.04
     assert cllr(fresh.labels, adaptation(fresh)) < cllr(fresh.labels, fresh.scores) - 0.08
-    # What leaving out said is what comes of it, and of so few that nothing can be told the head stays as it was.
+    # Leave-one-out predicts the error on new clips. With only 20 clips nothing can be said, so the head is not moved.
     after = nested_scores(scored)
     assert cllr(scored.labels, after) == pytest.approx(cllr(fresh.labels, adaptation(fresh)), abs=0.15)
     assert fit_adaptation(scored.of(np.arange(20))).direction is None
@@ -108,8 +109,8 @@ def test_labels_at_random_are_not_learnt() -> None:
 
 
 def test_a_voice_is_no_evidence_once_speakers_are_left_out() -> None:
-    """Ten clips of each of ten speakers. Each speaker has one class, so the voice tells the label except for new
-    speakers."""
+    """There are ten clips of each of ten speakers. All clips of a speaker have the same class. So the voice shows the
+    label, except for new speakers."""
     scored = channel(100, seed=0, evidence=0.2, per_speaker=10)
     voices = np.random.default_rng(5).normal(size=(10, 300)).astype(np.float32)
     scored = replace(scored, inputs=scored.inputs + 2 * voices[scored.groups])
@@ -234,7 +235,7 @@ def test_a_bundle_off_its_scale_is_brought_back_and_serves(
     assert record["after"]["cllr"]["value"] < record["before"]["cllr"]["value"]
     assert (record["bonafide"], record["spoof"]) == (10, 10)
     assert "## Adapted to a channel" in (out / "model_card.md").read_text()
-    # The features are those that a running service extracts already, so that it takes the bundle without a restart.
+    # A running service already extracts these features. So it accepts the bundle without a restart.
     assert adapted.info.features == shipped.info.features
     assert adapted.info.backbone_sha256 == shipped.info.backbone_sha256
     assert len(adapted.info.corpus["clips"]) == len(shipped.info.corpus["clips"]) + 20 - known(shipped, some_of_a_page)
@@ -264,7 +265,8 @@ def test_a_bundle_that_nothing_helps_stays_as_it_is(some_of_a_page: Path, tmp_pa
     shutil.copytree(DetectorConfig().bundle_path, tmp_path / "bundle")
     sizes = {path: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
     arguments = [f"--bundle={tmp_path / 'bundle'}", f"--out={tmp_path / 'out'}"]
-    # Labels at random cost a bundle that is sure: being less sure is a gain, so the scale is that of one that is not.
+    # The labels are random. For a bundle with confident scores, less confident scores would be a gain. So this bundle
+    # gets a scale near 0: its scores are not confident, and nothing can be gained.
     info = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     info["calibration"] = {"scale": 1e-6, "offset": 0.0}
     (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(info))

@@ -1,7 +1,7 @@
-"""What runs on Ray, on one real cluster of two nodes with a CPU each.
+"""The commands that run on Ray, on one real cluster of two nodes with one CPU each.
 
-Both CPUs extract the features that most tests use. Where a test asks for something else, it extracts with one actor:
-each of them has to load the networks first.
+Both CPUs extract the features that most tests share. If a test needs other features, it extracts them with one actor,
+because each actor must load the networks first.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ from tune.training.table import Table
 
 FEATURES = "sound-sentry-45"
 
-# Ray warns of its own settings.
+# Ray itself causes these warnings.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*", r"ignore::FutureWarning:ray\..*")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def address() -> Iterator[str]:
-    """Of the cluster; this process is connected to it."""
+    """The address of a cluster to which this process is connected."""
     with two_nodes() as cluster:
         yield cluster.address
 
@@ -89,7 +89,7 @@ def stamps(cache: Path) -> dict[str, int]:
 
 
 def test_two_actors_work_side_by_side() -> None:
-    """Once both are up, as much is done at once as two can do; when they are up is the machine's affair."""
+    """Measures only the time when both actors work. How long they take to start depends on the machine."""
     batches = sorted(map_with_actors(Sleeper, (), range(60), actors=2))
     assert len(batches) == 60
     both = next(b for (_, end), (b, _) in pairwise(batches) if b < end)
@@ -108,7 +108,7 @@ def test_a_cluster_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("temporary", ["usual", "long"])
 def test_a_private_cluster_is_reached_from_this_machine_only(temporary: str, tmp_path: Path) -> None:
-    """Also if the path of the temporary folder is too long for Ray's sockets."""
+    """This must also work if the path of the temporary folder is too long for Ray's sockets."""
     program = """
 import sys, ray
 from tune.cluster import connect
@@ -132,14 +132,15 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 
 def listening(pid: int) -> list[str]:
-    """The addresses on which a process and all that it started listen for TCP, in the kernel's writing."""
+    """The addresses on which a process and its descendants listen for TCP, as the kernel writes them."""
     sockets = set()
     for member in family(pid):
         for file in Path("/proc").glob(f"{member}/fd/*"):
             with suppress(OSError):
                 sockets.add(os.readlink(file))
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
-    # Local address and port are the second column, 0A in the fourth means listening, the tenth is the socket's inode.
+    # The second column has the local address and port. 0A in the fourth means that the socket listens. The tenth has
+    # the inode of the socket.
     return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
 
@@ -189,7 +190,7 @@ def test_recordings_are_vocoded_once_and_spoofs_not_at_all(
     )
     assert 2 * distance(recordings, partners) < distance(recordings, copies)
 
-    # What is lost is made again, the same, and nothing else is.
+    # A lost file is made again, with the same content. No other file is made again.
     lost = max(written, key=written.__getitem__)
     lost.unlink()
     again, rewritten = extract_vocoded()
@@ -201,7 +202,7 @@ def distance(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     return float(np.linalg.norm((first.mean(axis=0) - second.mean(axis=0)) / first.std(axis=0)))
 
 
-@pytest.mark.slow  # it starts a cluster twice
+@pytest.mark.slow  # it starts another cluster
 def test_extraction_killed_half_way_goes_on_and_computes_nothing_twice(corpus: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tune.extract", f"--manifest={corpus}", f"--features={FEATURES}"]
     command += [f"--cache={tmp_path}", "--actors=1"]
@@ -237,7 +238,7 @@ def test_bad_files_are_listed_and_the_rest_goes_on_unless_it_is_of_one_class(
     ("folds", "impossible", "named"),
     [
         ("k: 4", "k: 13", "^the corpus is too small for 13 folds"),
-        # Of the 12 speakers each fold leaves 9 to train on.
+        # There are 12 speakers, so each fold has 9 speakers for training.
         ("k: 3", "k: 10", "^calibration without the test part of fold 1 of 4: .* too small for 10 folds"),
     ],
     ids=["tested", "calibrated"],
@@ -289,7 +290,8 @@ def test_background_lends_all_but_copies_of_recordings_and_has_no_copies(
             "--actors=1",
         ]
     )
-    # 20 clips with a copy each, and without one two recordings and a spoof; the spoof that has a pair is left aside.
+    # The corpus has 20 clips with one copy each. The background has no copies: two recordings and one spoof. The other
+    # spoof is not used, because it has a pair_id, so it is a copy of a recording.
     assert sorted(name.endswith("-1.safetensors") for name in stamps(fresh)) == [False] * 23 + [True] * 20
     trained_on = Bundle.load(tmp_path / "bundle").info.corpus
     assert (trained_on["bonafide"], trained_on["spoof"], trained_on["background"]) == (12, 11, 3)
@@ -297,7 +299,7 @@ def test_background_lends_all_but_copies_of_recordings_and_has_no_copies(
 
 
 def grid(tmp_path: Path, **changes: Any) -> Path:
-    """A grid of four points; the folds of `configs/grid.yaml` want more speakers."""
+    """Write the configuration of a grid with four points. `configs/grid.yaml` has too many folds for these speakers."""
     config = {
         "features": FEATURES,
         "folds": {"by": "speaker", "k": 4},
@@ -315,7 +317,7 @@ def grid(tmp_path: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def busy_node() -> Iterator[str]:
-    """This process's node, whose CPU is taken."""
+    """The id of the node of this process, while its CPU is reserved."""
     node: str = ray.get_runtime_context().get_node_id()
     taken = placement_group([{"CPU": 1}], strategy="STRICT_PACK", _soft_target_node_id=node)
     assert taken.wait(60) and list(placement_group_table(taken)["bundles_to_node_id"].values()) == [node]
@@ -348,14 +350,14 @@ def test_a_grid_search_on_another_node(
     trials = {json.loads(path.read_text().splitlines()[-1])["pid"] for path in out.rglob("result.json")}
     nodes = {actor["Address"]["NodeID"] for actor in ray_state.actors().values() if actor["Pid"] in trials}
     assert len(nodes) == 1 and busy_node not in nodes
-    # The best configuration is one that `tune.train` takes.
+    # `tune.train` accepts the best configuration.
     train_main(
         [f"--config={out / 'best.yaml'}", f"--manifest={corpus}", f"--cache={cache}", f"--out={tmp_path / 'bundle'}"]
     )
     assert Bundle.load(tmp_path / "bundle").info.features.name == FEATURES
 
 
-@pytest.mark.slow  # it starts a search three times
+@pytest.mark.slow  # it runs a search four times
 def test_a_search_killed_in_the_middle_ends_with_the_same_table(
     corpus: Path, cache: Path, extracted: Table, tmp_path: Path
 ) -> None:
@@ -365,7 +367,7 @@ def test_a_search_killed_in_the_middle_ends_with_the_same_table(
     command = [sys.executable, "-m", "tune.search", *arguments, f"--out={killed}"]
     kill_when(command, lambda: len(list(killed.rglob("result.json"))) >= 2)
     assert not (killed / "results.csv").exists()
-    # As where the kill strikes while Ray writes its state.
+    # The state of the copy is cut off, as if Ray was killed while it wrote its state.
     cut = shutil.copytree(killed, tmp_path / "cut")
     for state in cut.glob("trials/experiment_state-*.json"):
         os.truncate(state, state.stat().st_size // 2)
@@ -379,7 +381,7 @@ def test_a_search_killed_in_the_middle_ends_with_the_same_table(
 
 
 def complete_points(out: Path) -> list[Path]:
-    """The points of a search that are done, as the files of their scores."""
+    """The files with the scores of all points of a search that are complete."""
     found = [path for path in out.glob("scores/*.npz") if not np.isnan(np.load(path)["scores"]).any()]
     assert found
     return found
@@ -404,7 +406,8 @@ def test_optuna_proposes_and_asha_stops(table: Table, tmp_path: Path) -> None:
     rows = search(config, {"synthetic": table}, tmp_path / "optuna")
     assert len(rows) == 6 and len({row["estimator.head.penalty"] for row in rows}) == 6
     complete = [row["folds"] == 6 for row in rows]
-    # Trials that were stopped come last, whatever their error was then: they are no cross-validation.
+    # Trials that were stopped come last, whatever their error was when they stopped. They did not finish the
+    # cross-validation, so their errors cannot be compared with the others.
     assert complete == sorted(complete, reverse=True) and complete[0]
     assert config.at({"estimator.head.penalty": 0.5}).folds == FoldsConfig(k=6)
 
@@ -434,14 +437,15 @@ def test_evaluation_scores_as_the_detector_does(corpus: Path, cache: Path, extra
 
 
 def test_a_tuned_detector_is_made_by_one_command(corpus: Path, tmp_path: Path) -> None:
-    """The first detector knows neither the sites held out nor the split for tests; the second one knows all."""
+    """The first detector is trained neither on the sites held out nor on the split for tests. The second one is trained
+    on all clips."""
     clips = []
     for number, clip in enumerate(read_manifest(corpus)):
         wave = np.frombuffer(clip.path.read_bytes()[44:], "<i2") / 2**15
         path = tmp_path / clip.path.name
-        # A hiss makes the band wide: the corpus is cut from a telephone call.
+        # The corpus is cut from a telephone call. A hiss is added, so that the band is wide.
         path.write_bytes(encode(wave + np.random.default_rng(number).normal(0, 0.003, len(wave))))
-        site = number // 4  # of two recordings and two spoofs
+        site = number // 4  # each site has two recordings and two spoofs
         clips.append(replace(clip, path=path, site=f"site{site}", split="check" if site == 5 else "dev"))
     write_manifest(tmp_path / "manifest.csv", clips)
     tuning = {"steps": 2, "batch_size": 8, "min_crop_seconds": 0.8, "max_crop_seconds": 1.0, "background_share": 0}
@@ -463,7 +467,7 @@ def test_a_tuned_detector_is_made_by_one_command(corpus: Path, tmp_path: Path) -
 
 @pytest.fixture
 def short_stress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One site at a time, one length, and one channel."""
+    """Make the test short: each fold has one site, and there are only one length and one channel."""
     monkeypatch.setattr(stress, "FOLDS", FoldsConfig(by="site"))
     monkeypatch.setattr(stress, "LENGTHS", (3,))
     monkeypatch.setattr(stress, "CONDITIONS", {"telephone": CONDITIONS["telephone"]})
@@ -505,8 +509,9 @@ def grid_free(tmp_path: Path) -> Path:
 
 
 def kill_when(command: list[str], reached: Callable[[], bool]) -> None:
-    """Run a command in a process group of its own until `reached()`, then kill it as a power cut would."""
-    # What a killed Ray leaves in its temporary folder is swept up here; its sockets want a short path.
+    """Run a command in a separate process group until `reached()` is true. Then kill all its processes at once, like a
+    power cut."""
+    # A killed Ray leaves files in its temporary folder. They are deleted here. Ray's sockets need a short path.
     with tempfile.TemporaryDirectory(prefix="ss", dir="/tmp", ignore_cleanup_errors=True) as folder:
         _kill_when(command, reached, os.environ | {"TMPDIR": folder})
 

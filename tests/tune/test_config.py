@@ -18,7 +18,7 @@ from tune.training.validate import TrainingConfig
     [
         (TrainingConfig, "fold: {by: site}", r"fold: there is no such key: did you mean folds\?"),
         (TrainingConfig, "folds: {bye: site}", r"folds.bye: there is no such key: did you mean by\?"),
-        # The head is one of several models, which its kind tells.
+        # The head is one of several models. `kind` says which.
         (TrainingConfig, "estimator: {head: {kind: ridge, penlty: 3}}", r"penlty: .* did you mean penalty\?"),
         (SearchConfig, "search: {kind: grid, spaces: {}}", r"search.grid.spaces: .* did you mean space\?"),
     ],

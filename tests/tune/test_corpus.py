@@ -23,7 +23,7 @@ def speech_like(seconds: float, seed: int) -> np.ndarray[Any, np.dtype[np.float3
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Real clips are WAV and long, fake ones MP3 and short: nobody needs to listen to tell them apart."""
+    """Real clips are long WAV files, fake clips short MP3 files. So one can tell them apart without the sound."""
     clips = []
     for number in range(6):
         real, fake = tmp_path / f"real{number}.wav", tmp_path / f"fake{number}.mp3"
@@ -66,7 +66,7 @@ def test_check_finds_missing_unreadable_and_repeated_files(
     result = json.loads((tmp_path / "check" / "check.json").read_text())
     assert result["missing"] == ["gone.wav"]
     assert [entry.split(":")[0] for entry in result["unreadable"]] == ["broken.wav"]
-    # The same samples in WAV and in FLAC.
+    # The two files have the same samples, one as WAV and one as FLAC.
     assert result["duplicated_in_both_classes"] == [["real0.wav", "copy.flac"]]
     assert "missing: 1 (gone.wav)\n" in capsys.readouterr().out
 
@@ -125,7 +125,7 @@ def test_only_a_trait_that_tells_more_than_chance_leaks() -> None:
 
     assert set(verdicts(400, 0).values()) == {"no leak"}
     assert [verdicts(1200, shift)["level_db"] for shift in (0.35, 0.9, 2)] == ["leaks a bit", "leaks", "leaks badly"]
-    # Of twelve clips this much is chance.
+    # With twelve clips, a difference of this size is found by chance.
     assert verdicts(12, 0.1)["level_db"] == "no leak"
 
 

@@ -1,4 +1,4 @@
-"""A cluster whose nodes do not see each other's disks: one has the corpus and no CPU, two compute."""
+"""A cluster whose nodes do not see each other's disks. One node has the corpus and no CPU; two other nodes compute."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.skipif(
         subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0,
-        reason="only root may give a process a view of the disks of its own",
+        reason="needs root, to give a process its own view of the disks",
     ),
 ]
 
@@ -38,7 +38,7 @@ print(ray.get(ray.remote(num_cpus=1)(lambda: os.listdir(folder)).remote()))
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the nodes that compute find empty."""
+    """A folder on the first node. The nodes that compute see an empty folder at this path."""
     return tmp_path_factory.mktemp("disk")
 
 
@@ -51,7 +51,8 @@ def cluster(disk: Path) -> Iterator[Cluster]:
             log = cluster.folder / f"node{nodes}.log"
             process = stack.enter_context(running(command, cluster.environment, log, signal.SIGTERM))
             stack.callback(kill_family, process.pid)
-            # One after the other: two that start at once on one machine may choose the same ports.
+            # The nodes start one after the other. If two start at the same time on one machine, they may choose the
+            # same ports.
             wait_until(partial(has_nodes, cluster, nodes), 120)
         yield cluster
 
@@ -72,7 +73,7 @@ def manifest(disk: Path, sample_wav: bytes) -> Path:
 
 
 def run(cluster: Cluster, disk: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run Python on the node that has the disk."""
+    """Run Python with these arguments on the node that has the disk. Fails if the exit code is not 0."""
     environment = cluster.environment | {"RAY_ADDRESS": cluster.address}
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, cwd=disk, env=environment, capture_output=True, text=True, timeout=600)

@@ -20,7 +20,7 @@ MODEL = Model("tested", "0" * 64, {"balanced": 0.0, "recall": -1.0, "precision":
 
 
 def scored(clip: Clip) -> Scored:
-    """`generator0` deceives the detector; the other generators do not."""
+    """The answer for a clip. `generator0` deceives the detector; the other generators do not."""
     right = 2.0 if clip.is_spoof and clip.generator != "generator0" else -2.0
     return Scored(right, 0.5, "Fake" if right > 0 else "Real", "", "short", "flac" if clip.site == "site1" else "wav")
 
@@ -33,7 +33,7 @@ def test_every_figure_has_its_interval_and_every_aspect_its_rows() -> None:
         assert low <= metrics[name] <= high
     assert set(metrics["by"]) == set(ASPECTS)
     rows = {name: {row["value"]: row for row in of} for name, of in metrics["by"].items()}
-    # A generator is set against all recordings, so that it has an error of its own.
+    # The spoofs of a generator are compared with all recordings, so each generator has an EER.
     deceived, right = (rows["generator"][f"generator{number}"] for number in (0, 1))
     assert deceived["miss_rate"]["value"] == 1 and right["miss_rate"]["value"] == 0
     assert deceived["eer"]["value"] == pytest.approx(0.5) and right["eer"]["value"] == 0
@@ -61,7 +61,7 @@ def test_the_interval_of_a_row_is_over_its_own_speakers() -> None:
         for site, label, speakers in sites
         for number in range(60)
     ]
-    # Of every three speakers the first deceives the detector, in all clips.
+    # One of three speakers deceives the detector, with all of its clips.
     answers = [
         Scored(-2.0 if not clip.is_spoof or int(clip.speaker.split()[1]) % 3 == 0 else 2.0, 0.5, "Real", "")
         for clip in clips
@@ -69,13 +69,14 @@ def test_the_interval_of_a_row_is_over_its_own_speakers() -> None:
     metrics = evaluate(clips, answers, MODEL, draws=1000)
     rows = {row["value"]: row for row in metrics["by"]["site"]}
     few, many, one = (rows[site]["miss_rate"] for site in ("few", "many", "one"))
-    # A third of 30 speakers, with a standard deviation of 0.086; a third of 3 is anything.
+    # The miss rate is a third. With 30 speakers its standard deviation is 0.086. With 3 speakers it is so large that
+    # the interval goes from 0 to 1.
     assert many["value"] == pytest.approx(1 / 3)
     assert many["low"] == pytest.approx(0.167, abs=0.04) and many["high"] == pytest.approx(0.5, abs=0.04)
     assert (few["low"], few["high"]) == (0, 1)
     assert one == {"value": 1, "low": None, "high": None}
     assert rows["few"]["eer"] is None and rows["few"]["false_alarm_rate"] is None
-    # Set against the recordings of 30 speakers, it still is of one speaker.
+    # The spoofs are compared with recordings of 30 speakers. But they are of only one speaker, so there is no interval.
     generator = next(row for row in metrics["by"]["generator"] if row["value"] == "one")
     assert generator["eer"]["value"] == pytest.approx(0.5) and generator["eer"]["low"] is None
     json.dumps(metrics, allow_nan=False)
@@ -90,7 +91,7 @@ def test_the_report_shows_the_interval_of_a_row_and_where_there_is_none(tmp_path
     report = (tmp_path / "report.html").read_text()
     by_language = report[report.index("<h2>By language</h2>") :].split("<h2>")[1]
     german, english = (re.findall("<td>(.*?)</td>", row) for row in by_language.split("<tr>")[2:])
-    # Of one speaker there is no interval.
+    # For one speaker there is no interval.
     assert german == ["de", "3", "3", "0.500", "0.500", "1.000", "0.000"]
     assert re.fullmatch(r"0\.\d{3} \[0\.\d{3} – 0\.\d{3}\]", english[5])
 
@@ -134,7 +135,7 @@ def test_the_report_leads_with_a_summary_explains_its_metrics_and_lists_the_wors
     for name in SUMMARY:
         assert f"<td>{name.replace('_', ' ')}</td>" in report
     assert "0 is perfect, 0.5 is chance" in report and "there is no sound in it" in report
-    # What a manifest says is text, never markup.
+    # Text from a manifest is never read as HTML.
     assert "&lt;b&gt;en&lt;/b&gt;" in report and "<b>en" not in report
 
 

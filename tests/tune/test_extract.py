@@ -1,4 +1,4 @@
-"""Which clips a command takes, and that old cached features are not used after a change of the computation."""
+"""Which clips a command uses. Old cached features must not be used after the computation has changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tune.training.folds import FoldsConfig, make_folds
 def test_other_features_from_the_same_recording_want_another_version(
     preset: str, version: int, pinned: list[float], sample_wav: bytes
 ) -> None:
-    """If these change, raise FEATURES_VERSION, because existing caches hold the old results."""
+    """If these results change, raise FEATURES_VERSION, because existing caches hold the old results."""
     config = DetectorConfig()
     samples = decode(sample_wav, config.limits).waveform.samples[: 10 * 16_000].copy()
     samples[8 * 16_000 : 8 * 16_000 + 2_000] = 0
@@ -61,7 +61,7 @@ def test_a_corpus_that_names_nobody_is_divided_clip_by_clip_with_a_warning(
     assert len({clip.voice for clip in clips}) == 12
     folds = make_folds(clips, FoldsConfig(k=3))
     assert [len(fold.test) for fold in folds] == [4, 4, 4]
-    # One name is enough to believe that those who have none may be one.
+    # If one clip names a speaker, all clips without a name count as one speaker.
     write_manifest(tmp_path / "manifest.csv", [replace(clips[0], speaker="ann"), *clips[1:]])
     named = corpus_of(f"--manifest={tmp_path / 'manifest.csv'}")
     assert capsys.readouterr().err == "" and {clip.voice for clip in named} == {"ann", "unnamed::plain:"}

@@ -50,7 +50,7 @@ def test_a_manifest_comes_with_its_folder_and_only_once(
 def test_results_go_to_the_store_and_go_on_from_there(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for machine in ("first", "other"):  # of one length, so that sizes do not tell
+    for machine in ("first", "other"):  # words of one length, so that a file of the same size is copied, too
         (tmp_path / machine).mkdir()
         monkeypatch.chdir(tmp_path / machine)
         with local_folder(place("corpus/runs/grid")) as folder:

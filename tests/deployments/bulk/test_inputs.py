@@ -1,4 +1,4 @@
-"""Finding what there is to score."""
+"""Finding the files to score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeping answers, and writing results of them."""
+"""Keeping answers in the journal, and writing the results from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BROKEN = as_json("broken.webm", UnreadableAudio("The file is broken. Send anothe
 
 
 def written(out: Path) -> list[dict[str, Any]]:
-    """Path and result or error of each row of the results."""
+    """The path, the result and the error of each row of the results."""
     if out.suffix == ".jsonl":
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         rows = [

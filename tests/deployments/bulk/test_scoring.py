@@ -27,7 +27,7 @@ from tests.bucket import object_store
 from tests.graph import free_port, wait_until
 from tests.nodes import OBJECT_STORE_BYTES, two_nodes
 
-# Ray warns of its own settings.
+# Ray itself causes these warnings.
 pytestmark = pytest.mark.filterwarnings(
     r"ignore::DeprecationWarning:ray\..*", r"ignore::FutureWarning:ray\..*", "ignore::ResourceWarning"
 )
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings(
 CLIPS = 60
 
 START_SECONDS = 500
-"""How long a busy machine may take until the first files are scored. Usually it takes a tenth of this."""
+"""How long a busy machine may take until the first files are scored. Usually a tenth of this is enough."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +56,7 @@ def clip(sample_wav: bytes) -> bytes:
 
 
 def rows_of(out: Path) -> dict[str, dict[str, Any]]:
-    """The rows of JSON results by file, each of which has one."""
+    """The rows of JSON results by file. Fails if a file has two rows."""
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     by_name = {row["filename"]: row for row in rows}
     assert len(by_name) == len(rows)
@@ -74,7 +74,7 @@ def test_a_folder_with_broken_files_is_killed_and_resumed_and_every_file_has_one
     (folder / "cut.wav").write_bytes(clip[: len(clip) // 3])
     journal = tmp_path / "verdicts.jsonl.journal"
     command = [sys.executable, "-m", "deployments.bulk", str(folder), "--out", str(out), "--address", cluster.address]
-    # With one process, which is enough to be killed, fewer files are scored before that.
+    # With one process, fewer files are scored before the command is killed.
     killed = subprocess.Popen([*command, "--actors", "1"], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: any(journal.glob("*.parquet")) or killed.poll() is not None, START_SECONDS)
@@ -82,7 +82,7 @@ def test_a_folder_with_broken_files_is_killed_and_resumed_and_every_file_has_one
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     kept = {path: path.read_bytes() for path in journal.glob("*.parquet")}
-    assert kept and not out.exists(), "the run was to be killed after its first answers and before its last"
+    assert kept and not out.exists(), "the run must be killed after its first answers and before its last"
 
     assert main([str(folder), "--out", str(out)]) == 0
     rows = rows_of(out)
@@ -99,7 +99,7 @@ def test_a_folder_with_broken_files_is_killed_and_resumed_and_every_file_has_one
 
     before = out.read_bytes()
     assert main([str(folder), "--out", str(out)]) == 0
-    assert out.read_bytes() == before, "where all is done nothing is done again"
+    assert out.read_bytes() == before, "all files are scored, so nothing is done again"
 
 
 def test_a_bucket_is_read_and_written(clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,7 @@ class Stand:
         return {"answer": [json.dumps({"filename": name, "status": "success"}) for name in batch["name"]]}
 
 
-@pytest.mark.slow  # Ray gives a process up three times
+@pytest.mark.slow  # Ray tries again several times before it gives a process up
 def test_a_file_that_kills_its_process_costs_its_own_answer() -> None:
     files = [File(name, name) for name in ("deadly", *(f"{n}.wav" for n in range(40)))]
     answers = {answer["filename"]: answer for answer in score(files, Stand, (), actors=2, num_gpus=0)}
@@ -137,7 +137,7 @@ def test_a_file_that_kills_its_process_costs_its_own_answer() -> None:
     assert "killed the process" in answers["deadly"]["error"]["detail"]
 
 
-@pytest.mark.slow  # it takes Ray a minute to give a node up
+@pytest.mark.slow  # Ray takes a minute to notice that a node is lost
 def test_a_machine_lost_half_way_costs_nothing(cluster: Cluster) -> None:
     lost = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
     files = [File(f"{n}.wav", "") for n in range(240)]

@@ -1,4 +1,4 @@
-"""The type of a problem leads to a place that exists."""
+"""The type of a problem is a link to a place on /docs that exists."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class LocalLimits(Limits):
 
 
 class Silence:
-    """Stages that find no speech. Each recording takes until `go` is set."""
+    """Stages that find no speech."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -284,7 +284,7 @@ def test_a_body_beyond_what_may_be_in_hand_is_refused_unread() -> None:
                 )
                 assert problem(refused, 503).title == "Overloaded"
                 assert int(refused.headers["retry-after"]) > 0
-                assert read == 0, "nothing declared counts as the most that is allowed"
+                assert read == 0, "a body of undeclared size counts as the largest that is allowed"
             assert (await post(client)).status_code == 200
 
     run(test)
@@ -329,7 +329,7 @@ def test_recordings_take_turns_and_those_to_diarize_leave_room_for_the_others() 
                     pass
             tasks.create_task(record("p1"))
             await asyncio.sleep(0)
-            assert begun == ["d1", "p1"], "the second to diarize waits, and holds up nobody"
+            assert begun == ["d1", "p1"], "the second slow one waits, and does not delay the others"
             tasks.create_task(record("p2"))
             await asyncio.sleep(0)
             with pytest.raises(Overloaded), admission.request(1):
@@ -388,7 +388,7 @@ def test_a_body_that_comes_too_slowly_is_refused(pause: float, size: int, monkey
     run(test)
 
 
-# ---- whatever is asked
+# ---- every request
 
 
 def test_unknown_paths_wrong_methods_and_refused_preflights_are_problems() -> None:
@@ -427,7 +427,7 @@ key = Key(name="k", sha256="0" * 64, requests_per_minute=1, audio_seconds_per_mi
 async def ask():
     limits = Limits()
     waits = [await limits.take(key) > 0 for _ in range(2)]
-    await limits.charge(key, 3_600)  # an hour's debt, which no slow machine sees paid off
+    await limits.charge(key, 3_600)  # so much that the time of the test does not matter, even on a slow machine
     return waits, round((await limits.left((key,)))["k"]["audio_seconds"] / 3_600)
 
 print(asyncio.run(ask()))

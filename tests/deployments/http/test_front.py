@@ -27,7 +27,7 @@ lost_once: list[str] = []
 
 
 async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answers by the path: like the application, like Ray's proxy itself, or not at all."""
+    """The path decides who seems to answer: the application, Ray's proxy itself, or nobody."""
     path = scope["path"]
     message = await receive()
     while message.get("more_body"):
@@ -58,7 +58,7 @@ async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server with the front, which is sent to it by value, as to a proxy, without this repository."""
+    """A server with the front. The router installs the front twice, as if the application was deployed again."""
     for owner, name in (
         (RequestIdMiddleware, "__call__"),
         (AutoHTTPProtocol, "connection_made"),
@@ -74,7 +74,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     thread.start()
     wait_until(lambda: server.started, 30)
     router = FrontRouter.__new__(FrontRouter)
-    for _ in range(2):  # as when the application is deployed anew
+    for _ in range(2):
         router.initialize_state(header_timeout_seconds=HEADER_SECONDS)
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True

@@ -48,7 +48,8 @@ SECRET = b"0123456789abcdef0123456789abcdef"
 
 
 class Stages:
-    """Stages that find no speech. Voice activity detection fails with each of `errors` first, then waits for `go`."""
+    """Stages that find no speech. Voice activity detection first fails once with each of `errors`. After that it waits
+    until `go` is set."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -79,7 +80,7 @@ class Stages:
 
 @dataclass
 class Service:
-    """The ingress and a runner on one folder; `runner` is None until it is started."""
+    """The ingress and its runners on one folder. `runners` is empty until one is started."""
 
     client: httpx.AsyncClient
     stages: Stages
@@ -92,7 +93,7 @@ class Service:
         runner = cast(Any, JobRunner).func_or_class(
             DetectorConfig(), self.settings, AccessConfig(), self.stages.handles
         )
-        runner._access = Access(self.access, self.limits)  # whose limits are not in an actor of a Ray
+        runner._access = Access(self.access, self.limits)  # with limits in this process, not in a Ray actor
         runner._keys = {key.name: key for key in self.access.keys}
         self.runners.append(runner)
         return runner
@@ -232,7 +233,7 @@ def test_a_running_job_tells_its_stage_and_is_cancelled_at_once(tmp_path: Path) 
             assert [file["status"] for file in state["files"]] == ["running", "queued"]
             cancelled = job(await service.client.delete(f"/jobs/{job_id}"))
             assert cancelled["status"] == "cancelled" and not service.sounds()
-            while service.stages.at_work:  # until the graph is told to stop
+            while service.stages.at_work:  # until the graph has stopped
                 await asyncio.sleep(0.02)
             service.stages.go.set()
             other = await service.create(CLIP)
@@ -429,7 +430,7 @@ def test_a_webhook_is_told_of_the_results_and_tried_again_until_it_answers(tmp_p
                 told = JobAnswer.model_validate_json(body)
                 assert (told.job_id, told.status, told.results[0].status) == (job_id, "done", "no_speech")
             await asyncio.sleep(1)
-            assert len(receiver.received) == state["webhook"]["attempts"], "told once it has answered"
+            assert len(receiver.received) == state["webhook"]["attempts"], "no attempt after the answer"
 
     run(test)
 
@@ -482,7 +483,7 @@ def test_sound_that_nobody_needs_is_swept_away_at_start(tmp_path: Path) -> None:
             waiting = (await service.create(CLIP))["job_id"]
             cancelled = (await service.create(CLIP))["job_id"]
             await service.client.delete(f"/jobs/{cancelled}")
-            (folder / f"{cancelled}.0").write_bytes(CLIP)  # as a crash between the two would leave it
+            (folder / f"{cancelled}.0").write_bytes(CLIP)  # as if a crash had prevented that it was deleted
             (folder / "unknown.0").write_bytes(CLIP)
             os.utime(folder / "unknown.0", (0, 0))
             (folder / "arriving.0").write_bytes(CLIP)

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(900)
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 CODEC_TOLERANCE = 0.15
-"""The most that a lossy codec may change the probability of a recording with an unclear verdict."""
+"""How much a lossy codec may change the probability of a recording with an unclear verdict."""
 
 LIMITS = DetectorConfig.load().limits
 
@@ -160,7 +160,7 @@ def test_every_format_gets_the_same_verdict(service: httpx.Client, sample_versio
 
 
 def test_the_extensions_request(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
-    """Four seconds as a browser records them: no length in the header, no other field."""
+    """Four seconds as a browser records them: without a length in the header. The form has no other field."""
     clip = encode(ten_seconds[: 4 * 16_000], "webm", live=True)
     body = service.post("/predict", files={"audio": ("audio.webm", clip, "audio/webm;codecs=opus")}).json()
     assert body["overall"] in ("Real", "Fake", "Inconclusive")
@@ -205,7 +205,7 @@ def test_a_recording_that_cannot_be_judged(
 
 
 def test_hostile_files_are_refused_or_judged(service: httpx.Client, cluster: Cluster) -> None:
-    """Each file has a misleading name. The replicas that answered still exist afterwards."""
+    """Each file has a misleading name. Afterwards all replicas still exist."""
 
     def replicas() -> set[str]:
         stages = cluster.application()["deployments"].values()
@@ -215,7 +215,7 @@ def test_hostile_files_are_refused_or_judged(service: httpx.Client, cluster: Clu
     for number, (kind, row) in enumerate(ROWS.items()):
         try:
             data = row.make()
-        except pytest.skip.Exception:  # what makes it is not here
+        except pytest.skip.Exception:  # the program that makes it is not installed
             continue
         answer = predict(service, data, name=("a.m3u8", "a.wav", "a.mpd", "-i.mp3", "file:a.webm")[number % 5])
         if row.error is None:

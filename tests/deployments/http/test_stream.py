@@ -33,7 +33,7 @@ def stream(service: httpx.Client, first: dict[str, Any] | str | bytes) -> Iterat
     """An open stream that has sent its first message."""
     url = str(service.base_url).replace("http", "ws", 1).rstrip("/") + "/stream"
     with connect(url, max_size=None) as connection:
-        with suppress(ConnectionClosed):  # a stream too many may be refused before it says anything
+        with suppress(ConnectionClosed):  # a stream may be refused before it sends anything
             connection.send(json.dumps(first) if isinstance(first, dict) else first)
         yield connection
 
@@ -181,7 +181,7 @@ def test_streams_that_are_left_make_room_for_others(service: httpx.Client, confi
             assert most < len(streams) <= replicas * most + 1
             assert told(streams[-1]) == [] and streams[-1].close_code == 1013
             for connection in streams:
-                connection.socket.close()  # without a word
+                connection.socket.close()  # without a closing message
         time.sleep(1)
 
 

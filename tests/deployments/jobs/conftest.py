@@ -1,4 +1,4 @@
-"""Databases for jobs: SQLite, and a PostgreSQL server of Debian's where it is installed."""
+"""Databases for jobs: SQLite, and a PostgreSQL server if it is installed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def postgresql_programs() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """The URL of a database on a server that lives as long as the tests, on 127.0.0.1."""
+    """The URL of a database on a server on 127.0.0.1 that runs until the tests end."""
     programs = postgresql_programs()
     if programs is None:
         pytest.skip("needs PostgreSQL; on Debian: apt-get install postgresql")
-    # A server refuses to run as root, who becomes the user that the package has made.
+    # A server refuses to run as root. So root runs it as the user that the package has made.
     user = "postgres" if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp", ignore_cleanup_errors=True) as name:
         os.chmod(name, 0o777)

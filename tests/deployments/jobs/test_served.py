@@ -1,4 +1,4 @@
-"""Jobs on the real graph: their answers, and that nothing is lost or done twice when processes are killed."""
+"""Jobs on the real graph: their answers. If processes are killed, nothing is lost and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SECRET = b"a secret of the tests, 32 bytes."
 
 
 def post(client: httpx.Client, *files: bytes, key: str | None = None, **fields: str) -> dict[str, Any]:
-    """The job that these files make, named by their positions."""
+    """Send these files as a job. Each file is named by its position. Returns the new job."""
     form = [("files", (f"{i}.wav", file)) for i, file in enumerate(files)]
     response = client.post("/jobs", files=form, data=fields, headers={"Idempotency-Key": key} if key else None)
     assert response.status_code == 202, response.text
@@ -58,7 +58,7 @@ def is_delivered(client: httpx.Client, job_id: str) -> bool:
 
 
 def wait_for(client: httpx.Client, job_id: str, *statuses: str) -> dict[str, Any]:
-    """The job as soon as its files have these states."""
+    """Wait until the files of a job have these states, and return the job."""
     wait_until(lambda: tuple(file["status"] for file in get(client, job_id)["files"]) == statuses, PATIENCE_SECONDS)
     return get(client, job_id)
 
@@ -71,7 +71,7 @@ def is_verdict(result: dict[str, Any], detector: Detector, data: bytes, **option
 
 @cache
 def verdict(detector: Detector, data: bytes, **options: Any) -> dict[str, Any]:
-    """The Detector's verdict as JSON. Several tests ask for that on the same minute, which takes long."""
+    """The Detector's verdict as JSON. Several tests need the one on the same minute, so it is computed only once."""
     return detector.predict(data, **options).model_dump(mode="json")
 
 
@@ -154,7 +154,7 @@ def kill_everything(cluster: Cluster) -> None:
             parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             if str(cluster.folder) in (process / "cmdline").read_text():
                 roots.add(int(process.name))
-        except OSError:  # it has ended by now
+        except OSError:  # the process has ended
             continue
     found, grows = roots, True
     while grows:

@@ -67,7 +67,7 @@ def test_the_oldest_file_is_next(store: JobStore) -> None:
 def test_a_runner_that_is_gone_loses_its_file_and_can_write_nothing_more(store: JobStore) -> None:
     add(store, "a")
     dead = claim(store, lease_seconds=2)
-    assert store.claim(LEASE_SECONDS) is None, "it may live yet"
+    assert store.claim(LEASE_SECONDS) is None, "its runner may still be alive"
     time.sleep(2.1)
     other = claim(store)
     assert (other.job_id, other.position, other.attempts) == ("a", 0, 2)
@@ -219,10 +219,10 @@ def test_a_webhook_is_due_when_its_job_is_done_and_again_until_it_is_settled(sto
     due = store.claim_webhook(2)
     assert due is not None
     assert (due.id, due.webhook, due.webhook_attempts) == ("a", "https://example.org/hook", 1)
-    assert store.claim_webhook(LEASE_SECONDS) is None, "it is in hand"
+    assert store.claim_webhook(LEASE_SECONDS) is None, "a runner is sending it"
     time.sleep(2.1)
     again = store.claim_webhook(LEASE_SECONDS)
-    assert again is not None and again.webhook_attempts == 2, "whoever had it in hand is gone"
+    assert again is not None and again.webhook_attempts == 2, "the runner that had it is gone"
     store.settle_webhook("a", "pending", 2)
     assert store.claim_webhook(LEASE_SECONDS) is None
     time.sleep(2.1)
@@ -234,7 +234,7 @@ def test_a_webhook_is_due_when_its_job_is_done_and_again_until_it_is_settled(sto
 
 
 def work(url: str, name: str, seconds: float) -> list[tuple[str, int]]:
-    """Claim and finish all files. Returns what was written."""
+    """Claim and finish files until all jobs are done. Returns the files whose results were written."""
     written = []
     until = time.monotonic() + seconds
     with closing(JobStore(url)) as store:
@@ -261,7 +261,8 @@ def test_processes_that_race_do_each_file_once(store: JobStore, url: str) -> Non
 
 
 def test_files_finished_at_the_same_moment_end_their_job(store: JobStore) -> None:
-    """Each of two transactions sees the other's file unfinished, unless one waits for the other."""
+    """If the transactions did not wait for each other, each would see the other's file unfinished, and nobody would end
+    the job."""
     for i in range(10):
         add(store, f"job{i}", files=2, webhook="https://example.org/hook")
         pair = [claim(store), claim(store)]
@@ -307,7 +308,8 @@ def test_a_database_that_is_not_there_is_a_sentence() -> None:
 
 
 def test_a_new_file_that_another_writes_to_is_waited_for(tmp_path: Path) -> None:
-    """The replicas of a starting service do this at the same time. SQLite itself would refuse at once."""
+    """The replicas of a starting service create the tables at the same time. SQLite itself would not wait; it would
+    raise an error at once."""
     file = tmp_path / "jobs.db"
     with closing(sqlite3.connect(file, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
         other.execute("CREATE TABLE something (id)")

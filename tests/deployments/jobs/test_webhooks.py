@@ -122,7 +122,7 @@ def test_a_private_address_is_refused_before_a_byte_is_sent(receiver: Receiver, 
 
 
 def test_a_name_that_leads_elsewhere_when_it_counts(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS rebinding: public when the job is sent, private when the webhook is."""
+    """DNS rebinding: the address is public when the job is sent, and private when the webhook is sent."""
     real = socket.getaddrinfo
     answers = iter(["203.0.113.7", "127.0.0.1"])
     public = ipaddress.ip_network("203.0.113.0/24")  # reserved for documentation, and allowed here as if it were public

@@ -1,4 +1,4 @@
-"""A browser that shows the page, and complains of all that a browser complains of."""
+"""A browser that shows the page. A test fails if the browser reports an error."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ ANSWER_MS = 60_000
 
 @pytest.fixture
 def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
-    """The page under the policy of the service: it may ask no other host, and throw nothing."""
+    """The page with the content security policy of the service. A test fails if the page contacts another host, or if
+    it raises an error."""
     origin = str(service.base_url).rstrip("/") + "/"
     faults: list[str] = []
 
-    # Without motion: a colour that is still changing is neither what it was nor what it will be.
+    # Without animations. Otherwise a test may see a colour while it is still changing.
     with browser.new_context(viewport={"width": 1_000, "height": 900}, reduced_motion="reduce") as context:
         page = context.new_page()
         page.set_default_timeout(ANSWER_MS)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda message: faults.append(message.text) if is_fault(message) else None)
         page.on("request", lambda request: None if request.url.startswith(origin) else faults.append(request.url))
-        # Only where some request passes through here does the browser tell what requests hold.
+        # Playwright shows the content of requests only if at least one kind of request is routed.
         page.route("**/info", lambda route: route.continue_())
         answer = page.goto(origin)
         assert answer and answer.headers["content-security-policy"].startswith("default-src 'self';")
@@ -33,5 +34,5 @@ def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
 
 
 def is_fault(message: ConsoleMessage) -> bool:
-    """Whether the browser complains; of an answer that is a refusal it always does."""
+    """Whether a message is an error of the page. The browser also reports refusals as errors; these do not count."""
     return message.type == "error" and not message.text.startswith("Failed to load resource")

@@ -1,4 +1,4 @@
-"""The microphone, judged while somebody speaks, in a real browser over a real WebSocket."""
+"""Listen live: the sound of the microphone is judged in a real browser over a real WebSocket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSWER_MS = 60_000
 
 
 def speak(page: Page, recording: bytes) -> None:
-    """A recording, again and again, stands in for whoever speaks into a microphone."""
+    """Use a recording, repeated without end, as the sound of the microphone."""
     page.evaluate(
         """async (encoded) => {
             const bytes = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))
@@ -40,7 +40,8 @@ def is_off(page: Page) -> bool:
 
 
 def wait_for_time(page: Page, before: str) -> None:
-    """Wait until the clock shows none of the times `before`. On a busy machine it may miss any single one."""
+    """Wait until the clock shows a time that does not match `before`. Waiting for one certain time would not be safe:
+    on a busy machine the clock may skip it."""
     expect(page.locator("#live-time")).not_to_have_text(re.compile(f"^{before}$"), timeout=ANSWER_MS)
 
 
@@ -59,7 +60,7 @@ def test_every_half_second_has_an_answer_and_then_the_whole(page: Page, ten_seco
     page.click("#live-stop")
     expect(page.locator("#name")).to_have_text("recording.webm", timeout=ANSWER_MS)
     assert page.text_content("#overall") in ("Real", "Fake", "Inconclusive")
-    expect(page.locator("#play")).to_be_visible()  # what was recorded is there to be heard
+    expect(page.locator("#play")).to_be_visible()  # the recording can be played
     expect(page.locator("#live")).to_be_hidden()
     assert page.title() == "Sound Sentry"
     assert is_off(page)
@@ -69,7 +70,7 @@ def test_every_half_second_has_an_answer_and_then_the_whole(page: Page, ten_seco
 
 
 def test_what_sounds_like_a_machine_is_noted_once_a_stretch(page: Page) -> None:
-    """The answers are made up: which of them is Fake must not depend on the detector."""
+    """The answers are made up, so that it does not depend on the detector which of them is Fake."""
     moments = [(0.0, 1.0, "Fake"), (0.5, 1.5, "Fake"), (1.0, 2.0, "Real"), (4.0, 5.0, "Fake")]
 
     def answer(socket: WebSocketRoute, message: str | bytes) -> None:
@@ -88,7 +89,7 @@ def test_what_sounds_like_a_machine_is_noted_once_a_stretch(page: Page) -> None:
 
 def test_what_was_recorded_is_judged_though_the_stream_breaks(page: Page, ten_seconds: NDArray[np.float32]) -> None:
     sockets: list[WebSocketRoute] = []
-    page.route_web_socket("**/stream", lambda socket: sockets.append(socket))  # which answers nothing
+    page.route_web_socket("**/stream", lambda socket: sockets.append(socket))  # a service that answers nothing
     speak(page, encode(ten_seconds))
     page.click("#guard")
     wait_for_time(page, "0:0[0-2]")

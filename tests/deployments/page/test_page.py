@@ -26,7 +26,7 @@ def choose(page: Page, data: bytes, name: str = "sample.wav") -> None:
 
 
 def drop(page: Page, data: bytes, name: str = "sample.wav") -> None:
-    """What dropping a file from the desktop does."""
+    """Do what a browser does if a person drops a file from the desktop on the page."""
     page.evaluate(
         """([encoded, name]) => {
             const bytes = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))
@@ -60,7 +60,7 @@ def test_a_dropped_recording_is_judged(page: Page, service: httpx.Client, sample
     expect(page.locator("#exact")).to_contain_text(percent(answer["confidence"]))
     expect(page.locator("#overall")).to_be_focused()
     expect(page.locator("#suggestion")).to_be_hidden()
-    assert page.locator("#axis span").count() > 5  # of 30 seconds
+    assert page.locator("#axis span").count() > 5  # the axis of 30 seconds has several labels
     expect(page.locator("#reasons li")).to_have_count(len(answer["reasons"]))
     for item, reason in enumerate(answer["reasons"]):
         expect(page.locator("#reasons li").nth(item)).to_have_text(Reason(reason).sentence)
@@ -70,7 +70,7 @@ def test_a_dropped_recording_is_judged(page: Page, service: httpx.Client, sample
     expect(page.locator(".lane .turn")).to_have_count(len(answer["details"]))
     expect(page.locator("#problem")).to_be_hidden()
     assert page.evaluate("document.getElementById('heat').width") == 10 * len(answer["timeline"]["probability"])
-    threshold = service.get("/info").json()["operating_points"]["balanced"]["threshold"]  # even odds were expected
+    threshold = service.get("/info").json()["operating_points"]["balanced"]["threshold"]  # the prior is even odds
     line = page.locator(".gauge-line").evaluate("(line) => parseFloat(line.style.left)")
     assert line == pytest.approx(100 / (1 + math.exp(-threshold)))
 
@@ -112,7 +112,7 @@ def test_each_speaker_has_a_lane(page: Page, service: httpx.Client, ten_seconds:
     assert page.evaluate(WHERE_STRIP_AND_LANES_DIFFER) == []
 
 
-# Columns of the strip that are painted where no lane has a turn, or empty where one has.
+# The columns in which strip and lanes differ: painted although no lane has a turn there, or empty although one has.
 WHERE_STRIP_AND_LANES_DIFFER = """() => {
     const heat = document.getElementById('heat')
     const { data } = heat.getContext('2d').getImageData(0, heat.height - 1, heat.width, 1)
@@ -190,7 +190,7 @@ def test_a_report_is_saved(page: Page, service: httpx.Client, ten_seconds: NDArr
 
 
 def test_everybody_can_use_it(page: Page, ten_seconds: NDArray[np.float32]) -> None:
-    """axe-core finds no fault: before and after an answer, with an error, in the light and in the dark."""
+    """axe-core finds no fault: before and after an answer, with an error, with light and with dark colours."""
 
     def look() -> None:
         found = Axe().run(page)
@@ -202,7 +202,7 @@ def test_everybody_can_use_it(page: Page, ten_seconds: NDArray[np.float32]) -> N
     choose(page, encode(ten_seconds))
     expect(page.locator("#play")).to_be_visible(timeout=ANSWER_MS)
     look()
-    page.emulate_media(color_scheme="dark", reduced_motion="reduce")  # or it looks while colours still change
+    page.emulate_media(color_scheme="dark", reduced_motion="reduce")  # else axe may look while colours still change
     look()
     choose(page, b"no audio")
     expect(page.locator("#problem")).to_be_visible(timeout=ANSWER_MS)
@@ -285,7 +285,7 @@ def test_rows_that_disagree_suggest_to_tell_speakers_apart(
     page.route("**/predict", lambda route: route.fulfill(json=answer))
     choose(page, recording)
     expect(page.locator("#suggestion")).to_be_visible()
-    for colours in ("none", "active"):  # what each row is can be seen without any colour
+    for colours in ("none", "active"):  # the result of each row can be seen without colours
         page.emulate_media(forced_colors=colours)
         for kind in (".turn", "#rows .swatch"):
             patterns = page.locator(kind).evaluate_all(
@@ -301,7 +301,7 @@ def test_rows_that_disagree_suggest_to_tell_speakers_apart(
 
 
 def test_a_recording_is_made_and_timed(page: Page) -> None:
-    """A tone stands in for a microphone."""
+    """The sound of the microphone is a tone."""
     page.evaluate(
         """() => {
             const context = new AudioContext()
@@ -365,7 +365,7 @@ def test_text_never_becomes_markup(page: Page, service: httpx.Client, ten_second
 
 
 def test_the_page_asks_for_a_key_where_the_service_does(page: Page, service: httpx.Client) -> None:
-    """The service of these tests asks for none: what it would answer is put in its way."""
+    """The service of these tests needs no key. So the test itself gives the answers of a service that needs one."""
     accepted: list[str] = []
 
     def guard(route: Route) -> None:

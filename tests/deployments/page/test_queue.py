@@ -27,7 +27,8 @@ def choose(page: Page, files: dict[str, bytes]) -> None:
 def test_several_are_judged_and_a_broken_one_costs_no_other(
     page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]
 ) -> None:
-    """Each has its row; a row shows its answer or its error; two stand side by side; all go into one table."""
+    """Each recording has a row with its answer or its error. Two answers can be compared side by side. All go into one
+    CSV file."""
     parts = {"first.wav": encode(ten_seconds[:48_000]), "=broken.mp3": b"no audio", "last.wav": encode(ten_seconds)}
     choose(page, parts)
     expect(page.locator("#queue-state")).to_have_text("3 of 3 done", timeout=ANSWER_MS)
@@ -70,13 +71,13 @@ def test_several_are_judged_and_a_broken_one_costs_no_other(
 
 
 def assert_usable_by_all(page: Page) -> None:
-    """axe-core finds nothing that keeps the page from anybody."""
+    """axe-core finds no accessibility fault."""
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
 
 def reachable(page: Page) -> set[str]:
-    """All that can be worked with and is seen, in words that tell one from another."""
+    """The names of all visible elements that a person can use."""
     found = page.evaluate(
         """() => {
             window.nameOf = (one) => one.id || `${one.tagName} ${one.ariaLabel ?? one.textContent}`
@@ -88,7 +89,7 @@ def reachable(page: Page) -> set[str]:
 
 
 def reached_by_keyboard(page: Page) -> set[str]:
-    """All that the key Tab leads to."""
+    """The names of all elements that the key Tab reaches."""
     reached: set[str] = set()
     page.focus("#file")
     while (name := str(page.evaluate("nameOf(document.activeElement)"))) not in reached:
@@ -103,7 +104,7 @@ def test_two_at_a_time_and_each_can_be_cancelled(page: Page) -> None:
     choose(page, dict.fromkeys(("a.wav", "b.wav", "c.wav", "d.wav"), encode(SILENCE)))
     cells = page.locator("#queue-rows td:nth-child(2)")
     expect(cells).to_contain_text(["Analysing", "Analysing", "Waiting", "Waiting"])
-    while len(held) < 2:  # the row says so a moment before the request is out
+    while len(held) < 2:  # the row shows "Analysing" a moment before the request is sent
         page.wait_for_timeout(50)
     assert len(held) == 2
     page.get_by_role("button", name="Cancel b.wav").click()
@@ -112,7 +113,7 @@ def test_two_at_a_time_and_each_can_be_cancelled(page: Page) -> None:
     expect(cells).to_contain_text(["Cancelled"] * 4)
     expect(page.locator("#status")).to_have_text("Cancelled.")
     for route in held:
-        route.abort()  # nobody waits for them any more
+        route.abort()  # nobody waits for these requests any more
     page.unroute("**/predict")
     page.click("#analyse")
     expect(cells).to_contain_text(["No Speech"] * 4, timeout=ANSWER_MS)
@@ -143,7 +144,7 @@ def test_a_folder_gives_its_recordings(page: Page, tmp_path: Path, way: str) -> 
 
 
 def test_a_large_recording_is_judged_as_a_job(page: Page, service: httpx.Client, tmp_path: Path) -> None:
-    """Its answer is shown as any other, and the service is told to forget it."""
+    """Its answer is shown like any other answer, and then the page deletes the job."""
     large = tmp_path / "large.wav"
     large.write_bytes(encode(np.zeros((8, 5 * 384_000), np.float32), rate=384_000))
     assert large.stat().st_size > service.get("/info").json()["limits"]["max_upload_mib"] * 2**20
@@ -156,8 +157,8 @@ def test_a_large_recording_is_judged_as_a_job(page: Page, service: httpx.Client,
 def test_a_recording_too_long_for_one_answer_becomes_a_job_that_can_be_cancelled(
     page: Page, service: httpx.Client
 ) -> None:
-    """Ten minutes are spared here: the service is made to say that they are too many, and then how far it is; that
-    connection ends early, which loses nothing."""
+    """The recording is short, to save time. The test itself answers that it is too long, and then reports the progress
+    of the job. This connection ends early, and the page must cope with that."""
     refusal = {"type": f"/docs#{RecordingTooLong.kind()}", "title": RecordingTooLong.title, "detail": "Too long."}
     page.route("**/predict", lambda route: route.fulfill(status=RecordingTooLong.status, json=refusal))
     state = 'event: state\ndata: {"stage": "TkanExtractor", "progress": 0.43}\n\n'
@@ -170,4 +171,4 @@ def test_a_recording_too_long_for_one_answer_becomes_a_job_that_can_be_cancelled
         page.click("#cancel")
     expect(page.locator("#status")).to_have_text("Cancelled.")
     left = service.get(job)
-    assert left.status_code == 404 or left.json()["status"] == "cancelled"  # forgotten, where it was done by then
+    assert left.status_code == 404 or left.json()["status"] == "cancelled"  # 404: it was done before the cancelling

@@ -1,4 +1,4 @@
-"""The page takes the words of an answer from /info, so that they stand in one place."""
+"""The page takes the meanings of results, reasons and warnings from /info, so that they are written only once."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_each_channel_is_what_was_recorded_on_it(noise: Samples) -> None:
 
 @pytest.mark.parametrize(("name", "count"), [("opus", 8), ("m4a", 6), ("flac", 8), ("mp3", 2)])
 def test_any_format_has_its_channels(name: str, count: int) -> None:
-    """Tones that tell channels apart in any order."""
+    """Each channel has another tone, so that it is recognised in whatever order the channels come."""
     time = np.arange(48_000) / 48_000
     hertz = [300 + 250 * i for i in range(count)]
     samples = np.stack([0.1 * np.sin(2 * np.pi * h * time) for h in hertz]).astype(np.float32)
@@ -46,7 +46,7 @@ def test_any_format_has_its_channels(name: str, count: int) -> None:
         assert channel.recording
         spectrum = np.abs(np.fft.rfft(channel.recording.waveform.samples))
         peaks.append(np.argmax(spectrum) / channel.recording.waveform.duration_seconds)
-    low = [h for h in hertz if name != "m4a" or h != hertz[3]]  # the channel for low effects has no such tone
+    low = [h for h in hertz if name != "m4a" or h != hertz[3]]  # this channel (LFE) keeps only low tones
     assert len(found) == count
     assert all(min(abs(peak - h) for peak in peaks) < 10 for h in low)
 
@@ -74,7 +74,7 @@ def test_channels_that_only_resemble_each_other_are_not_the_same(noise: Samples)
 
 
 def test_of_silent_channels_the_first_is_judged(noise: Samples) -> None:
-    """So that there is something to say how long the recording is."""
+    """One channel must be judged, because its answer has the length of the recording."""
     first, second = decode_channels(encode(np.zeros((2, 16_000), np.float32)), LIMITS)
     assert (first.note, second.note) == ("silent", "silent")
     assert first.recording and first.recording.waveform.duration_seconds == 1

@@ -1,4 +1,4 @@
-"""Decoding: every format by content, and everything an upload may try."""
+"""Decoding: every format is recognised by content, and no upload can do harm."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Samples = NDArray[np.float32]
 
 MAGIC = (b"RIFF\xff\xff\xff\xffWAVE", b"OggS", b"\x1aE\xdf\xa3", b"\x00\x00\x00\x18ftyp", b"fLaC", b"ID3\x04", b"")
 
-# (samples of delay by the codec at 16 kHz, signal to noise in dB) of the sample once encoded
+# For each codec: the longest delay in samples at 16 kHz, and the lowest signal-to-noise ratio in dB.
 CODEC_TOLERANCE = {
     "wav": (0, 200),
     "flac": (0, 200),
@@ -55,7 +55,7 @@ CODEC_TOLERANCE = {
 
 @pytest.fixture(scope="module")
 def sample(sample_wav: bytes) -> Samples:
-    """The sample's own samples, read without the product."""
+    """The samples of pyannote's recording, read without the code of the product."""
     with wave.open(BytesIO(sample_wav)) as file:
         return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
 
@@ -71,7 +71,7 @@ def tone(hertz: float, rate: int, seconds: float = 1.0) -> Samples:
 
 
 def level_db(samples: Samples) -> float:
-    """The level of the middle half, relative to a tone of amplitude 0.5."""
+    """The level of the middle half of `samples`, relative to a tone of amplitude 0.5."""
     middle = samples[len(samples) // 4 : -len(samples) // 4].astype(np.float64)
     return float(10 * np.log10(np.mean(middle**2) / 0.125 + 1e-20))
 
@@ -187,7 +187,8 @@ class TestFormats:
         assert np.std(recording.waveform.samples) > 0.001
 
     def test_a_mov_file_that_names_no_type(self) -> None:
-        """A file older than the box `ftyp`. The offsets in the file stay right."""
+        """An old file without the box `ftyp`. The test renames the box instead of removing it, so that the offsets in
+        the file stay right."""
         data = bytearray(encode(tone(440, 16_000, 2), muxer="mov", codec="pcm_s16be"))
         assert data[4:8] == b"ftyp"
         data[4:8] = b"free"
@@ -217,7 +218,8 @@ class TestFormats:
     ids=["m4a", "webm", "opus"],
 )
 def two_tracks(request: pytest.FixtureRequest) -> tuple[str, bytes]:
-    """A format, and a file in it with two tones as two tracks: one in German, one without a language."""
+    """The name of a format, and a file in it. The file has two tracks with different tones. The language of the first
+    is German; the second names none."""
     name, muxer, codec = request.param
     files = [encode(tone(hertz, 48_000, 2), muxer=muxer, codec=codec, rate=48_000) for hertz in (440, 1_000)]
     return name, remux(muxer, *files, languages=["ger"])
@@ -364,7 +366,7 @@ class TestCaps:
 
 
 class TestLies:
-    """Everything that can be decoded is scored, whatever a header says."""
+    """Everything that can be decoded is scored, even if a header says something else."""
 
     @pytest.mark.parametrize("size", [0, 3_200, 2**31, 2**32 - 1])
     def test_wav_data_size(self, size: int, clips: dict[str, bytes]) -> None:
@@ -527,7 +529,7 @@ class TestBroken:
 
 
 class TestOurOwnMistakes:
-    """An error in our own code is not damage of the file, so it must not be converted."""
+    """An error in our own code does not mean that the file is damaged. So it must not become UnreadableAudio."""
 
     @pytest.mark.parametrize("place", ["sniff", "channels.mix", "_Decoding._seconds", "_Decoding._check", "np.abs"])
     @pytest.mark.parametrize("mistake", [ValueError, LookupError, MemoryError, ZeroDivisionError, RuntimeError])
@@ -588,7 +590,7 @@ def test_a_playlist_connects_to_nothing() -> None:
 
 
 class TestRobustness:
-    """Any bytes raise only the product's own errors, and none take long."""
+    """Whatever bytes are decoded, only errors of the product are raised, and decoding never takes long."""
 
     @settings(max_examples=60, deadline=5_000)
     @given(data=st.data())

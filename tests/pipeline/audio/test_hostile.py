@@ -1,4 +1,4 @@
-"""Every kind of hostile file, decoded as in the service: the answer, its cost, and the files that are opened for it."""
+"""Every kind of hostile file is decoded as in the service. Tests check the answer, its cost and the opened files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEMORY_MIB = 250
 """The most memory for a decoder, including Python and the libraries."""
 
 LIMITS = Limits(max_decode_seconds=600)
-"""The defaults, except for the wall-clock time."""
+"""The default limits, except for the time that decoding may take."""
 
 SCRIPT = """
 import json, os, sys
@@ -56,7 +56,7 @@ for path in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """The file of each row; none if the program that makes it is missing."""
+    """The file of each row. Rows are left out if the program that makes their file is missing."""
     made = {}
     for name, row in ROWS.items():
         try:
@@ -68,11 +68,12 @@ def files() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def outcomes(files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The outcome for each file. `calls` are the system calls of its decoder to the outside, recorded by strace."""
+    """The outcome for each file. `calls`: the system calls of its decoder that concern files, network or processes,
+    recorded by strace."""
     folder = tmp_path_factory.mktemp("hostile")
     paths = []
     for number, data in enumerate(files.values()):
-        path = folder / f"{number}.m3u8"  # a name that must play no part
+        path = folder / f"{number}.m3u8"  # a misleading name, which must not matter
         path.write_bytes(data)
         paths.append(str(path))
     watched = "trace=%file,%network,%process,memfd_create,pipe2,dup,dup2,dup3,eventfd2,epoll_create1,io_uring_setup"
@@ -121,13 +122,13 @@ def test_it_costs_little(case: tuple[Row, dict[str, Any]]) -> None:
     assert outcome["memory_mib"] < MEMORY_MIB
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not here")
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace: on Debian, apt-get install strace")
 def test_nothing_is_opened_for_it(case: tuple[Row, dict[str, Any]]) -> None:
-    """No file, no socket, no process, no descriptor: not even an attempt that is refused."""
+    """The decoder does not even try to open a file or a socket, to start a process or to get another descriptor."""
     _, outcome = case
     calls = [call for call in outcome["calls"] if "(" in call]
     opened = [call.split('"')[1] for call in calls if call.startswith("open")]
-    assert set(opened) <= {"/proc/self/oom_score_adj", "/proc/self/statm"}, "before it gave that up"
+    assert set(opened) <= {"/proc/self/oom_score_adj", "/proc/self/statm"}, "before it is confined"
     assert {call.split("(")[0] for call in calls} <= {"openat", "newfstatat", "exit_group"}
 
 

@@ -1,4 +1,4 @@
-"""Files broken at random, in every format: each is refused or decoded, and none takes a decoder's worker with it."""
+"""Files in every format, damaged at random: each is refused or decoded, and no worker of the pool dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.pipeline.audio.test_pool import workers
 
 LIMITS = Limits(max_decode_seconds=300)
 HANG_SECONDS = 10.0
-"""Seconds of CPU time, because wall-clock time says little on a busy machine. A waiting decoder ends at the limit."""
+"""A decoder hangs if it takes this much CPU time. Wall-clock time says little on a busy machine. A decoder that only
+waits ends at `max_decode_seconds`."""
 
 SEEDS = 10_000
 SHORT = 1_000
@@ -127,7 +128,7 @@ def check_all(seeds: range, clips: dict[str, bytes], pool: DecoderPool) -> None:
     outcomes = Counter(check(seed, clips, pool) for seed in seeds)
     print(f"{len(seeds)} broken files: {dict(outcomes.most_common())}")
     assert workers(pool) == before, "no upload costs a worker"
-    assert {"decoded", "UnreadableAudio", "UnsupportedFormat"} <= set(outcomes), "some are broken less, some more"
+    assert {"decoded", "UnreadableAudio", "UnsupportedFormat"} <= set(outcomes), "the damage differs"
 
 
 def test_some_mutations(clips: dict[str, bytes], pool: DecoderPool) -> None:

@@ -1,4 +1,4 @@
-"""Decoding in separate processes: the same answers, and a failing decoder costs only one answer."""
+"""Decoding in separate processes gives the same answers. If a decoder fails, only one answer is lost."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def wait_for_a_decoder(pool: DecoderPool, after: int = 0) -> int:
 
 
 def while_decoding(pool: DecoderPool, data: bytes, act: Callable[[int], None]) -> Recording:
-    """The outcome of `pool` for `data` if `act` is done to the process that decodes it."""
+    """The outcome of `pool` for `data`. `act` is called with the process that decodes it."""
     with ThreadPoolExecutor(1) as thread:
         answer: Future[Recording] = thread.submit(pool.decode, data)
         act(wait_for_a_decoder(pool))
@@ -120,7 +120,7 @@ def test_a_crash_costs_one_answer(sign: signal.Signals, pool: DecoderPool, long:
     before = workers(pool)
     with pytest.raises(UnreadableAudio, match="breaks the decoder"):
         while_decoding(pool, long, lambda decoder: os.kill(decoder, sign))
-    assert workers(pool) == before, "the worker lives"
+    assert workers(pool) == before, "the worker still lives"
     assert_still_works(pool, sample_wav)
 
 
@@ -177,7 +177,7 @@ def test_time_is_counted_by_the_decoder_itself(long: bytes) -> None:
 
 
 def test_one_without_memory_costs_one_answer(pool: DecoderPool, long: bytes, sample_wav: bytes) -> None:
-    """A lower limit of the worker applies to the decoder. libav does not always survive a refusal of memory."""
+    """The decoder inherits the lower memory limit of its worker. If libav gets no memory, it sometimes crashes."""
     short = DecoderPool(LIMITS, workers=1)
     short.decode(sample_wav)
     (worker,) = workers(short)
@@ -189,7 +189,7 @@ def test_one_without_memory_costs_one_answer(pool: DecoderPool, long: bytes, sam
 
 
 def test_memory_is_bounded(pool: DecoderPool, long: bytes) -> None:
-    """The most memory of a decoder, and how much of it a worker keeps."""
+    """The memory limit of a decoder, and the memory that a worker uses after decoding."""
     pool.decode(long)
     (worker,) = workers(pool)
     kept: list[int] = []
@@ -207,7 +207,7 @@ def test_memory_is_bounded(pool: DecoderPool, long: bytes) -> None:
 def test_a_mistake_of_ours_is_no_fault_of_the_file(
     mistake: Exception, sample_wav: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answer that a decoder writes, and how the service reads it."""
+    """Checks the answer that a decoder writes, and the error that the service makes of it."""
 
     def fail(*_: object) -> None:
         raise mistake
@@ -220,7 +220,7 @@ def test_a_mistake_of_ours_is_no_fault_of_the_file(
     os.close(upload)
     os.close(result)
     assert "Error" not in failed.value.detail
-    assert "Error" in caplog.text, "its stack is logged"
+    assert "Error" in caplog.text, "its stack trace is logged"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_worker_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch, s
         broken.decode(sample_wav)
     monkeypatch.undo()
     with pytest.raises(StageFailed):
-        broken.decode(sample_wav)  # its successor had been started by then
+        broken.decode(sample_wav)  # the next worker was started before `undo`, so it fails, too
     assert_still_works(broken, sample_wav)
 
 
@@ -310,7 +310,7 @@ def test_nothing_is_left_open(pool: DecoderPool, sample_wav: bytes) -> None:
     assert open_files() == before
     (worker,) = workers(pool)
     assert len(list(Path(f"/proc/{worker}/fd").iterdir())) == 3
-    assert len(list(Path(f"/proc/{worker}/task").iterdir())) == 1, "what has threads must not fork"
+    assert len(list(Path(f"/proc/{worker}/task").iterdir())) == 1, "a worker forks, so it must not have other threads"
 
 
 def test_a_pool_that_is_no_longer_used_ends_its_workers(sample_wav: bytes) -> None:
@@ -386,7 +386,7 @@ print(json.dumps([os.read(inside, 65536).decode().splitlines(), sorted(attempts)
 
 @pytest.mark.parametrize("means", ["seccomp", "limits"])
 def test_a_decoder_that_a_file_takes_over_can_do_nothing(means: str) -> None:
-    """Code in a decoder tries what it may do."""
+    """The code in ATTEMPTS runs in a decoder and tries everything that must be forbidden."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         done = subprocess.run(
             [sys.executable, "-c", ATTEMPTS, means, str(server.getsockname()[1])],
@@ -404,16 +404,16 @@ def test_a_decoder_that_a_file_takes_over_can_do_nothing(means: str) -> None:
             server.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 server.accept()
-        else:  # what remains where libseccomp or the kernel cannot help
+        else:  # what code can still do without the filter of system calls
             assert reached <= {
                 *("connect", "signal the service", "look into the service", "run a program"),
                 *(("fork", "lift its limits") if os.geteuid() == 0 else ()),
             }
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not here")
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace: on Debian, apt-get install strace")
 def test_a_decoder_asks_the_kernel_for_nothing_more(sample_versions: dict[str, bytes], tmp_path: Path) -> None:
-    """There is no attempt to open a file or a socket or to run a program, not even one that is refused."""
+    """A decoder does not even try to open a file or a socket, or to run a program."""
     for name, data in sample_versions.items():
         (tmp_path / name).write_bytes(data)
     script = (
@@ -437,4 +437,4 @@ def test_a_decoder_asks_the_kernel_for_nothing_more(sample_versions: dict[str, b
         names = {call.split("(")[0] for call in calls if "(" in call}
         assert names <= {"openat", "newfstatat", "exit_group"}
         opened = {call.split('"')[1] for call in calls if call.startswith("openat")}
-        assert opened <= {"/proc/self/oom_score_adj", "/proc/self/statm"}, "before it gives that up"
+        assert opened <= {"/proc/self/oom_score_adj", "/proc/self/statm"}, "before it is confined"

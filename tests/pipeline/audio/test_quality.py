@@ -12,7 +12,8 @@ RATE = 16_000
 
 
 def bursts(noise_db: float, cutoff_hz: float = 8000.0) -> Waveform:
-    """Two seconds of white noise between silences, low-passed, over a noise floor `noise_db` below it."""
+    """Two seconds of white noise between two seconds of silence, low-passed. A noise of `noise_db` relative to it
+    is added everywhere."""
     rng = np.random.default_rng(0)
     loud = rng.standard_normal(4 * RATE)
     loud[:RATE] = loud[3 * RATE :] = 0
@@ -52,7 +53,8 @@ def test_very_short_audio() -> None:
 
 
 def test_block_by_block_is_as_all_at_once() -> None:
-    """Noise whose level and colour change, over several blocks and a part of one, compared with one spectrum."""
+    """The noise is longer than three blocks, and its level and spectrum change. The result is compared with one that is
+    computed from all frames at once."""
     rng = np.random.default_rng(0)
     samples = rng.standard_normal(int(3.4 * BLOCK) * HOP).astype(np.float32)
     samples *= np.linspace(0.01, 0.3, len(samples), dtype=np.float32)
@@ -66,7 +68,7 @@ def test_block_by_block_is_as_all_at_once() -> None:
 
 
 def test_memory_does_not_grow_with_the_recording() -> None:
-    """Ten minutes once took 440 MiB."""
+    """In an earlier version ten minutes took 440 MiB."""
     waveform = Waveform(np.random.default_rng(0).standard_normal(600 * RATE, dtype=np.float32))
     tracemalloc.start()
     try:

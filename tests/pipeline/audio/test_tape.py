@@ -35,12 +35,12 @@ def samples(sample_wav: bytes) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def webm(samples: NDArray[np.float32]) -> bytes:
-    """The WebM of a browser's recorder: clusters and a segment of unknown size."""
+    """WebM as a browser records it: the sizes of the segment and of the clusters are unknown."""
     return encode(samples, "webm", live=True)
 
 
 def pieces(data: bytes, seed: int = 0, longest: int = 3_000) -> Iterator[bytes]:
-    """`data` in pieces of any length, as a network delivers it."""
+    """`data` in pieces of random length, as a network delivers it."""
     chance = random.Random(seed)
     offset = 0
     while offset < len(data):
@@ -94,7 +94,8 @@ def test_a_stretch_of_webm_sounds_as_it_does_in_the_whole(webm: bytes) -> None:
     for start, end in ((0.0, 4.0), (3.5, 7.5), (15.5, 19.5)):
         stretch = decoded(tape.stretch(start, end))
         assert len(stretch) == pytest.approx((end - start) * RATE, abs=0.07 * RATE)
-        # Where it lies in the whole: blocks are cut at their own times, and Opus needs a moment to settle.
+        # Find the exact place in the whole. The stretch is cut between blocks, so it may start a little earlier or
+        # later. Its ends are left out, because Opus needs a moment until its output is right.
         settled = stretch[RATE // 10 : -RATE // 10]
         first = round(start * RATE)
         near = whole[max(0, first - RATE // 10) : first + len(stretch) + RATE // 10]
@@ -123,7 +124,7 @@ def test_a_stretch_with_nothing_in_it_is_no_error(webm: bytes) -> None:
 
 
 def test_a_finished_webm_file_is_read_as_well(samples: NDArray[np.float32]) -> None:
-    """A file whose segment has a size, with cues and tags between and after its clusters."""
+    """The segment of such a file has a size, and there are cues and tags between and after the clusters."""
     file = encode(samples, "webm")
     tape = filled(WebmTape(30), file)
     assert tape.seconds == pytest.approx(20, abs=0.07)
@@ -131,7 +132,7 @@ def test_a_finished_webm_file_is_read_as_well(samples: NDArray[np.float32]) -> N
 
 
 def test_blocks_in_groups_are_read_as_well(samples: NDArray[np.float32]) -> None:
-    """libav writes the last block of Opus as a group, because a group can say how much is padding."""
+    """libav writes the last block of Opus as a group of blocks, because only a group can tell its padding."""
     odd = encode(samples[: RATE + 100], "webm", live=True)
     assert b"\xa0" in odd
     with av.open(io.BytesIO(odd), "r") as file:

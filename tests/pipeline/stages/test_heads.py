@@ -63,7 +63,7 @@ def features(spec_id: str = SPEC.spec_id, *, narrow: bool = False) -> Features:
 
 
 def shares(verdict_of: Classifier) -> tuple[float, dict[str, float]]:
-    """The answer's score and what each layer adds to it."""
+    """The score of the answer, and how much each layer adds to it."""
     verdict = verdict_of.classify(features(), explain=True)
     assert verdict.score is not None and verdict.explanation is not None
     return verdict.score, {layer.layer: layer.score for layer in verdict.explanation.layers}

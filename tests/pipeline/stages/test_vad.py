@@ -1,4 +1,4 @@
-"""Voice activity: speech where people speak, none where nobody does, and sane segments always."""
+"""Voice activity: speech is found where people speak and nowhere else, and the segments are always valid."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sample(sample_wav: bytes) -> Samples:
 
 
 def error_rate(speech: Speech) -> float:
-    """Detection error rate on the sample against its annotation: missed and false speech over speech."""
+    """The detection error rate on the sample: missed plus falsely found speech, divided by the annotated speech."""
     reference = load_rttm(Path(pyannote.audio.__file__).parent / "sample" / "sample.rttm")["sample"]
     hypothesis = Annotation()
     for segment in speech.segments:
@@ -101,7 +101,7 @@ def test_very_short_recordings_are_taken(model: Model, samples: int, sample: Sam
     assert_sane(speech)
     assert speech.duration_seconds == samples / 16_000
     if samples < 1_600:
-        assert not speech.segments, "shorter than the shortest speech"
+        assert not speech.segments, "these recordings are shorter than `min_speech_seconds`"
     if samples == 16_000:
         assert speech.speech_seconds > 0.2
 
@@ -109,7 +109,7 @@ def test_very_short_recordings_are_taken(model: Model, samples: int, sample: Sam
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("seconds", [9.99, 10.0, 10.06, 13.0, 20.11])
 def test_recordings_of_any_length_are_covered(model: Model, seconds: float, sample: Samples) -> None:
-    """The end of speech that runs to the end of the recording is found, wherever windows fall."""
+    """If somebody speaks until the end of the recording, this end is found, whatever the position of the windows."""
     speech = detect(model, sample[-round(seconds * 16_000) :])
     assert_sane(speech)
     assert speech.segments[-1].end == pytest.approx(speech.duration_seconds, abs=0.15)
@@ -130,8 +130,8 @@ def test_windows_cover_every_frame_and_overlap_little() -> None:
     ("probabilities", "expected"),
     [
         ([0.9, 0.9, 0.1, 0.1], [(0, 2)]),
-        ([0.5, 0.5, 0.5, 0.9], [(3, 4)]),  # between the thresholds nothing begins
-        ([0.9, 0.5, 0.5, 0.3], [(0, 3)]),  # nor ends
+        ([0.5, 0.5, 0.5, 0.9], [(3, 4)]),  # between the thresholds no speech begins
+        ([0.9, 0.5, 0.5, 0.3], [(0, 3)]),  # between the thresholds no speech ends
         ([0.1, 0.1, 0.1, 0.1], []),
         ([0.9, 0.9, 0.9, 0.9], [(0, 4)]),
         ([0.9, 0.1, 0.9, 0.9], [(0, 1), (2, 4)]),
@@ -156,7 +156,7 @@ def test_edges_past_the_end_make_no_segment() -> None:
 
 
 def test_silero_computes_what_the_published_network_does(sample: Samples) -> None:
-    """The same arithmetic: compares the package's TorchScript network with ours, which has the same parameters."""
+    """Compares the TorchScript network of the package with our code, with the same parameters."""
     from silero_vad import load_silero_vad
 
     published = load_silero_vad()
@@ -168,7 +168,7 @@ def test_silero_computes_what_the_published_network_does(sample: Samples) -> Non
         names[f"decoder.decoder.2.{kind}"] = f"final_conv.{kind}"
     ours = SileroVad()
     ours.load({ours_name: parameters[name] for name, ours_name in names.items()})
-    samples = torch.from_numpy(np.concatenate([sample, sample[:100_000]]))  # more than is encoded at once
+    samples = torch.from_numpy(np.concatenate([sample, sample[:100_000]]))  # more samples than are encoded at once
     encoded: list[int] = []
     ours.stft_conv.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
     with torch.inference_mode():

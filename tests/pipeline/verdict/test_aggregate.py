@@ -1,4 +1,4 @@
-"""From window scores to verdicts: the whole, its speakers, its moments, and what decides for the whole."""
+"""From the scores of windows to verdicts: on the whole, on speakers and on moments, and which part decides."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def verdict_of(
     scorer: Scorer | None = None,
     operating_point: OperatingPoint = "balanced",
 ) -> Verdict:
-    """The verdict on speech from start to end; its words and numbers agree in every test."""
+    """The verdict on a recording that is full of speech. In every test its results and numbers must agree."""
     speech = Speech((Segment(0.0, seconds),), seconds, "wav")
     windows = plan_windows(speech, turns, CONFIG.windows)
     verdict = build_verdict(
@@ -151,12 +151,13 @@ def test_a_speaker_who_may_be_two_voices_is_neither() -> None:
     first, second = verdict.speakers
     assert (first.result, second.result) == ("Inconclusive", "Real")
     assert 0.06 < first.probability < 0.94
-    assert merged(4.0).overall == "Real", "an odd moment condemns nobody"
+    assert merged(4.0).overall == "Real", "one odd moment is not enough to doubt a speaker"
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_speaker_whose_windows_vary_as_those_of_one_is_one(seed: int) -> None:
-    """For any number of windows: most windows of this speaker sound human, and a few like a machine by chance."""
+    """Most windows of this speaker sound human. A few sound like a machine by chance. The speaker must stay Real, even
+    with many windows."""
     scores = -1.5 + np.random.default_rng(seed).standard_normal(899)
     assert scores.max() > 1
     verdict = verdict_of(scores, seconds=1_800.0, turns=(Turn(0, 1_800, "SPEAKER_00"),))

@@ -19,7 +19,7 @@ CONTRACT = {
     *("reasons", "details", "speakers", "timeline", "duration_config", "duration_seconds", "speech_seconds"),
     *("original_format", "channels", "decided_by", "file_sha256", "model", "warnings"),
 }
-"""The fields of the contract, except `filename` and `timestamp`, which a request adds."""
+"""The fields of every answer, except `filename` and `timestamp`, which the service adds."""
 
 
 def schema() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def test_the_schema_has_every_field_of_the_contract_and_describes_all_it_has() -
     for part in parts:
         assert part["description"], part["title"]
         for name, field in part["properties"].items():
-            # A field whose description is that of what it refers to is described there.
+            # A field without a description refers to a type, and has the description of that type.
             described = field if "description" in field else whole["$defs"][field["$ref"].split("/")[-1]]
             assert described["description"].endswith("."), f"{part['title']}.{name}"
 

@@ -1,4 +1,4 @@
-"""One answer from those of several channels: its result, probability and interval all come from one of them."""
+"""One answer from the answers for several channels: its result, probability and interval come from the same channel."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_speakers_are_counted_over_all_channels() -> None:
     decided = answer.decided_by
     assert decided and (decided.channel, decided.speaker, decided.probability) == ("CHANNEL_2", "SPEAKER_02", 0.93)
     assert answer.channels[1].probability == 0.93
-    assert answer.speech_seconds == pytest.approx(7.9), "they talk at the same time"
+    assert answer.speech_seconds == pytest.approx(7.9), "the channels overlap, so this is less than the sum"
     assert answer.warnings == (AnswerWarning.SYNTHETIC_SPEAKER,)
 
 
@@ -110,7 +110,7 @@ def test_channels_that_were_not_judged_say_why() -> None:
         ("CHANNEL_3", "Fake", 0.9, 2.0, "same_as_CHANNEL_1"),
     ]
     assert [s.speaker for s in answer.speakers] == ["CHANNEL_1"]
-    assert answer.decided_by is None, "it is the whole"
+    assert answer.decided_by is None, "only one channel has speech, so it is the whole"
 
 
 def test_each_moment_has_the_highest_probability() -> None:

@@ -1,4 +1,4 @@
-"""The formula behind every result and probability, compared with the integrals that it solves."""
+"""The formula behind every result and probability. It is compared with integrals that are computed numerically."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_narrow_band_is_no_fault_where_there_is_a_head_for_it() -> None:
 def test_what_keeps_an_answer_from_being_settled_is_its_reason(
     limit: float, faults: dict[Reason, float], reasons: tuple[Reason, ...]
 ) -> None:
-    """A noise of 0.5 without any fault, and an answer that is settled up to a noise of `limit`."""
+    """Without any fault the noise is 0.5. The answer is settled if the noise is below `limit`."""
     assert find_reasons(lambda noise: noise < limit, 0.5, faults, 16.0) == reasons
 
 

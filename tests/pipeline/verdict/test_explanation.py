@@ -1,7 +1,7 @@
-"""The explanation names the evidence that was planted: a passage, a band, a speaker.
+"""The explanation names the evidence that the test has added: a passage, a band or a speaker.
 
 The network is the real one. The head has learned only one thing: how speech differs from the same speech with a buzz in
-one band. So it is known which evidence its verdicts must rest on.
+one band. So it is known that its verdicts must be based on this buzz.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ Samples = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def speech(sample_wav: bytes) -> Samples:
-    """Twenty seconds of speech over a soft hiss. In an empty band any leakage would be evidence."""
+    """Twenty seconds of speech with a soft hiss. Without the hiss some bands would be empty, and the smallest leakage
+    into them would be evidence."""
     samples: Samples = decode(sample_wav, Limits()).waveform.samples[7 * SAMPLE_RATE : 27 * SAMPLE_RATE]
     return samples + np.random.default_rng(1).normal(0, 0.003, len(samples)).astype(np.float32)
 
@@ -48,8 +49,8 @@ def extractor() -> TkanExtractor:
 
 
 def plant(samples: Samples, low_hz: float, high_hz: float, start: int = 0, end: int | None = None) -> Samples:
-    """The same with a buzz between two frequencies and two times: noise that is switched on and off 25 times a second.
-    Speech has no such sound in this band."""
+    """`samples` with a buzz between two frequencies and between two times, in seconds. The buzz is noise that is
+    switched on and off 25 times a second. Speech has no such sound in this band."""
     noise = np.random.default_rng(0).standard_normal(len(samples))
     sos = butter(12, (max(low_hz, 60), min(high_hz, 7_900)), "bandpass", fs=SAMPLE_RATE, output="sos")
     gate = np.arange(len(samples)) % (SAMPLE_RATE // 25) < SAMPLE_RATE // 50
@@ -67,7 +68,8 @@ def features_of(extractor: TkanExtractor, samples: Samples, turns: tuple[Turn, .
 
 
 def learn(extractor: TkanExtractor, speech: Samples, low_hz: float, high_hz: float) -> Classifier:
-    """A classifier for which the buzz is what tells a machine: the difference of the means, per standard deviation."""
+    """A classifier that calls speech with the buzz Fake. Its weights are the differences of the means with and without
+    the buzz, divided by the standard deviations."""
     clean, planted = (features_of(extractor, s).vectors for s in (speech, plant(speech, low_hz, high_hz)))
     scale = np.concatenate([clean - clean.mean(axis=0), planted - planted.mean(axis=0)]).std(axis=0) + 0.05
     mean = (clean.mean(axis=0) + planted.mean(axis=0)) / 2
@@ -127,7 +129,8 @@ def test_the_band_that_holds_the_evidence_is_named(extractor: TkanExtractor, spe
 def test_the_passage_that_holds_the_evidence_is_named(
     extractor: TkanExtractor, speech: Samples, start: int, end: int, decides: bool
 ) -> None:
-    """If the passage decided, only it is explained. If the whole decided, its best moment is in the passage."""
+    """If the passage decided, only the passage is explained. If the whole decided, the strongest moment is in the
+    passage."""
     classifier = learn(extractor, speech, 3_000, 5_000)
     verdict = explained(extractor, classifier, plant(speech, 3_000, 5_000, start, end))
     assert verdict.overall == "Fake" and (verdict.decided_by is not None) == decides

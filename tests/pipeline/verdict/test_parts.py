@@ -17,7 +17,7 @@ CONFIG = Windows()
 
 
 def call(turns: int, seed: int, speakers: int = 3) -> Features:
-    """Random turns of several speakers, some of them over another's voice."""
+    """Features of random turns of several speakers. Some turns overlap."""
     rng = np.random.default_rng(seed)
     found, at = [], 0.5
     for _ in range(turns):
@@ -112,7 +112,8 @@ def test_one_window_has_no_passage() -> None:
 
 
 def test_the_work_grows_with_the_length_of_the_call_and_not_with_its_square() -> None:
-    """Eight times as many turns take far less than 64 times the CPU time, best of three."""
+    """Eight times as many turns must take less than 24 times the CPU time; with the square it would be 64 times. The
+    best of three measurements counts."""
 
     def seconds(features: Features) -> float:
         turns = features.turns or ()

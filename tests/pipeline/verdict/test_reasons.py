@@ -1,4 +1,4 @@
-"""The reasons and warnings of an answer are defined in one place, and the docs repeat it."""
+"""The reasons and warnings of an answer are defined in one place. docs/verdict.md has the same words and sentences."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from tune.errors import CorpusError
 
 MIRROR = ROOT.parent / "shared" / "field-dev"
 
-needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="packages are made and read by dpkg-deb")
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
 
 SYNTHESIZER = """
 import numpy as np
@@ -45,11 +45,11 @@ class Hibari:
 
 
 TITLE = b"LIST" + (16).to_bytes(4, "little") + b"INFOINAM" + (4).to_bytes(4, "little") + "Ёлка".encode("koi8-r")
-"""A RIFF chunk of an old recording: a title that is not UTF-8."""
+"""A RIFF chunk as in an old recording: its title is not valid UTF-8."""
 
 
 def speech_like(seconds: float, seed: int) -> np.ndarray:
-    """Noise in syllables."""
+    """Noise whose level rises and falls like syllables."""
     noise = np.random.default_rng(seed).normal(0, 0.1, round(seconds * SAMPLE_RATE))
     return (noise * np.abs(np.sin(np.arange(len(noise)) * 12 / SAMPLE_RATE))).astype(np.float32)
 
@@ -172,7 +172,8 @@ def test_packages_become_clips_of_both_classes(place: Path, capsys: pytest.Captu
             assert (stream.codec_context.name, stream.rate, stream.channels) == ("flac", SAMPLE_RATE, 1)
     assert "bonafide" in (printed := capsys.readouterr().out) and "2 speakers, 0 generators" in printed
 
-    # What is there is not made again; what is not, or is to be otherwise, is, and comes out the same.
+    # Existing clips are not made again. Missing clips are made again, and are the same as before. If the configuration
+    # changes, the clips change.
     written = {clip.path: clip.path.stat().st_mtime_ns for clip in clips}
     bytes_before = {clip.path: clip.path.read_bytes() for clip in clips}
     lost = place / "out" / "audio" / "real-talks-anna-en"
@@ -213,15 +214,17 @@ def test_clips_are_cut_from_long_recordings_and_joined_from_short_ones() -> None
         assert all(2 <= clip.duration_seconds <= 6 for clip in clips)
         assert len({clip.duration_seconds for clip in clips}) > 1
         assert all(np.abs(clip.samples[:1_600]).max() > 0.01 for clip in clips)
-    # Shorter than any piece that is cut, and long enough for a clip.
+    # This recording is shorter than every piece that is cut, but long enough for a clip.
     assert len(list(cut([Waveform(speech_like(2.15, 0))], np.random.default_rng(0)))) == 1
 
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
-    """`corpus.yaml` and a list of three clips; two of the originals are in `web`, and their clips in `mirror`.
+    """A folder with `corpus.yaml` and a list of three clips. Two of the original recordings are in `web`, and the
+    clips of these two are in `mirror`.
 
-    The first is cut from its start, the second, which is of another split, from where its speech begins.
+    The first clip starts where its recording starts. The second clip starts where the speech in its recording starts,
+    and is of another split.
     """
     configure(tmp_path, packages=[])
     rows = []
@@ -291,7 +294,7 @@ def test_pages_come_by_http_and_only_once(pages: Path) -> None:
         clips = run_build(pages, "--part", "demo-pages")
         whole, late = (read_audio(clip.path) for clip in clips)
         assert (whole.duration_seconds, late.duration_seconds) == (1.5, 1.25)
-        # MP3 smears the onset by less than a frame.
+        # MP3 moves the onset by less than a frame.
         assert speech_start(Waveform(late.samples[1_000:])) == pytest.approx(0, abs=0.03)
         assert np.abs(late.samples[:2_000]).max() < 0.01 < np.abs(late.samples[3_500:5_000]).max()
         first = len(asked)
@@ -307,14 +310,14 @@ def test_speech_is_found_where_the_corpus_of_the_pages_was_cut() -> None:
     onset = 12_000 + int(np.argmax(np.abs(speech) > 0.03 * np.abs(speech[: 6 * SAMPLE_RATE - 12_000]).max()))
     start = speech_start(original)
     assert round(start * SAMPLE_RATE) == onset - 3_200
-    # What is cut already stays as it is, and so does what begins at once, and silence.
+    # Nothing is cut from a recording that is already cut, from one in which speech begins at once, and from silence.
     assert speech_start(Waveform(original.samples[round(start * SAMPLE_RATE) :])) == pytest.approx(0, abs=1e-9)
     assert speech_start(Waveform(speech)) == speech_start(Waveform(np.zeros(16_000, np.float32))) == 0
 
 
-@pytest.mark.skipif(not MIRROR.exists(), reason="the clips of the pages are not here")
+@pytest.mark.skipif(not MIRROR.exists(), reason="needs the clips of the pages")
 def test_clips_of_the_pages_are_cut_as_the_corpus_has_them(tmp_path: Path) -> None:
-    """Clips stay exactly as they are, and so do clips that are cut from a longer recording at their speech."""
+    """The clips of the mirror stay exactly as they are. If silence is put before a clip, its speech is found again."""
     corpus = parse(StarterCorpus, DEFAULT_CONFIG)
     with (DEFAULT_CONFIG.parent / corpus.pages.manifest).open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "dev"]
@@ -357,7 +360,7 @@ def test_the_starter_corpus_is_pinned_and_wide() -> None:
     assert len({row["origin_repo"] for row in rows}) == 138
     assert all(re.fullmatch("[0-9a-f]{40}", row["origin_commit"]) for row in rows)
     assert {row["cut"] for row in rows} == set(corpus.pages.seconds)
-    # Pages are in one split as a whole, or `check` would not be of pages never met.
+    # Each page is in only one split. Otherwise `check` would have clips of pages that are in the training.
     splits = defaultdict(set)
     for clip in clips:
         splits[clip.site].add(clip.split)

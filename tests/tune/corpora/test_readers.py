@@ -1,4 +1,4 @@
-"""Each reader on a small tree of its corpus's own layout."""
+"""Each reader reads a small folder that is laid out like its corpus."""
 
 from __future__ import annotations
 

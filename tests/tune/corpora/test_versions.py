@@ -1,4 +1,7 @@
-"""Old caches must not be used after a change of the computation: results are pinned to versions in the cache keys."""
+"""Old caches must not be used after the computation has changed. So the tests compare results with stored ones.
+
+If a result changes, raise the version that the test names: it is part of the key of the cache.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,14 @@ def speech(sample_wav: bytes) -> Waveform:
 
 
 def summary(waveform: Waveform) -> list[float]:
-    """Seconds, level in dB, and level in dB of the difference from sample to sample."""
+    """The length in seconds, the level in dB, and the level in dB of the differences between neighbouring samples."""
     levels = [np.sqrt(np.square(part).mean()) for part in (waveform.samples, np.diff(waveform.samples))]
     return [waveform.duration_seconds, *(round(20 * float(np.log10(level)), 2) for level in levels)]
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg: on Debian, apt-get install ffmpeg")
 def test_other_channels_want_another_version(speech: Waveform) -> None:
-    """If these change, raise AUGMENT_VERSION."""
+    """If these results change, raise AUGMENT_VERSION."""
     found = {name: summary(augment(speech, name)) for name in CONDITIONS}
     found |= {f"{law} {seed}": summary(augment(speech, law, seed)) for law in (LAW, TELEPHONE) for seed in range(1, 6)}
     assert AUGMENT_VERSION == 1
@@ -62,7 +65,7 @@ CHANNELS: dict[str, list[float]] = {
 
 
 def test_other_copies_want_another_version(speech: Waveform) -> None:
-    """If these change, raise COPIES_VERSION."""
+    """If these results change, raise COPIES_VERSION."""
     vocoders = load_vocoders(Path("hifigan.onnx"))
     found = {
         f"{name} {half}": summary(waveform)
@@ -90,7 +93,7 @@ COPIES: dict[str, list[float]] = {
 
 
 def test_other_clips_want_another_version(speech: Waveform) -> None:
-    """If these change, raise CLIPS_VERSION."""
+    """If these results change, raise CLIPS_VERSION."""
     parts = [speech.crop(Segment(start, start + 1.5)) for start in np.arange(0, 4.5, 0.5)]
     found = [summary(clip) for clip in cut(parts, np.random.default_rng(0))]
     assert CLIPS_VERSION == 1

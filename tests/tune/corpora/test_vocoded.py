@@ -1,4 +1,4 @@
-"""Vocoded copies: how they are made, and that training gives them the right class."""
+"""Vocoded copies are made correctly, and training gives them the right class."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tune.training.folds import FoldsConfig, make_folds
 SMALL_MLP = MlpHead(kind="mlp", hidden=(16,), batch_size=32, max_epochs=20, stop_share=0.25, learning_rate=5e-3)
 
 needs_hifigan = pytest.mark.skipif(
-    not Unpacked(ROOT / DEFAULT_CACHE).hifigan.exists(), reason="HiFi-GAN comes with tune.corpus build"
+    not Unpacked(ROOT / DEFAULT_CACHE).hifigan.exists(), reason="needs HiFi-GAN, from `tune.corpus build`"
 )
 
 
@@ -52,7 +52,7 @@ def test_hifigan_says_the_same_with_another_waveform(speech: Waveform) -> None:
     assert np.corrcoef(spectra)[0, 1] > 0.8
     assert np.corrcoef(partner, copied)[0, 1] < 0.99
     assert np.array_equal(copied, again)
-    # A louder recording draws other values.
+    # With another level, other random values are drawn.
     other = vocode(Waveform(speech.samples * np.float32(0.5)), VOCODED, folder).samples
     assert not np.allclose(other * 2, copied, atol=1e-3)
 
@@ -92,7 +92,7 @@ def test_the_key_covers_the_vocoder_and_the_versions_of_what_computes(monkeypatc
 
 @pytest.mark.parametrize("head", [LogisticHead(c=0.1), RidgeHead(kind="ridge"), SMALL_MLP])
 def test_every_head_learns_what_a_vocoder_makes(head: LogisticHead | RidgeHead | MlpHead) -> None:
-    """A copy differs from its partner in one feature, in which clips differ from each other only by chance."""
+    """A copy differs from its partner in only one feature. Other clips differ in this feature only by chance."""
     table = make_table(make_clips(), vocoded=True)
     fold = make_folds(table.clips, FoldsConfig(k=4))[0]
     arrays = fit(EstimatorConfig(head=head), table, fold.train)
@@ -115,7 +115,7 @@ def test_every_command_asks_for_the_copies_that_its_configuration_wants(
         raise Asked(vocoded)
 
     monkeypatch.setattr(module, "load_table", load_table)
-    monkeypatch.setattr(module, "connect", lambda address: None)  # nothing here gets as far as to need a cluster
+    monkeypatch.setattr(module, "connect", lambda address: None)  # each command ends before it needs a cluster
     clips = make_clips(sites=8)
     clips = [Clip(**(vars(clip) | {"path": tmp_path / clip.path.name, "listed": ""})) for clip in clips]
     for clip in clips:

@@ -1,4 +1,4 @@
-"""A page, family or class of generators with failing scores is visible, even if the whole looks good."""
+"""The report shows a page, a family or a class of generators with bad scores, even if the whole looks good."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tune.reports.metrics import auc, eer
 
 
 def corpus(pages: int = 12, speakers: int = 4, clips: int = 3) -> list[Clip]:
-    """Each page has some speakers, each recorded and imitated: on half of the pages by a vocoder, on the others by a
-    voice conversion of another year."""
+    """Each page has some speakers. Each has recordings and spoofs. The spoofs are made by a vocoder on one half
+    of the pages, and by a voice conversion of another year on the other half."""
     return [
         Clip(
             Path(f"{page}-{speaker}-{number}-{label}"),
@@ -47,7 +47,7 @@ def test_the_worst_quarter_of_pages_is_found_and_measured() -> None:
     hopeless = {"page 03", "page 08", "page 10"}
     scores = scores_of(clips, hopeless)
     found = break_down(clips, scores, draws=60)
-    # Of the 13 pages the one with a single class cannot be judged by itself.
+    # One of the 13 pages has clips of only one class, so no figure can be computed for it alone.
     assert found["within_pages"]["pages"] == 12 and found["worst_quarter"]["pages"] == 3
     assert set(found["worst_quarter"]["names"]) == hopeless
     labels = np.array([clip.is_spoof for clip in clips])
@@ -89,7 +89,7 @@ def test_families_years_and_languages_have_rows_of_their_own() -> None:
     ):
         assert rows[part][good]["eer"]["value"] < 0.05 < 0.3 < rows[part][bad]["eer"]["value"]
         assert rows[part][bad]["miss_rate"]["value"] > 0.95
-        # They are set against the recordings of all, which are no part of them.
+        # The spoofs of a row are compared with all recordings. The recordings are not part of the row.
         assert rows[part][good]["false_alarm_rate"] is None and rows[part][good]["bonafide"] == 0
         assert rows[part][good]["spoof"] == 72
     labels = np.array([clip.is_spoof for clip in clips])

@@ -11,7 +11,8 @@ from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_cali
 
 
 def gaussian(d_prime: float = 2.0, n: int = 20_000) -> tuple[metrics.Labels, metrics.Scores]:
-    """Log-likelihood ratios of two unit Gaussians `d_prime` apart: calibrated by construction."""
+    """Labels, and log-likelihood ratios for two Gaussians of variance 1 whose means are `d_prime` apart. So the
+    scores are calibrated."""
     generator = np.random.default_rng(1)
     labels = np.arange(n) % 2 == 0
     observed = generator.normal(size=n) + d_prime * labels
@@ -31,7 +32,8 @@ def test_errors_among_the_answered_have_their_closed_form() -> None:
     rows = metrics.coverage_errors(labels, scores)
     assert [row["answered"] for row in rows] == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5])
     for row in rows:
-        # Of fakes the scores are normal with mean d' ** 2 / 2 = 2 and deviation d' = 2, of recordings the mirror image.
+        # The scores of fakes are normal with mean d' ** 2 / 2 = 2 and standard deviation d' = 2. Those of recordings
+        # have the mean -2 and the same deviation.
         missed, found = norm.cdf(-row["distance"], 2, 2), norm.sf(row["distance"], 2, 2)
         assert row["miss_rate"] == pytest.approx(missed / (missed + found), abs=0.01)
         assert row["false_alarm_rate"] == pytest.approx(missed / (missed + found), abs=0.01)
@@ -116,7 +118,7 @@ def test_the_interval_is_over_speakers_not_clips() -> None:
     generator = np.random.default_rng(0)
     speakers = np.repeat(np.arange(40), 50)
     labels = speakers % 2 == 0
-    # A speaker's clips score alike, so that 2,000 clips hold the evidence of 40.
+    # The clips of a speaker have almost the same score. So 2,000 clips give no more evidence than 40.
     scores = (generator.normal(size=40) + (np.arange(40) % 2 == 0))[speakers] + 0.01 * generator.normal(size=2000)
     names = [str(speaker) for speaker in speakers]
     clips = [str(i) for i in range(2000)]
@@ -130,7 +132,7 @@ def test_the_interval_is_over_speakers_not_clips() -> None:
 def test_a_tiny_set_without_an_error_is_not_certain() -> None:
     labels = np.array([True, False] * 4)
     scores = np.where(labels, 3.0, -3.0)
-    # Four speakers of each class: with a true error of 60 % one in forty such sets would show none.
+    # There are four speakers of each class. Even with a true error of 60 %, one in forty such sets would show no error.
     found = metrics.bootstrap(metrics.SUMMARY, labels, scores, [str(i) for i in range(8)], draws=50)
     expected = 1 - 0.025 ** (1 / 4)
     assert tuple(found["auc"]) == pytest.approx((1, 1 - expected, 1))

@@ -26,7 +26,7 @@ Head = LogisticHead | RidgeHead | MlpHead
 
 @pytest.mark.parametrize(("imbalance", "count"), [("none", 90), ("weights", 90), ("smote", 90), ("weights", 18)])
 def test_what_serving_computes_equals_scikit_learns_decision(table: Table, imbalance: str, count: int) -> None:
-    """With more windows than features, and with fewer."""
+    """The parameters give cases with more windows than features, and with fewer."""
     clips = np.arange(90)[:: 90 // count]
     dimension = table.vectors.shape[1]
     arrays = fit(EstimatorConfig(imbalance=imbalance, head=LogisticHead(c=0.1 * dimension)), table, clips)
@@ -43,7 +43,8 @@ def test_what_serving_computes_equals_scikit_learns_decision(table: Table, imbal
 
 @pytest.mark.parametrize(("copies", "vocoded"), [(0, False), (2, False), (1, True)])
 def test_a_ridge_head_is_scikit_learns(copies: int, vocoded: bool) -> None:
-    """One row per clip, and one per copy with half the weight. Background weighs less and is not used for the scale."""
+    """There is one row per clip, and one per copy with half the weight. Background clips have half the weight, too, and
+    are not used for the scale."""
     made = make_clips()
     made[::16] = [replace(clip, background=True) for clip in made[::16]]
     table = make_table(made, copies=copies, vocoded=vocoded)
@@ -58,7 +59,7 @@ def test_a_ridge_head_is_scikit_learns(copies: int, vocoded: bool) -> None:
     spoof = np.array([table.spoof[part].all() for part in own])
     weight = np.array([(0.5 if copy else 1) * (0.5 if made[clip].background else 1) for clip, copy in rows])
     weight[spoof] *= weight[~spoof].sum() / weight[spoof].sum()
-    ones = math.sqrt(dimension)  # what a bias is to features divided by the square root of their number
+    ones = math.sqrt(dimension)  # the bias as a feature: our features are divided by this square root, the bias is not
     ridge = Ridge(alpha=3, fit_intercept=False)
     ridge.fit(np.pad(x.astype(np.float64), ((0, 0), (0, 1)), constant_values=ones), np.where(spoof, 1, -1), weight)
     scored = np.clip(scaler.transform(table.vectors), -LIMIT, LIMIT)
@@ -96,7 +97,7 @@ def test_the_same_seed_gives_the_same_head(table: Table) -> None:
 
 @pytest.mark.parametrize("head", [LogisticHead(), RidgeHead(kind="ridge"), SMALL_MLP])
 def test_nothing_outside_the_training_part_is_fitted_to(head: Head) -> None:
-    """Neither the scaler nor the sampler nor the reduction nor early stopping uses test clips."""
+    """Test clips are not used by the scaler, the sampler, the reduction or early stopping."""
     for acn in (False, True):
         table = make_table(make_clips(), acn=acn)
         fold = make_folds(table.clips, FoldsConfig(k=4))[0]

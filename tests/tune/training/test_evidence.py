@@ -26,11 +26,11 @@ def test_a_cut_holds_the_first_seconds_of_speech(seconds: float, ends: list[floa
 
 
 def test_uncertainty_is_what_cuts_noise_and_strangeness_move_scores_by() -> None:
-    """Scores are drawn by the model with known variances, and these come out again."""
+    """Scores are drawn from the model with known variances. The fit must find these variances."""
     rng = np.random.default_rng(0)
     raw = rng.normal(0, 1.5, COUNT)
     whole = [measured(score, snr_db=20.0, novelty=2.0) for score in raw]
-    # A raw unit is two calibrated ones: a window's variance of 0.8 is 0.2 raw.
+    # The scale is 2, so calibrated variances are four times as large: 0.8 for a window is 0.2 in raw scores.
     cuts = [(w, measured(w.score + rng.normal(0, np.sqrt(0.2 * (4 / 1 - 1))), seconds=1.0)) for w in whole]
     noisy = [(w, measured(w.score + rng.normal(0, np.sqrt(0.5 * 1.5**2)), snr_db=5.0, novelty=2.0)) for w in whole]
     strange = [

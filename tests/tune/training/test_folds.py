@@ -23,7 +23,7 @@ def test_each_clip_is_tested_once_and_no_speaker_is_on_both_sides(clips: list[Cl
 
 @pytest.mark.parametrize("by", ["speaker", "site"])
 def test_background_trains_and_is_never_tested(clips: list[Clip], by: str) -> None:
-    """But it does not train if its speaker is tested; and it needs no site."""
+    """A background clip trains in every fold, except if its speaker is tested. It needs no site."""
     mine = [Clip(Path(f"/other/{n}.wav"), "bonafide", speaker=f"other{n % 2}", background=True) for n in range(4)]
     shared = Clip(Path("/other/shared.wav"), "bonafide", speaker=clips[0].speaker, background=True)
     whole = [*mine, *clips, shared]
@@ -64,7 +64,7 @@ def test_speakers_tied_by_a_pair_are_one_group() -> None:
 
 def test_what_shares_a_speaker_with_a_site_left_out_does_not_train() -> None:
     clips = make_clips()
-    # speaker0 of site0 appears on site1, too.
+    # speaker0 of site0 is also on site1.
     clips.append(replace(clips[0], path=Path("/corpus/again.wav"), site="site1"))
     fold = next(fold for fold in make_folds(clips, FoldsConfig(by="site")) if fold.name == "site site0")
     assert len(clips) - 1 not in fold.train and len(clips) - 1 not in fold.test
@@ -88,7 +88,7 @@ ON_ONE_SIDE: tuple[tuple[str, Label, int], ...] = (
     ("bob", "spoof", 2),
     ("carl", "bonafide", 2),
 )
-"""Name, label and number of clips: Bob, who has clips of both classes, is alone on one side."""
+"""Name, label and number of clips. One of the two folds gets only Ann, so it has no bonafide clip."""
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_several_sites_are_left_out_at_once() -> None:
 
 
 def test_generators_of_the_names_tested_do_not_train_where_they_are_to_be_new() -> None:
-    # Every generator speaks on two sites, spelt differently.
+    # Every generator is on two sites, and its name is spelt differently there.
     clips = [
         replace(clip, generator=clip.generator and f"Gen-{'aA'[site % 2]}{'bc'[site // 2]}")
         for clip in make_clips()
@@ -147,7 +147,7 @@ def test_generators_of_the_names_tested_do_not_train_where_they_are_to_be_new() 
         trained = {clips[i].generator for i in first.train if i < len(clips) and clips[i].is_spoof}
         assert trained == ({"Gen-ac", "Gen-Ac"} if new else {"Gen-Ab", "Gen-ac", "Gen-Ac"})
         assert (len(clips) in first.train) is not new
-        # The recordings of the other sites train either way.
+        # The recordings of the other sites train in both cases.
         assert len({clips[i].site for i in first.train if i < len(clips) and not clips[i].is_spoof}) == 3
         met = generators_met([*clips, lent], folds)
         assert met.sum() == (0 if new else sum(clip.is_spoof for clip in clips))
@@ -169,7 +169,7 @@ def test_groups_are_those_of_a_search_through_what_is_shared() -> None:
         for n in range(120)
     ]
     groups = tied_groups(clips)
-    # By merging whatever is tied until nothing changes.
+    # The expected groups: merge clips that are tied to each other, until nothing changes.
     expected = list(range(len(clips)))
     changed = True
     while changed:

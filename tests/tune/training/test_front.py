@@ -30,7 +30,7 @@ from tune.training.front import (
 
 
 def make_sample(*, spoof: bool, page: str = "a", kind: str = "k", seconds: float = 3, seed: int = 0) -> Sample:
-    """Noise as a recording, and noise whose loudness swings as a spoof."""
+    """A sample of noise. In a spoof the loudness of the noise rises and falls."""
     rng = np.random.default_rng([seed, spoof])
     samples = rng.standard_normal(round(seconds * SAMPLE_RATE)).astype(np.float32) * np.float32(0.1)
     if spoof:
@@ -40,7 +40,7 @@ def make_sample(*, spoof: bool, page: str = "a", kind: str = "k", seconds: float
 
 
 def test_statistics_are_those_of_the_recipe() -> None:
-    """Tuning and serving compute the same features, over the frames of a window only."""
+    """Tuning and serving compute the same features. Only the frames of the window are used."""
     activations = torch.rand(1, 32, 10, 90, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, 90)
     mask[0, 40:60] = 0
@@ -57,7 +57,8 @@ def test_a_neuron_that_never_fires_keeps_the_gradient_finite() -> None:
 
 
 def test_pages_and_classes_are_drawn_alike() -> None:
-    """A page counts by the square root of its number of clips, and both classes count alike on each page."""
+    """A page is drawn in proportion to the square root of its number of clips. On each page both classes are equally
+    likely."""
     samples = [make_sample(spoof=True, page="large", kind=f"g{i % 2}", seed=i) for i in range(64)]
     samples += [make_sample(spoof=False, page="large", seed=i) for i in range(36)]
     samples += [make_sample(spoof=spoof, page="small", seed=i) for i in range(2) for spoof in (True, False)]
@@ -87,7 +88,7 @@ def test_a_line_changes_a_crop_but_not_its_length_or_peak(seed: int) -> None:
 
 
 def test_lines_are_heard_as_they_are_served() -> None:
-    """What the network is tuned on is what it gets in service: nothing above the telephone's band."""
+    """In tuning the network gets the same input as in service: nothing above the band of a telephone."""
     energies = torch.ones(3, 80, 5)
     heard = hide_above_telephone(energies, torch.tensor([True, False, True]))
     waveform = Waveform(make_sample(spoof=False).samples)

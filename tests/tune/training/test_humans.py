@@ -1,4 +1,4 @@
-"""What recordings of humans say, which an explanation is compared with."""
+"""The usual ranges of scores in recordings of humans. Explanations are compared with them."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ SMALL = FrontConfig(
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    """Two seconds of two people's speech each, and copies of these by Griffin-Lim. A hiss makes their band wide."""
+    """Samples of two seconds of speech of two people, and copies of them by Griffin-Lim. A hiss is added, so that the
+    band is wide."""
     waveform = decode(SPEECH.read_bytes(), CONFIG.limits).waveform
     found = []
     for number, start in enumerate(range(7, 29, 2)):
@@ -114,7 +115,7 @@ def test_whole_sites_with_both_classes_are_held_out() -> None:
 
 def test_a_site_that_is_kept_for_tests_is_not_held_out() -> None:
     clips = [replace(clip, split="check" if clip.site == "site0" else "dev") for clip in make_clips(sites=5)]
-    clips += [replace(clip, split="check") for clip in clips[:12]]  # of a site that has clips of both splits
+    clips += [replace(clip, split="check") for clip in clips[:12]]  # now sites have clips of both splits
     for seed in range(5):
         held = hold_out(clips, TuningConfig(held_out_share=0.5, test_split="check", seed=seed))
         assert held.any() and not any(out and clip.split == "check" for clip, out in zip(clips, held, strict=True))
@@ -131,6 +132,6 @@ def test_clips_are_read_and_a_broken_one_is_named(tmp_path: Path) -> None:
     clips = [Clip(broken, "spoof"), Clip(SPEECH, "bonafide", source="pyannote", site="page")]
     ((sample,),) = read_samples(CONFIG, None, [(clips[1], SPEECH.read_bytes())])
     assert (sample.page, sample.kind, sample.spoof, sample.vocoded) == ("page", "pyannote", False, False)
-    assert sample.speech[0].start > 6  # nobody speaks before
+    assert sample.speech[0].start > 6  # nobody speaks before 6 s
     with pytest.raises(CorpusError, match=r"broken\.wav"):
         read_samples(CONFIG, None, [(clips[0], broken.read_bytes())])

@@ -1,4 +1,4 @@
-"""Training and validation, tested with every kind of leak that is known from other projects."""
+"""Training and validation. There is a test for every kind of leak that is known from other projects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG = TrainingConfig(folds=FoldsConfig(k=4), calibration=FoldsConfig(k=3))
 
 
 def train_each(config: TrainingConfig, table: Table, folds: Sequence[Fold]) -> list[Trained]:
-    """The same as `tune.train` does on a cluster."""
+    """Train a detector for each fold, as the commands do on a cluster."""
     return [train(config, table, fold.train) for fold in folds]
 
 
@@ -59,7 +59,7 @@ def test_calibration_or_a_threshold_from_the_test_part_is_refused(table: Table) 
     everything = train(CONFIG, table, np.arange(len(table.clips)))
     fold = make_folds(table.clips, CONFIG.folds)[0]
     part = train(CONFIG, table, fold.train)
-    # The head knows nothing of the test part, but the thresholds do.
+    # The head does not use the test part, but the calibration does.
     planted = replace(part, calibration=everything.calibration, clips=everything.clips)
     with pytest.raises(LeakError, match="calibration or thresholds"):
         planted.score(table, fold.test)
@@ -67,7 +67,7 @@ def test_calibration_or_a_threshold_from_the_test_part_is_refused(table: Table) 
 
 
 def test_the_scores_of_a_fold_do_not_depend_on_its_labels() -> None:
-    """A proof that the test part is not used: flip all its labels, and nothing changes."""
+    """If all labels of the test part are flipped, nothing changes. This proves that the test part is not used."""
     table = make_table(make_clips())
     fold = make_folds(table.clips, CONFIG.folds)[0]
     flipped = [
@@ -81,8 +81,8 @@ def test_the_scores_of_a_fold_do_not_depend_on_its_labels() -> None:
 
 
 def test_no_copy_of_a_clip_or_of_its_speaker_helps_to_judge_it() -> None:
-    """Copies of test clips are not used, neither in a fold nor in the inner folds for calibration. If they are changed,
-    nothing moves; if copies of another clip are changed, the head moves."""
+    """Copies of test clips are not used, neither in a fold nor in the inner folds for calibration. If these copies are
+    changed, the head stays the same. If copies of other clips are changed, the head changes."""
     table = make_table(make_clips(), copies=1, vocoded=True)
     outer = make_folds(table.clips, CONFIG.folds)[0]
     for fold in (outer, *folds_within(table.clips, outer.train, CONFIG.calibration)):
@@ -102,7 +102,7 @@ def test_no_copy_of_a_clip_or_of_its_speaker_helps_to_judge_it() -> None:
 
 
 def ruined(table: Table, rows: NDArray[np.bool_]) -> Table:
-    """The table as if other features had been extracted for `rows`."""
+    """The table with random features in `rows`. Its digest is right, as if these features had been extracted."""
     vectors = table.vectors.copy()
     vectors[rows] = np.random.default_rng(1).normal(scale=9, size=(rows.sum(), vectors.shape[1]))
     return replace(table, vectors=vectors, digest=digest_of(vectors, table.owner, table.copy, table.vocoded))
@@ -143,7 +143,7 @@ def test_scores_no_better_than_chance_cannot_be_calibrated() -> None:
 
 
 def test_a_random_split_claims_more_than_folds_of_speakers() -> None:
-    """With speakers on both sides the voice gives the label away."""
+    """If clips of a speaker are both in training and in the test, the voice gives the label away."""
     clips = [
         replace(clip, label="spoof" if int(clip.speaker.removeprefix("speaker")) % 2 else "bonafide")
         for clip in make_clips(speakers=60)
@@ -165,7 +165,7 @@ def test_nothing_is_tested_or_calibrated_by_background(head: RidgeHead | Logisti
     ]
     config = CONFIG.model_copy(update={"estimator": EstimatorConfig(head=head)})
     alone, both = make_table(clips), make_table([*clips, *background])
-    # All that is judged is as it was, and what is not lies far from it.
+    # The judged clips have the same features in both tables. The background clips have very different ones.
     vectors = both.vectors.copy()
     vectors[: len(alone.vectors)] = alone.vectors
     vectors[len(alone.vectors) :] += 3
@@ -179,7 +179,7 @@ def test_nothing_is_tested_or_calibrated_by_background(head: RidgeHead | Logisti
     expected = evaluate_folds(config, alone, folds, cross_validate(alone, folds, train_each(config, alone, folds)))
     trained, other = (train(config, table, np.arange(len(table.clips))) for table in (both, alone))
     np.testing.assert_array_equal(trained.arrays["scale"], other.arrays["scale"])
-    if head.kind == "ridge":  # which weighs these next to nothing
+    if head.kind == "ridge":  # its `background_weight` is almost 0 here
         assert found["metrics"]["cllr"]["value"] == pytest.approx(expected["metrics"]["cllr"]["value"], rel=1e-3)
         assert trained.calibration.scale == pytest.approx(other.calibration.scale, rel=1e-3)
         assert trained.calibration.offset == pytest.approx(other.calibration.offset, rel=1e-3)
