@@ -61,9 +61,6 @@ class Silence:
     """Stages that find no speech."""
 
     def __init__(self) -> None:
-        self.go = asyncio.Event()
-        self.go.set()
-        self.at_once, self.most_at_once = 0, 0
         classifier = Classifier(CONFIG)
         self.handles = {
             "Decoder": Handle(lambda data, track: decode(data, CONFIG.limits, track)),
