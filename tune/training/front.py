@@ -367,59 +367,75 @@ def tune_front(
     torch.set_num_threads(1)
     model: Tuned = copy.deepcopy(start) if start else Tuned(config)
     model = model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": model.front.parameters(), "lr": config.learning_rate},
-            {"params": model.head.parameters(), "lr": config.head_learning_rate},
-        ],
-        weight_decay=config.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        [config.learning_rate, config.head_learning_rate],
-        total_steps=config.steps,
-        pct_start=config.warm_up_share,
-        cycle_momentum=False,
-    )
-    generator = torch.Generator().manual_seed(config.seed)
+    learner = _Learner(model, config, device)
+    optimizer, schedule = _make_optimizer(model, config)
     part, threads, workers = (PART, threads, 1) if device == "cpu" else (config.batch_size, 1, os.cpu_count() or 1)
     batches = iter(DataLoader(Crops(samples, config), batch_size=None, num_workers=workers, prefetch_factor=4))
-
-    def features_of(crops: Tensor, mask: Tensor, lines: Tensor) -> Tensor:
-        energies = blank(filterbank(crops.to(device), "linear").transpose(1, 2), generator)
-        energies = hide_above_telephone(energies, lines.to(device))
-        return model.features(energies, mask.to(device), bfloat16=config.bfloat16)
-
-    def gradients(
-        crops: Tensor, mask: Tensor, lines: Tensor, labels: Tensor
-    ) -> tuple[float, tuple[Tensor, ...], Tensor]:
-        features = features_of(crops, mask, lines)
-        target = (labels * (1 - 2 * config.label_smoothing) + config.label_smoothing).to(device)
-        loss = F.binary_cross_entropy_with_logits(model.head(features), target, reduction="sum") / config.batch_size
-        return float(loss.detach()), torch.autograd.grad(loss, parameters), features.detach()
-
+    standardizer = model.head.standardizer
     if start is None:
         with torch.no_grad():
-            first = torch.cat([features_of(*next(batches)[:3]) for _ in range(10)])
-        model.head.standardizer.follow(first, 1)
-        model.head.standardizer.follow(first, 1)  # again, because the first variance was around the old mean of 0
+            first = torch.cat([learner.features(*next(batches)[:3]) for _ in range(10)])
+        standardizer.follow(first, 1)
+        standardizer.follow(first, 1)  # again, because the first variance was around the old mean of 0
     average: Tuned = copy.deepcopy(model).eval()
     losses: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
         for step in range(1, config.steps + 1):
-            found = list(pool.map(gradients, *(values.split(part) for values in next(batches))))
-            for parameter, *given in zip(parameters, *(gradient for _, gradient, _ in found), strict=True):
+            found = list(pool.map(learner.gradients, *(values.split(part) for values in next(batches))))
+            for parameter, *given in zip(learner.parameters, *(gradient for _, gradient, _ in found), strict=True):
                 parameter.grad = torch.stack(given).sum(dim=0)
-            nn.utils.clip_grad_norm_(parameters, 2.0)
+            nn.utils.clip_grad_norm_(learner.parameters, 2.0)
             optimizer.step()
             schedule.step()
-            model.head.standardizer.follow(torch.cat([features for *_, features in found]), STANDARDIZER_SHARE)
+            standardizer.follow(torch.cat([features for *_, features in found]), STANDARDIZER_SHARE)
             _follow(average, model, max(1 / step, 1 / config.average_steps))
             losses.append(sum(loss for loss, *_ in found))
             if watch and step % 20 == 0:
                 watch(step, float(np.mean(losses[-20:])), average)
     return average.cpu()
+
+
+class _Learner:
+    """Computes the features and the gradients of `model` for crops. Threads may share it."""
+
+    def __init__(self, model: Tuned, config: FrontConfig, device: str) -> None:
+        self.parameters = list(model.parameters())
+        self._model = model
+        self._config = config
+        self._device = device
+        self._rng = torch.Generator().manual_seed(config.seed)
+
+    def features(self, crops: Tensor, mask: Tensor, lines: Tensor) -> Tensor:
+        """The features of a part of a batch, (crops, features)."""
+        energies = blank(filterbank(crops.to(self._device), "linear").transpose(1, 2), self._rng)
+        energies = hide_above_telephone(energies, lines.to(self._device))
+        return self._model.features(energies, mask.to(self._device), bfloat16=self._config.bfloat16)
+
+    def gradients(
+        self, crops: Tensor, mask: Tensor, lines: Tensor, labels: Tensor
+    ) -> tuple[float, tuple[Tensor, ...], Tensor]:
+        """The share of a part in the mean loss of its batch, the gradients of this share, and the features."""
+        features = self.features(crops, mask, lines)
+        smoothing = self._config.label_smoothing
+        target = (labels * (1 - 2 * smoothing) + smoothing).to(self._device)
+        loss = F.binary_cross_entropy_with_logits(self._model.head(features), target, reduction="sum")
+        loss = loss / self._config.batch_size
+        return float(loss.detach()), torch.autograd.grad(loss, self.parameters), features.detach()
+
+
+def _make_optimizer(
+    model: Tuned, config: FrontConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW, with a learning rate for the front and one for the head, and one cycle of both rates."""
+    rates = [config.learning_rate, config.head_learning_rate]
+    groups = [
+        {"params": part.parameters(), "lr": rate} for part, rate in zip((model.front, model.head), rates, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=config.steps, pct_start=config.warm_up_share, cycle_momentum=False
+    )
+    return optimizer, schedule
 
 
 @torch.no_grad()
