@@ -523,7 +523,7 @@ def test_a_file_whose_stage_is_down_is_tried_again_and_given_up_after_so_many_ti
             service.stages.errors = [StageUnavailable("down")] * 2
             job_id = (await service.create(CLIP))["job_id"]
             done = await service.until(job_id, "done")
-            assert done["results"][0]["status"] == "no_speech" and done["files"][0]["attempts"] == 3
+            assert (done["results"][0]["status"], done["files"][0]["attempts"]) == ("no_speech", 3), done
             service.stages.errors = [StageUnavailable("The stage is down.")] * 3
             lost = await service.until((await service.create(CLIP))["job_id"], "done")
             assert lost["results"][0]["error"]["detail"] == "The stage is down."
