@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 ANSWER_MS = 60_000
 
@@ -29,6 +29,8 @@ def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
         page.route("**/info", lambda route: route.continue_())
         answer = page.goto(origin)
         assert answer and answer.headers["content-security-policy"].startswith("default-src 'self';")
+        # The answer of /info changes the layout. A click before that may miss its target.
+        expect(page.locator("#accepted")).not_to_be_empty(timeout=ANSWER_MS)
         yield page
     assert faults == []
 
