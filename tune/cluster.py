@@ -56,6 +56,8 @@ def connect(address: str | None) -> None:
             socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
         ray.init(**options)
     except OSError as error:
+        if not place:
+            raise
         raise ConfigurationError(f"There is no Ray cluster at {place}: start one, or name another.") from error
 
 

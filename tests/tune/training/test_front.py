@@ -19,6 +19,7 @@ from tune.training.front import (
     Drawing,
     FrontConfig,
     Sample,
+    Tuned,
     TuningHead,
     correlations,
     cut,
@@ -96,6 +97,16 @@ def test_lines_are_heard_as_they_are_served() -> None:
     served = front_end(torch.tensor(waveform.samples), [ABOVE_TELEPHONE])[0]
     assert ((heard[0] == 0).all(dim=1) == (served == 0).all(dim=1)).all() and (heard[0] == 0).any()
     assert (heard[1] == 1).all() and (heard[2] == heard[0]).all() and (energies == 1).all()
+
+
+def test_features_in_bfloat16_are_nearly_the_same() -> None:
+    energies = torch.randn(2, 80, 60, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 60)
+    tuned = Tuned(FrontConfig()).eval()
+    with torch.no_grad():
+        full, rounded = (tuned.features(energies, mask, bfloat16=bfloat16) for bfloat16 in (False, True))
+    assert not torch.equal(full, rounded) and rounded.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([full.flatten(), rounded.flatten()]))[0, 1] > 0.999
 
 
 def test_a_head_serves_as_it_was_tuned() -> None:
