@@ -143,10 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for channel in arguments.channels or arguments.sites:
             print(channel, file=sys.stderr)
             if arguments.channels:
-                own = through(clips, channel, config, Path(folder))
+                channel_clips = through(clips, channel, config, Path(folder))
             else:
-                own = [clip for clip in clips if clip.site == channel]
-            scored, kept, _ = score_clips(bundle, config, own)
+                channel_clips = [clip for clip in clips if clip.site == channel]
+            scored, kept, _ = score_clips(bundle, config, channel_clips)
             for count in arguments.clips:
                 found = bench(scored, [clip.site for clip in kept], count, arguments.draws)
                 print(

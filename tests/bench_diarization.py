@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| threshold | min_cluster_size | error % (chooses) | error % (tests) | too few voices | too many |")
     print("|---|---|---|---|---|---|")
     for column, (threshold, least) in enumerate(settings):
-        chose, tested = (errors[half, column].mean() for half in (chooses, ~chooses))
+        chose, tested = (errors[part, column].mean() for part in (chooses, ~chooses))
         few, many = (counts[:, column] < 0).mean(), (counts[:, column] > 0).mean()
         mark = " **chosen**" if column == chosen else ""
         print(f"| {threshold:g}{mark} | {least} | {chose:.1f} | {tested:.1f} | {few:.0%} | {many:.0%} |")

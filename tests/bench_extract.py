@@ -28,7 +28,7 @@ from pipeline.networks.spec import load_spec
 from tests.audio import encode
 from tests.bench import pyannote_sample
 from tune.cluster import connect
-from tune.corpora.augment import LAW
+from tune.corpora.augment import RANDOM_CHANNEL
 from tune.corpora.manifest import Clip, read_manifest
 from tune.extract import Extraction, Recipe, Row, extract
 
@@ -91,7 +91,7 @@ def crops(folder: Path, count: int) -> list[Clip]:
 def extract_in_processes(clips: Sequence[Clip], recipe: Recipe, draws: int, cache: Path, count: int) -> None:
     """The same work as `extract`, in `count` processes that each get an equal share at the start."""
     rows = [
-        Row(clip.path, LAW if draw else "clean", draw, cache / f"{number}-{draw}")
+        Row(clip.path, RANDOM_CHANNEL if draw else "clean", draw, cache / f"{number}-{draw}")
         for draw in range(1 + draws)
         for number, clip in enumerate(clips)
     ]

@@ -79,14 +79,14 @@ def put_load(
         connection.close()
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
-    began, cpu, own = time.perf_counter(), cpu_seconds(pids()), time.process_time()
+    began, cpu, client_cpu = time.perf_counter(), cpu_seconds(pids()), time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     load.seconds = time.perf_counter() - began
     load.cpu_seconds_by = {name: seconds - cpu.get(name, 0.0) for name, seconds in cpu_seconds(pids()).items()}
-    load.client_cpu_seconds = time.process_time() - own
+    load.client_cpu_seconds = time.process_time() - client_cpu
     if failures:
         raise RuntimeError(failures[0])
     return load

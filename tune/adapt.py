@@ -347,11 +347,11 @@ def adapt(
         trusted = eer(scored.labels, after) <= NARROW_EER_LIMIT
         band = info.narrow.model_copy(update={**changed, "trusted": trusted})
         return info.model_copy(update={"narrow": band}), arrays
-    own, kept = choose_thresholds(scored.labels, after, OperatingPoints()), info.thresholds
+    chosen, kept = choose_thresholds(scored.labels, after, OperatingPoints()), info.thresholds
     thresholds = Thresholds(
         balanced=0.0,
-        recall=min((own if scored.labels.sum() >= THRESHOLD_CLIPS else kept).recall, 0.0),
-        precision=max((own if (~scored.labels).sum() >= THRESHOLD_CLIPS else kept).precision, 0.0),
+        recall=min((chosen if scored.labels.sum() >= THRESHOLD_CLIPS else kept).recall, 0.0),
+        precision=max((chosen if (~scored.labels).sum() >= THRESHOLD_CLIPS else kept).precision, 0.0),
     )
     # The ranges for recordings of humans are dropped, because they were measured with the old head.
     return info.model_copy(update={**changed, "thresholds": thresholds, "humans": None}), arrays
@@ -403,8 +403,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     clips = with_contents(clips)
     bundle = Bundle.load(arguments.bundle)
     config = DetectorConfig.load(arguments.detector).model_copy(update={"bundle": arguments.bundle.resolve()})
-    own = {clip.sha256[:12] for clip in clips}
-    if known := len(own & set(bundle.info.corpus.get("clips", ()))):
+    hashes = {clip.sha256[:12] for clip in clips}
+    if known := len(hashes & set(bundle.info.corpus.get("clips", ()))):
         print(
             f"warning: the bundle was trained on {known} of these clips, so the figures before adapting are too good",
             file=sys.stderr,
@@ -435,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         update={
             "name": arguments.name or arguments.out.resolve().name,
             "metrics": {**info.metrics, "adapted": record},
-            "corpus": {**info.corpus, "clips": sorted({*info.corpus.get("clips", ()), *own})},
+            "corpus": {**info.corpus, "clips": sorted({*info.corpus.get("clips", ()), *hashes})},
         }
     )
     card = _card((arguments.bundle / "model_card.md").read_text(encoding="utf-8"), bundle, record, table)

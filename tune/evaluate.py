@@ -153,8 +153,8 @@ def _met(clips: Sequence[Clip], model: Model) -> Labels | None:
 def _part(labels: Labels, scores: Scores, voices: Sequence[str], chosen: Labels, draws: int) -> dict[str, Any] | None:
     if not 0 < labels[chosen].sum() < chosen.sum():
         return None
-    own = [voice for voice, keep in zip(voices, chosen, strict=True) if keep]
-    found = bootstrap({"eer": eer, "auc": auc}, labels[chosen], scores[chosen], own, draws=draws)
+    chosen_voices = [voice for voice, keep in zip(voices, chosen, strict=True) if keep]
+    found = bootstrap({"eer": eer, "auc": auc}, labels[chosen], scores[chosen], chosen_voices, draws=draws)
     return {"clips": int(chosen.sum()), **{name: interval._asdict() for name, interval in found.items()}}
 
 

@@ -34,7 +34,7 @@ from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.stages.vad import VoiceActivityDetector
 from tune.cluster import connect, default_actors, map_with_actors
 from tune.command import finish, run
-from tune.corpora.augment import AUGMENT_VERSION, LAW, augment
+from tune.corpora.augment import AUGMENT_VERSION, RANDOM_CHANNEL, augment
 from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES
 from tune.corpora.copy_synthesis import COPIES_VERSION
 from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split, require_usable, with_contents
@@ -59,13 +59,13 @@ old caches are then not used any more. A test tells when to raise it."""
 class Recipe:
     """Everything that decides features, except the recording.
 
-    `law` names what is done to the recording first: an augmentation of `tune.corpora.augment`, or, if a vocoder is
-    given, one of the two names of `tune.corpora.vocoded`. `clean` changes nothing.
+    `augmentation` names what is done to the recording first: an augmentation of `tune.corpora.augment`, or, if a
+    vocoder is given, one of the two names of `tune.corpora.vocoded`. `clean` changes nothing.
     """
 
     spec: TkanSpec
     detector: DetectorConfig
-    law: str = "clean"
+    augmentation: str = "clean"
     vocoder_sha256: str = ""
 
     def key(self, backbone_sha256: str) -> str:
@@ -78,7 +78,7 @@ class Recipe:
             "backbone": backbone_sha256,
             "windows": self.detector.windows.model_dump(),
             "voice_activity": self.detector.voice_activity.model_dump(),
-            "augmentation": None if self.law == "clean" else [self.law, *versions],
+            "augmentation": None if self.augmentation == "clean" else [self.augmentation, *versions],
         }
         if self.vocoder_sha256:
             parts["vocoder"] = self.vocoder_sha256
@@ -87,14 +87,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Row:
-    """Work for an actor: the features of the recording at `path`, after it was changed as `law` says.
+    """Work for an actor: the features of the recording at `path`, after it was changed as `augmentation` says.
 
     `draw` is the seed of the change. `data` holds the bytes of the recording while the row travels to an actor, and is
     empty otherwise. `stem` is the path of the file in the cache, without its ending.
     """
 
     path: Path
-    law: str
+    augmentation: str
     draw: int
     stem: Path
     data: bytes = b""
@@ -128,11 +128,11 @@ class Extraction:
     def extract(self, row: Row) -> NDArray[np.float32] | str:
         try:
             recording = decode(row.data, self.limits)
-            if row.law in (PARTNER, VOCODED):
+            if row.augmentation in (PARTNER, VOCODED):
                 fetch_hifigan(self.packages)
-                recording = replace(recording, waveform=vocode(recording.waveform, row.law, self.packages))
-            elif row.law != "clean":
-                recording = replace(recording, waveform=augment(recording.waveform, row.law, row.draw))
+                recording = replace(recording, waveform=vocode(recording.waveform, row.augmentation, self.packages))
+            elif row.augmentation != "clean":
+                recording = replace(recording, waveform=augment(recording.waveform, row.augmentation, row.draw))
             speech = self.voice_activity.detect(recording)
             if not speech.segments:
                 return "there is no speech in it"
@@ -188,21 +188,21 @@ def extract(
     extractor = TkanExtractor(recipe.detector, recipe.spec)
     kind = FeatureKind(recipe.spec, layer_sizes(extractor), extractor.backbone.sha256)
     clips = with_contents(clips)
-    versions = [(recipe, 0)] + [(replace(recipe, law=LAW), draw) for draw in range(1, draws + 1)]
+    versions = [(recipe, 0)] + [(replace(recipe, augmentation=RANDOM_CHANNEL), draw) for draw in range(1, draws + 1)]
     if vocoded:
         packages = packages.resolve()
         vocoder = _sha256(fetch_hifigan(packages))
-        versions += [(replace(recipe, law=half, vocoder_sha256=vocoder), 0) for half in (PARTNER, VOCODED)]
+        versions += [(replace(recipe, augmentation=member, vocoder_sha256=vocoder), 0) for member in (PARTNER, VOCODED)]
     rows: list[list[Row]] = [[] for _ in clips]
     for version, draw in versions:
         folder = cache_folder.resolve() / version.key(kind.backbone_sha256)
         folder.mkdir(parents=True, exist_ok=True)
-        for clip, own in zip(clips, rows, strict=True):
+        for clip, rows_of_clip in zip(clips, rows, strict=True):
             if version is recipe or not (clip.background or (clip.is_spoof and version.vocoder_sha256)):
                 stem = folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256)
-                own.append(Row(clip.path, version.law, draw, stem))
+                rows_of_clip.append(Row(clip.path, version.augmentation, draw, stem))
     # The keys are the files of the cache, because a recording may be in the corpus twice.
-    pending = {row.stem: row for own in rows for row in own if not _is_there(row.stem)}
+    pending = {row.stem: row for rows_of_clip in rows for row in rows_of_clip if not _is_there(row.stem)}
     # All versions in one pass, so that the actors start once.
     if pending:
         connect(address)
@@ -213,15 +213,17 @@ def extract(
             _write(row.stem, result)
 
     good, copies, by_vocoder, bad = [], [], [], {}
-    for clip, own in zip(clips, rows, strict=True):
-        found = [_read(row.stem) for row in own]
+    for clip, rows_of_clip in zip(clips, rows, strict=True):
+        found = [_read(row.stem) for row in rows_of_clip]
         if isinstance(found[0], str):
             bad[clip.path] = found[0]
         else:
             good.append(clip)
             copies.append([part for part in found if isinstance(part, np.ndarray)])
-            laws = [row.law for row, part in zip(own, found, strict=True) if isinstance(part, np.ndarray)]
-            by_vocoder.append([law == VOCODED for law in laws])
+            augmentations = [
+                row.augmentation for row, part in zip(rows_of_clip, found, strict=True) if isinstance(part, np.ndarray)
+            ]
+            by_vocoder.append([augmentation == VOCODED for augmentation in augmentations])
     for label in ("bonafide", "spoof"):
         if not any(clip.label == label for clip in good):
             raise CorpusError(f"no {label} clip has features; {len(bad)} have none, for example: {min(bad.values())}")

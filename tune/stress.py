@@ -92,7 +92,7 @@ def real_speech(clips: Sequence[Clip]) -> list[list[Clip]]:
     for clip in clips:
         if not clip.is_spoof:
             by_site[clip.site].append(clip)
-    return [own for own in by_site.values() if len(own) >= REAL_CLIPS]
+    return [clips_of_site for clips_of_site in by_site.values() if len(clips_of_site) >= REAL_CLIPS]
 
 
 def require_real_speech(clips: Sequence[Clip], folds: Sequence[Fold]) -> None:
@@ -112,8 +112,8 @@ def false_alarms(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, 
     for length in LENGTHS:
         counts: dict[str, int] = defaultdict(int)
         for _ in range(max(2, round(seconds / length))):
-            own = sites[rng.integers(len(sites))]
-            counts[judge.verdict(assemble(own, rng, length)).overall] += 1
+            clips_of_site = sites[rng.integers(len(sites))]
+            counts[judge.verdict(assemble(clips_of_site, rng, length)).overall] += 1
         found[f"{length:g}"] = dict(counts)
     return found
 
@@ -140,12 +140,16 @@ def mixtures(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, coun
     for clip in clips:
         by_site[clip.site][clip.is_spoof].setdefault(clip.voice, []).append(clip)
     rows = []
-    talkers = [own for own in by_site.values() if len(own[False]) >= 3 and own[True]]
-    spliced = [own for own in by_site.values() if own[True] and max(map(len, own[False].values()), default=0) >= 4]
+    talkers = [by_class for by_class in by_site.values() if len(by_class[False]) >= 3 and by_class[True]]
+    spliced = [
+        by_class
+        for by_class in by_site.values()
+        if by_class[True] and max(map(len, by_class[False].values()), default=0) >= 4
+    ]
     for _ in range(count if talkers else 0):
-        own = talkers[rng.integers(len(talkers))]
-        voices = [own[False][name] for name in rng.choice(sorted(own[False]), 3, replace=False)]
-        voices.append(own[True][str(rng.choice(sorted(own[True])))])
+        by_class = talkers[rng.integers(len(talkers))]
+        voices = [by_class[False][name] for name in rng.choice(sorted(by_class[False]), 3, replace=False)]
+        voices.append(by_class[True][str(rng.choice(sorted(by_class[True])))])
         samples, turns = lay_turns([(str(i), clip) for i in (0, 3, 1, 3, 2) for clip in pick(voices[int(i)], rng, 2)])
         for speaker in judge.verdict(samples, turns).speakers:
             rows.append(
@@ -157,9 +161,9 @@ def mixtures(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, coun
                 }
             )
     for _ in range(count if spliced else 0):
-        own = spliced[rng.integers(len(spliced))]
-        voice = max(own[False].values(), key=len)
-        fakes = own[True][str(rng.choice(sorted(own[True])))]
+        by_class = spliced[rng.integers(len(spliced))]
+        voice = max(by_class[False].values(), key=len)
+        fakes = by_class[True][str(rng.choice(sorted(by_class[True])))]
         real, fake = pick(voice, rng, 6), pick(fakes, rng, 1)
         samples, turns = lay_turns(
             [("r", c) for c in real[:3]] + [("f", c) for c in fake] + [("r", c) for c in real[3:]]
@@ -214,10 +218,10 @@ def report(results: dict[str, Any]) -> str:
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for kind, name in (("speaker", "speaker"), ("step", "half_second")):
-        own = [row for row in rows if row["kind"] == kind]
-        labels = np.array([row["spoof"] for row in own], dtype=bool)
+        rows_of_kind = [row for row in rows if row["kind"] == kind]
+        labels = np.array([row["spoof"] for row in rows_of_kind], dtype=bool)
         if labels.any() and not labels.all():
-            scores = np.array([row["probability"] for row in own])
+            scores = np.array([row["probability"] for row in rows_of_kind])
             summary[f"{name}_eer_percent"] = round(100 * eer(labels, scores), 1)
             summary[f"{name}_auc"] = round(auc(labels, scores), 3)
     speakers = [row for row in rows if row["kind"] == "speaker"]
@@ -262,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for condition in ("clean", *CONDITIONS):
             tables[condition], _ = extract(
                 [clean.clips[i] for i in chosen],
-                replace(recipe, law=condition),
+                replace(recipe, augmentation=condition),
                 cache_folder=cache,
                 address=arguments.address,
                 actors=arguments.actors,

@@ -128,8 +128,8 @@ def train_tuned_bundle(
 
     device = choose_device(detector.device)
     watch = tell("without the sites held out", tuning.first)
-    first = tune_front([own for row in kept for own in row.samples], tuning.first, device=device, watch=watch)
-    arrays, fronts = assemble(first, [own for row in kept for own in row.textures], tuning.textures)
+    first = tune_front([sample for row in kept for sample in row.samples], tuning.first, device=device, watch=watch)
+    arrays, fronts = assemble(first, [textured for row in kept for textured in row.textures], tuning.textures)
     samples = [row.samples[0] for row in judged]
     versions: list[Versions] = in_parts(measure_versions, (detector, arrays, fronts), samples, "clips held out")
     evidence = calibrate(versions, config.operating_points, tuning, detector.windows.seconds)
@@ -140,11 +140,11 @@ def train_tuned_bundle(
     humans = listen_to_humans(detector, beside, judged_clips)
 
     # Clips that are new to the front count three times.
-    drawn = [own for row in material for own in row.samples * (3 if row.is_new else 1)]
+    drawn = [sample for row in material for sample in row.samples * (3 if row.is_new else 1)]
     further = tune_front(
         drawn, tuning.further, start=first, device=device, watch=tell("with all sites", tuning.further)
     )
-    arrays, fronts = assemble(further, [own for row in material for own in row.textures], tuning.textures)
+    arrays, fronts = assemble(further, [textured for row in material for textured in row.textures], tuning.textures)
     return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder, humans)
 
 
@@ -154,18 +154,18 @@ def gather(
     """Read the clips, copy the recordings if the configuration says so, and extract the textures of all."""
     arguments = (detector, packages if config.vocoded else None)
     samples: list[list[Sample]] = in_parts(read_samples, arguments, clips, "reading")
-    everything = [sample for own in samples for sample in own]
+    everything = [sample for samples_of_clip in samples for sample in samples_of_clip]
     textures: list[list[Textured]] = in_parts(extract_textures, (detector,), everything, "textures")
     of_sample = iter(textures)
     return [
         Material(
             clip,
-            own,
-            [textured for _ in own for textured in next(of_sample)],
+            samples_of_clip,
+            [textured for _ in samples_of_clip for textured in next(of_sample)],
             held_out=bool(out),
             is_new=bool(out) or is_for_tests(clip, tuning),
         )
-        for clip, own, out in zip(clips, samples, hold_out(clips, tuning), strict=True)
+        for clip, samples_of_clip, out in zip(clips, samples, hold_out(clips, tuning), strict=True)
     ]
 
 

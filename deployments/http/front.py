@@ -128,10 +128,10 @@ class _Answer:
         if self._refused:
             return  # the rest of an answer that was replaced
         if message["type"] == "http.response.start":
-            own = self._own_answer(message)
-            if own:
+            replacement = self._own_answer(message)
+            if replacement:
                 self._refused = True
-                await self.refuse(*own)
+                await self.refuse(*replacement)
                 return
             message = message | {"headers": self._headers(message.get("headers", []))}
         self.is_begun = True

@@ -33,7 +33,7 @@ export async function listen(chosen, scale, sentence) {
     type: TYPE,
     sliceMs: SLICE_MS,
     tick: (seconds) => ($('live-time').textContent = clock(seconds, 0)),
-    heard: send,
+    onSound: send,
   })
   $('live-stop').onclick = () => {
     stop()

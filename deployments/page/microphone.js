@@ -17,8 +17,8 @@ export async function openMicrophone() {
 }
 
 // Records from an open microphone until `stop` is called, which turns the microphone off. Returns {stop, file}; `file`
-// is a promise. `tick` is called with the seconds so far, and `heard` with each piece of sound, `sliceMs` long.
-export function recordFrom(microphone, { tick, heard = () => {}, type, sliceMs }) {
+// is a promise. `tick` is called with the seconds so far, and `onSound` with each piece of sound, `sliceMs` long.
+export function recordFrom(microphone, { tick, onSound = () => {}, type, sliceMs }) {
   const parts = []
   const started = performance.now()
   const timer = setInterval(() => tick((performance.now() - started) / 1000), TICK_MS)
@@ -26,7 +26,7 @@ export function recordFrom(microphone, { tick, heard = () => {}, type, sliceMs }
   const file = new Promise((resolve) => {
     recorder.addEventListener('dataavailable', ({ data }) => {
       parts.push(data)
-      heard(data)
+      onSound(data)
     })
     recorder.addEventListener('stop', () => {
       clearInterval(timer)

@@ -37,11 +37,11 @@ class Format:
         return self.chunks is not None and structure.holds_more(data, self.chunks)
 
 
-_LAWS = ("pcm_alaw", "pcm_mulaw")
+_PCM_COMPANDED = ("pcm_alaw", "pcm_mulaw")
 _PCM_LE = ("pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le")
 _PCM_BE = ("pcm_s8", "pcm_s16be", "pcm_s24be", "pcm_s32be", "pcm_f32be", "pcm_f64be")
-_WAV = (*_PCM_LE, *_LAWS, "adpcm_ima_wav", "adpcm_ms", "gsm_ms")
-_APPLE = (*_PCM_LE, *_PCM_BE, *_LAWS, "adpcm_ima_qt")
+_WAV = (*_PCM_LE, *_PCM_COMPANDED, "adpcm_ima_wav", "adpcm_ms", "gsm_ms")
+_APPLE = (*_PCM_LE, *_PCM_BE, *_PCM_COMPANDED, "adpcm_ima_qt")
 _MPEG = ("mp3float", "mp2")
 _DOLBY = ("ac3", "eac3")
 _AMR = ("amrnb", "amrwb")
@@ -167,7 +167,7 @@ _TABLE = (
         ("AU",),
         lambda data: data[:4] == b".snd",
         "au",
-        (*_PCM_BE, *_LAWS),
+        (*_PCM_BE, *_PCM_COMPANDED),
         structure.au_ends_early,
     ),
     Format("mp2", ("MP2",), _begins_as(structure.mp2_frame), "mp3", ("mp2",), _streams(structure.mp2_frame)),

@@ -45,7 +45,7 @@ class Band:
 
     low_hz: float
     high_hz: float
-    heard: str
+    description: str
 
 
 BANDS = (
@@ -109,7 +109,7 @@ def with_bands(
     bands = []
     for band, hidden, usual in zip(BANDS, without, ranges, strict=True):
         added = share * float(np.average(with_all - hidden, weights=seconds))
-        sentence = f"{_kilohertz(band)}, {band.heard}: {_direction(added, usual)}."
+        sentence = f"{_kilohertz(band)}, {band.description}: {_direction(added, usual)}."
         bands.append(BandShare(low_hz=band.low_hz, high_hz=band.high_hz, score=added, humans=usual, sentence=sentence))
     return verdict.explanation.model_copy(update={"bands": tuple(bands)})
 

@@ -37,7 +37,7 @@ class StandIn:
     """Gives `answers` in their order; the last one is repeated.
 
     The received requests are in `requests`. The fields of their forms are in `fields`, and the files in `files`, each
-    with its field, name and bytes. `converse` answers a WebSocket, and puts the messages it gets into `heard`.
+    with its field, name and bytes. `converse` answers a WebSocket, and puts the messages it gets into `received`.
     """
 
     def __init__(self) -> None:
@@ -48,14 +48,14 @@ class StandIn:
         self.files: list[list[tuple[str, str | None, bytes]]] = []
 
         self.converse: Callable[[WebSocket, list[str | bytes]], Awaitable[None]] | None = None
-        self.heard: list[str | bytes] = []
+        self.received: list[str | bytes] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             assert self.converse
-            self.heard.clear()
+            self.received.clear()
             with suppress(WebSocketDisconnect, RuntimeError):  # the client may close the connection at any time
-                await self.converse(WebSocket(scope, receive, send), self.heard)
+                await self.converse(WebSocket(scope, receive, send), self.received)
             return
         request = Request(scope, receive)
         self.requests.append(request)

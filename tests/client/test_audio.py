@@ -20,7 +20,7 @@ LIMITS = DetectorConfig.load().limits
 NOISE = np.random.default_rng(0).uniform(-0.9, 0.9, 16_000).astype(np.float32)
 
 
-def heard(data: bytes) -> NDArray[np.float32]:
+def decoded(data: bytes) -> NDArray[np.float32]:
     recording = decode(data, LIMITS)
     assert recording.original_format == "wav"
     assert not recording.warnings
@@ -33,18 +33,18 @@ def heard(data: bytes) -> NDArray[np.float32]:
     ids=["float32", "float64", "strided", "array.array"],
 )
 def test_floats_arrive_unchanged(samples: Any) -> None:
-    assert np.array_equal(heard(wav(samples, 16_000)), NOISE)
+    assert np.array_equal(decoded(wav(samples, 16_000)), NOISE)
 
 
 @pytest.mark.parametrize(("kind", "full_scale"), [(np.int16, 2**15), (np.int32, 2**31)])
 def test_integers_arrive_unchanged(kind: Any, full_scale: int) -> None:
     samples = (NOISE.astype(np.float64) * full_scale).astype(kind)
-    assert np.array_equal(heard(wav(samples, 16_000)), (samples / full_scale).astype(np.float32))
+    assert np.array_equal(decoded(wav(samples, 16_000)), (samples / full_scale).astype(np.float32))
 
 
 def test_channels_are_interleaved() -> None:
     both = np.stack([NOISE, np.zeros_like(NOISE)])
-    assert np.allclose(heard(wav(both, 16_000)), NOISE / 2, atol=1e-6)
+    assert np.allclose(decoded(wav(both, 16_000)), NOISE / 2, atol=1e-6)
 
 
 def test_the_sample_rate_is_the_one_given() -> None:

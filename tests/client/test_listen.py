@@ -52,7 +52,7 @@ def run(server: StandIn, *arguments: str | Path, sound: bytes = b"", path: str |
 
 def sound_heard(server: StandIn) -> tuple[dict[str, object], bytes]:
     """The first message of the stream, and the sound that followed."""
-    opening, *sound, end = server.heard
+    opening, *sound, end = server.received
     assert json.loads(end) == {"end": True}
     return json.loads(opening), b"".join(part for part in sound if isinstance(part, bytes))
 
@@ -129,9 +129,9 @@ def recorder(folder: Path, script: str) -> str:
 
 def test_the_microphone_is_heard_until_ctrl_c(server: StandIn, tmp_path: Path) -> None:
     path = recorder(tmp_path, 'echo "$@" > $(dirname "$0")/arguments; exec cat /dev/zero')
-    server.heard.clear()
+    server.received.clear()
     with start(server, "--sample-rate=8000", "--device=hw:1", path=path) as process:
-        wait_until(lambda: len(server.heard) > 4, 60)
+        wait_until(lambda: len(server.received) > 4, 60)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors

@@ -28,16 +28,16 @@ VERDICT = {name: value for name, value in FAKE.items() if name not in ("filename
 VERDICT |= {"start": 0.0, "end": 1.0, "final": True}
 
 
-async def say_as_the_service_does(socket: WebSocket, heard: list[str | bytes]) -> None:
+async def say_as_the_service_does(socket: WebSocket, received: list[str | bytes]) -> None:
     """Send an update for every message of sound, and a verdict at the end."""
     await socket.accept()
-    heard.append(await socket.receive_text())
+    received.append(await socket.receive_text())
     while True:
         message = await socket.receive()
         if message.get("text"):
-            heard.append(message["text"])
+            received.append(message["text"])
             break
-        heard.append(message["bytes"])
+        received.append(message["bytes"])
         await socket.send_json(UPDATE)
     await socket.send_json(VERDICT)
     await socket.close(1000, "The verdict on the whole is in the last message.")
@@ -52,7 +52,7 @@ def test_updates_and_then_the_verdict(listen: Listen, server: StandIn) -> None:
     assert [update.final for update in updates] == [False] * 4
     assert updates[0].model_dump(mode="json", exclude_unset=True) == UPDATE
     assert verdict.model_dump(mode="json", exclude_unset=True) == VERDICT
-    opening, *sound, end = server.heard
+    opening, *sound, end = server.received
     assert json.loads(opening) == {"format": "pcm_s16le", "sample_rate": 16_000, "per_channel": False}
     assert sound == [bytes(8_000)] * 4, "each message has a quarter of a second"
     assert json.loads(end) == {"end": True}
@@ -63,11 +63,11 @@ def test_webm_is_sent_as_it_comes(listen: Listen, server: StandIn) -> None:
     server.converse = say_as_the_service_does
     *updates, verdict = listen(server.url, [b"\x1aE\xdf\xa3", b"x" * 100_000], format="webm")
     assert (len(updates), verdict.overall) == (2, "Fake")
-    assert json.loads(server.heard[0]) == {"format": "webm"}
+    assert json.loads(server.received[0]) == {"format": "webm"}
 
 
 def test_the_service_may_end_the_stream(listen: Listen, server: StandIn) -> None:
-    async def end_after_one(socket: WebSocket, heard: list[str | bytes]) -> None:
+    async def end_after_one(socket: WebSocket, received: list[str | bytes]) -> None:
         await socket.accept()
         await socket.receive()
         await socket.receive()
@@ -84,7 +84,7 @@ def test_the_service_may_end_the_stream(listen: Listen, server: StandIn) -> None
 
 
 def test_a_problem_on_the_stream_is_an_error(listen: Listen, server: StandIn) -> None:
-    async def refuse(socket: WebSocket, heard: list[str | bytes]) -> None:
+    async def refuse(socket: WebSocket, received: list[str | bytes]) -> None:
         await socket.accept()
         await socket.receive()
         document = {"type": "/docs#input-error", "title": "Input not usable", "status": 422, "detail": "Mend it."}
@@ -98,12 +98,12 @@ def test_a_problem_on_the_stream_is_an_error(listen: Listen, server: StandIn) ->
 
 
 def test_a_stream_that_breaks_off_has_no_verdict(listen: Listen, server: StandIn) -> None:
-    async def break_off(socket: WebSocket, heard: list[str | bytes]) -> None:
+    async def break_off(socket: WebSocket, received: list[str | bytes]) -> None:
         await socket.accept()
         await socket.send_json(UPDATE)
         await socket.close(1012)
 
-    async def babble(socket: WebSocket, heard: list[str | bytes]) -> None:
+    async def babble(socket: WebSocket, received: list[str | bytes]) -> None:
         await socket.accept()
         await socket.send_json({"hello": "world"})
 
@@ -116,8 +116,8 @@ def test_a_stream_that_breaks_off_has_no_verdict(listen: Listen, server: StandIn
 
 
 def test_a_stream_that_is_not_let_in(listen: Listen, server: StandIn) -> None:
-    async def refuse(socket: WebSocket, heard: list[str | bytes]) -> None:
-        heard.append(socket.headers["authorization"])
+    async def refuse(socket: WebSocket, received: list[str | bytes]) -> None:
+        received.append(socket.headers["authorization"])
         answer: Response = problem(401, request_id="a1b2")
         await socket.send_denial_response(answer)
 
@@ -125,7 +125,7 @@ def test_a_stream_that_is_not_let_in(listen: Listen, server: StandIn) -> None:
     with pytest.raises(AccessRefused) as caught:
         listen(server.url, [bytes(3_200)], "secret", sample_rate=16_000)
     assert (caught.value.detail, caught.value.request_id) == ("What to do.", "a1b2")
-    assert server.heard == ["Bearer secret"]
+    assert server.received == ["Bearer secret"]
     with pytest.raises(NoAnswer, match="cannot be reached"):
         listen(f"http://127.0.0.1:{free_port()}", [bytes(3_200)], sample_rate=16_000)
 

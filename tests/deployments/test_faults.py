@@ -96,8 +96,8 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     # A bundle like those that `tune.adapt` makes: calibrated again, and with a moved head.
     inputs = np.random.default_rng(0).normal(size=(16, len(old.arrays["mean"]))).astype(np.float32)
     labels = np.arange(16) % 2 == 0
-    own = ScoredClips(labels, inputs[:, 0].astype(np.float64), inputs, np.ones(16), np.arange(16))
-    adapted, arrays = adapt(old, Adaptation(0.9, 3.0, inputs[0] / inputs.size), own, own.scores, narrow=False)
+    scored = ScoredClips(labels, inputs[:, 0].astype(np.float64), inputs, np.ones(16), np.arange(16))
+    adapted, arrays = adapt(old, Adaptation(0.9, 3.0, inputs[0] / inputs.size), scored, scored.scores, narrow=False)
     shifted = adapted.model_copy(update={"name": "shifted"})
     new = save_bundle(tmp_path / "shifted", shifted, arrays, "# shifted", old.front)
     assert "correction" in new.arrays
@@ -135,7 +135,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     wait_until(swapped, 60)
     assert model() == {"name": "shifted", "sha256": new.sha256, "refused_update": None}
 
-    features = detector.extractor.extract(*heard(detector, clip), None)
+    features = detector.extractor.extract(*recording_and_speech(detector, clip), None)
     expected = Classifier(detector.config, new).classify(features).model_dump(mode="json")
     answer = judge()
     assert {key: answer[key] for key in expected} == expected
@@ -166,7 +166,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     assert service.get("/health").status_code == 200
 
 
-def heard(detector: Detector, data: bytes) -> tuple[Any, Any]:
+def recording_and_speech(detector: Detector, data: bytes) -> tuple[Any, Any]:
     """The recording in the file `data`, and its speech."""
     recording = decode(data, detector.config.limits)
     return recording, detector.voice_activity.detect(recording)

@@ -214,7 +214,7 @@ def test_networks_give_way_to_event_loops() -> None:
         def priority(_: Checkpoint) -> int:
             return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        assert await worker.run(priority) == min(19, own + module.NICENESS)
+        niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        assert await worker.run(priority) == min(19, niceness + module.NICENESS)
 
     run(test)

@@ -162,9 +162,9 @@ def test_the_serve_config_of_a_manifest_has_no_misspelt_key(path: str) -> None:
 @needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kubernetes_own_objects_fit_its_schemas(overlay: str) -> None:
-    own = [d for d in built(overlay) if not d["apiVersion"].startswith(("ray.io/", "monitoring.coreos.com/"))]
-    assert own
-    for document in own:
+    objects = [d for d in built(overlay) if not d["apiVersion"].startswith(("ray.io/", "monitoring.coreos.com/"))]
+    assert objects
+    for document in objects:
         validate(document)
 
 

@@ -181,9 +181,9 @@ def test_recordings_are_vocoded_once_and_spoofs_not_at_all(
     table, written = extract_vocoded()
     assert len(written) == 24 + 2 * 12 and {path.suffix for path in written} == {".safetensors"}
     for number, clip in enumerate(table.clips):
-        own = table.owner == number
-        assert set(table.copy[own]) == ({0} if clip.is_spoof else {0, 1, 2})
-        assert (table.spoof[own] == (clip.is_spoof | (table.copy[own] == 2))).all()
+        of_clip = table.owner == number
+        assert set(table.copy[of_clip]) == ({0} if clip.is_spoof else {0, 1, 2})
+        assert (table.spoof[of_clip] == (clip.is_spoof | (table.copy[of_clip] == 2))).all()
     assert (table.vectors[table.copy == 0] == extracted.vectors).all()
     recordings, partners, copies = (
         table.vectors[(table.copy == copy) & ~table.labels[table.owner]] for copy in range(3)
@@ -274,9 +274,9 @@ def test_background_lends_all_but_copies_of_recordings_and_has_no_copies(
 ) -> None:
     clips = read_manifest(corpus)
     others = tmp_path / "others.csv"
-    own = [clip for clip in clips if clip.speaker in ("speaker0", "speaker1")]
-    write_manifest(others, [replace(clip, pair_id="one" if clip.speaker == "speaker0" else "") for clip in own])
-    write_manifest(tmp_path / "mine.csv", [clip for clip in clips if clip not in own])
+    background = [clip for clip in clips if clip.speaker in ("speaker0", "speaker1")]
+    write_manifest(others, [replace(clip, pair_id="one" if clip.speaker == "speaker0" else "") for clip in background])
+    write_manifest(tmp_path / "mine.csv", [clip for clip in clips if clip not in background])
     config = grid_free(tmp_path)
     config.write_text(config.read_text() + "draws: 1\n")
     fresh = tmp_path / "cache"

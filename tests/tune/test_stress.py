@@ -45,7 +45,9 @@ def test_robustness_compares_conditions_on_held_out_clips() -> None:
     trained = [train(CONFIG, clean, fold.train) for fold in folds]
     rng = np.random.default_rng(0)
     parts = [[clean.vectors[clean.owner == i] + rng.normal(size=40) * 4] for i in range(len(clean.clips))]
-    noisy = Table.of(clean.clips, [[part.astype(np.float32) for part in own] for own in parts], clean.kind)
+    noisy = Table.of(
+        clean.clips, [[part.astype(np.float32) for part in parts_of_clip] for parts_of_clip in parts], clean.kind
+    )
     rows = robustness(trained, folds, clean, {"clean": clean, "noisy": noisy})
     assert rows["clean"]["eer"] < 0.1 < rows["noisy"]["eer"]
     with pytest.raises(LeakError):

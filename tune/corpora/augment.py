@@ -34,7 +34,7 @@ AUGMENT_VERSION = 1
 """The version of all augmentations. Raise it when one makes other samples of the same recording: old caches are then
 not used any more. A test tells when to raise it."""
 
-LAW = "channel"
+RANDOM_CHANNEL = "channel"
 """Name of the augmentation by a random channel. The other augmentations are TELEPHONE and those in CONDITIONS."""
 
 TELEPHONE = "telephone_line"
@@ -201,20 +201,21 @@ CONDITIONS: dict[str, Callable[[Waveform], Waveform]] = {
 """Fixed channels. A detector should also work on speech that went through them."""
 
 
-def augment(waveform: Waveform, law: str, seed: int = 0) -> Waveform:
-    """A new waveform: `waveform` after the augmentation with the name `law`.
+def augment(waveform: Waveform, augmentation: str, seed: int = 0) -> Waveform:
+    """A new waveform: `waveform` after the augmentation with the name `augmentation`.
 
-    LAW is a random channel and TELEPHONE a random telephone line. The names in CONDITIONS are fixed channels, which do
-    not use the seed. `seed` decides what is drawn. The same samples, name and seed always give the same result. Raises
-    CorpusError for an unknown name.
+    RANDOM_CHANNEL is a random channel and TELEPHONE a random telephone line. The names in CONDITIONS are fixed
+    channels, which do not use the seed. `seed` decides what is drawn. The same samples, name and seed always give the
+    same result. Raises CorpusError for an unknown name.
     """
-    if law in CONDITIONS:
-        return CONDITIONS[law](waveform)
-    if law not in (LAW, TELEPHONE):
-        raise CorpusError(f"there is no augmentation {law!r}: choose {', '.join((LAW, TELEPHONE, *CONDITIONS))}")
+    if augmentation in CONDITIONS:
+        return CONDITIONS[augmentation](waveform)
+    if augmentation not in (RANDOM_CHANNEL, TELEPHONE):
+        names = ", ".join((RANDOM_CHANNEL, TELEPHONE, *CONDITIONS))
+        raise CorpusError(f"there is no augmentation {augmentation!r}: choose {names}")
     content = hashlib.sha256(waveform.samples.tobytes()).digest()
     rng = np.random.default_rng([seed, int.from_bytes(content[:8], "big")])
-    if law == TELEPHONE:
+    if augmentation == TELEPHONE:
         return through_telephone(waveform, rng)
     return apply_channel(waveform, draw_channel(rng), rng)
 

@@ -49,8 +49,8 @@ def copy_pair(waveform: Waveform, vocoder: Vocoder, rng: np.random.Generator) ->
     samples = np.nan_to_num(vocoder.run(inside, rng)).astype(np.float32)
     copied = resample(Waveform(samples, inside.sample_rate), waveform.sample_rate)
     length = len(waveform.samples)
-    halves = (resample(inside, waveform.sample_rate).samples, copied.samples)
-    return tuple(Waveform(_fit(half, length), waveform.sample_rate) for half in halves)  # type: ignore[return-value]
+    pair = (resample(inside, waveform.sample_rate).samples, copied.samples)
+    return tuple(Waveform(_fit(member, length), waveform.sample_rate) for member in pair)  # type: ignore[return-value]
 
 
 def load_vocoders(hifigan: Path) -> dict[str, Vocoder]:

@@ -37,16 +37,16 @@ def fetch_hifigan(folder: Path) -> Path:
     return Unpacked(folder).hifigan
 
 
-def vocode(waveform: Waveform, half: str, folder: Path) -> Waveform:
-    """One clip of the pair that copy-synthesis makes of a recording. `half` says which one: VOCODED or PARTNER.
+def vocode(waveform: Waveform, member: str, folder: Path) -> Waveform:
+    """One clip of the pair that copy-synthesis makes of a recording. `member` says which one: VOCODED or PARTNER.
 
     `folder` is the folder of the packages. The same samples always give the same pair.
     """
     vocoder = load_vocoders(Unpacked(folder).hifigan)["hifigan"]
-    if half == PARTNER:
+    if member == PARTNER:
         # The partner does not need the network, which takes nearly all the time.
         vocoder = replace(vocoder, run=lambda inside, _: inside.samples)
     content = hashlib.sha256(waveform.samples.tobytes()).digest()
     rng = np.random.default_rng(int.from_bytes(content[:8], "big"))
     partner, copied = copy_pair(waveform, vocoder, rng)
-    return partner if half == PARTNER else copied
+    return partner if member == PARTNER else copied

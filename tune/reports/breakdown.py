@@ -71,8 +71,8 @@ def break_down(
     }
     if met is not None:
         parts["generator"] = [
-            ("met in training" if own else "not met") if clip.is_spoof else ""
-            for clip, own in zip(clips, met, strict=True)
+            ("met in training" if is_met else "not met") if clip.is_spoof else ""
+            for clip, is_met in zip(clips, met, strict=True)
         ]
     order = {name: number for number, name in enumerate(FAMILIES)}
     return {
@@ -166,9 +166,9 @@ def _of_pages(
     def statistics(drawn: Indices) -> dict[str, float]:
         found: list[tuple[float, float]] = []
         for number in range(len(chosen)):
-            own = drawn[page_of_clip[drawn] == number]
-            if 0 < labels[own].sum() < len(own):
-                found.append((eer(labels[own], scores[own]), auc(labels[own], scores[own])))
+            on_page = drawn[page_of_clip[drawn] == number]
+            if 0 < labels[on_page].sum() < len(on_page):
+                found.append((eer(labels[on_page], scores[on_page]), auc(labels[on_page], scores[on_page])))
         means = np.mean(found, axis=0) if found else (np.nan, np.nan)
         return {
             "eer": float(means[0]),

@@ -148,8 +148,8 @@ def plot_corpus(labels: Labels, columns: dict[str, Sequence[Any]]) -> Figure:
         else:
             names = sorted(set(values))
             for of, color, label, shift in ((False, HUMAN, "bona fide", -0.2), (True, MACHINE, "spoof", 0.2)):
-                own = [value for value, y in zip(values, labels, strict=True) if y == of]
-                shares = [own.count(name) / max(len(own), 1) for name in names]
+                values_of_class = [value for value, y in zip(values, labels, strict=True) if y == of]
+                shares = [values_of_class.count(name) / max(len(values_of_class), 1) for name in names]
                 axes.bar(np.arange(len(names)) + shift, shares, 0.4, color=color, label=label)
             axes.set_xticks(range(len(names)), [str(name) for name in names], fontsize=7, rotation=45, ha="right")
     for axes in panels[len(columns) :]:

@@ -56,11 +56,13 @@ class Table:
 
         `by_vocoder` says for each of them whether a vocoder made it; None means that none did.
         """
-        vectors = np.concatenate([part for own in copies for part in own])
-        owner = np.repeat(np.arange(len(clips)), [sum(map(len, own)) for own in copies])
-        copy = np.concatenate([np.full(len(part), number) for own in copies for number, part in enumerate(own)])
-        made = by_vocoder or [[False] * len(own) for own in copies]
-        vocoded = np.repeat([flag for own in made for flag in own], [len(part) for own in copies for part in own])
+        vectors = np.concatenate([part for parts in copies for part in parts])
+        owner = np.repeat(np.arange(len(clips)), [sum(map(len, parts)) for parts in copies])
+        copy = np.concatenate([np.full(len(part), number) for parts in copies for number, part in enumerate(parts)])
+        made = by_vocoder or [[False] * len(parts) for parts in copies]
+        vocoded = np.repeat(
+            [flag for flags in made for flag in flags], [len(part) for parts in copies for part in parts]
+        )
         return cls(tuple(clips), vectors, owner, copy, vocoded, kind, digest_of(vectors, owner, copy, vocoded))
 
     @property

@@ -26,7 +26,7 @@ from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Hertz, Label, Recording, Seconds, Segment, Speech, Waveform
 from pipeline.verdict.bundle import NARROW, Arrays, Calibration, NarrowBand, Thresholds, Uncertainty
 from pipeline.verdict.windows import plan_windows
-from tune.corpora.augment import LAW, TELEPHONE, add_noise, augment
+from tune.corpora.augment import RANDOM_CHANNEL, TELEPHONE, add_noise, augment
 from tune.corpora.manifest import Clip
 from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
@@ -99,8 +99,8 @@ def hold_out(clips: Sequence[Clip], config: TuningConfig) -> NDArray[np.bool_]:
     sites = sorted({clip.site for clip in clips if not (clip.background or is_for_tests(clip, config))})
 
     def has(site: str, label: str) -> bool:
-        own = (clip for clip in clips if clip.site == site and not is_for_tests(clip, config))
-        return sum(clip.label == label for clip in own) >= config.held_out_clips
+        on_site = (clip for clip in clips if clip.site == site and not is_for_tests(clip, config))
+        return sum(clip.label == label for clip in on_site) >= config.held_out_clips
 
     both = [site for site in sites if has(site, "bonafide") and has(site, "spoof")]
     count = round(config.held_out_share * len(both))
@@ -143,7 +143,7 @@ def _read(
         raise CorpusError(f"{clip.path.name}: {error.detail}") from error
     sounds = [(waveform, clip.is_spoof, False)]
     if packages and not clip.is_spoof and not clip.background:
-        sounds += [(vocode(waveform, half, packages), half == VOCODED, True) for half in (PARTNER, VOCODED)]
+        sounds += [(vocode(waveform, member, packages), member == VOCODED, True) for member in (PARTNER, VOCODED)]
     samples = []
     for sound, spoof, vocoded in sounds:
         speech = voice_activity.detect(Recording(sound, "wav")).segments
@@ -238,7 +238,7 @@ def measure_versions(
         cut = None
         if whole.speech_seconds > 1.5 * seconds:
             cut = measure(extractor, arrays, waveform, cut_short(sample.speech, seconds))
-        changed = [measured(add_noise(waveform, noise_db, 1, rng)), measured(augment(waveform, LAW))]
+        changed = [measured(add_noise(waveform, noise_db, 1, rng)), measured(augment(waveform, RANDOM_CHANNEL))]
         lines = measured(augment(waveform, TELEPHONE)), measured(augment(waveform, TELEPHONE, 1))
         found.append(Versions(sample.spoof, whole, cut, [one for one in changed if one], lines))
     return found

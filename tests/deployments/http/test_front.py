@@ -35,9 +35,9 @@ async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if path == "/lost" or (path == "/lost-once" and not lost_once):
         lost_once.append(path)
         return
-    own = {"/full": 503, "/none": 404, "/late": 408, "/-/healthz": 503}
-    if path in own:
-        for message in convert_object_to_asgi_messages("Replica(id=secret) said no.", status_code=own[path]):
+    statuses = {"/full": 503, "/none": 404, "/late": 408, "/-/healthz": 503}
+    if path in statuses:
+        for message in convert_object_to_asgi_messages("Replica(id=secret) said no.", status_code=statuses[path]):
             await send(message)
         return
     headers = {name.decode(): value.decode() for name, value in scope["headers"]}

@@ -56,7 +56,7 @@ class Stages:
         self.go.set()
         self.errors: list[Exception] = []
         self.at_work = 0
-        self.heard = 0
+        self.detections = 0
         classifier = Classifier(CONFIG)
         self.handles: dict[str, Any] = {
             "Decoder": Handle(lambda data, track: decode(data, CONFIG.limits, track)),
@@ -67,7 +67,7 @@ class Stages:
         }
 
     async def detect(self, recording: Recording) -> Speech:
-        self.heard += 1
+        self.detections += 1
         if self.errors:
             raise self.errors.pop(0)
         self.at_work += 1
@@ -543,7 +543,7 @@ def test_a_file_that_kills_whatever_judges_it_is_given_up(tmp_path: Path) -> Non
             service.start_runner()
             done = await service.until(job_id, "done")
             assert done["results"][0]["error"]["detail"].startswith("Each process that judged this file was lost.")
-            assert service.stages.heard == 1
+            assert service.stages.detections == 1
 
     run(test)
 

@@ -368,15 +368,15 @@ def test_the_documentation_has_an_example_for_each_answer(service: httpx.Client)
 def test_a_deployment_is_evaluated_as_users_meet_it(
     service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32], tmp_path: Path
 ) -> None:
-    heard = {f"{n}.flac": encode(ten_seconds[16_000 * n : 16_000 * (n + 3)], "flac") for n in range(4)}
-    for name, data in (heard | {"noise.wav": b"this is not audio" * 100}).items():
+    clips = {f"{n}.flac": encode(ten_seconds[16_000 * n : 16_000 * (n + 3)], "flac") for n in range(4)}
+    for name, data in (clips | {"noise.wav": b"this is not audio" * 100}).items():
         (tmp_path / name).write_bytes(data)
-    rows = [f"{name},{'fake' if n % 2 else 'real'}" for n, name in enumerate([*heard, "noise.wav", "gone.wav"])]
+    rows = [f"{name},{'fake' if n % 2 else 'real'}" for n, name in enumerate([*clips, "noise.wav", "gone.wav"])]
     (tmp_path / "manifest.csv").write_text("\n".join(["path,label", *rows]))
     evaluate_main([f"--manifest={tmp_path / 'manifest.csv'}", f"--url={service.base_url}", f"--out={tmp_path / 'out'}"])
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         scores = {row["path"]: row for row in csv.DictReader(file)}
-    for name, data in heard.items():
+    for name, data in clips.items():
         verdict = detector.predict(data)
         assert verdict.score is not None
         assert scores[name]["result"] == verdict.overall and not scores[name]["error"]

@@ -191,9 +191,9 @@ def test_a_cluster_that_is_killed_and_started_again_loses_nothing_and_does_nothi
     ):
         over = post(client, short, webhook=receiver.url)["job_id"]
         wait_until(lambda: get(client, over)["webhook"]["status"] == "delivered", PATIENCE_SECONDS)
-        half = post(client, short, minute, b"not audio", use_diarization="true", webhook=receiver.url)["job_id"]
+        running = post(client, short, minute, b"not audio", use_diarization="true", webhook=receiver.url)["job_id"]
         waiting = post(client, short, key="k", webhook=receiver.url)["job_id"]
-        before = {half: wait_for(client, half, "done", "running", "queued"), over: get(client, over)}
+        before = {running: wait_for(client, running, "done", "running", "queued"), over: get(client, over)}
         kill_everything(cluster)
     assert {job["status"] for job in before.values()} == {"running", "done"}
 
@@ -204,13 +204,13 @@ def test_a_cluster_that_is_killed_and_started_again_loses_nothing_and_does_nothi
         httpx.Client(base_url=url, timeout=120) as client,
     ):
         assert post(client, short, key="k", webhook=receiver.url)["job_id"] == waiting
-        for job_id in (half, waiting):
+        for job_id in (running, waiting):
             wait_until(partial(is_delivered, client, job_id), PATIENCE_SECONDS)
         assert get(client, over) == before[over]
-        done = get(client, half)
+        done = get(client, running)
         assert [file["attempts"] for file in done["files"]] == [1, 2, 1]
         first, second, third = done["results"]
-        assert first == before[half]["results"][0], "what was done is not done again"
+        assert first == before[running]["results"][0], "what was done is not done again"
         assert is_verdict(second, detector, minute, use_diarization=True)
         assert third["status"] == "failed"
         (only,) = get(client, waiting)["results"]
@@ -218,7 +218,7 @@ def test_a_cluster_that_is_killed_and_started_again_loses_nothing_and_does_nothi
         assert not list((tmp_path / "jobs" / "sound").iterdir())
         time.sleep(2)
     told = Counter(headers["X-Sound-Sentry-Job"] for _, headers, _ in receiver.received)
-    assert told == {over: 1, half: 1, waiting: 1}
+    assert told == {over: 1, running: 1, waiting: 1}
     for _, headers, body in receiver.received:
         expected = "sha256=" + hmac.new(SECRET, body, hashlib.sha256).hexdigest()
         assert headers["X-Sound-Sentry-Signature"] == expected

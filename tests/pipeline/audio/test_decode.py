@@ -460,9 +460,9 @@ class TestLies:
         samples = decode(joined, LIMITS).waveform.samples
         middle = len(samples) // 2
         assert len(samples) == pytest.approx(2 * SAMPLE_RATE, abs=6_000)
-        for half in (samples[:middle], samples[middle:]):
-            spectrum = np.abs(np.fft.rfft(half))
-            assert np.argmax(spectrum) * SAMPLE_RATE / len(half) == pytest.approx(440, abs=2)
+        for part in (samples[:middle], samples[middle:]):
+            spectrum = np.abs(np.fft.rfft(part))
+            assert np.argmax(spectrum) * SAMPLE_RATE / len(part) == pytest.approx(440, abs=2)
 
 
 class TestBroken:

@@ -97,12 +97,12 @@ def test_digital_silence_neither_shifts_the_mean_nor_shows(waveform: Waveform) -
 def test_campplus_hears_through_the_filterbank_asked_for(campplus: Backbone, waveform: Waveform) -> None:
     linear = load_backbone("campplus", spectrum="linear")
     assert isinstance(linear.network, CamPlusPlus)
-    heard = linear.activations(waveform, ["head"])["head"]
+    activations = linear.activations(waveform, ["head"])["head"]
     with torch.inference_mode():
         energies = filterbank(torch.from_numpy(waveform.samples), "linear")
-        assert torch.equal(heard[:, 0], linear.network.head(energies[None].transpose(1, 2))[0])
+        assert torch.equal(activations[:, 0], linear.network.head(energies[None].transpose(1, 2))[0])
     torch.testing.assert_close(energies.mean(dim=0), torch.zeros(80), rtol=0, atol=1e-5)
-    assert not torch.equal(heard[..., :200], campplus.activations(waveform, ["head"])["head"][..., :200])
+    assert not torch.equal(activations[..., :200], campplus.activations(waveform, ["head"])["head"][..., :200])
 
 
 def test_the_default_layers_have_their_neurons(campplus: Backbone, waveform: Waveform) -> None:

@@ -177,10 +177,10 @@ def test_an_embedding_is_campplus_own_and_each_speakers_frames_count_for_it_alon
     frames = embedding.frames(samples)
     with torch.inference_mode():
         (expected,) = embedding.network(filterbank(samples)[None])
-    halves = torch.zeros(2, frames.shape[1])
-    halves[0, :60] = halves[1, 60:] = 1
+    masks = torch.zeros(2, frames.shape[1])
+    masks[0, :60] = masks[1, 60:] = 1
     torch.testing.assert_close(embedding.embed(frames, torch.ones(1, 10))[0], expected, rtol=0, atol=1e-4)
-    first, second = embedding.embed(frames, halves)
+    first, second = embedding.embed(frames, masks)
     torch.testing.assert_close(first, embedding.embed(frames[:, :60], torch.ones(1, 60))[0], rtol=0, atol=1e-4)
     assert not torch.allclose(first, second, atol=0.1)
 

@@ -121,7 +121,7 @@ def test_the_band_that_holds_the_evidence_is_named(extractor: TkanExtractor, spe
     assert verdict.overall == "Fake" and verdict.explanation is not None
     first = max(verdict.explanation.bands, key=lambda band: band.score)
     assert (first.low_hz, first.high_hz) == (planted.low_hz, planted.high_hz)
-    assert planted.heard in first.sentence and first.sentence.endswith("for a machine.")
+    assert planted.description in first.sentence and first.sentence.endswith("for a machine.")
     assert [band.low_hz for band in verdict.explanation.bands] == [band.low_hz for band in BANDS]
 
 

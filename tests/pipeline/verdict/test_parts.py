@@ -47,10 +47,10 @@ def test_stretches_are_those_of_the_plain_loop(seed: int) -> None:
     found = parts.stretches(features, turns, [turn.speaker for turn in turns])
     expected = []
     for turn in turns:
-        own = [window.speaker == turn.speaker for window in features.windows]
-        weights = [mine * shared_seconds(w, turn) for mine, w in zip(own, features.windows, strict=True)]
+        same_speaker = [window.speaker == turn.speaker for window in features.windows]
+        weights = [mine * shared_seconds(w, turn) for mine, w in zip(same_speaker, features.windows, strict=True)]
         if not any(weights):
-            weights = [mine * w.speech_seconds for mine, w in zip(own, features.windows, strict=True)]
+            weights = [mine * w.speech_seconds for mine, w in zip(same_speaker, features.windows, strict=True)]
         expected.append(mean_by_loop(weights, scores.tolist()))
     np.testing.assert_allclose(found.means(scores), expected, rtol=1e-9, atol=1e-9)
     assert found.seconds == pytest.approx([turn.duration_seconds for turn in turns])
@@ -83,8 +83,8 @@ def test_whole_speakers_and_passages_are_those_of_the_plain_loop() -> None:
     names = sorted({turn.speaker for turn in features.turns or ()})
     of = parts.speakers(features, names)
     for i, name in enumerate(names):
-        own = [(w.speaker == name) * w.speech_seconds for w in windows]
-        assert of.means(scores)[i] == pytest.approx(mean_by_loop(own, scores.tolist()), rel=1e-9)
+        weights = [(w.speaker == name) * w.speech_seconds for w in windows]
+        assert of.means(scores)[i] == pytest.approx(mean_by_loop(weights, scores.tolist()), rel=1e-9)
         assert of.seconds[i] == pytest.approx(total_seconds(t for t in features.turns or () if t.speaker == name))
 
     of, pairs = parts.passages(features)

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from pipeline.types import SAMPLE_RATE, Segment, Waveform
 from tune.corpora import augment as module
-from tune.corpora.augment import CONDITIONS, LAW, Channel, Codec, apply_channel, augment, draw_channel, through_codec
+from tune.corpora.augment import (
+    CONDITIONS,
+    RANDOM_CHANNEL,
+    Channel,
+    Codec,
+    apply_channel,
+    augment,
+    draw_channel,
+    through_codec,
+)
 from tune.errors import CorpusError
 
 EVERY_CODEC = [
@@ -85,25 +94,25 @@ def test_there_are_no_other_codecs() -> None:
 
 
 @needs_ffmpeg
-def test_one_law_for_all_that_depends_on_samples_and_seed_alone(speech: Waveform) -> None:
-    first, again, other = (augment(speech, LAW, seed) for seed in (3, 3, 4))
+def test_a_random_channel_depends_on_samples_and_seed_alone(speech: Waveform) -> None:
+    first, again, other = (augment(speech, RANDOM_CHANNEL, seed) for seed in (3, 3, 4))
     assert np.array_equal(first.samples, again.samples)
     assert not np.array_equal(first.samples[:16_000], other.samples[:16_000])
-    half = Waveform(speech.samples[:48_000])
-    assert not np.array_equal(augment(half, LAW, 3).samples[:8_000], first.samples[:8_000])
+    beginning = Waveform(speech.samples[:48_000])
+    assert not np.array_equal(augment(beginning, RANDOM_CHANNEL, 3).samples[:8_000], first.samples[:8_000])
 
 
 @needs_ffmpeg
 def test_every_draw_is_usable_speech(speech: Waveform) -> None:
     for seed in range(12):
-        drawn = augment(speech, LAW, seed)
+        drawn = augment(speech, RANDOM_CHANNEL, seed)
         assert drawn.sample_rate == SAMPLE_RATE
         assert 0.9 < drawn.duration_seconds < 8.3
         assert np.abs(drawn.samples).max() <= 1
         assert np.square(drawn.samples).mean() > 1e-5
 
 
-def test_the_law_uses_every_step() -> None:
+def test_random_channels_use_every_step() -> None:
     rng = np.random.default_rng(0)
     draws = list(islice(iter(lambda: draw_channel(rng), None), 400))
     for name, default in Channel().__dict__.items():
@@ -160,9 +169,9 @@ def test_silence_stays_silence() -> None:
     silence = Waveform(np.zeros(32_000, np.float32))
     for name in CONDITIONS:
         assert np.isfinite(augment(silence, name).samples).all()
-    assert np.isfinite(augment(silence, LAW, 1).samples).all()
+    assert np.isfinite(augment(silence, RANDOM_CHANNEL, 1).samples).all()
 
 
-def test_an_unknown_law_is_named() -> None:
+def test_an_unknown_augmentation_is_named() -> None:
     with pytest.raises(CorpusError, match=r"'mp3_32'.*mp3_32k"):
         augment(Waveform(np.zeros(16_000, np.float32)), "mp3_32")

@@ -24,7 +24,7 @@ from tune.corpora.copy_synthesis import (
 )
 
 VOCODERS = load_vocoders(Path("hifigan.onnx"))
-OWN = ("griffin-lim", "griffin-lim-mel", "phase")
+WITHOUT_PACKAGE = ("griffin-lim", "griffin-lim-mel", "phase")
 """The vocoders that need no package. A build of the starter corpus runs the others."""
 
 
@@ -39,7 +39,7 @@ def log_spectrum(waveform: Waveform) -> np.ndarray:
     return np.log(np.abs(analyse(waveform.samples, 512, 256)) + 1e-2)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", WITHOUT_PACKAGE)
 def test_a_copy_says_the_same_with_another_waveform(speech: Waveform, name: str) -> None:
     for seed in range(3):
         partner, copied = copy_pair(speech, VOCODERS[name], np.random.default_rng(seed))

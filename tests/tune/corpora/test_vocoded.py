@@ -17,7 +17,7 @@ from pipeline.networks.spec import load_spec
 from pipeline.types import Segment, Waveform
 from tests.tune.synthetic import make_clips, make_table, stand_in_for_hifigan
 from tune import extract, kfold, search, stress, train
-from tune.corpora.augment import LAW, resample
+from tune.corpora.augment import RANDOM_CHANNEL, resample
 from tune.corpora.build import DEFAULT_CACHE
 from tune.corpora.copy_synthesis import analyse
 from tune.corpora.manifest import Clip, write_manifest
@@ -46,7 +46,7 @@ def speech(sample_wav: bytes) -> Waveform:
 def test_hifigan_says_the_same_with_another_waveform(speech: Waveform) -> None:
     folder = ROOT / DEFAULT_CACHE
     fetch_hifigan(folder)
-    partner, copied, again = (vocode(speech, half, folder).samples for half in (PARTNER, VOCODED, VOCODED))
+    partner, copied, again = (vocode(speech, member, folder).samples for member in (PARTNER, VOCODED, VOCODED))
     assert len(partner) == len(copied) == len(speech.samples)
     spectra = [np.log(np.abs(analyse(samples, 512, 256)) + 1e-2).ravel() for samples in (partner, copied)]
     assert np.corrcoef(spectra)[0, 1] > 0.8
@@ -75,8 +75,12 @@ def test_a_vocoder_that_is_there_is_not_fetched_and_another_than_the_one_pinned_
 
 def test_the_key_covers_the_vocoder_and_the_versions_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, detector = load_spec("sound-sentry-45"), DetectorConfig()
-    recipes = [Recipe(spec, detector, law, "1" * 64) for law in (PARTNER, VOCODED)]
-    recipes += [Recipe(spec, detector, VOCODED, "2" * 64), Recipe(spec, detector, LAW), Recipe(spec, detector)]
+    recipes = [Recipe(spec, detector, augmentation, "1" * 64) for augmentation in (PARTNER, VOCODED)]
+    recipes += [
+        Recipe(spec, detector, VOCODED, "2" * 64),
+        Recipe(spec, detector, RANDOM_CHANNEL),
+        Recipe(spec, detector),
+    ]
     keys = [recipe.key("0" * 64) for recipe in recipes]
     assert len(set(keys)) == 5
     for version, of_copies, of_channels, of_clips in (

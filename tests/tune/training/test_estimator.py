@@ -54,9 +54,9 @@ def test_a_ridge_head_is_scikit_learns(copies: int, vocoded: bool) -> None:
     arrays = fit(EstimatorConfig(head=head), table, clips)
     scaler = StandardScaler().fit(table.vectors[table.rows(clips[table.judged[clips]])])
     rows = [(clip, copy) for clip in clips for copy in np.unique(table.copy[table.owner == clip])]
-    own = [(table.owner == clip) & (table.copy == copy) for clip, copy in rows]
-    x = np.stack([np.clip(scaler.transform(table.vectors[part]), -LIMIT, LIMIT).mean(axis=0) for part in own])
-    spoof = np.array([table.spoof[part].all() for part in own])
+    masks = [(table.owner == clip) & (table.copy == copy) for clip, copy in rows]
+    x = np.stack([np.clip(scaler.transform(table.vectors[part]), -LIMIT, LIMIT).mean(axis=0) for part in masks])
+    spoof = np.array([table.spoof[part].all() for part in masks])
     weight = np.array([(0.5 if copy else 1) * (0.5 if made[clip].background else 1) for clip, copy in rows])
     weight[spoof] *= weight[~spoof].sum() / weight[spoof].sum()
     ones = math.sqrt(dimension)  # the bias as a feature: our features are divided by this square root, the bias is not

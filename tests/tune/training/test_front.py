@@ -91,12 +91,12 @@ def test_a_line_changes_a_crop_but_not_its_length_or_peak(seed: int) -> None:
 def test_lines_are_heard_as_they_are_served() -> None:
     """In tuning the network gets the same input as in service: nothing above the band of a telephone."""
     energies = torch.ones(3, 80, 5)
-    heard = hide_above_telephone(energies, torch.tensor([True, False, True]))
+    hidden = hide_above_telephone(energies, torch.tensor([True, False, True]))
     waveform = Waveform(make_sample(spoof=False).samples)
     front_end = load_backbone("campplus-front", spectrum="linear").front_end
     served = front_end(torch.tensor(waveform.samples), [ABOVE_TELEPHONE])[0]
-    assert ((heard[0] == 0).all(dim=1) == (served == 0).all(dim=1)).all() and (heard[0] == 0).any()
-    assert (heard[1] == 1).all() and (heard[2] == heard[0]).all() and (energies == 1).all()
+    assert ((hidden[0] == 0).all(dim=1) == (served == 0).all(dim=1)).all() and (hidden[0] == 0).any()
+    assert (hidden[1] == 1).all() and (hidden[2] == hidden[0]).all() and (energies == 1).all()
 
 
 def test_features_in_bfloat16_are_nearly_the_same() -> None:

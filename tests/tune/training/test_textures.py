@@ -22,8 +22,8 @@ def test_pages_count_by_the_root_of_what_they_hold_and_classes_alike() -> None:
     samples += [make_sample(spoof=False, page="large", kind="real") for _ in range(25)]
     samples += [make_sample(spoof=spoof, page="small", kind="k") for spoof in (True, False) for _ in range(2)]
     total: dict[tuple[str, bool], float] = defaultdict(float)
-    heard = [Textured(sample, np.zeros((1, 1), np.float32)) for sample in samples]
-    for sample, weight in zip(samples, weigh(heard, TexturesConfig()), strict=True):
+    textured_clips = [Textured(sample, np.zeros((1, 1), np.float32)) for sample in samples]
+    for sample, weight in zip(samples, weigh(textured_clips, TexturesConfig()), strict=True):
         total[sample.page, sample.spoof] += weight
     assert total["large", True] == pytest.approx(total["large", False])
     assert total["large", True] == pytest.approx(5 * total["small", True])
@@ -32,8 +32,8 @@ def test_pages_count_by_the_root_of_what_they_hold_and_classes_alike() -> None:
 def test_the_background_counts_for_its_share() -> None:
     samples = [make_sample(spoof=spoof, page="page", kind="k") for spoof in (True, False) for _ in range(3)]
     samples += [make_sample(spoof=bool(i % 2), page=f"b{i}", kind="b", background=True) for i in range(40)]
-    heard = [Textured(sample, np.zeros((1, 1), np.float32)) for sample in samples]
-    weights = weigh(heard, TexturesConfig(background_share=0.1))
+    textured_clips = [Textured(sample, np.zeros((1, 1), np.float32)) for sample in samples]
+    weights = weigh(textured_clips, TexturesConfig(background_share=0.1))
     assert weights[6:].sum() == pytest.approx(0.1 * weights[:6].sum())
 
 
@@ -46,14 +46,14 @@ def test_a_joined_head_adds_both_scores() -> None:
     textures = fit_textures(textured_clips, TexturesConfig())
     head = TuningHead(hidden=4, dropout=0.5).eval()
     tuned = head.arrays()
-    heard = rng.normal(size=(5, sum(LAYER_FEATURES.values()) + FEATURES)).astype(np.float32)
+    features = rng.normal(size=(5, sum(LAYER_FEATURES.values()) + FEATURES)).astype(np.float32)
     count = sum(LAYER_FEATURES.values())
 
-    alone = raw_scores(tuned, standardize(tuned, heard[:, :count], []))
+    alone = raw_scores(tuned, standardize(tuned, features[:, :count], []))
     beside = textures | {"limit": tuned["limit"]}
-    added = raw_scores(beside, standardize(beside, heard[:, count:], []))
+    added = raw_scores(beside, standardize(beside, features[:, count:], []))
     both = join(tuned, textures, 5.0)
-    assert raw_scores(both, standardize(both, heard, [])) == pytest.approx(alone + 5 * added, abs=1e-3)
+    assert raw_scores(both, standardize(both, features, [])) == pytest.approx(alone + 5 * added, abs=1e-3)
 
     means = np.stack([textured.vectors.mean(axis=0) for textured in textured_clips])
     found = raw_scores(beside, standardize(beside, means, []))

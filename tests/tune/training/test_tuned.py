@@ -69,7 +69,7 @@ def tuned(samples: list[Sample]) -> Tuned:
 
 @pytest.fixture(scope="module")
 def evidence(samples: list[Sample], tuned: Tuned) -> Evidence:
-    textures = [textured for own in extract_textures(CONFIG, samples) for textured in own]
+    textures = [textured for of_sample in extract_textures(CONFIG, samples) for textured in of_sample]
     assert sum(textured.is_copy for textured in textures) == len(samples)
     assert sum(textured.narrow for textured in textures) == len(samples)
     arrays, fronts = assemble(tuned, textures, TexturesConfig())

@@ -49,8 +49,8 @@ def test_an_oversampler_outside_the_fold_is_refused(table: Table) -> None:
 
 
 def test_a_fold_with_a_speaker_on_both_sides_is_refused_even_when_made_by_hand(table: Table) -> None:
-    half = np.arange(len(table.clips)) % 3 == 0
-    planted = Fold("planted", np.flatnonzero(half), np.flatnonzero(~half))
+    is_train = np.arange(len(table.clips)) % 3 == 0
+    planted = Fold("planted", np.flatnonzero(is_train), np.flatnonzero(~is_train))
     with pytest.raises(LeakError, match="speakers or pairs"):
         cross_validate(table, [planted], train_each(CONFIG, table, [planted]))
 
