@@ -106,6 +106,8 @@ def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(START_SECONDS),  # Ray's default of 60 s is too short on a busy machine
         "RAY_worker_niceness": "0",  # with Ray's default of 15, replicas would be slower than this process
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # these two as in deployments.launch
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
         "PYTHONPATH": str(ROOT),  # here Ray finds the application after `deploy`
     }
     environment.pop("RAY_ADDRESS", None)
