@@ -57,6 +57,7 @@ def test_every_half_second_has_an_answer_and_then_the_whole(page: Page, ten_seco
     expect(page.locator("#live-gauge .gauge-mark")).to_be_visible()
     wait_for_time(page, "0:0[0-6]")
     assert Axe().run(page).violations_count == 0
+    assert page.is_visible("#live-stop"), f"it ended by itself: {page.inner_text('body')}"
     page.click("#live-stop")
     expect(page.locator("#name")).to_have_text("recording.webm", timeout=ANSWER_MS)
     assert page.text_content("#overall") in ("Real", "Fake", "Inconclusive")
