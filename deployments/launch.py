@@ -71,7 +71,7 @@ def main() -> int:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # also on Linux: this makes Ray listen on the loopback address only
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # the CPUs are for the stages
-        # Ray's own work while nothing is asked takes a fifth of a core with these two, and three tenths without them.
+        # With these two an idle service takes a fifth of a core, and three tenths without them.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # seconds between two checks of the replicas; Ray has 0.1
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
         "SERVE_SLOW_STARTUP_WARNING_S": "180",  # on two cores, the networks take more than the default 30 s to load
