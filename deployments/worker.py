@@ -25,6 +25,9 @@ without a checkpoint, the clustering of a long recording's speakers, takes secon
 SHORTER = 4.0
 """A task is overtaken by tasks that are at least this many times shorter."""
 
+OVERTAKING = 2.0
+"""How long tasks may overtake at a checkpoint, in units of the time since the checkpoint before. One always may."""
+
 NICENESS = 5
 """How much the priority of the thread is below that of its process. So event loops also answer on a busy machine."""
 
@@ -55,8 +58,8 @@ class Task:
 class Worker:
     """Runs work on one recording after another. Work whose caller is gone stops at its next checkpoint.
 
-    Short recordings overtake long ones: at each checkpoint of long work, one much shorter task is done first if one
-    waits. So short recordings get every second turn, and the long one still makes progress.
+    Short recordings overtake long ones: at each checkpoint of long work, much shorter tasks that wait are done first.
+    They get at most two thirds of the time, so the long one still makes progress.
 
     `probe` is a very small piece of real work that shows whether the replica works. It runs at the start, at health
     checks while the replica is idle, and after an unexpected error, which the recording or the replica may have caused.
@@ -80,12 +83,17 @@ class Worker:
         `seconds` is the length of the recording. Work without a length is never overtaken.
         """
         abandoned = threading.Event()
+        resumed = math.inf
 
         def checkpoint() -> None:
-            self._sign_of_life = time.monotonic()
+            nonlocal resumed
+            now = self._sign_of_life = time.monotonic()
             if abandoned.is_set():
                 raise Abandoned
-            self._do(shorter_than=seconds / SHORTER)
+            until = now + OVERTAKING * max(now - resumed, 0)
+            while self._do(shorter_than=seconds / SHORTER) and time.monotonic() < until:
+                pass
+            resumed = time.monotonic()
 
         task = Task(lambda: self._work(work, arguments, checkpoint), seconds)
         with self._lock:
@@ -115,15 +123,17 @@ class Worker:
         elif time.monotonic() - self._sign_of_life > SILENT_SECONDS:
             raise RuntimeError(f"the work under way has not moved for {SILENT_SECONDS:g} seconds")
 
-    def _do(self, shorter_than: float = math.inf) -> None:
-        """Do the task that has waited longest among those shorter than this many seconds, if there is one."""
+    def _do(self, shorter_than: float = math.inf) -> bool:
+        """Do the task that has waited longest among those shorter than this many seconds. False if there is none."""
         with self._lock:
             self._tasks = [task for task in self._tasks if not task.outcome.cancelled()]
             task = next((task for task in self._tasks if task.seconds < shorter_than), None)
             if task is not None:
                 self._tasks.remove(task)
-        if task is not None:
-            task.do()
+        if task is None:
+            return False
+        task.do()
+        return True
 
     def _one_less(self) -> None:
         self._waiting -= 1

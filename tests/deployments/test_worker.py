@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,8 +179,9 @@ def test_a_recording_that_cannot_begin_holds_up_no_event_loop() -> None:
     run(test)
 
 
-def test_a_short_recording_passes_a_long_one_at_its_checkpoints() -> None:
-    """Only one short task runs at each checkpoint, so that the long task makes progress."""
+def test_a_short_recording_passes_a_long_one_at_its_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If short tasks may take no time, only one runs at each checkpoint."""
+    monkeypatch.setattr(module, "OVERTAKING", 0.0)
 
     async def test(worker: Worker) -> None:
         long, done = Long(), list[str]()
@@ -205,6 +207,39 @@ def test_a_short_recording_passes_a_long_one_at_its_checkpoints() -> None:
         assert await task == 3
         await others[3]
         assert done == ["first after 1", "broken after 2", "as long after 3"]
+
+    run(test)
+
+
+def test_short_recordings_get_two_thirds_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def test(worker: Worker) -> None:
+        first, released, done = threading.Event(), threading.Event(), list[str]()
+
+        def long(checkpoint: Checkpoint) -> None:
+            nonlocal now
+            first.set()
+            released.wait()
+            for _ in range(3):
+                now += 2
+                done.append("long")
+                checkpoint()
+
+        def short(checkpoint: Checkpoint) -> None:
+            nonlocal now
+            now += 1
+            done.append("short")
+
+        task = asyncio.create_task(worker.run(long, seconds=600))
+        while not first.is_set():
+            await asyncio.sleep(0.01)
+        others = [asyncio.create_task(worker.run(short, seconds=4)) for _ in range(9)]
+        await asyncio.sleep(0.05)
+        released.set()
+        await asyncio.gather(task, *others)
+        assert done == ["long", *["short"] * 4, "long", *["short"] * 4, "long", "short"]
 
     run(test)
 
