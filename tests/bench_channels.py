@@ -1,0 +1,108 @@
+"""Measures how well the detector tells the classes apart through fixed channels, and how often its words are wrong.
+
+    python -m tests.bench_channels --manifest field-dev/manifest.csv --split dev --bundle runs/default-held-out
+
+Only clips that the bundle was not trained on are taken. Each goes whole through each channel, and the Detector judges
+it as a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.audio.decode import decode
+from pipeline.config import DetectorConfig
+from pipeline.detector import Detector
+from pipeline.progress import with_progress
+from pipeline.types import Label, Waveform
+from pipeline.verdict.bundle import Bundle
+from tests.audio import encode
+from tune.command import run
+from tune.corpora.augment import CONDITIONS, Codec, high_pass, low_pass, through_codec
+from tune.corpora.manifest import Clip, add_split_argument, of_split, with_contents
+from tune.corpora.readers import read_corpus
+from tune.reports.metrics import auc, eer
+
+
+def line(codec: Codec) -> Callable[[Waveform], Waveform]:
+    """A telephone line: the band from 250 to 3,500 Hz, through `codec`."""
+    return lambda waveform: through_codec(low_pass(high_pass(waveform, 250), 3_500, 8), codec)
+
+
+CHANNELS: dict[str, Callable[[Waveform], Waveform]] = {
+    "as they are": lambda waveform: waveform,
+    **{f"MP3, {kbit} kbit/s": partial(through_codec, codec=Codec("mp3", 44_100, kbit)) for kbit in (128, 64, 48)},
+    "MP3 at 16 kHz, 32 kbit/s": CONDITIONS["mp3_32k"],
+    **{f"AAC, {kbit} kbit/s": partial(through_codec, codec=Codec("aac", 44_100, kbit)) for kbit in (64, 32)},
+    "FFmpeg's Vorbis, 48 kbit/s": partial(through_codec, codec=Codec("vorbis_native", 44_100, 48)),
+    **{
+        f"Opus, {kbit} kbit/s": partial(through_codec, codec=Codec("opus", 48_000, kbit))
+        for kbit in (48, 32, 24, 16, 12)
+    },
+    "reverberation": CONDITIONS["reverb"],
+    "noise, 10 dB": CONDITIONS["noise_10db"],
+    "telephone, µ-law": line(Codec("mulaw", 8_000)),
+    "telephone, A-law": line(Codec("alaw", 8_000)),
+    "telephone, Opus, 12 kbit/s": line(Codec("opus", 8_000, 12)),
+    "telephone, AMR, 12.2 kbit/s": line(Codec("amr", 8_000, 12.2)),
+    "telephone, GSM": line(Codec("gsm", 8_000)),
+    "telephone, AMR, 4.75 kbit/s": line(Codec("amr", 8_000, 4.75)),
+}
+
+
+def judge(detector: Detector, clip: Clip) -> list[tuple[Label, float | None]]:
+    """The word and the log-likelihood ratio of `clip` through each channel. The ratio is None without speech."""
+    waveform = decode(clip.path.read_bytes(), DetectorConfig().limits).waveform
+    verdicts = [detector.predict(encode(channel(waveform).samples)) for channel in CHANNELS.values()]
+    return [(verdict.overall, verdict.score) for verdict in verdicts]
+
+
+def as_text(labels: np.ndarray, words: np.ndarray, scores: np.ndarray) -> str:
+    """A table of the channels. Shape: labels (clips,), 1 = spoof; words and scores (clips, channels)."""
+    lines = [
+        "| channel | clips | EER % | AUC | answered % | recordings called Fake % | fakes called Real % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for column, name in enumerate(CHANNELS):
+        judged = np.isfinite(scores[:, column])
+        spoof, score, word = labels[judged], scores[judged, column], words[judged, column]
+        shares = [
+            np.isin(word, ["Real", "Fake"]).mean(),
+            (word[~spoof] == "Fake").mean(),
+            (word[spoof] == "Real").mean(),
+        ]
+        lines.append(
+            f"| {name} | {judged.sum()} | {100 * eer(spoof, score):.1f} | {auc(spoof, score):.3f} | "
+            + " | ".join(f"{100 * share:.1f}" for share in shares)
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench_channels", description=__doc__.split("\n")[0])
+    parser.add_argument("--manifest", type=Path, required=True)
+    add_split_argument(parser)
+    parser.add_argument("--bundle", type=Path, required=True, help="a bundle that was trained without some pages")
+    arguments = parser.parse_args(argv)
+    known = set(Bundle.load(arguments.bundle).info.corpus["clips"])
+    clips = with_contents(of_split(read_corpus(None, arguments.manifest), arguments.split))
+    clips = [clip for clip in clips if clip.sha256[:12] not in known]
+    detector = Detector(DetectorConfig.load(None).model_copy(update={"bundle": arguments.bundle.resolve()}))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(with_progress(pool.map(partial(judge, detector), clips), len(clips), "recordings"))
+    labels = np.array([clip.is_spoof for clip in clips])
+    words = np.array([[word for word, _ in row] for row in found])
+    scores = np.array([[score for _, score in row] for row in found], dtype=np.float64)
+    print(as_text(labels, words, scores), end="")
+
+
+if __name__ == "__main__":
+    run(main)
