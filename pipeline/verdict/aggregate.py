@@ -29,7 +29,17 @@ from pipeline.verdict.answer import (
     Verdict,
 )
 from pipeline.verdict.bundle import Bundle, Scorer
-from pipeline.verdict.evidence import ENOUGH_SECONDS, Bar, Estimate, Scores, bar_of, estimate, find_faults, find_reasons
+from pipeline.verdict.evidence import (
+    ENOUGH_SECONDS,
+    Bar,
+    Estimate,
+    Scores,
+    bar_of,
+    doubt_selection,
+    estimate,
+    find_faults,
+    find_reasons,
+)
 from pipeline.verdict.parts import Indices, Parts
 from pipeline.verdict.reasons import AnswerWarning, Reason
 
@@ -58,7 +68,8 @@ class Case:
     """A recording to judge.
 
     `scores` (windows,) are calibrated log-likelihood ratios by `scorer`. `faults` holds the variance that each fault of
-    the recording adds to them. `bar` holds the thresholds for Fake and Real.
+    the recording adds to them. `bar` holds the thresholds for Fake and Real. `among` is the number of channels that may
+    each decide for all of them.
     """
 
     features: Features
@@ -66,18 +77,25 @@ class Case:
     faults: dict[Reason, float]
     scorer: Scorer
     bar: Bar
+    among: int
     config: DetectorConfig
 
-    def judge(self, of: Parts, doubts: Scores | float = 0.0) -> Judged:
+    def judge(self, of: Parts, doubts: Scores | float = 0.0, *, candidates: int = 1) -> Judged:
         """The results for several parts.
 
         The variances of the recording's faults apply to all parts. `doubts` are further variances: one for all parts,
-        or one for each, (parts,).
+        or one for each, (parts,). `candidates` is the number of parts that may each decide for the recording.
         """
         noise = self.window_noise(of) + sum(self.faults.values()) + doubts
-        found = estimate(of.means(self.scores), noise, self.scorer.uncertainty.score_variance)
+        found = self.estimate(of.means(self.scores), noise, candidates)
         prior = self.config.decision.prior
         return Judged(found, found.probability(prior), found.interval(prior))
+
+    def estimate(self, seen: Scores, noise: Scores, candidates: int = 1) -> Estimate:
+        """The estimate of parts with the scores `seen` (parts,) and the variance `noise` of each (parts,)."""
+        variance = self.scorer.uncertainty.score_variance
+        found = estimate(seen, noise, variance)
+        return doubt_selection(found, seen, candidates * self.among, self.bar.fake, variance)
 
     def window_noise(self, of: Parts) -> Scores:
         """The noise of each part's score because speech is limited, as a variance, (parts,).
@@ -104,19 +122,18 @@ def build_verdict(
 ) -> Verdict:
     """The verdict from `scores` (windows,), which are calibrated log-likelihood ratios by `scorer`, a head of `bundle`.
 
-    `among` is the number of channels that may each decide for all of them. The threshold for Fake rises with it.
+    `among` is the number of channels that may each decide for all of them.
     """
     speech = features.speech
-    faults = find_faults(
-        features.quality, novelty, speech.speech_seconds, scorer, config.decision, narrow=features.narrow
-    )
-    bar = bar_of(bundle.info.thresholds, operating_point).raised(among)
-    case = Case(features, scores, faults, scorer, bar, config)
-    judged = case.judge(parts.whole(features))
+    of_whole = parts.whole(features)
+    seconds = float(of_whole.seconds[0])
+    faults = find_faults(features.quality, novelty, seconds, scorer, config.decision, narrow=features.narrow)
+    case = Case(features, scores, faults, scorer, bar_of(bundle.info.thresholds, operating_point), among, config)
+    judged = case.judge(of_whole)
     overall = judged.label(0, case.bar)
     speakers, doubt = judge_speakers(case, is_fake=overall == "Fake")
     if doubt and overall == "Real":  # the mean may hide a voice that is not Real
-        judged = case.judge(parts.whole(features), doubt)
+        judged = case.judge(of_whole, doubt)
         overall = judged.label(0, case.bar)
     decided_by = None if overall == "Fake" else find_speaker(case, speakers) or find_passage(case)
     if decided_by:
@@ -181,26 +198,30 @@ def category(duration_seconds: Seconds) -> Literal["very_short", "short", "norma
 def judge_speakers(case: Case, *, is_fake: bool) -> tuple[tuple[SpeakerVerdict, ...], float]:
     """The verdict on each speaker, and the largest `doubt_of_voices` of any of them.
 
-    If the recording as a whole is not Fake, each speaker can still be called Fake. The threshold for Fake then rises
-    with the number of speakers.
+    If the recording as a whole is not Fake, each speaker can still be called Fake, and the recording with it. The
+    speakers are then candidates (`doubt_selection`).
     """
     windows = case.features.windows
     names = sorted({window.speaker for window in windows if window.speaker is not None})
     of = parts.speakers(case.features, names)
-    bar = case.bar if is_fake else case.bar.raised(len(names))
-    judged = case.judge(of)
+    candidates = 1 if is_fake else len(names)
+    judged = case.judge(of, candidates=candidates)
     doubts = np.zeros(len(names))
     for i, name in enumerate(names):
-        if judged.label(i, bar) == "Real":
+        if judged.label(i, case.bar) == "Real":
             doubts[i] = doubt_of_voices(case, np.flatnonzero([window.speaker == name for window in windows]))
-    judged = case.judge(of, doubts)
+    judged = case.judge(of, doubts, candidates=candidates)
+    spoken = dict.fromkeys(names, 0.0)
+    for turn in case.features.turns or ():
+        if turn.speaker in spoken:
+            spoken[turn.speaker] += turn.duration_seconds
     verdicts = tuple(
         SpeakerVerdict(
             speaker=name,
-            result=judged.label(i, bar),
+            result=judged.label(i, case.bar),
             probability=judged.probability(i),
             interval=judged.interval(i),
-            speech_seconds=float(of.seconds[i]),
+            speech_seconds=spoken[name],
         )
         for i, name in enumerate(names)
     )
@@ -281,16 +302,16 @@ def find_speaker(case: Case, speakers: tuple[SpeakerVerdict, ...]) -> DecidedBy 
 def find_passage(case: Case) -> DecidedBy | None:
     """The passage that makes the recording Fake although the rest does not, if there is one.
 
-    A passage is two neighbouring windows that hold at most half of the speech. The threshold rises with the number of
-    passages, so that longer recordings do not cause more false alarms.
+    A passage is two neighbouring windows that hold at most half of the speech. The passages are candidates
+    (`doubt_selection`), so that longer recordings do not cause more false alarms.
     """
     of, pairs = parts.passages(case.features)
     is_passage = of.seconds <= case.features.speech.speech_seconds / 2
     if not is_passage.any():
         return None
-    judged = case.judge(of)
+    judged = case.judge(of, candidates=int(is_passage.sum()))
     best = int(np.argmax(np.where(is_passage, judged.estimate.low, -np.inf)))
-    if judged.label(best, case.bar.raised(int(is_passage.sum()))) != "Fake":
+    if judged.label(best, case.bar) != "Fake":
         return None
     first, last = (case.features.windows[i] for i in pairs[best])
     return DecidedBy(
@@ -324,7 +345,7 @@ def reasons_of(case: Case, speakers: tuple[SpeakerVerdict, ...], doubt: float) -
     seen = of.means(case.scores)
 
     def is_settled(noise: float) -> bool:
-        found = estimate(seen, np.array([noise]), uncertainty.score_variance)
+        found = case.estimate(seen, np.array([noise]))
         return case.bar.label(float(found.low[0]), float(found.high[0])) != "Inconclusive"
 
     return find_reasons(is_settled, enough, faults, uncertainty.score_variance)

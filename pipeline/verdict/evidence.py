@@ -93,6 +93,27 @@ def estimate(seen: Scores, noise: Scores, score_variance: float) -> Estimate:
     return Estimate(share * seen, np.sqrt(score_variance * (1 - share)))
 
 
+def doubt_selection(found: Estimate, seen: Scores, candidates: int, fake: float, score_variance: float) -> Estimate:
+    """The estimate of parts of which each may decide alone, because it is the most suspicious of several `candidates`.
+
+    `found` is the estimate of each part by itself, and `seen` (parts,) are their scores. Where a whole interval is at
+    or above the threshold `fake`, noise is added until its lower end has fallen by ln(candidates). So all candidates
+    together cause no more false alarms than one (Bonferroni): the odds for Fake must be higher by the factor
+    `candidates`. Other parts stay as they are.
+
+    With u = sd / sqrt(V) the lower end is s (1 - u^2) - z sqrt(V) u. This is solved for u.
+    """
+    width = INTERVAL_Z * math.sqrt(score_variance)
+    fall = seen - found.low + math.log(max(candidates, 1))
+    root = np.sqrt(np.maximum(width**2 + 4 * seen * fall, 0))
+    share = np.minimum(2 * fall / (width + root), 1)
+    is_accused = found.low >= fake
+    return Estimate(
+        np.where(is_accused, seen * (1 - share**2), found.mean),
+        np.where(is_accused, math.sqrt(score_variance) * share, found.sd),
+    )
+
+
 def sigmoid(log_odds: Scores) -> Scores:
     """Log odds -> probability. It is also exact for large log odds."""
     probability: Scores = np.exp(-np.logaddexp(0, -log_odds))
@@ -113,11 +134,6 @@ class Bar:
     def label(self, low: float, high: float) -> Label:
         """The result for an interval of scores."""
         return "Fake" if low >= self.fake else "Real" if high < self.real else "Inconclusive"
-
-    def raised(self, candidates: int) -> Bar:
-        """The bar for the best of several `candidates`. The odds for Fake must be higher by the factor `candidates`,
-        so that all together cause no more false alarms than one (Bonferroni)."""
-        return Bar(self.real, self.fake + math.log(max(candidates, 1)))
 
 
 def bar_of(thresholds: Thresholds, operating_point: OperatingPoint) -> Bar:

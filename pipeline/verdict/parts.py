@@ -7,7 +7,7 @@ found by sorting, so the work grows with the number of such pairs, not with wind
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,9 +23,10 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Parts:
-    """`seconds` (parts,) of speech in each part, and the weights of windows in parts.
+    """`seconds` (parts,) of speech in the windows of each part, and the weights of windows in parts.
 
-    The weights are three arrays (weights,): the index of the part, the index of the window, and the weight.
+    Speech that lies in no window, because two people speak at once, does not count: it has no score. The weights are
+    three arrays (weights,): the index of the part, the index of the window, and the weight.
     """
 
     seconds: Scores
@@ -55,7 +56,7 @@ def whole(features: Features) -> Parts:
     """The recording as one part. Windows are weighted by the speech in them."""
     count = len(features.windows)
     return Parts(
-        np.array([features.speech.speech_seconds]),
+        np.array([scored_seconds(features.windows)]),
         np.zeros(count, dtype=np.intp),
         np.arange(count),
         window_seconds(features.windows),
@@ -65,19 +66,17 @@ def whole(features: Features) -> Parts:
 def speakers(features: Features, names: Sequence[str]) -> Parts:
     """One part per speaker. The speaker's windows are weighted by the speech in them."""
     index = {name: i for i, name in enumerate(names)}
-    seconds = np.zeros(len(names))
-    for turn in features.turns or ():
-        if turn.speaker in index:
-            seconds[index[turn.speaker]] += turn.duration_seconds
+    seconds = [scored_seconds([window for window in features.windows if window.speaker == name]) for name in names]
     speaker_of_window = np.array([index.get(window.speaker or "", -1) for window in features.windows], dtype=np.intp)
     rows = np.flatnonzero(speaker_of_window >= 0)
-    return Parts(seconds, speaker_of_window[rows], rows, window_seconds(features.windows)[rows])
+    return Parts(np.array(seconds), speaker_of_window[rows], rows, window_seconds(features.windows)[rows])
 
 
 def stretches(features: Features, stretches: Sequence[Segment], names: Sequence[str | None]) -> Parts:
     """One part per stretch of a speaker's speech. The speaker's windows are weighted by the time they share with it.
 
-    A turn that is spoken entirely over another voice may lie in no window. It then gets all windows of its speaker.
+    A turn that is spoken entirely over another voice may lie in no window. It then gets all windows of its speaker, and
+    no more seconds than these hold.
     """
     part, window, shared = overlaps(features.windows, stretches)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
@@ -86,12 +85,22 @@ def stretches(features: Features, stretches: Sequence[Segment], names: Sequence[
     of_same_speaker = of_part[part] == of_window[window]
     part, window, shared = part[of_same_speaker], window[of_same_speaker], shared[of_same_speaker]
     all_seconds = window_seconds(features.windows)
+    bounds = np.array([(stretch.start, stretch.end) for stretch in stretches]).reshape(-1, 2)
+    seconds = np.zeros(len(stretches))
+    for name, number in numbers.items():
+        spoken = merge(p for w in features.windows if w.speaker == name for p in w.parts)
+        rows = np.flatnonzero(of_part == number)
+        edges = bounds[rows].reshape(-1)
+        if spoken:
+            seconds[rows] = covered_seconds(spoken, edges)[::2]
     for orphan in np.setdiff1d(np.arange(len(stretches)), part):
         rows = np.flatnonzero(of_window == of_part[orphan])
         part = np.concatenate([part, np.full(len(rows), orphan)])
         window = np.concatenate([window, rows])
         shared = np.concatenate([shared, all_seconds[rows]])
-    return Parts(np.array([stretch.duration_seconds for stretch in stretches]), part, window, shared)
+        spoken_seconds = scored_seconds([features.windows[row] for row in rows])
+        seconds[orphan] = min(stretches[orphan].duration_seconds, spoken_seconds)
+    return Parts(seconds, part, window, shared)
 
 
 def steps(features: Features, step_seconds: Seconds) -> Parts:
@@ -109,7 +118,7 @@ def steps(features: Features, step_seconds: Seconds) -> Parts:
 
 def groups(features: Features, *rows: Indices) -> Parts:
     """One part per group of windows. A group is given by the indices of its windows, which count equally."""
-    seconds = [total_seconds(merge(part for i in group for part in features.windows[i].parts)) for group in rows]
+    seconds = [scored_seconds([features.windows[i] for i in group]) for group in rows]
     part = np.repeat(np.arange(len(rows)), [len(group) for group in rows])
     flat = np.concatenate(rows)
     return Parts(np.array(seconds), part, flat, np.ones(len(flat)))
@@ -119,9 +128,14 @@ def passages(features: Features) -> tuple[Parts, tuple[tuple[int, int], ...]]:
     """One part per pair of neighbouring windows of one speaker, and the indices of each pair."""
     windows = features.windows
     pairs = tuple((i, i + 1) for i in range(len(windows) - 1) if windows[i].speaker == windows[i + 1].speaker)
-    seconds = [total_seconds(merge((*windows[i].parts, *windows[j].parts))) for i, j in pairs]
+    seconds = [scored_seconds((windows[i], windows[j])) for i, j in pairs]
     flat = np.array(pairs, dtype=np.intp).reshape(-1)
     return Parts(np.array(seconds), np.repeat(np.arange(len(pairs)), 2), flat, np.ones(len(flat))), pairs
+
+
+def scored_seconds(windows: Iterable[Window]) -> Seconds:
+    """Seconds of speech that lie in at least one of the windows."""
+    return total_seconds(merge(part for window in windows for part in window.parts))
 
 
 def window_seconds(windows: Sequence[Window]) -> Scores:

@@ -54,6 +54,7 @@ def verdict_of(
     novelty: float = 1.0,
     scorer: Scorer | None = None,
     operating_point: OperatingPoint = "balanced",
+    among: int = 1,
 ) -> Verdict:
     """The verdict on a recording that is full of speech. In every test its results and numbers must agree."""
     speech = Speech((Segment(0.0, seconds),), seconds, "wav")
@@ -66,6 +67,7 @@ def verdict_of(
         bundle=BUNDLE,
         config=CONFIG,
         operating_point=operating_point,
+        among=among,
     )
     assert disagreements(verdict, THRESHOLDS, operating_point, CONFIG.decision.prior) == []
     return verdict
@@ -111,7 +113,7 @@ def test_a_synthetic_passage_makes_a_recording_fake() -> None:
     assert verdict.mean_probability is not None and verdict.mean_probability < 0.1
     assert verdict.decided_by is not None and verdict.decided_by.speaker is None
     assert 200 <= verdict.decided_by.start < verdict.decided_by.end <= 212
-    assert verdict.decided_by.probability > 0.99
+    assert verdict.decided_by.probability > 0.95
 
 
 def test_a_passage_must_be_the_clearer_the_longer_the_recording() -> None:
@@ -190,6 +192,37 @@ def test_the_more_speakers_the_clearer_the_fake_one_must_be() -> None:
 
     assert (of(2).overall, of(2).speakers[0].result) == ("Fake", "Fake")
     assert (of(8).overall, of(8).speakers[0].result) == ("Real", "Inconclusive")
+
+
+@pytest.mark.parametrize(("speakers", "score"), [(10, 2.7), (40, 4.0), (400, 6.0)])
+def test_a_speaker_who_is_not_clear_enough_among_many_gets_a_wider_interval(speakers: int, score: float) -> None:
+    """So no speaker is Inconclusive at 98 %. `verdict_of` checks that results and intervals agree."""
+    turns = tuple(Turn(8 * i, 8 * i + 8, f"SPEAKER_{i:03}") for i in range(speakers))
+    verdict = verdict_of([score] * 3 + [-4.0] * 3 * (speakers - 1), seconds=8.0 * speakers, turns=turns)
+    first = verdict.speakers[0]
+    assert (verdict.overall, first.result) == ("Real", "Inconclusive")
+    assert first.interval[0] < 0.5 < first.probability < 0.9
+    assert verdict_of(score, seconds=8.0, turns=turns[:1]).speakers[0].result == "Fake", "it is clear by itself"
+
+
+@pytest.mark.parametrize(("channels", "score"), [(2, 0.9), (8, 2.2)])
+def test_a_channel_that_is_not_clear_enough_among_several_gets_a_wider_interval(channels: int, score: float) -> None:
+    assert verdict_of(score, seconds=60.0).overall == "Fake"
+    verdict = verdict_of(score, seconds=60.0, among=channels)
+    assert (verdict.overall, verdict.reasons) == ("Inconclusive", ("near_threshold",))
+
+
+def test_speech_over_another_voice_makes_no_answer_surer() -> None:
+    """The first speaker speaks for 30 s, but only 1.2 s of that alone. Only these 1.2 s have a score."""
+    scores = [1.5] + [-4.0] * 14
+    overlapped = (Turn(0, 30, "SPEAKER_00"), Turn(0, 28.8, "SPEAKER_01"))
+    apart = (Turn(28.8, 30, "SPEAKER_00"), Turn(0, 28.8, "SPEAKER_01"))
+    verdict, expected = (verdict_of(scores, seconds=30.0, turns=turns) for turns in (overlapped, apart))
+    assert [speaker.result for speaker in verdict.speakers] == ["Inconclusive", "Real"]
+    assert [speaker.interval for speaker in verdict.speakers] == [speaker.interval for speaker in expected.speakers]
+    assert [speaker.speech_seconds for speaker in verdict.speakers] == pytest.approx([30.0, 28.8])
+    assert (verdict.overall, verdict.interval) == (expected.overall, expected.interval)
+    assert verdict.details[0].result == "Inconclusive"
 
 
 def test_a_recording_that_is_fake_as_a_whole_needs_no_part_to_decide() -> None:

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from pipeline.config import Decision
 from pipeline.types import Quality
 from pipeline.verdict.bundle import Calibration, Scorer, Thresholds, Uncertainty
-from pipeline.verdict.evidence import INTERVAL_Z, Bar, bar_of, estimate, find_faults, find_reasons, log_odds
+from pipeline.verdict.evidence import (
+    INTERVAL_Z,
+    Bar,
+    bar_of,
+    doubt_selection,
+    estimate,
+    find_faults,
+    find_reasons,
+    log_odds,
+)
 from pipeline.verdict.reasons import Reason
 
 UNCERTAINTY = Uncertainty(
@@ -100,10 +109,22 @@ def test_the_word_follows_from_the_interval(low: float, high: float, point: str,
     assert bar_of(THRESHOLDS, point).label(low, high) == label  # type: ignore[arg-type]
 
 
-def test_the_bar_rises_with_the_number_of_candidates() -> None:
-    bar = Bar(0.0, 1.0)
-    assert bar.raised(1) == bar
-    assert bar.raised(4) == Bar(0.0, 1.0 + math.log(4))
+@settings(deadline=None)
+@given(seen=st.floats(-1, 12), noise=st.floats(0.01, 16), candidates=st.integers(1, 10_000))
+def test_the_lower_end_falls_with_the_number_of_candidates(seen: float, noise: float, candidates: int) -> None:
+    scores, variance = np.array([seen]), 16.0
+    by_itself = estimate(scores, np.array([noise]), variance)
+    found = doubt_selection(by_itself, scores, candidates, -1.0, variance)
+    if by_itself.low[0] < -1.0:
+        assert (found.low[0], found.high[0]) == (by_itself.low[0], by_itself.high[0])
+        return
+    nothing_known = -INTERVAL_Z * 4.0
+    assert found.low[0] == pytest.approx(max(by_itself.low[0] - math.log(candidates), nothing_known), abs=1e-6)
+    assert found.high[0] >= -1.0, "what was Fake by itself is not Real now"
+    assert found.sd[0] >= by_itself.sd[0] - 1e-9
+    # It is the estimate with more noise, and no other distribution.
+    share = 1 - found.sd[0] ** 2 / variance
+    assert found.mean[0] == pytest.approx(share * seen, abs=1e-6)
 
 
 @pytest.mark.parametrize(

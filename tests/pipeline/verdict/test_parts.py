@@ -45,15 +45,17 @@ def test_stretches_are_those_of_the_plain_loop(seed: int) -> None:
     turns = features.turns or ()
     scores = np.random.default_rng(seed).normal(size=len(features.windows))
     found = parts.stretches(features, turns, [turn.speaker for turn in turns])
-    expected = []
+    expected, expected_seconds = [], []
     for turn in turns:
+        spoken = Window(merge(p for w in features.windows if w.speaker == turn.speaker for p in w.parts))
+        expected_seconds.append(shared_seconds(spoken, turn) or min(turn.duration_seconds, spoken.speech_seconds))
         same_speaker = [window.speaker == turn.speaker for window in features.windows]
         weights = [mine * shared_seconds(w, turn) for mine, w in zip(same_speaker, features.windows, strict=True)]
         if not any(weights):
             weights = [mine * w.speech_seconds for mine, w in zip(same_speaker, features.windows, strict=True)]
         expected.append(mean_by_loop(weights, scores.tolist()))
     np.testing.assert_allclose(found.means(scores), expected, rtol=1e-9, atol=1e-9)
-    assert found.seconds == pytest.approx([turn.duration_seconds for turn in turns])
+    assert found.seconds == pytest.approx(expected_seconds)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -85,7 +87,9 @@ def test_whole_speakers_and_passages_are_those_of_the_plain_loop() -> None:
     for i, name in enumerate(names):
         weights = [(w.speaker == name) * w.speech_seconds for w in windows]
         assert of.means(scores)[i] == pytest.approx(mean_by_loop(weights, scores.tolist()), rel=1e-9)
-        assert of.seconds[i] == pytest.approx(total_seconds(t for t in features.turns or () if t.speaker == name))
+        scored = merge(part for window in windows if window.speaker == name for part in window.parts)
+        assert of.seconds[i] == pytest.approx(total_seconds(scored))
+        assert of.seconds[i] < total_seconds(t for t in features.turns or () if t.speaker == name), "some turns overlap"
 
     of, pairs = parts.passages(features)
     assert pairs == tuple((i, i + 1) for i in range(len(windows) - 1) if windows[i].speaker == windows[i + 1].speaker)
