@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-che
 
 help:
 	@echo "make serve   start the service on this machine (PORT=9000 for another port); Ctrl-C stops it"
-	@echo "make test    check style and types, run every test"
+	@echo "make test    check style and types, run all tests except the slow ones; skipped tests are listed"
 	@echo "make bench   measure the speed of the stages and of the service"
 	@echo "make lint    check style and types"
 	@echo "make models  verify the weights that the default configuration uses"

@@ -40,7 +40,9 @@ METRICS: dict[str, tuple[str, Metric, float, int]] = {
     "cllr": ("Cllr", cllr, 1, 3),
     **{
         name: (title, metric, 100, 1)
-        for (name, metric), title in zip(rates(0.0).items(), ("fakes missed %", "recordings accused %"), strict=True)
+        for (name, metric), title in zip(
+            rates(0.0).items(), ("fakes missed %", "human recordings accused %"), strict=True
+        )
     },
 }
 """Each metric: its title, its function, its unit and its number of digits."""
