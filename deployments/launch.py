@@ -1,7 +1,7 @@
 """`make serve`: runs serve_config.yaml on a Ray of its own, for this machine only, until Ctrl-C.
 
-`serve run` reports success before the graph is up, and even if it fails. So this starts it, waits until Ray says
-RUNNING, and only then prints the address of the service.
+`serve run` reports success before the graph is up, and even if it fails. So this program starts `serve run`, waits
+until Ray says RUNNING, and only then prints the address of the service.
 """
 
 from __future__ import annotations

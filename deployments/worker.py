@@ -26,7 +26,8 @@ SHORTER = 4.0
 """A task is overtaken by tasks that are at least this many times shorter."""
 
 OVERTAKING = 2.0
-"""How long tasks may overtake at a checkpoint, in units of the time since the checkpoint before. One always may."""
+"""How long tasks may overtake at a checkpoint, as a multiple of the time since the previous checkpoint. At least one
+task may always overtake."""
 
 NICENESS = 5
 """How much the priority of the thread is below that of its process. So event loops also answer on a busy machine."""
@@ -59,7 +60,7 @@ class Worker:
     """Runs work on one recording after another. Work whose caller is gone stops at its next checkpoint.
 
     Short recordings overtake long ones: at each checkpoint of long work, much shorter tasks that wait are done first.
-    They get at most two thirds of the time, so the long one still makes progress.
+    They get about two thirds of the time at most, so the long one still makes progress.
 
     `probe` is a very small piece of real work that shows whether the replica works. It runs at the start, at health
     checks while the replica is idle, and after an unexpected error, which the recording or the replica may have caused.

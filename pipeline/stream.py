@@ -1,9 +1,9 @@
 """A live stream: its limits, the stretch that is judged next, and the features of its last seconds.
 
 Every half second the last four seconds become one window. It is decoded, searched for speech and turned into features
-like a recording of its own. The update then holds the classifier's verdict on the windows of the last ten seconds, a
-hop apart. So an update costs one window, regardless of the stream's length, and speech of a minute ago does not change
-it. The last message holds the verdict on everything that has arrived, judged as one recording.
+like a recording of its own. The update then holds the classifier's verdict on the windows of the last ten seconds, 2 s
+apart (`hop_seconds`). So an update costs one window, regardless of the stream's length, and speech of a minute ago does
+not change it. The last message holds the verdict on everything that has arrived, judged as one recording.
 """
 
 from __future__ import annotations
@@ -248,7 +248,8 @@ class LiveStream:
                 chosen.append(stretch)
         self._start = chosen[-1].start
         spoken = [(stretch, stretch.content) for stretch in reversed(chosen) if isinstance(stretch.content, Features)]
-        # If any window has a wide band, the windows that were taken for a telephone's are no evidence and are left out.
+        # If any window has a wide band, the windows that were taken for a telephone's are left out, because they say
+        # nothing here.
         narrow = all(features.narrow for _, features in spoken)
         spoken = [(stretch, features) for stretch, features in spoken if features.narrow == narrow]
         newest = recent[-1].content

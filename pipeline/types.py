@@ -91,7 +91,8 @@ class Waveform:
 class Recording:
     """A decoded upload: 16 kHz mono audio, the format of the file, and warnings about it.
 
-    `file_sha256` is the SHA-256 of the upload's bytes in hexadecimal digits; None if the sound came from no file.
+    `file_sha256` is the SHA-256 of the upload's bytes in hexadecimal digits; None if the sound did not come from a
+    file.
     """
 
     waveform: Waveform

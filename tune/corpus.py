@@ -49,9 +49,9 @@ NAMES_SHOWN = 3
 FILES_SHOWN = 5
 SHUFFLES = 500
 FALSE_ALARMS = 0.05
-"""The share of corpora without a leak in which a trait may still be reported as a leak."""
+"""How often a false leak may be reported for a corpus that has none."""
 LEAKS = ((0.8, "leaks badly"), (0.65, "leaks"), (0.0, "leaks a bit"))
-"""The lowest AUC of each verdict on a trait whose AUC is above chance."""
+"""For each verdict, the lowest AUC that gets it. Only traits above chance get a verdict."""
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ ALONE = (
     "in the manifest, or put the recordings of each speaker into a separate folder."
 )
 FEATURES_VERSION = 3
-"""The version of the features. Raise it when the pipeline computes other features from the same recording and recipe:
-old caches are then not used any more. A test tells when to raise it."""
+"""The version of the features. Raise it when the same recording and recipe give different features. Old caches are
+then ignored. A test fails if you forget."""
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,8 @@ def parse(answer: type[Model], text: str | bytes, request: httpx.Request) -> Mod
         return answer.model_validate_json(text)
     except ValidationError as error:
         raise UnexpectedAnswer(
-            f"The answer to {request.url.path} is not one of Sound Sentry's, or of another version. Check the address."
+            f"The answer to {request.url.path} does not come from Sound Sentry, or comes from another version of it. "
+            "Check the address."
         ) from error
 
 

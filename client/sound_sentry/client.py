@@ -127,8 +127,8 @@ class SoundSentry:
     def stream(
         self, sound: Iterable[bytes], **options: Unpack[StreamOptions]
     ) -> Iterator[StreamUpdate | StreamVerdict]:
-        """Send sound while it is recorded. Yields a StreamUpdate on the last seconds twice a second, and at the end a
-        StreamVerdict on the whole.
+        """Send sound while it is recorded. Twice a second, yields a StreamUpdate about the last seconds. At the end,
+        yields a StreamVerdict about the whole.
 
         `sound` yields chunks of any size: 16-bit PCM, or WebM if `format` says so. PCM is sent in real time at most.
         The service may end the stream before `sound` ends: if it reaches the length limit of a recording, or if nobody
@@ -289,8 +289,8 @@ class AsyncSoundSentry:
     def stream(
         self, sound: AsyncIterable[bytes], **options: Unpack[StreamOptions]
     ) -> AsyncIterator[StreamUpdate | StreamVerdict]:
-        """Send sound while it is recorded. Yields a StreamUpdate on the last seconds twice a second, and at the end a
-        StreamVerdict on the whole.
+        """Send sound while it is recorded. Twice a second, yields a StreamUpdate about the last seconds. At the end,
+        yields a StreamVerdict about the whole.
 
         `sound` yields chunks of any size: 16-bit PCM, or WebM if `format` says so. PCM is sent in real time at most.
         The service may end the stream before `sound` ends: if it reaches the length limit of a recording, or if nobody

@@ -144,7 +144,7 @@ def no_answer(error: httpx.RequestError) -> NoAnswer:
     elif isinstance(error, httpx.TimeoutException):
         detail = "The service did not answer in time. Send a shorter recording, submit a job, or raise timeout_seconds."
     elif passing:
-        detail = "The service hung up before it had answered. Try again."
+        detail = "The service closed the connection before it answered. Try again."
     else:
         detail = f"The service cannot be asked: {error}."
     return NoAnswer(detail, passing=passing)

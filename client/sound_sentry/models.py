@@ -126,7 +126,8 @@ class LayerShare(Answer):
     layer: str
     """Name of the layer."""
     score: float
-    """What the layer adds to the score of the answer, as a natural logarithm: above 0 speaks for a machine."""
+    """What the layer adds to the score of the answer, a log-likelihood ratio (natural logarithm): above 0 speaks for a
+    machine."""
     humans: tuple[float, float] | None = None
     """The middle 90 % of this score in recordings of humans, lower end first; None if that was not measured."""
     sentence: str = ""
@@ -143,7 +144,7 @@ class MomentShare(Answer):
     end: float
     """Where the moment ends, in seconds."""
     score: float
-    """The score of this moment, as a natural logarithm: above 0 speaks for a machine."""
+    """The score of this moment, a log-likelihood ratio (natural logarithm): above 0 speaks for a machine."""
     humans: tuple[float, float] | None = None
     """The middle 90 % of the scores of moments of human speech, lower end first; None if that was not measured."""
     sentence: str
@@ -158,8 +159,8 @@ class BandShare(Answer):
     high_hz: float
     """Where the band ends, in hertz."""
     score: float
-    """How much the score falls if the energy of the band is set to its mean over time, averaged over the moments, as a
-    natural logarithm: above 0 speaks for a machine."""
+    """How much the score falls if the energy of the band is set to its mean over time, averaged over the moments. A
+    log-likelihood ratio (natural logarithm): above 0 speaks for a machine."""
     humans: tuple[float, float] | None = None
     """The middle 90 % of this score in recordings of humans, lower end first; None if that was not measured."""
     sentence: str
@@ -191,7 +192,7 @@ class Verdict(Answer):
     confidence: float | None
     """How far `mean_probability` is from even odds, |2p - 1|: 0 is a coin toss, 1 is certainty."""
     score: float | None
-    """Calibrated log-likelihood ratio of the whole recording, as a natural logarithm; higher is more machine-like."""
+    """Calibrated log-likelihood ratio (natural logarithm) of the whole recording; higher is more machine-like."""
     interval: Interval | None
     """80 % interval of `mean_probability`, lower end first."""
     reasons: tuple[str, ...]
@@ -209,7 +210,7 @@ class Verdict(Answer):
     speech_seconds: float
     """How long somebody speaks in it, in seconds."""
     original_format: str
-    """Format of the file, told by its content."""
+    """Format of the file, recognised by its content."""
     channels: tuple[ChannelVerdict, ...] = ()
     """One entry per channel; empty unless channels were judged one by one."""
     decided_by: DecidedBy | None = None

@@ -57,7 +57,7 @@ async def answer_error(request: HTTPConnection, error: SoundSentryError) -> JSON
 
 async def answer_http_error(request: HTTPConnection, error: HTTPException) -> JSONResponse:
     """The answer for a request that Starlette refuses."""
-    detail = f"{HTTPStatus(error.status_code).phrase}: see /docs for what can be asked."
+    detail = f"{HTTPStatus(error.status_code).phrase}: see /docs for the endpoints."
     return refuse(request, error.status_code, detail, dict(error.headers or {}))
 
 

@@ -1,4 +1,4 @@
-"""WS /stream: a verdict every half second on sound while it is recorded, and at the end a verdict on the whole."""
+"""WS /stream: every half second a verdict, while the sound is recorded, and at the end a verdict on the whole."""
 
 import asyncio
 import json

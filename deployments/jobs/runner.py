@@ -31,7 +31,7 @@ logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 POLL_SECONDS = 0.5
-"""How often the database is asked for work, and during work, whether the job was cancelled."""
+"""Seconds between two queries: for new work, and, during work, whether the job was cancelled."""
 
 OUTAGE_SECONDS = 2.0
 """How long to wait if the database does not answer."""

@@ -34,7 +34,7 @@ BUSY_SECONDS = 30
 """How long SQLite waits for another process that is writing."""
 
 TABLES_LOCK = 0x536F756E64
-"""The number of the advisory lock. Any number will do that other users of the database do not lock."""
+"""The number of the advisory lock. Any number works if no other user of the database locks it."""
 
 READS_ONLY = "reads_only"
 """Option of a transaction that only reads, and so does not wait for writers."""

@@ -272,8 +272,8 @@ function factsOf(answer) {
     facts.push(['Probability of machine', percent(probability)])
     const [low, high] = interval.map(percent)
     facts.push(low === high ? ['Likely', low] : ['Likely between', `${low} and ${high}`])
-    if (answer.decided_by) facts.push(['Of the whole recording', percent(answer.mean_probability)])
-    else facts.push(['What was heard is', odds(answer.score)])
+    if (answer.decided_by) facts.push(['Probability for the whole recording', percent(answer.mean_probability)])
+    else facts.push(['The speech is', odds(answer.score)])
   }
   facts.push(['Speech', `${answer.speech_seconds.toFixed(1)} s of ${answer.duration_seconds.toFixed(1)} s`])
   facts.push(['Format', answer.original_format.toUpperCase()])
@@ -626,7 +626,7 @@ async function listenLive() {
     if (answer) look(queue.keep({ file, name, chosen, answer: { ...answer, filename: name } }))
     else {
       choose([{ file, name }])
-      $('left-out').textContent = `${problem.message} What was recorded is judged as a recording.`
+      $('left-out').textContent = `${problem.message} The sound up to then is now judged like any other recording.`
     }
   } catch (error) {
     showProblem(asProblem(error))

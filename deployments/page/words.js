@@ -1,4 +1,4 @@
-// Words, numbers and elements of the page. What comes from elsewhere enters it as text, never as markup.
+// Words, numbers and elements of the page. Text from the network or from files is added as text, never as markup.
 
 export const $ = (id) => document.getElementById(id)
 

@@ -1,7 +1,8 @@
 """Decodes the bytes of an upload to 16 kHz mono audio.
 
-An upload is treated as hostile. Its magic bytes tell its format, only the demuxer of that format runs, only codecs on
-a whitelist are used, and no other file is opened. Every cap is applied to the decoded audio, never to a header.
+An upload is treated as hostile. Its format is recognised by its first bytes, only the demuxer of that format runs, only
+codecs on a whitelist are used, and no other file is opened. Every cap is applied to the decoded audio, never to a
+header.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class _Upload:
 
 
 def decode(data: bytes, limits: Limits, track: int | None = None) -> Recording:
-    """Decode an upload in any of FORMATS to 16 kHz mono. The content tells the format.
+    """Decode an upload in any of FORMATS to 16 kHz mono. The format is recognised by the content.
 
     `track` is the number of the audio track to take, counted from 0, if there are several. Channels are averaged; if
     that cancels the signal, the loudest channel is taken. Warnings: `truncated` (the file holds less audio than it

@@ -198,5 +198,5 @@ ACCEPTED = f"{', '.join(SUPPORTED_FORMATS[:-1]).upper()} or {SUPPORTED_FORMATS[-
 
 
 def sniff(data: bytes) -> Format | None:
-    """The format of `data`, told by its first bytes; None if it is none of FORMATS. File names are not used."""
+    """The format of `data`, recognised by its first bytes; None if it is none of FORMATS. File names are not used."""
     return next((format for format in _TABLE if format.sniff(data)), None)

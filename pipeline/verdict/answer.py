@@ -1,8 +1,8 @@
 """The answer for one recording, as one model.
 
 The JSON of the HTTP interface and of the command line, the OpenAPI schema and its examples all come from `Verdict`.
-Numbers keep their full precision in memory and are rounded to four decimals in JSON: what differs beyond them is
-arithmetic, not evidence. No number is NaN or infinite.
+Numbers keep their full precision in memory and are rounded to four decimals in JSON: smaller differences are rounding
+errors and mean nothing. No number is NaN or infinite.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ class MomentShare(Part):
     end: NonNegative
     """Where the moment ends, in seconds from the start of the recording."""
     score: Number
-    """The score of this moment, as a natural logarithm: above 0 speaks for a machine. The score of the answer is the
-    mean over all its moments."""
+    """The score of this moment, a log-likelihood ratio (natural logarithm): above 0 speaks for a machine. The score of
+    the answer is the mean over all its moments."""
     humans: tuple[Number, Number] | None = None
     """The middle 90 % of the scores of moments of human speech, lower end first; null if that was not measured."""
     sentence: str
@@ -192,8 +192,8 @@ class BandShare(Part):
     high_hz: NonNegative
     """Where the band ends, in hertz."""
     score: Number
-    """How much the score falls if the energy of the band is set to its mean over time, averaged over the moments, as a
-    natural logarithm: above 0 speaks for a machine."""
+    """How much the score falls if the energy of the band is set to its mean over time, averaged over the moments. A
+    log-likelihood ratio (natural logarithm): above 0 speaks for a machine."""
     humans: tuple[Number, Number] | None = None
     """The middle 90 % of this score in recordings of humans, lower end first; null if that was not measured."""
     sentence: str
@@ -206,7 +206,8 @@ class LayerShare(Part):
     layer: str
     """Name of the layer."""
     score: Number
-    """What the layer adds to the score of the answer, as a natural logarithm: above 0 speaks for a machine."""
+    """What the layer adds to the score of the answer, a log-likelihood ratio (natural logarithm): above 0 speaks for a
+    machine."""
     humans: tuple[Number, Number] | None = None
     """The middle 90 % of this score in recordings of humans, lower end first; null if that was not measured."""
     sentence: str
@@ -238,7 +239,7 @@ class Verdict(Part):
     confidence: Probability | None = Field(default_factory=lambda known: _confidence(known["mean_probability"]))
     """How far `mean_probability` is from even odds, |2p - 1|: 0 is a coin toss, 1 is certainty."""
     score: Number | None
-    """Calibrated log-likelihood ratio of the whole recording, as a natural logarithm; higher is more machine-like."""
+    """Calibrated log-likelihood ratio (natural logarithm) of the whole recording; higher is more machine-like."""
     interval: Interval | None
     """80 % interval of `mean_probability`, lower end first; `overall` follows from it, unless `decided_by` is given."""
     reasons: tuple[Reason, ...] = Field(
@@ -257,13 +258,13 @@ class Verdict(Part):
     speech_seconds: NonNegative
     """How long somebody speaks in it, in seconds."""
     original_format: str
-    """Format of the file, told by its content."""
+    """Format of the file, recognised by its content."""
     channels: tuple[ChannelVerdict, ...] = ()
     """One entry per channel; empty unless channels were judged one by one."""
     decided_by: DecidedBy | None = None
     """The part that decided for the whole; null if the whole recording did. Its probability is the one to show."""
     file_sha256: str | None
-    """SHA-256 of the file's bytes, in hexadecimal digits; null if the sound came from no file."""
+    """SHA-256 of the file's bytes, in hexadecimal digits; null if the sound did not come from a file."""
     model: ModelName
     """The model that judged."""
     warnings: tuple[AnswerWarning, ...] = Field(

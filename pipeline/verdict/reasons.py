@@ -59,11 +59,12 @@ class AnswerWarning(Word):
     )
     OTHER_SPEAKER_COUNT = (
         "other_speaker_count",
-        "More or fewer speakers were found than you said: some speak too little to be told apart.",
+        "The number of speakers that were found is not the number you gave. People who speak very little are often "
+        "missed.",
     )
     NARROW_BAND_HEAD = (
         "narrow_band_head",
-        "The sound was cut to a narrow band, as a telephone does, and was judged by the model for that.",
+        "The sound was cut to a narrow band, as a telephone does, and was judged by the model for telephone sound.",
     )
 
 

@@ -31,8 +31,8 @@ from tune.errors import CorpusError
 Samples = NDArray[np.float32]
 
 AUGMENT_VERSION = 1
-"""The version of all augmentations. Raise it when one makes other samples of the same recording: old caches are then
-not used any more. A test tells when to raise it."""
+"""The version of all augmentations. Raise it when the same recording gives different samples. Old caches are then
+ignored. A test fails if you forget."""
 
 RANDOM_CHANNEL = "channel"
 """Name of the augmentation by a random channel. The other augmentations are TELEPHONE and those in CONDITIONS."""

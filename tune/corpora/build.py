@@ -55,8 +55,8 @@ from tune.corpora.packages import (
 from tune.errors import CorpusError
 
 CLIPS_VERSION = 1
-"""The version of this module. Raise it when it makes other clips of the same packages although AUGMENT_VERSION and
-COPIES_VERSION stay the same: the clips are then built again. A test tells when to raise it."""
+"""The version of this module. Raise it when the same packages give different clips although AUGMENT_VERSION and
+COPIES_VERSION stay the same. The clips are then built again. A test fails if you forget."""
 
 PARTS = ("packages", "demo-pages")
 DEFAULT_CONFIG = ROOT / "configs" / "corpus.yaml"

@@ -25,8 +25,8 @@ from pipeline.types import Waveform
 from tune.corpora.augment import Samples, resample
 
 COPIES_VERSION = 1
-"""The version of the vocoders. Raise it when a vocoder makes another copy of the same recording: old caches are then
-not used any more. A test tells when to raise it, except for the vocoders that need a package."""
+"""The version of the vocoders. Raise it when a vocoder gives a different copy of the same recording. Old caches are
+then ignored. A test fails if you forget, except for the vocoders that need a package."""
 
 MEL_RATE, MEL_SIZE, MEL_HOP = 22_050, 1_024, 256
 """The sample rate in Hz, and the samples of a frame and of a step, of the log-mel spectrogram that HiFi-GAN takes."""

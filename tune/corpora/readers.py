@@ -16,7 +16,8 @@ AUDIO_SUFFIXES = frozenset({
     ".mp4", ".oga", ".ogg", ".opus", ".spx", ".w64", ".wav", ".webm", ".wma",
 })
 # fmt: on
-"""File name endings of recordings. They only find the recordings in a folder; the content tells the format."""
+"""File name endings of recordings. They only find the recordings in a folder. The format is recognised by the
+content."""
 
 
 def _audio_files(folder: Path) -> Iterator[Path]:

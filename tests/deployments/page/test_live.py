@@ -99,7 +99,7 @@ def test_what_was_recorded_is_judged_though_the_stream_breaks(page: Page, ten_se
     sockets[0].close(code=1011)
     expect(page.locator("#overall")).to_be_visible(timeout=ANSWER_MS)
     expect(page.locator("#name")).to_have_text("recording.webm")
-    expect(page.locator("#left-out")).to_contain_text("What was recorded is judged as a recording.")
+    expect(page.locator("#left-out")).to_contain_text("The sound up to then is now judged like any other recording.")
     assert is_off(page)
 
 

@@ -342,7 +342,7 @@ def test_the_part_that_decided_gives_the_number(
     expect(page.locator("#gauge")).to_have_attribute(
         "aria-label", "Probability of machine-made speech 93 %, between 82 % and 98 %"
     )
-    expect(page.locator("#facts")).to_contain_text("Of the whole recording44 %")
+    expect(page.locator("#facts")).to_contain_text("Probability for the whole recording44 %")
     expect(page.locator("#facts")).not_to_contain_text("Confidence")
 
 
