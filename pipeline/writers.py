@@ -148,8 +148,8 @@ def table_writer(paths: Sequence[str]) -> Write:
 
     def write(path: str, answer: Answer) -> None:
         part = table()
-        for name, result, *told, note in _table_rows(path, answer):
-            part.add_row(Text(name), Text(result, STYLES.get(result, "bold")), *told, Text(note))
+        for name, result, *numbers, note in _table_rows(path, answer):
+            part.add_row(Text(name), Text(result, STYLES.get(result, "bold")), *numbers, Text(note))
         console.print(part)
 
     return write
@@ -162,8 +162,8 @@ def _table_rows(path: str, answer: Answer) -> Iterator[tuple[str, str, str, str,
         return
     yield shown(path), answer.overall, *_numbers(answer.headline), f"{answer.speech_seconds:.1f} s", notes(answer)
     for speaker in answer.speakers:
-        told = _numbers((speaker.probability, speaker.interval))
-        yield f"  {speaker.speaker}", speaker.result, *told, f"{speaker.speech_seconds:.1f} s", place(speaker)
+        numbers = _numbers((speaker.probability, speaker.interval))
+        yield f"  {speaker.speaker}", speaker.result, *numbers, f"{speaker.speech_seconds:.1f} s", place(speaker)
     for channel in answer.without_speakers:
         yield f"  {channel.channel}", channel.result, "", "", "", channel.note_sentence
 

@@ -42,11 +42,11 @@ def listen(arguments: argparse.Namespace) -> int:
                 options["use_diarization"] = True
             if arguments.operating_point:
                 options["operating_point"] = arguments.operating_point
-            for said in sentry.stream(sound, **options):
-                if isinstance(said, StreamUpdate):
-                    show(said)
+            for message in sentry.stream(sound, **options):
+                if isinstance(message, StreamUpdate):
+                    show(message)
                 else:
-                    output.add(file_result(said, arguments.source or "microphone"))
+                    output.add(file_result(message, arguments.source or "microphone"))
     return output.finish()
 
 

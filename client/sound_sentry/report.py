@@ -52,14 +52,14 @@ def report(results: Iterable[FileResult], sentences: Mapping[str, str], service:
 
 def notes(verdict: Verdict, sentences: Mapping[str, str]) -> list[str]:
     """The notes on a verdict, one sentence each."""
-    said = [
+    lines = [
         sentences.get(word, f"{word.replace('_', ' ').capitalize()}.") for word in verdict.reasons + verdict.warnings
     ]
     part = verdict.decided_by
     if part is not None:
         who = " on ".join(name for name in (part.speaker, part.channel) if name) or "A passage"
-        said.insert(0, f"{who} decided, {part.start:.1f}-{part.end:.1f} s.")
-    return said
+        lines.insert(0, f"{who} decided, {part.start:.1f}-{part.end:.1f} s.")
+    return lines
 
 
 def _failed(result: FailedFile) -> ElementTree.Element:

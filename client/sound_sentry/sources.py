@@ -69,8 +69,8 @@ def microphone(device: str | None, sample_rate: int, channels: int, stopped: thr
             yield from chunks
             if not stopped.is_set() and recorder.wait():
                 complaints.seek(0)
-                said = complaints.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-                raise NothingToSend(f"The recorder failed: {said[-1]}. Check the microphone, or pipe sound in.")
+                lines = complaints.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+                raise NothingToSend(f"The recorder failed: {lines[-1]}. Check the microphone, or pipe sound in.")
 
         options, chunks = _samples(recorder.stdout.read, sample_rate, channels, 2 * channels, stopped)
         try:

@@ -123,8 +123,8 @@ def run(options: argparse.Namespace) -> str:
             for _ in with_progress(kept, len(pending), "files"):
                 pass
     counts = journal.write_results()
-    told = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
-    return f"{shown(options.out)}: {told}; {len(pending)} of {sum(counts.values())} scored in this run"
+    counted = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
+    return f"{shown(options.out)}: {counted}; {len(pending)} of {sum(counts.values())} scored in this run"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -161,17 +161,17 @@ class Jobs:
     async def _follow(self, job: Job) -> AsyncIterator[str]:
         self._followers += 1
         try:
-            told, told_at = "", 0.0
+            sent, sent_at = "", 0.0
             while True:
                 is_finished = job.state not in UNFINISHED
                 state = self._document(job) if is_finished else answer.summary(job, self._settings.keep_seconds)
                 what = json.dumps(state | {"seconds_left": None})
-                if what != told:
+                if what != sent:
                     yield f"event: state\ndata: {json.dumps(state)}\n\n"
-                    told, told_at = what, time.monotonic()
-                elif time.monotonic() - told_at > KEEP_ALIVE_SECONDS:
+                    sent, sent_at = what, time.monotonic()
+                elif time.monotonic() - sent_at > KEEP_ALIVE_SECONDS:
                     yield ": the job goes on\n\n"
-                    told_at = time.monotonic()
+                    sent_at = time.monotonic()
                 if is_finished:
                     return
                 await asyncio.sleep(POLL_SECONDS)
@@ -202,8 +202,8 @@ class Jobs:
             if self._webhooks is None:
                 raise WebhookRefused("webhook: this service sends none. Ask for /jobs/{job_id} instead.")
             await self._webhooks.check(fields.webhook)
-        told = [f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True)]
-        fingerprint = hashlib.sha256("\n".join([fields.model_dump_json(), *told]).encode()).hexdigest()
+        named = [f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True)]
+        fingerprint = hashlib.sha256("\n".join([fields.model_dump_json(), *named]).encode()).hexdigest()
         return files, fields, fingerprint
 
     def _document(self, job: Job) -> dict[str, Any]:

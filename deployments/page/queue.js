@@ -135,11 +135,11 @@ function rowsOf({ name: path, answer, problem, state }) {
     reasons: reasons.join(';'),
     warnings: warnings.join(';'),
   }
-  const told = new Set(speakers.map(({ channel }) => channel))
+  const withSpeakers = new Set(speakers.map(({ channel }) => channel))
   return [
     whole,
     ...speakers.map((speaker) => ({ ...speaker, path, ...bounds(speaker.interval) })),
-    ...channels.filter(({ channel }) => !told.has(channel)).map((channel) => ({ ...channel, path })),
+    ...channels.filter(({ channel }) => !withSpeakers.has(channel)).map((channel) => ({ ...channel, path })),
   ]
 }
 

@@ -179,20 +179,20 @@ class _Worker:
         self.is_sound = False  # until it has reported how this ended
         if not self._is_ready:
             try:
-                self._hear(START_SECONDS, checkpoint)
+                self._next_message(START_SECONDS, checkpoint)
             except _LateError as error:
                 raise StageUnavailable("The decoder does not start. Try again in a while.") from error
             self._is_ready = True
         with suppress(OSError):  # the wait for the next message finds out why
             socket.send_fds(self._control, [json.dumps(asdict(order)).encode()], [upload, result])
         try:
-            status = int(self._hear(self._limits.max_decode_seconds + GRACE_SECONDS, checkpoint))
+            status = int(self._next_message(self._limits.max_decode_seconds + GRACE_SECONDS, checkpoint))
         except (_StoppedFromOutsideError, StageFailed):
             raise
         except BaseException as error:
             self._process.send_signal(signal.SIGTERM)  # the worker then kills its decoder
             with suppress(_LateError):
-                self._hear(GRACE_SECONDS, go_on)
+                self._next_message(GRACE_SECONDS, go_on)
                 self.is_sound = True
             if isinstance(error, _LateError):
                 raise UnreadableAudio(takes_too_long(self._limits)) from error
@@ -200,7 +200,7 @@ class _Worker:
         self.is_sound = True
         return status
 
-    def _hear(self, seconds: float, checkpoint: Checkpoint) -> bytes:
+    def _next_message(self, seconds: float, checkpoint: Checkpoint) -> bytes:
         """The worker's next message. Raises _LateError if none comes within `seconds`."""
         deadline = time.monotonic() + seconds
         poll = select.poll()

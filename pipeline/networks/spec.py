@@ -61,7 +61,7 @@ class TkanSpec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _others_hear_samples(self) -> Self:
+    def _only_campplus_takes_a_spectrum(self) -> Self:
         if self.spectrum != "mel" and not self.backbone.startswith("campplus"):
             raise ValueError(f"spectrum {self.spectrum} is for campplus: {self.backbone} takes samples")
         return self

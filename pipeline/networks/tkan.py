@@ -52,8 +52,8 @@ class Frames:
         """
         fired = self.standardized.reshape(self.channels, self.frequencies, -1).transpose(0, 1)
         first, second = torch.triu_indices(self.channels, self.channels, offset=1)
-        alike = (fired @ fired.transpose(1, 2) / fired.shape[2])[:, first, second]  # (frequencies, pairs)
-        return torch.cat([part.mean(dim=0) for part in alike.tensor_split(min(RANGES, self.frequencies))])
+        correlated = (fired @ fired.transpose(1, 2) / fired.shape[2])[:, first, second]  # (frequencies, pairs)
+        return torch.cat([part.mean(dim=0) for part in correlated.tensor_split(min(RANGES, self.frequencies))])
 
     def relative(self, values: Tensor) -> Tensor:
         """`values` divided by the neuron's standard deviation. The gain of a recording cannot change this."""

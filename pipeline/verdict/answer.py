@@ -285,8 +285,8 @@ class Verdict(Part):
     @property
     def without_speakers(self) -> tuple[ChannelVerdict, ...]:
         """The channels without speakers of their own: silent channels, and copies of others."""
-        told = {speaker.channel for speaker in self.speakers}
-        return tuple(channel for channel in self.channels if channel.channel not in told)
+        with_speakers = {speaker.channel for speaker in self.speakers}
+        return tuple(channel for channel in self.channels if channel.channel not in with_speakers)
 
     @property
     def outcome(self) -> Literal["success", "no_speech"]:

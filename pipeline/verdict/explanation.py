@@ -71,11 +71,11 @@ def explain(
     rows = _rows(features.windows, verdict.decided_by)
     seconds = window_seconds(features.windows)[rows]
     share = _share(verdict, scores[rows], seconds, prior)
-    told = share * scores[rows]
-    strongest = _strongest([features.windows[row] for row in rows], np.abs(told) * seconds)
+    contributions = share * scores[rows]
+    strongest = _strongest([features.windows[row] for row in rows], np.abs(contributions) * seconds)
     humans = scorer.humans.moments if scorer.humans else None
     return Explanation(
-        moments=tuple(_moment(features.windows[rows[i]], float(told[i]), humans) for i in strongest),
+        moments=tuple(_moment(features.windows[rows[i]], float(contributions[i]), humans) for i in strongest),
         bands=(),
         layers=tuple(_layers(standardized[rows], share * seconds / seconds.sum(), scorer, info)),
     )
@@ -128,11 +128,11 @@ def _rows(windows: Sequence[Window], part: DecidedBy | None) -> Indices:
 
 def _share(verdict: Verdict, scores: Scores, seconds: Scores, prior: float) -> float:
     """The answer's score divided by the mean score of the windows behind it. Uncertainty usually makes it below 1."""
-    told = verdict.score or 0.0
+    score = verdict.score or 0.0
     if verdict.decided_by is not None:
-        told = log_odds(float(np.clip(verdict.decided_by.probability, 1e-9, 1 - 1e-9))) - log_odds(prior)
+        score = log_odds(float(np.clip(verdict.decided_by.probability, 1e-9, 1 - 1e-9))) - log_odds(prior)
     seen = float(np.average(scores, weights=seconds))
-    return told / seen if seen else 0.0
+    return score / seen if seen else 0.0
 
 
 def _strongest(windows: Sequence[Window], strengths: Scores) -> list[int]:

@@ -51,8 +51,8 @@ def raw_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
 def _head_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
     if "quadratic" in arrays:
         reduced = standardized @ arrays["projection"] - arrays["origin"]
-        bent = ((reduced @ arrays["quadratic"]) * reduced).sum(axis=1)
-        curved: NDArray[np.float64] = (bent + reduced @ arrays["weight"] + arrays["bias"]).astype(np.float64)
+        quadratic = ((reduced @ arrays["quadratic"]) * reduced).sum(axis=1)
+        curved: NDArray[np.float64] = (quadratic + reduced @ arrays["weight"] + arrays["bias"]).astype(np.float64)
         return curved
     if "weight" in arrays:
         linear: NDArray[np.float64] = standardized.astype(np.float64) @ arrays["weight"] + arrays["bias"]

@@ -47,7 +47,7 @@ def clip(ten_seconds: NDArray[np.float32]) -> bytes:
     return encode(ten_seconds, "flac")
 
 
-def said(answer: Answer) -> dict[str, Any]:
+def without_timestamp(answer: Answer) -> dict[str, Any]:
     """The JSON from which `answer` was read, without the timestamp."""
     return {k: v for k, v in answer.model_dump(mode="json", exclude_unset=True).items() if k != "timestamp"}
 
@@ -104,7 +104,7 @@ def test_predict_is_what_the_service_answers(
     path.write_bytes(clip)
     answer = ask(url, "predict", path, use_diarization=use_diarization)
     assert not answer.model_extra, "every field is known"
-    assert said(answer) == post(service, clip, "call.flac", use_diarization=str(use_diarization))
+    assert without_timestamp(answer) == post(service, clip, "call.flac", use_diarization=str(use_diarization))
     assert answer.overall in ("Real", "Fake", "Inconclusive")
     assert bool(answer.speakers) == use_diarization
 
@@ -120,7 +120,7 @@ def test_samples_are_judged_as_their_file(
     expected = post(service, file.getvalue(), "samples.wav")
     expected.pop("file_sha256", None)
     for samples in (integers, ten_seconds):
-        answer = said(ask(url, "predict", samples, 16_000, explain=False))
+        answer = without_timestamp(ask(url, "predict", samples, 16_000, explain=False))
         answer.pop("file_sha256", None)
         assert answer == expected
 

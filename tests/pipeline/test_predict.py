@@ -383,10 +383,10 @@ def test_notes_are_wrapped_in_their_column_on_a_terminal(monkeypatch: pytest.Mon
     lines = read_to_end(ours).splitlines()
     assert all(len(line) <= 100 for line in lines)
     column = lines[0].index("NOTES")
-    told = [
+    notes = [
         line[column:].strip() for line in lines[1:] if line[column - 2 : column].isspace() and line[column:].strip()
     ]
-    assert " ".join(told).endswith(AnswerWarning.SYNTHETIC_SPEAKER.sentence)
+    assert " ".join(notes).endswith(AnswerWarning.SYNTHETIC_SPEAKER.sentence)
 
 
 def test_a_reader_that_leaves_is_no_verdict(clip: Path) -> None:

@@ -60,32 +60,32 @@ def updates(detector: Detector, live: LiveStream, data: bytes, seconds_a_byte: f
 
 
 def test_an_update_every_half_second_on_what_was_said_lately(detector: Detector, samples: NDArray[np.int16]) -> None:
-    said = samples[7 * RATE : 23 * RATE]
+    sound = samples[7 * RATE : 23 * RATE]
     live = stream(PCM)
-    told = list(updates(detector, live, said.tobytes(), 0.5 / RATE))
-    assert [update.end for update in told] == [0.5 * i for i in range(1, 33)]
-    assert [update.start for update in told[:8]] == [0.0] * 8
-    assert all(4 <= update.end - update.start <= 10 for update in told[8:])
-    assert all(update.end - update.start == 10 for update in told[20:])
-    for update in told:
+    received = list(updates(detector, live, sound.tobytes(), 0.5 / RATE))
+    assert [update.end for update in received] == [0.5 * i for i in range(1, 33)]
+    assert [update.start for update in received[:8]] == [0.0] * 8
+    assert all(4 <= update.end - update.start <= 10 for update in received[8:])
+    assert all(update.end - update.start == 10 for update in received[20:])
+    for update in received:
         assert update.interval and update.mean_probability is not None
         assert update.interval[0] <= update.mean_probability <= update.interval[1]
     # The last update has almost the same probability as an upload of these seconds.
-    last = encode(said[-10 * RATE :] / np.float32(2**15))
-    assert told[-1].mean_probability == pytest.approx(detector.predict(last).mean_probability, abs=0.1)
+    last = encode(sound[-10 * RATE :] / np.float32(2**15))
+    assert received[-1].mean_probability == pytest.approx(detector.predict(last).mean_probability, abs=0.1)
     # What was said before these seconds makes no difference.
-    alone = list(updates(detector, stream(PCM), said[-10 * RATE :].tobytes(), 0.5 / RATE))
-    assert alone[-1] == told[-1].model_copy(update={"start": 0.0, "end": 10.0})
+    alone = list(updates(detector, stream(PCM), sound[-10 * RATE :].tobytes(), 0.5 / RATE))
+    assert alone[-1] == received[-1].model_copy(update={"start": 0.0, "end": 10.0})
 
 
 def test_windows_that_were_heard_as_a_telephones_are_no_evidence_among_others(
     detector: Detector, samples: NDArray[np.int16]
 ) -> None:
     """The sample is a telephone call. Noise is added to its first seconds, so that their band is wide."""
-    said = samples[7 * RATE : 15 * RATE].copy()
-    said[: 4 * RATE] += np.random.default_rng(0).normal(0, 300, 4 * RATE).astype(np.int16)
+    sound = samples[7 * RATE : 15 * RATE].copy()
+    sound[: 4 * RATE] += np.random.default_rng(0).normal(0, 300, 4 * RATE).astype(np.int16)
     live = stream(PCM)
-    live.add(said.tobytes(), 0)
+    live.add(sound.tobytes(), 0)
     kept = []
     while stretch := live.next_stretch():
         (content,) = live.remember(stretch, [extract(detector, file) for file in live.files(stretch)])
@@ -106,9 +106,9 @@ def test_the_verdict_on_the_whole_is_that_on_one_recording(detector: Detector, s
 
 
 def test_webm_is_told_about_what_pcm_is(detector: Detector, samples: NDArray[np.int16]) -> None:
-    said = samples[7 * RATE : 17 * RATE]
-    webm = encode(said / np.float32(2**15), "webm", live=True)
-    from_pcm = list(updates(detector, stream(PCM), said.tobytes(), 0.5 / RATE))
+    sound = samples[7 * RATE : 17 * RATE]
+    webm = encode(sound / np.float32(2**15), "webm", live=True)
+    from_pcm = list(updates(detector, stream(PCM), sound.tobytes(), 0.5 / RATE))
     from_webm = list(updates(detector, stream({"format": "webm"}), webm, 10 / len(webm)))
     assert len(from_webm) in (19, 20)
     assert from_webm[-1].overall == from_pcm[len(from_webm) - 1].overall
@@ -118,13 +118,13 @@ def test_webm_is_told_about_what_pcm_is(detector: Detector, samples: NDArray[np.
 def test_nobody_speaks_for_long(detector: Detector, samples: NDArray[np.int16]) -> None:
     silence = np.zeros(5 * RATE, np.int16)
     live = stream(PCM, close_after_silence_seconds=4)
-    told = []
+    received = []
     for update in updates(detector, live, silence.tobytes(), 0.5 / RATE):
-        told.append(update)
+        received.append(update)
         if live.is_silent:
             break
-    assert [update.overall for update in told] == ["No Speech"] * 8
-    assert told[-1].mean_probability is None and told[-1].interval is None
+    assert [update.overall for update in received] == ["No Speech"] * 8
+    assert received[-1].mean_probability is None and received[-1].interval is None
     talking = stream(PCM, close_after_silence_seconds=4)
     list(updates(detector, talking, samples[8 * RATE : 13 * RATE].tobytes(), 0.5 / RATE))
     assert not talking.is_silent
@@ -133,11 +133,11 @@ def test_nobody_speaks_for_long(detector: Detector, samples: NDArray[np.int16]) 
 def test_each_channel_is_judged_by_itself_and_the_worst_stands_for_all(
     detector: Detector, samples: NDArray[np.int16]
 ) -> None:
-    said = samples[8 * RATE : 12 * RATE]
-    both = np.stack([np.zeros_like(said), said], axis=1)
+    sound = samples[8 * RATE : 12 * RATE]
+    both = np.stack([np.zeros_like(sound), sound], axis=1)
     live = stream(PCM | {"channels": 2, "per_channel": True})
     last = list(updates(detector, live, both.tobytes(), 0.25 / RATE))[-1]
-    alone = list(updates(detector, stream(PCM), said.tobytes(), 0.5 / RATE))[-1]
+    alone = list(updates(detector, stream(PCM), sound.tobytes(), 0.5 / RATE))[-1]
     silent, spoken = last.channels
     assert (silent.channel, silent.overall) == ("CHANNEL_1", "No Speech")
     assert spoken.channel == "CHANNEL_2"

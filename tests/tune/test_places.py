@@ -62,8 +62,8 @@ def test_results_go_to_the_store_and_go_on_from_there(
         assert file.read() == b"other"
     with local_folder(place("corpus/features/grid")) as another:
         assert another != folder and another.name == folder.name
-    told = capsys.readouterr().err
-    assert f"copied {folder} to s3://corpus/runs/grid" in told and "secret" not in told
+    output = capsys.readouterr().err
+    assert f"copied {folder} to s3://corpus/runs/grid" in output and "secret" not in output
 
 
 def test_what_is_on_this_disk_stays_where_it_is(tmp_path: Path) -> None:

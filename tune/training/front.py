@@ -260,8 +260,8 @@ def correlations(activations: Tensor, mask: Tensor) -> Tensor:
     # The small number keeps the gradient finite for a neuron that never fires.
     sd = (covariances.diagonal(dim1=2, dim2=3) + 1e-8).sqrt()
     first, second = torch.triu_indices(sd.shape[2], sd.shape[2], offset=1, device=sd.device)
-    alike = covariances[:, :, first, second] / (sd[:, :, first] * sd[:, :, second])  # (batch, frequencies, pairs)
-    return torch.cat([part.mean(dim=1) for part in alike.tensor_split(RANGES, dim=1)], dim=1)
+    correlated = covariances[:, :, first, second] / (sd[:, :, first] * sd[:, :, second])  # (batch, frequencies, pairs)
+    return torch.cat([part.mean(dim=1) for part in correlated.tensor_split(RANGES, dim=1)], dim=1)
 
 
 class Standardizer(nn.Module):
@@ -300,18 +300,20 @@ class TuningHead(nn.Module):
         features = sum(LAYER_FEATURES.values())
         self.standardizer = Standardizer(features)
         self.linear = nn.Linear(features, 1)
-        self.bent = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
+        self.perceptron = nn.Sequential(
+            nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
+        )
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.standardizer(features)
-        logit: Tensor = (self.linear(x) + self.bent(x))[:, 0]
+        logit: Tensor = (self.linear(x) + self.perceptron(x))[:, 0]
         return logit
 
     def arrays(self) -> Arrays:
         """The arrays with which `pipeline.verdict.head` computes the same logits in the service."""
-        first, last = self.bent[0], self.bent[-1]
+        first, last = self.perceptron[0], self.perceptron[-1]
         assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         found = {
             "mean": self.standardizer.mean,

@@ -263,7 +263,7 @@ def calibrate(
         calibration,
         window_seconds,
     )
-    narrow, said = calibrate_narrow(versions, calibration, uncertainty, tuning, window_seconds)
+    narrow, shares = calibrate_narrow(versions, calibration, uncertainty, tuning, window_seconds)
 
     def calibrated(measured: Measured | None) -> float:
         if measured is None:
@@ -279,7 +279,7 @@ def calibrate(
         narrow=narrow,
         scores=all_scores,
         telephone_scores=np.array([calibrated(clip.lines[0]) for clip in versions]),
-        telephone_words=said,
+        telephone_words=shares,
     )
 
 
@@ -300,15 +300,15 @@ def calibrate_narrow(
     labels, lines = np.array([spoof for spoof, _ in received]), [line for _, line in received]
     narrow = fit_calibration(labels, np.array([line.score for line in lines]))
     spread = narrow_uncertainty(uncertainty, calibration.scale, lines, again, narrow.scale)
-    said = share_of_words(labels, words(lines, narrow, spread, window_seconds))
-    false_alarms, misses = said["recordings_called_fake"], said["fakes_called_real"]
+    shares = share_of_words(labels, words(lines, narrow, spread, window_seconds))
+    false_alarms, misses = shares["recordings_called_fake"], shares["fakes_called_real"]
     trusted = false_alarms <= tuning.narrow_false_alarms and misses <= tuning.narrow_misses
-    return NarrowBand(head="tuned", trusted=trusted, calibration=narrow, uncertainty=spread), said
+    return NarrowBand(head="tuned", trusted=trusted, calibration=narrow, uncertainty=spread), shares
 
 
-def share_of_words(labels: Labels, said: Sequence[Label]) -> dict[str, float]:
+def share_of_words(labels: Labels, answers: Sequence[Label]) -> dict[str, float]:
     """Three shares: of all clips that got an answer, of the recordings called Fake, and of the fakes called Real."""
-    word = np.array(said)
+    word = np.array(answers)
     return {
         "answered": float((word != "Inconclusive").mean()),
         "recordings_called_fake": float((word[~labels] == "Fake").mean()),

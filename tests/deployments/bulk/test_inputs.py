@@ -67,9 +67,9 @@ def test_a_place_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None
 
 def test_a_bucket_that_cannot_be_reached_is_told_in_a_sentence() -> None:
     address = f"s3://key:secret@calls/in?endpoint_override=127.0.0.1:{free_port()}&scheme=http&region=us-east-1"
-    with pytest.raises(MissingInput, match="calls/in cannot be read: check address") as told:
+    with pytest.raises(MissingInput, match="calls/in cannot be read: check address") as raised:
         find_files(address)
-    assert "secret" not in told.value.detail
+    assert "secret" not in raised.value.detail
 
 
 def test_blocks_are_small_and_hold_every_file_once() -> None:

@@ -281,7 +281,7 @@ def test_the_same_idempotency_key_is_the_same_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "fields", "status", "said"),
+    ("files", "fields", "status", "detail"),
     [
         ([], {"explain": "true"}, 422, "field files"),
         ([CLIP] * 4, {}, 413, "at most 3 files"),
@@ -293,13 +293,13 @@ def test_the_same_idempotency_key_is_the_same_job(tmp_path: Path) -> None:
     ids=["no file", "too many", "too large", "far too large", "a bad value", "a webhook where there are none"],
 )
 def test_what_is_refused_leaves_nothing(
-    tmp_path: Path, files: list[bytes], fields: dict[str, str], status: int, said: str
+    tmp_path: Path, files: list[bytes], fields: dict[str, str], status: int, detail: str
 ) -> None:
     async def test() -> None:
         async with served(tmp_path, limits=JobLimits(max_files=3, max_upload_mib=1), runs=False) as service:
             form: Any = [("files", ("a.wav", file)) for file in files] or [("other", ("a.wav", CLIP))]
             response = await service.client.post("/jobs", files=form, data=fields)
-            assert said in problem(response, status).detail
+            assert detail in problem(response, status).detail
             assert not service.sounds()
             assert (await service.client.get("/jobs")).json() == {"jobs": [], "next": None}
 
@@ -389,12 +389,12 @@ def test_a_job_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
             service.stages.go.set()
             response = await following
             assert response.headers["content-type"].startswith("text/event-stream")
-            told = states(response.text)
-            assert told[0]["status"] == "queued"
-            assert {one["stage"] for one in told if one["status"] == "running"} >= {"VoiceActivityDetector"}
-            assert told[-1] == await service.get(job_id) and told[-1]["status"] == "done"
+            received = states(response.text)
+            assert received[0]["status"] == "queued"
+            assert {one["stage"] for one in received if one["status"] == "running"} >= {"VoiceActivityDetector"}
+            assert received[-1] == await service.get(job_id) and received[-1]["status"] == "done"
             assert ": the job goes on\n\n" in response.text
-            assert states((await service.client.get(f"/jobs/{job_id}/events")).text) == [told[-1]]
+            assert states((await service.client.get(f"/jobs/{job_id}/events")).text) == [received[-1]]
 
     run(test)
 
@@ -427,8 +427,8 @@ def test_a_webhook_is_told_of_the_results_and_tried_again_until_it_answers(tmp_p
             for _, headers, body in receiver.received:
                 expected = "sha256=" + hmac.new(SECRET, body, "sha256").hexdigest()
                 assert headers["X-Sound-Sentry-Signature"] == expected
-                told = JobAnswer.model_validate_json(body)
-                assert (told.job_id, told.status, told.results[0].status) == (job_id, "done", "no_speech")
+                sent = JobAnswer.model_validate_json(body)
+                assert (sent.job_id, sent.status, sent.results[0].status) == (job_id, "done", "no_speech")
             await asyncio.sleep(1)
             assert len(receiver.received) == state["webhook"]["attempts"], "no attempt after the answer"
 

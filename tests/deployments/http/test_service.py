@@ -422,8 +422,8 @@ def test_how_many_people_speak_can_be_told(
     for count in (1, 2):
         found = verdict(predict(service, recording, use_diarization="true", num_speakers=str(count)))
         assert len(found["speakers"]) == count
-        told = detector.predict(recording, use_diarization=True, num_speakers=count)
-        assert found == told.model_dump(mode="json")
+        expected = detector.predict(recording, use_diarization=True, num_speakers=count)
+        assert found == expected.model_dump(mode="json")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def stream(service: httpx.Client, first: dict[str, Any] | str | bytes) -> Iterat
         yield connection
 
 
-def told(connection: ClientConnection) -> list[dict[str, Any]]:
+def messages_of(connection: ClientConnection) -> list[dict[str, Any]]:
     """All messages until the service closes the stream."""
     messages = []
     try:
@@ -50,7 +50,7 @@ def told(connection: ClientConnection) -> list[dict[str, Any]]:
 
 def end(connection: ClientConnection) -> list[dict[str, Any]]:
     connection.send('{"end": true}')
-    return told(connection)
+    return messages_of(connection)
 
 
 def pcm(samples: NDArray[np.float32]) -> bytes:
@@ -59,7 +59,7 @@ def pcm(samples: NDArray[np.float32]) -> bytes:
 
 def refusal(connection: ClientConnection, code: int) -> dict[str, Any]:
     """The problem document with which the service closes the stream, with the given close code."""
-    *_, last = told(connection)
+    *_, last = messages_of(connection)
     assert connection.close_code == code
     document = Problem.model_validate(last)
     assert document.title == connection.close_reason
@@ -69,17 +69,17 @@ def refusal(connection: ClientConnection, code: int) -> dict[str, Any]:
 def test_updates_and_a_verdict_on_the_whole_of_pcm(
     service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]
 ) -> None:
-    said = ten_seconds[: 6 * RATE]
+    spoken = ten_seconds[: 6 * RATE]
     with stream(service, PCM) as connection:
-        for offset in range(0, len(said), RATE // 10):
-            connection.send(pcm(said[offset : offset + RATE // 10]))
+        for offset in range(0, len(spoken), RATE // 10):
+            connection.send(pcm(spoken[offset : offset + RATE // 10]))
             time.sleep(0.05)
         *updates, verdict = end(connection)
     assert [update["end"] for update in updates] == [0.5 * i for i in range(1, 13)]
     for update in updates:
         StreamUpdate.model_validate_json(json.dumps(update))
     StreamVerdict.model_validate_json(json.dumps(verdict))
-    expected = detector.predict(encode(said)).model_dump(mode="json") | {"file_sha256": None}
+    expected = detector.predict(encode(spoken)).model_dump(mode="json") | {"file_sha256": None}
     assert {key: verdict[key] for key in expected} == expected
     assert (verdict["start"], verdict["end"], verdict["final"]) == (0.0, 6.0, True)
     assert connection.close_code == 1000
@@ -100,8 +100,8 @@ def test_webm_as_a_browser_sends_it(
 
 
 def test_channels_one_by_one(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
-    said = ten_seconds[3 * RATE : 5 * RATE]
-    both = np.stack([said, np.zeros_like(said)], axis=1)
+    spoken = ten_seconds[3 * RATE : 5 * RATE]
+    both = np.stack([spoken, np.zeros_like(spoken)], axis=1)
     with stream(service, PCM | {"channels": 2, "per_channel": True}) as connection:
         connection.send(pcm(both))
         *updates, _ = end(connection)
@@ -158,7 +158,7 @@ def test_a_stream_in_which_nobody_speaks_ends_with_a_verdict(service: httpx.Clie
     seconds = config["applications"][0]["args"]["live"]["close_after_silence_seconds"]
     with stream(service, PCM) as connection:
         connection.send(bytes(int(2 * RATE * (seconds + 1))))
-        *updates, verdict = told(connection)
+        *updates, verdict = messages_of(connection)
     assert [update["end"] for update in updates] == [0.5 * i for i in range(1, int(2 * seconds) + 1)]
     assert {message["overall"] for message in (*updates, verdict)} == {"No Speech"} and verdict["final"]
     assert connection.close_code == 1000 and (connection.close_reason or "").startswith("Nobody has spoken")
@@ -179,7 +179,7 @@ def test_streams_that_are_left_make_room_for_others(service: httpx.Client, confi
                 last = json.loads(connection.recv(PATIENCE_SECONDS))
                 streams.append(connection)
             assert most < len(streams) <= replicas * most + 1
-            assert told(streams[-1]) == [] and streams[-1].close_code == 1013
+            assert messages_of(streams[-1]) == [] and streams[-1].close_code == 1013
             for connection in streams:
                 connection.socket.close()  # without a closing message
         time.sleep(1)

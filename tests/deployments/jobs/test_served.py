@@ -95,13 +95,13 @@ def test_a_job_is_followed_to_the_verdicts_of_the_detector(
     with service.stream("GET", f"/jobs/{job_id}/events", timeout=PATIENCE_SECONDS) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
-    told = [json.loads(line) for line in lines]
-    progress = [state["progress"] for state in told]
+    states = [json.loads(line) for line in lines]
+    progress = [state["progress"] for state in states]
     assert progress == sorted(progress) and progress[-1] == 1.0
-    assert len({state["stage"] for state in told} - {None}) >= 2
-    assert any(state["seconds_left"] for state in told)
+    assert len({state["stage"] for state in states} - {None}) >= 2
+    assert any(state["seconds_left"] for state in states)
     done = get(service, job_id)
-    assert told[-1] == done and done["status"] == "done"
+    assert states[-1] == done and done["status"] == "done"
     first, broken, last = done["results"]
     assert broken["status"] == "failed" and broken["error"]["status"] == 415
     for result, data in ((first, short), (last, minute)):
@@ -217,8 +217,8 @@ def test_a_cluster_that_is_killed_and_started_again_loses_nothing_and_does_nothi
         assert is_verdict(only, detector, short)
         assert not list((tmp_path / "jobs" / "sound").iterdir())
         time.sleep(2)
-    told = Counter(headers["X-Sound-Sentry-Job"] for _, headers, _ in receiver.received)
-    assert told == {over: 1, running: 1, waiting: 1}
+    deliveries = Counter(headers["X-Sound-Sentry-Job"] for _, headers, _ in receiver.received)
+    assert deliveries == {over: 1, running: 1, waiting: 1}
     for _, headers, body in receiver.received:
         expected = "sha256=" + hmac.new(SECRET, body, hashlib.sha256).hexdigest()
         assert headers["X-Sound-Sentry-Signature"] == expected

@@ -215,8 +215,8 @@ def test_what_carried_the_answer_is_drawn(page: Page, service: httpx.Client, ten
     choose(page, recording)
     expect(page.locator("#explanation")).to_be_visible(timeout=ANSWER_MS)
     explanation = predict(service, recording, explain="true")["explanation"]
-    told = [share["sentence"] for kind in ("moments", "bands", "layers") for share in explanation[kind]]
-    expect(page.locator("#shares li")).to_have_text(told)
+    sentences = [share["sentence"] for kind in ("moments", "bands", "layers") for share in explanation[kind]]
+    expect(page.locator("#shares li")).to_have_text(sentences)
     page.uncheck("#explain")
     choose(page, recording)
     expect(page.locator("#overall")).to_be_visible(timeout=ANSWER_MS)

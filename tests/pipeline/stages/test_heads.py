@@ -112,10 +112,13 @@ def test_a_head_for_a_narrow_band_that_is_not_trusted_gives_its_number_and_no_an
         classifier(
             LINEAR,
             NarrowBand(
-                head="linear", trusted=told, calibration=Calibration(scale=1.0, offset=9.0), uncertainty=UNCERTAINTY
+                head="linear",
+                trusted=is_trusted,
+                calibration=Calibration(scale=1.0, offset=9.0),
+                uncertainty=UNCERTAINTY,
             ),
         ).classify(features(narrow=True))
-        for told in (True, False)
+        for is_trusted in (True, False)
     )
     assert (trusted.overall, doubted.overall) == ("Fake", "Inconclusive")
     assert (trusted.warnings, doubted.warnings) == (("narrow_band_head",), ())

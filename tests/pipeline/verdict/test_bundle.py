@@ -63,7 +63,8 @@ def test_a_missing_bundle_says_what_to_do(tmp_path: Path) -> None:
 
 def test_certainty_is_the_share_of_tested_clips_scored_less_certainly() -> None:
     rows = [{"answered": 1.0, "distance": 0.0}, {"answered": 0.75, "distance": 1.0}, {"answered": 0.5, "distance": 3.0}]
-    told = Bundle(BUNDLE.info.model_copy(update={"metrics": {"coverage": rows}}), ARRAYS, BUNDLE.sha256)
-    assert [told.certainty(score) for score in (0.0, 0.5, -1.0, 2.0, -3.0, 3.1)] == [0.0, 0.125, 0.25, 0.375, 0.5, 1.0]
+    bundle = Bundle(BUNDLE.info.model_copy(update={"metrics": {"coverage": rows}}), ARRAYS, BUNDLE.sha256)
+    scores = (0.0, 0.5, -1.0, 2.0, -3.0, 3.1)
+    assert [bundle.certainty(score) for score in scores] == [0.0, 0.125, 0.25, 0.375, 0.5, 1.0]
     silent = Bundle(BUNDLE.info.model_copy(update={"metrics": {}}), ARRAYS, BUNDLE.sha256)
     assert silent.certainty(1.0) is None

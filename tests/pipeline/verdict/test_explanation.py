@@ -155,9 +155,9 @@ def test_where_a_speaker_decides_it_is_the_speaker_who_is_explained(extractor: T
     assert sum(layer.score for layer in verdict.explanation.layers) > 0
 
 
-@pytest.mark.parametrize(("reach", "told"), [(0.5, "more than in 95 of 100"), (99.0, "as in some")])
+@pytest.mark.parametrize(("reach", "phrase"), [(0.5, "more than in 95 of 100"), (99.0, "as in some")])
 def test_evidence_is_compared_with_what_humans_show(
-    extractor: TkanExtractor, speech: Samples, reach: float, told: str
+    extractor: TkanExtractor, speech: Samples, reach: float, phrase: str
 ) -> None:
     classifier = learn(extractor, speech, 3_000, 5_000)
     usual = (-reach, reach)
@@ -171,4 +171,4 @@ def test_evidence_is_compared_with_what_humans_show(
     for shares in kinds:
         assert all(share.humans == usual for share in shares)
         best = max(shares, key=lambda share: share.score)
-        assert best.sentence.endswith(f"for a machine, {told} recordings of humans.")
+        assert best.sentence.endswith(f"for a machine, {phrase} recordings of humans.")

@@ -33,7 +33,7 @@ def test_the_table_is_whole() -> None:
     known: dict[str, set[tuple[str, str]]] = {}
     for row in rows:
         known.setdefault(plain_name(row["generator"]), set()).add((row["family"], row["year"]))
-    assert all(len(said) == 1 for said in known.values()), "the table contradicts itself"
+    assert all(len(entries) == 1 for entries in known.values()), "the table contradicts itself"
     developed_on = [clip for clip in read_manifest(ROOT / "configs" / "demo-pages.csv") if clip.split == "dev"]
     missing = {clip.generator for clip in developed_on if clip.is_spoof and plain_name(clip.generator) not in known}
     assert not missing

@@ -93,8 +93,8 @@ def test_what_was_measured_fits_the_formula(evidence: Evidence) -> None:
 
 
 def test_a_narrow_band_is_trusted_where_its_words_are_seldom_wrong(evidence: Evidence) -> None:
-    said = evidence.telephone_words
-    right = said["recordings_called_fake"] <= 0.05 and said["fakes_called_real"] <= 0.1
+    shares = evidence.telephone_words
+    right = shares["recordings_called_fake"] <= 0.05 and shares["fakes_called_real"] <= 0.1
     assert evidence.narrow.trusted == right
     labels = np.array([False, False, True, True])
     assert share_of_words(labels, ["Fake", "Inconclusive", "Real", "Fake"]) == {
