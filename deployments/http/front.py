@@ -2,7 +2,8 @@
 
 Ray's proxy sends some answers of its own, in plain text: if the ingress replica of a request died, if a queue is full,
 and if nothing is deployed at a path. It also echoes any X-Request-ID, names its server, and waits for headers for ever.
-The ingress cannot change any of this. So `Front` is wrapped around the proxy, in the proxy's process.
+Any client can steer it with headers. The ingress cannot change any of this. So `Front` is wrapped around the proxy, in
+the proxy's process.
 
 It gets there with the ingress's request router, which serve_config.yaml names. Serve sends this class to every proxy by
 value, so a proxy needs nothing from this repository. Ray also has a hook for middlewares, but it needs an environment
@@ -22,6 +23,12 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
+from ray.serve._private.constants import (
+    SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+    SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+    SERVE_MULTIPLEXED_MODEL_ID,
+    SERVE_SESSION_ID,
+)
 from ray.serve._private.http_util import RequestIdMiddleware
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -32,6 +39,18 @@ Send = Callable[[Message], Awaitable[None]]
 
 REQUEST_ID = b"x-request-id"
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+STEERING = {
+    name.lower().replace("_", "-").encode()
+    for name in (
+        SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+        SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+        SERVE_MULTIPLEXED_MODEL_ID,
+        SERVE_SESSION_ID,
+    )
+}
+"""Headers by which a client could change the time limit, keep abandoned work running, or choose a replica. In some of
+them Ray takes `_` for `-`."""
 
 SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -76,7 +95,8 @@ class FrontRouter(PowerOfTwoChoicesRequestRouter):
 
 class Front:
     """An ASGI application around Ray's proxy. Every answer has a safe X-Request-ID and the security headers. Every
-    failure is a problem document (RFC 9457). A GET whose replica was lost is sent once more."""
+    failure is a problem document (RFC 9457). A GET whose replica was lost is sent once more. No client steers the
+    proxy."""
 
     def __init__(self, proxy: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
         self._proxy = proxy
@@ -84,7 +104,8 @@ class Front:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         identity = request_id(scope["headers"])
-        scope["headers"] = [(k, v) for k, v in scope["headers"] if k != REQUEST_ID] + [(REQUEST_ID, identity)]
+        kept = [(k, v) for k, v in scope["headers"] if k != REQUEST_ID and k.replace(b"_", b"-") not in STEERING]
+        scope["headers"] = [*kept, (REQUEST_ID, identity)]
         if scope["type"] == "http":
             await self._answer(scope, receive, _Answer(identity, scope["path"], send))
         else:

@@ -40,8 +40,8 @@ async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
         for message in convert_object_to_asgi_messages("Replica(id=secret) said no.", status_code=statuses[path]):
             await send(message)
         return
-    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-    body = json.dumps({"seen": headers.get("x-request-id")}).encode()
+    headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+    body = json.dumps({"seen": headers.get("x-request-id"), "names": sorted(headers)}).encode()
     await send(
         {
             "type": "http.response.start",
@@ -120,6 +120,24 @@ def test_any_other_request_id_is_replaced(url: str, sent: str) -> None:
 def test_two_request_ids_are_none(url: str) -> None:
     response = httpx.get(url, headers=[("X-Request-ID", "a"), ("X-Request-ID", "b")])
     assert len(response.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("value", [b"?1", b"0", b"\xff"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-Request-Disconnect-Disabled",
+        "X-Request-Timeout-Seconds",
+        "serve_multiplexed_model_id",
+        "Serve-Multiplexed-Model-Id",
+        "X-Session-Id",
+        "x_session_id",
+    ],
+)
+def test_no_client_steers_the_proxy(url: str, name: str, value: bytes) -> None:
+    response = httpx.get(url, headers=[(name.encode(), value), (name.encode(), value), (b"X-Api-Key", b"kept")])
+    names = response.json()["names"]
+    assert "x-api-key" in names and name.lower() not in names
 
 
 @pytest.mark.parametrize(("path", "status"), [("/lost", 503), ("/full", 503), ("/none", 503), ("/late", 504)])
