@@ -166,8 +166,9 @@ class JobRunner:
 
     def _sweep_sound(self) -> None:
         ages = self._sound.files()
-        needed = self._store.unfinished(list(ages))
+        # In this order, so that a job that is added in between is unknown. In the other order it would be unneeded.
         known = self._store.known([job_id for job_id, _ in ages])
+        needed = self._store.unfinished(list(ages))
         for (job_id, position), age in ages.items():
             is_over = job_id in known or age > UNKNOWN_SECONDS
             if is_over and (job_id, position) not in needed:

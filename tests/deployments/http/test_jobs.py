@@ -27,6 +27,7 @@ from deployments.http.ingress import Ingress
 from deployments.jobs import runner as running
 from deployments.jobs.answer import JobAnswer, JobsAnswer
 from deployments.jobs.runner import JobRunner
+from deployments.jobs.store import NewFile
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.errors import StageUnavailable
@@ -492,6 +493,34 @@ def test_sound_that_nobody_needs_is_swept_away_at_start(tmp_path: Path) -> None:
             while {f"{cancelled}.0", "unknown.0"} & service.sounds():
                 await asyncio.sleep(0.05)
             assert service.sounds() == {f"{waiting}.0", "arriving.0", "README"}
+
+    run(test)
+
+
+def test_a_job_that_is_added_during_a_sweep_keeps_its_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with served(tmp_path) as service:
+            runner = service.runners[0]
+            await service.kill_runner()
+            store, asked = runner._store, []
+            (service.settings.sound_path / "late.0").write_bytes(CLIP)
+
+            def then_add(name: str) -> None:
+                ask = getattr(store, name)
+
+                def answer(among: Any) -> Any:
+                    found = ask(among)
+                    asked.append(name)
+                    if len(asked) == 1:
+                        store.add("", [NewFile("a.wav", len(CLIP))], {}, job_id="late", fingerprint="", max_waiting=9)
+                    return found
+
+                monkeypatch.setattr(store, name, answer)
+
+            then_add("known")
+            then_add("unfinished")
+            runner._sweep_sound()
+            assert len(asked) == 2 and service.sounds() == {"late.0"}
 
     run(test)
 
