@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any, BinaryIO
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, ValidationError
 
@@ -81,7 +81,13 @@ class Jobs:
         app.add_api_route("/jobs", self.latest, responses=LATEST, openapi_extra=QUERY)
         app.add_api_route("/jobs/{job_id}", self.get, responses=ONE)
         app.add_api_route("/jobs/{job_id}", self.cancel, methods=["DELETE"], responses=ONE)
-        app.add_api_route("/jobs/{job_id}/events", self.events, responses=EVENTS, response_class=StreamingResponse)
+        app.add_api_route(
+            "/jobs/{job_id}/events",
+            self.events,
+            dependencies=[Depends(self._count_follower)],
+            responses=EVENTS,
+            response_class=StreamingResponse,
+        )
 
     def describe(self) -> dict[str, Any]:
         """The part of /info about jobs."""
@@ -151,36 +157,40 @@ class Jobs:
 
     async def events(self, request: Request, job_id: str) -> StreamingResponse:
         """The job after each change, as server-sent events, until it is finished. The last event has the results."""
-        if self._followers >= self._settings.max_followers:
-            raise Overloaded("Too many clients follow jobs now. Ask for /jobs/{job_id} from time to time instead.")
         job = await asyncio.to_thread(self._store.get, owner(request), job_id)
         return StreamingResponse(
             self._follow(job), headers={"Cache-Control": "no-store"}, media_type="text/event-stream"
         )
 
-    async def _follow(self, job: Job) -> AsyncIterator[str]:
+    async def _count_follower(self) -> AsyncIterator[None]:
+        """Counts a request until its answer is over, however it ends. Raises Overloaded if there are too many."""
+        if self._followers >= self._settings.max_followers:
+            raise Overloaded("Too many clients follow jobs now. Ask for /jobs/{job_id} from time to time instead.")
         self._followers += 1
         try:
-            sent, sent_at = "", 0.0
-            while True:
-                is_finished = job.state not in UNFINISHED
-                state = self._document(job) if is_finished else answer.summary(job, self._settings.keep_seconds)
-                what = json.dumps(state | {"seconds_left": None})
-                if what != sent:
-                    yield f"event: state\ndata: {json.dumps(state)}\n\n"
-                    sent, sent_at = what, time.monotonic()
-                elif time.monotonic() - sent_at > KEEP_ALIVE_SECONDS:
-                    yield ": the job goes on\n\n"
-                    sent_at = time.monotonic()
-                if is_finished:
-                    return
-                await asyncio.sleep(POLL_SECONDS)
-                try:
-                    job = await asyncio.to_thread(self._store.get, job.owner, job.id)
-                except JobNotFound:
-                    return
+            yield
         finally:
             self._followers -= 1
+
+    async def _follow(self, job: Job) -> AsyncIterator[str]:
+        sent, sent_at = "", 0.0
+        while True:
+            is_finished = job.state not in UNFINISHED
+            state = self._document(job) if is_finished else answer.summary(job, self._settings.keep_seconds)
+            what = json.dumps(state | {"seconds_left": None})
+            if what != sent:
+                yield f"event: state\ndata: {json.dumps(state)}\n\n"
+                sent, sent_at = what, time.monotonic()
+            elif time.monotonic() - sent_at > KEEP_ALIVE_SECONDS:
+                yield ": the job goes on\n\n"
+                sent_at = time.monotonic()
+            if is_finished:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                job = await asyncio.to_thread(self._store.get, job.owner, job.id)
+            except JobNotFound:
+                return
 
     async def _receive(self, request: Request, job_id: str) -> tuple[list[NewFile], JobFields, str]:
         """Write the files of a form to the folder. Returns them, the fields, and a fingerprint of both."""

@@ -400,6 +400,38 @@ def test_a_job_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
     run(test)
 
 
+def test_no_more_clients_follow_at_once_than_may(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, max_followers=1) as service:
+            service.stages.go.clear()
+            job_id = (await service.create(CLIP))["job_id"]
+            following = [asyncio.create_task(service.client.get(f"/jobs/{job_id}/events")) for _ in range(3)]
+            while sum(one.done() for one in following) < 2:
+                await asyncio.sleep(0.05)
+            service.stages.go.set()
+            assert sorted([(await one).status_code for one in following]) == [200, 503, 503]
+
+    run(test)
+
+
+def test_a_client_that_leaves_makes_room_for_another(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, max_followers=1) as service:
+            service.stages.go.clear()
+            job_id = (await service.create(CLIP))["job_id"]
+            for steps in range(30):  # it leaves at each step of the request
+                following = asyncio.create_task(service.client.get(f"/jobs/{job_id}/events"))
+                for _ in range(steps):
+                    await asyncio.sleep(0.001)
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+            problem(await service.client.get("/jobs/none/events"), 404)
+            service.stages.go.set()
+            assert (await service.client.get(f"/jobs/{job_id}/events")).status_code == 200
+
+    run(test)
+
+
 def secret_file(tmp_path: Path) -> Path:
     path = tmp_path / "secret"
     path.write_bytes(SECRET + b"\n")
