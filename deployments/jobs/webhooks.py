@@ -127,8 +127,9 @@ def read_secret(path: Path) -> bytes:
 
 
 def is_public(ip: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is public: not private, loopback, link-local, multicast or reserved."""
-    if isinstance(ip, IPv6Address) and any(ip in network for network in CARRIES_IPV4):
+    """Whether an address is public: not private, loopback, link-local, site-local, multicast or
+    reserved."""
+    if isinstance(ip, IPv6Address) and (ip.is_site_local or any(ip in network for network in CARRIES_IPV4)):
         return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 

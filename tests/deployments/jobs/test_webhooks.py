@@ -184,6 +184,7 @@ def test_a_configured_network_may_be_reached(receiver: Receiver) -> None:
         ("::", False),
         ("::1", False),
         ("fe80::1", False),
+        ("fec0::1", False),
         ("fd00::1", False),
         ("ff02::1", False),
         ("64:ff9b::7f00:1", False),
