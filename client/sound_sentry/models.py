@@ -316,8 +316,8 @@ class JobFile(Answer):
 class Webhook(Answer):
     """The state of the webhook."""
 
-    status: Literal["waiting", "pending", "delivered", "failed"]
-    """`waiting` until the job is done."""
+    status: Literal["waiting", "cancelled", "pending", "delivered", "failed"]
+    """`waiting` until the job is done; `cancelled` if the job was cancelled, so that none is sent."""
     attempts: int
     """How often it was tried."""
 

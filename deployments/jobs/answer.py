@@ -27,7 +27,9 @@ class JobFileAnswer(Answer):
 class WebhookAnswer(Answer):
     """The state of the webhook."""
 
-    status: Literal["waiting", WebhookState] = Field(description="`waiting` until the job is done.")
+    status: Literal["waiting", "cancelled", WebhookState] = Field(
+        description="`waiting` until the job is done; `cancelled` if the job was cancelled, so that none is sent."
+    )
     attempts: int = Field(description="How often it was tried.")
 
 
@@ -63,7 +65,8 @@ def summary(job: Job, keep_seconds: float) -> dict[str, Any]:
     """A JobSummary."""
     size = sum(max(file.size, 1) for file in job.files)
     progress = sum(max(file.size, 1) * file.progress for file in job.files) / size
-    webhook = {"status": job.webhook_state or "waiting", "attempts": job.webhook_attempts} if job.webhook else None
+    unsent = "cancelled" if job.state == "cancelled" else "waiting"
+    webhook = {"status": job.webhook_state or unsent, "attempts": job.webhook_attempts} if job.webhook else None
     return {
         "job_id": job.id,
         "status": job.state,

@@ -482,6 +482,18 @@ def test_a_webhook_that_never_answers_is_given_up(tmp_path: Path, receiver: Rece
     run(test)
 
 
+def test_a_cancelled_job_says_that_no_webhook_is_sent(tmp_path: Path, receiver: Receiver) -> None:
+    async def test() -> None:
+        options: dict[str, Any] = {"webhook_secret_file": secret_file(tmp_path), "webhook_networks": LOOPBACK}
+        async with served(tmp_path / "jobs", runs=False, **options) as service:
+            job_id = (await service.create(CLIP, webhook=receiver.url))["job_id"]
+            cancelled = job(await service.client.delete(f"/jobs/{job_id}"))
+            assert cancelled["webhook"] == {"status": "cancelled", "attempts": 0}
+            assert await service.get(job_id) == cancelled
+
+    run(test)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254"])
 def test_a_webhook_to_a_private_address_is_refused(tmp_path: Path, receiver: Receiver, host: str) -> None:
     async def test() -> None:
