@@ -58,8 +58,9 @@ class JobSettings(Strict):
 
     Each replica of the JobRunner judges `parallel_files` at a time, and `max_waiting_files` may wait. A file may take
     `file_seconds`. A file whose stage or runner is lost is tried `max_attempts` times. A runner that does not renew its
-    lease for `lease_seconds` counts as lost. Finished jobs and their results are kept for `keep_results_hours`. Each
-    replica of the ingress serves /jobs/{job_id}/events to `max_followers` clients at a time.
+    lease for `lease_seconds` counts as lost. Finished jobs and their results are kept for `keep_results_hours`, and
+    while their webhook is pending. Each replica of the ingress serves /jobs/{job_id}/events to `max_followers` clients
+    at a time.
 
     Webhooks are signed with the secret in `webhook_secret_file`. Without such a file there are no webhooks. They may
     reach public addresses and `webhook_networks`. Each is tried `webhook_attempts` times; the first pause takes

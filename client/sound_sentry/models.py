@@ -342,7 +342,7 @@ class JobSummary(Answer):
     finished_at: AwareDatetime | None
     """When it was done or cancelled; None until then."""
     kept_until: AwareDatetime | None
-    """When job and results are deleted; None until it is finished."""
+    """When job and results are deleted, unless its webhook is still pending; None until it is finished."""
     total_files: int
     """Number of files that were sent."""
     files: tuple[JobFile, ...]

@@ -44,7 +44,9 @@ class JobSummary(Answer):
     created_at: Instant = Field(description="UTC, ISO 8601.")
     started_at: Instant | None
     finished_at: Instant | None
-    kept_until: Instant | None = Field(description="When job and results are deleted; null until it is finished.")
+    kept_until: Instant | None = Field(
+        description="When job and results are deleted, unless its webhook is still pending; null until it is finished."
+    )
     total_files: int
     files: list[JobFileAnswer] = Field(description="One entry per file, in the order sent.")
     webhook: WebhookAnswer | None = Field(description="Null if the job has none.")

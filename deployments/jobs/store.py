@@ -259,9 +259,10 @@ class JobStore:
             _delete(connection, _jobs.c.id == job_id)
 
     def delete_finished(self, before: float) -> int:
-        """Delete the jobs that were finished before that time. Returns how many."""
+        """Delete the jobs that were finished before that time and whose webhook is not pending. Returns how many."""
         with self._transaction() as connection:
-            return _delete(connection, _jobs.c.finished_at < before)
+            is_told = _jobs.c.webhook_state.is_distinct_from("pending")
+            return _delete(connection, (_jobs.c.finished_at < before) & is_told)
 
     def claim(self, lease_seconds: float) -> Claim | None:
         """Claim the file that has waited longest; None if there is none.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deployments.jobs.store import Claim, Job, JobStore, NewFile
+from deployments.jobs.store import Claim, Job, JobStore, NewFile, WebhookState
 from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, StoreUnavailable
 
 LEASE_SECONDS = 30.0
@@ -187,6 +187,20 @@ def test_results_are_kept_so_long_and_no_longer(store: JobStore) -> None:
     assert {job.id for job in store.latest("", 10)} == {"new", "waiting"}
     assert store.delete_finished(before=time.time() + 1) == 1
     assert {job.id for job in store.latest("", 10)} == {"waiting"}
+
+
+def test_a_job_is_kept_until_its_webhook_is_settled(store: JobStore) -> None:
+    states: tuple[WebhookState, ...] = ("pending", "delivered", "failed")
+    for state in states:
+        add(store, state, webhook="https://example.org/hook")
+        store.finish(claim(store), {"overall": "Real"})
+        store.settle_webhook(state, state)
+    add(store, "cancelled", webhook="https://example.org/hook")
+    store.cancel("", "cancelled")
+    assert store.delete_finished(before=time.time() + 1) == 3
+    assert [job.id for job in store.latest("", 10)] == ["pending"]
+    store.settle_webhook("pending", "failed")
+    assert store.delete_finished(before=time.time() + 1) == 1
 
 
 def test_a_deleted_job_leaves_nothing(store: JobStore) -> None:
