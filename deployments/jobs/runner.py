@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from ray import serve
@@ -21,8 +22,8 @@ from deployments.http.answers import JudgedFile, problem
 from deployments.jobs import answer
 from deployments.jobs.progress import Pace
 from deployments.jobs.sound import UNKNOWN_SECONDS, SoundFolder
-from deployments.jobs.store import Claim, JobStore
-from deployments.jobs.webhooks import Webhooks, pause_seconds, read_secret
+from deployments.jobs.store import Claim, Job, JobStore
+from deployments.jobs.webhooks import Webhooks, host_of, pause_seconds, read_secret
 from pipeline.config import DetectorConfig
 from pipeline.errors import Overloaded, SoundSentryError, StageUnavailable, StoreUnavailable
 
@@ -37,6 +38,9 @@ OUTAGE_SECONDS = 2.0
 """How long to wait if the database does not answer."""
 
 SWEEP_SECONDS = 60.0
+
+PARALLEL_WEBHOOKS = 8
+"""How many webhooks a runner sends at a time, each to another host."""
 
 WEBHOOK_LEASE_SECONDS = 60.0
 """If a webhook that was begun is not finished after this time, its runner counts as lost."""
@@ -72,9 +76,10 @@ class JobRunner:
         self._pace = Pace()
         secret = settings.webhook_secret_file
         self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
-        turns = [self._judge_next] * settings.parallel_files + [self._tell_next]
+        self._told: dict[str, asyncio.Task[None]] = {}  # by host, while a webhook is being sent to it
+        turns = [*[self._judge_next] * settings.parallel_files, self._sweep]
         self._loops = [asyncio.create_task(_repeat(turn)) for turn in turns]
-        self._loops.append(asyncio.create_task(_repeat(self._sweep)))
+        self._loops.append(asyncio.create_task(self._tell_all()))
 
     async def check_health(self) -> None:
         """Raises if a part of the runner has ended, so that Serve starts a new replica."""
@@ -137,11 +142,28 @@ class JobRunner:
         except StageUnavailable:
             logger.warning("%g s of audio of job %s were not counted.", audio_seconds, claim.job_id)
 
-    async def _tell_next(self) -> float:
-        """Send the next webhook that is due."""
-        job = await asyncio.to_thread(self._store.claim_webhook, WEBHOOK_LEASE_SECONDS)
-        if job is None:
+    async def _tell_all(self) -> None:
+        """Send the webhooks, several at a time, but only one to a host: a slow receiver delays only its own."""
+        async with asyncio.TaskGroup() as group:
+            await _repeat(partial(self._tell_next, group))
+
+    async def _tell_next(self, group: asyncio.TaskGroup) -> float:
+        """Begin to send the next webhook that is due."""
+        job = None
+        if len(self._told) < PARALLEL_WEBHOOKS:
+            job = await asyncio.to_thread(self._store.claim_webhook, WEBHOOK_LEASE_SECONDS, list(self._told))
+        if job:
+            host = host_of(job.webhook or "")
+            self._told[host] = group.create_task(self._tell(job))
+            self._told[host].add_done_callback(lambda _: self._told.pop(host))
+        elif self._told:
+            await asyncio.wait(self._told.values(), timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        else:
             return POLL_SECONDS
+        return 0.0
+
+    async def _tell(self, job: Job) -> None:
+        """Send the webhook of a job once, and store what came of it."""
         settings = self._settings
         body = json.dumps(answer.document(job, settings.keep_seconds), allow_nan=False).encode()
         reason: str | None = "webhooks are not configured any more"
@@ -149,14 +171,13 @@ class JobRunner:
             reason = await self._webhooks.send(job.webhook, job.id, body)
         if reason is None:
             await _insist(self._store.settle_webhook, job.id, "delivered")
-            return 0.0
+            return
         logger.info("The webhook of job %s failed: %s.", job.id, reason)
         if job.webhook_attempts >= settings.webhook_attempts:
             await _insist(self._store.settle_webhook, job.id, "failed")
         else:
             pause = pause_seconds(job.webhook_attempts, settings.webhook_first_pause_seconds)
             await _insist(self._store.settle_webhook, job.id, "pending", pause)
-        return 0.0
 
     async def _sweep(self) -> float:
         """Delete jobs that are too old, and sound that no job needs any more."""

@@ -14,7 +14,7 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from deployments.jobs.webhooks import host_of
 from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, StoreUnavailable
 
 logger = logging.getLogger("ray.serve")
@@ -359,26 +360,26 @@ class JobStore:
             )
             return True
 
-    def claim_webhook(self, lease_seconds: float) -> Job | None:
-        """A finished job whose webhook is due. It is due again after the lease, unless it is settled before."""
+    def claim_webhook(self, lease_seconds: float, busy_hosts: Collection[str] = ()) -> Job | None:
+        """A finished job whose webhook is due and goes to none of the busy hosts.
+
+        It is due again after the lease, unless it is settled before.
+        """
         now = time.time()
-        due = (
-            sa.select(_jobs.c.id)
-            .where((_jobs.c.webhook_state == "pending") & (_jobs.c.webhook_due_at <= now))
-            .order_by(_jobs.c.webhook_due_at)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
+        is_due = (_jobs.c.webhook_state == "pending") & (_jobs.c.webhook_due_at <= now)
+        due = sa.select(_jobs.c.id, _jobs.c.webhook).where(is_due).order_by(_jobs.c.webhook_due_at)
         with self._transaction() as connection:
-            job_id = connection.scalar(due)
+            rows = connection.execute(due).all()
+            job_id = next((row.id for row in rows if host_of(row.webhook) not in busy_hosts), None)
             if job_id is None:
                 return None
-            connection.execute(
+            # The condition is checked again, because another runner may have claimed the webhook in between.
+            taken = connection.execute(
                 _jobs.update()
-                .where(_jobs.c.id == job_id)
+                .where((_jobs.c.id == job_id) & is_due)
                 .values(webhook_attempts=_jobs.c.webhook_attempts + 1, webhook_due_at=now + lease_seconds)
             )
-            return self._read(connection, job_id)
+            return self._read(connection, job_id) if taken.rowcount else None
 
     def settle_webhook(self, job_id: str, state: WebhookState, delay_seconds: float = 0.0) -> None:
         """Store the state of a webhook. A pending one is due again after the delay."""

@@ -126,6 +126,11 @@ def read_secret(path: Path) -> bytes:
     return secret
 
 
+def host_of(url: str) -> str:
+    """The host that a webhook goes to."""
+    return urlsplit(url).hostname or ""
+
+
 def is_public(ip: IPv4Address | IPv6Address) -> bool:
     """Whether an address is public: not private, loopback, link-local, site-local, multicast or
     reserved."""

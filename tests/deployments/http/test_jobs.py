@@ -25,6 +25,7 @@ from deployments.http.admission import AdmissionConfig
 from deployments.http.answers import Problem
 from deployments.http.ingress import Ingress
 from deployments.jobs import runner as running
+from deployments.jobs import webhooks
 from deployments.jobs.answer import JobAnswer, JobsAnswer
 from deployments.jobs.runner import JobRunner
 from deployments.jobs.store import NewFile
@@ -36,7 +37,7 @@ from pipeline.stream import LiveSettings
 from pipeline.types import Recording, Speech
 from tests.audio import encode
 from tests.deployments.http.test_door import Clock, LocalLimits, key
-from tests.deployments.jobs.test_webhooks import Receiver, receiver
+from tests.deployments.jobs.test_webhooks import Receiver, listening, receiver
 from tests.deployments.test_graph import Handle
 
 __all__ = ["receiver"]
@@ -478,6 +479,30 @@ def test_a_webhook_that_never_answers_is_given_up(tmp_path: Path, receiver: Rece
             while (state := await service.get(job_id))["webhook"]["status"] != "failed":
                 await asyncio.sleep(0.05)
             assert state["status"] == "done" and state["webhook"]["attempts"] == len(receiver.received) == 3
+
+    run(test)
+
+
+def test_a_receiver_that_is_slow_delays_no_other(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 60.0)
+
+    async def test() -> None:
+        options: dict[str, Any] = {"webhook_secret_file": secret_file(tmp_path), "webhook_networks": LOOPBACK}
+        with listening("127.0.0.2") as slow:
+            async with served(tmp_path / "jobs", **options) as service:
+                slow.delay.clear()
+                waiting = [(await service.create(CLIP, webhook=slow.url))["job_id"] for _ in range(3)]
+                prompt = (await service.create(CLIP, webhook=receiver.url))["job_id"]
+                while (await service.get(prompt))["webhook"]["status"] != "delivered":
+                    await asyncio.sleep(0.05)
+                assert len(slow.received) == 1, "one at a time to a host"
+                slow.delay.set()
+                for job_id in waiting:
+                    while (await service.get(job_id))["webhook"]["status"] != "delivered":
+                        await asyncio.sleep(0.05)
+                assert len(slow.received) == 3
 
     run(test)
 

@@ -247,6 +247,17 @@ def test_a_webhook_is_due_when_its_job_is_done_and_again_until_it_is_settled(sto
     assert (store.get("", "a").webhook_state, store.get("", "a").webhook_attempts) == ("delivered", 3)
 
 
+def test_a_webhook_to_a_busy_host_lets_the_others_pass(store: JobStore) -> None:
+    for name, host in (("a", "slow.example"), ("b", "SLOW.example:81"), ("c", "other.example")):
+        add(store, name, webhook=f"https://{host}/hook")
+        store.finish(claim(store), {})
+    passing = store.claim_webhook(LEASE_SECONDS, ["slow.example"])
+    assert passing is not None and passing.id == "c"
+    assert store.claim_webhook(LEASE_SECONDS, ["slow.example"]) is None
+    oldest = store.claim_webhook(LEASE_SECONDS)
+    assert oldest is not None and oldest.id == "a"
+
+
 def work(url: str, name: str, seconds: float) -> list[tuple[str, int]]:
     """Claim and finish files until all jobs are done. Returns the files whose results were written."""
     written = []

@@ -9,6 +9,7 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -28,6 +29,7 @@ BODY = b'{"job_id": "a"}'
 class Receiver:
     """An HTTP server that answers with `status` and `headers`, and keeps what it got."""
 
+    host: str
     port: int
     status: int = 204
     headers: dict[str, str] = field(default_factory=dict)
@@ -36,11 +38,11 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook?x=1"
+        return f"http://{self.host}:{self.port}/hook?x=1"
 
 
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
+@contextmanager
+def listening(host: str) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -56,8 +58,8 @@ def receiver() -> Iterator[Receiver]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        mine = Receiver(server.server_port)
+    with ThreadingHTTPServer((host, 0), Handler) as server:
+        mine = Receiver(host, server.server_port)
         mine.delay.set()
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -65,6 +67,12 @@ def receiver() -> Iterator[Receiver]:
         mine.delay.set()
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with listening("127.0.0.1") as receiver:
+        yield receiver
 
 
 def send(url: str, allowed: Any = LOOPBACK) -> str | None:
