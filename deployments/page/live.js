@@ -42,7 +42,9 @@ export async function listen(chosen, scale, sentence) {
   }
   file.then(() => send('{"end": true}'))
   try {
-    return { answer: await lastAnswer(socket, (update) => showUpdate(update, scale, sentence)), file: await file }
+    const answer = await lastAnswer(socket, (update) => showUpdate(update, scale, sentence))
+    stop() // the service may have ended the stream
+    return { answer, file: await file }
   } catch (problem) {
     stop()
     return { file: await file, problem }

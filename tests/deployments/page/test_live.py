@@ -6,6 +6,7 @@ import base64
 import json
 import re
 
+import httpx
 import numpy as np
 from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
@@ -86,6 +87,23 @@ def test_what_sounds_like_a_machine_is_noted_once_a_stretch(page: Page) -> None:
         ["Sounded machine-made from 0:00.0 to 0:01.5.", "Sounded machine-made from 0:04.0 to 0:05.0."]
     )
     expect(page.locator("#live-history > div")).to_have_count(4)
+
+
+def test_a_stream_that_the_service_ends_turns_the_microphone_off(page: Page, service: httpx.Client) -> None:
+    verdict = service.post("/predict", files={"audio": encode(np.zeros(16_000, np.float32))}).json()
+    final = json.dumps(verdict | {"final": True, "start": 0.0, "end": 1.0})
+
+    def answer(socket: WebSocketRoute, message: str | bytes) -> None:
+        if isinstance(message, bytes):
+            socket.send(final)
+
+    page.route_web_socket("**/stream", lambda socket: socket.on_message(lambda message: answer(socket, message)))
+    speak(page, encode(np.zeros(16_000, np.float32)))
+    page.click("#guard")
+    expect(page.locator("#overall")).to_have_text("No Speech")
+    expect(page.locator("#name")).to_have_text("recording.webm")
+    expect(page.locator("#live")).to_be_hidden()
+    assert is_off(page)
 
 
 def test_what_was_recorded_is_judged_though_the_stream_breaks(page: Page, ten_seconds: NDArray[np.float32]) -> None:
