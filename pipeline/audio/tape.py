@@ -27,10 +27,16 @@ _UNKNOWN_SIZE = b"\x01" + b"\xff" * 7
 _MAX_ELEMENT_BYTES = 2**20
 """The most bytes of one element. Blocks of sound and headers of a recorder are far smaller."""
 
+_ELEMENTS_PER_SECOND = 1_000
+"""The most elements that a second of sound may take. Opus has at most 400 blocks a second, and recorders write 50."""
+
 _KEYFRAME = b"\x80"
 """The flag of a block of sound that a decoder can start at."""
 
 _GARBAGE = "The stream is not the WebM of a recorder, or part of it is missing. Begin a new stream with its first byte."
+
+
+_CROWDED = "The stream has far more parts than its sound needs. Send the WebM of a recorder, as it is recorded."
 
 
 class Tape(Protocol):
@@ -102,7 +108,8 @@ class WebmTape:
     """A stream of WebM, as a live recorder writes it. The blocks of the last `kept_seconds` are kept for `stretch`.
 
     A stretch is cut between blocks, so its ends may be off by one block of 20 to 60 ms. A new decoder reads it: the
-    first few hundredths of a second of an Opus stretch are quieter than in the whole stream.
+    first few hundredths of a second of an Opus stretch are quieter than in the whole stream. Elements are counted while
+    they are read: parts without sound would take time and memory, and no limit in seconds would notice them.
     Source: RFC 8794 (EBML), RFC 9559 (Matroska).
     """
 
@@ -116,6 +123,7 @@ class WebmTape:
         self._cluster_ticks: int | None = None
         self._first_ticks: int | None = None
         self._blocks: deque[_Block] = deque()
+        self._most_elements = self._elements_left = _ELEMENTS_PER_SECOND * kept_seconds
 
     @property
     def size(self) -> int:
@@ -123,8 +131,11 @@ class WebmTape:
 
     def add(self, data: bytes) -> None:
         self._data += data
+        before = self.seconds
         while self._take_element():
-            pass
+            self._count()
+        gained = _ELEMENTS_PER_SECOND * (self.seconds - before)
+        self._elements_left = min(self._most_elements, self._elements_left + gained)
 
     def stretch(self, start: Seconds, end: Seconds) -> bytes:
         blocks = [block for block in self._blocks if start <= block.start < end]
@@ -165,12 +176,20 @@ class WebmTape:
                 self._take_block(content)
             case _ if identifier == _BLOCK_GROUP:
                 for inner, block in _children(content):
+                    self._count()
                     if inner == _BLOCK:
                         self._take_block(block)
         return True
 
+    def _count(self) -> None:
+        """Count one element. Raises UnreadableAudio if there are more than a recorder writes."""
+        self._elements_left -= 1
+        if self._elements_left < 0:
+            raise UnreadableAudio(_CROWDED)
+
     def _set_tick(self, info: bytes) -> None:
         for identifier, content in _children(info):
+            self._count()
             if identifier == _TIMESTAMP_SCALE:
                 self._tick_seconds = int.from_bytes(content[:8], "big") * 1e-9
 

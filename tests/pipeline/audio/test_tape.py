@@ -160,6 +160,47 @@ def test_garbage_is_refused_with_a_sentence(data: bytes) -> None:
         WebmTape(10).add(data)
 
 
+BEGUN = bytes.fromhex("1a45dfa380 18538067ff 1549a96680 1654ae6b80 1f43b675ff e78100")
+"""A stream up to its first block."""
+
+EMPTY = bytes.fromhex("a384 81000080")
+
+
+def cluster(milliseconds: int) -> bytes:
+    """A cluster with one empty block."""
+    return bytes.fromhex("1f43b675ff e788") + milliseconds.to_bytes(8, "big") + EMPTY
+
+
+FLOODS = {
+    "blocks at one time": EMPTY * 100_000,
+    "padding": b"\xec\x80" * 100_000,
+    "padding in a block group": b"\xa0\x23\x0d\x40" + b"\xec\x80" * 100_000,
+    "padding in a header": b"\x15\x49\xa9\x66\x23\x0d\x40" + b"\xec\x80" * 100_000,
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+@pytest.mark.parametrize("longest", [10_000, 2**24], ids=["in small messages", "in one message"])
+def test_a_flood_of_empty_parts_is_refused(flood: bytes, longest: int) -> None:
+    tape = WebmTape(4)
+    stream = BEGUN + flood
+    with pytest.raises(UnreadableAudio, match="far more parts than its sound needs"):
+        for offset in range(0, len(stream), longest):
+            tape.add(stream[offset : offset + longest])
+
+
+def test_times_that_jump_make_no_room_within_a_message() -> None:
+    """The speed of a stream is only known after a message."""
+    with pytest.raises(UnreadableAudio, match="far more parts than its sound needs"):
+        WebmTape(4).add(BEGUN + b"".join(cluster(1_000_000 * i) for i in range(10_000)))
+
+
+def test_the_shortest_blocks_of_opus_are_no_flood() -> None:
+    """There are 400 a second, here for a minute, and not even two share a cluster."""
+    tape = filled(WebmTape(15), BEGUN + b"".join(cluster(round(2.5 * i)) for i in range(60 * 400)))
+    assert tape.seconds == pytest.approx(60, abs=0.01)
+
+
 @given(st.data())
 def test_damage_is_refused_or_read_but_never_breaks(webm: bytes, data: st.DataObject) -> None:
     damaged = bytearray(webm[:6_000])
