@@ -15,7 +15,7 @@ SoundSentryError
 │   └── StreamTooFast         429  a live stream that sends sound faster than it can be recorded
 ├── AccessError                    the caller has no right to this
 │   ├── KeyMissing            401  no key, or one that is not known
-│   ├── NotAllowed            403  a key that may not do this
+│   ├── NotAllowed            403  a key or a site that may not do this
 │   └── RateExceeded          429  a key that has used up its allowance for now
 ├── Overloaded                503  the service has more work than it can take
 ├── JobError

@@ -36,9 +36,9 @@ class LiveSettings(Strict):
     """The limits of live streams.
 
     `span_seconds`: how far back an update looks. `burst_seconds`: how much sound may arrive at once. `max_speed`: how
-    many seconds of sound may arrive per second after that. `idle_seconds`: how long a stream may send nothing.
-    `close_after_silence_seconds`: how long a stream may go on without speech; null for no limit. `max_streams`: how
-    many streams a replica of the ingress serves at a time.
+    many seconds of sound may arrive per second after that. `idle_seconds`: how long a stream may bring less than
+    half a second of sound. `close_after_silence_seconds`: how long a stream may go on without speech; null for no
+    limit. `max_streams`: how many streams a replica of the ingress serves at a time.
     """
 
     span_seconds: float = Field(10.0, gt=0)

@@ -123,7 +123,7 @@ class Ingress:
             redoc_url=None,
             middleware=[
                 Middleware(Cors, allow_origins=list(self._cors_origins), **CORS),
-                Middleware(Gate, access=self._access),
+                Middleware(Gate, access=self._access, origins=self._cors_origins),
             ],
             exception_handlers=problems.HANDLERS,
         )

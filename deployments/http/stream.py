@@ -22,7 +22,15 @@ from pipeline.errors import (
     StreamStopped,
     UnreadableAudio,
 )
-from pipeline.stream import LiveSettings, LiveStream, StreamOptions, StreamUpdate, StreamVerdict, parse_options
+from pipeline.stream import (
+    STEP_SECONDS,
+    LiveSettings,
+    LiveStream,
+    StreamOptions,
+    StreamUpdate,
+    StreamVerdict,
+    parse_options,
+)
 from pipeline.types import Segment
 
 logger = logging.getLogger("ray.serve")
@@ -73,7 +81,7 @@ class Streams:
             self._open -= 1
 
     async def _answer(self, websocket: WebSocket) -> None:
-        message = await self._receive(websocket)
+        message = await self._receive(websocket, time.monotonic() + self._settings.idle_seconds)
         if "text" not in message:
             raise InputError("The first message of a stream is JSON: send its format, then its sound.")
         options = parse_options(message["text"])
@@ -97,27 +105,33 @@ class Streams:
         await _send(websocket, verdict)
         await websocket.close(status.WS_1000_NORMAL_CLOSURE, reason)
 
-    async def _receive(self, websocket: WebSocket) -> dict[str, Any]:
-        """The next message. Raises WebSocketDisconnect, or StreamStopped if none comes for long."""
+    async def _receive(self, websocket: WebSocket, until: float) -> dict[str, Any]:
+        """The next message. Raises WebSocketDisconnect, or StreamStopped if none comes until then."""
         try:
-            async with asyncio.timeout(self._settings.idle_seconds):
+            async with asyncio.timeout(until - time.monotonic()):
                 message = await websocket.receive()
         except TimeoutError as error:
             raise StreamStopped(
-                f"Nothing has come for {self._settings.idle_seconds:g} seconds. Begin a new stream when there is sound."
+                f"No sound has come for {self._settings.idle_seconds:g} seconds. Begin a new stream when there is some."
             ) from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message["code"])
         return {kind: message[kind] for kind in ("text", "bytes") if message.get(kind) is not None}
 
     async def _record(self, websocket: WebSocket, live: LiveStream, arrived: asyncio.Event) -> str:
-        """Receive sound until the stream ends or is full. Returns the reason. `arrived` is set after each message."""
+        """Receive sound until the stream ends or is full. Returns the reason. `arrived` is set after each message.
+
+        Raises StreamStopped if less than a step of sound comes for long: messages alone keep no stream open.
+        """
         began = time.monotonic()
+        heard, until = 0.0, began + self._settings.idle_seconds
         try:
             while not live.is_full:
-                message = await self._receive(websocket)
+                message = await self._receive(websocket, until)
                 if "bytes" in message:
                     live.add(message["bytes"], time.monotonic() - began)
+                    if live.tape.seconds >= heard + STEP_SECONDS:
+                        heard, until = live.tape.seconds, time.monotonic() + self._settings.idle_seconds
                 elif _is_end(message["text"]):
                     return ENDED
                 else:

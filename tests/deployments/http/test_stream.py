@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -12,8 +13,9 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
 
 from deployments.http.answers import Problem
 from pipeline.detector import Detector
@@ -152,6 +154,39 @@ def test_a_stream_that_sends_nothing_any_more_is_closed(service: httpx.Client, c
     with stream(service, PCM) as connection:
         connection.send(bytes(2 * RATE))
         assert refusal(connection, 1008)["status"] == 408
+
+
+def test_messages_without_sound_keep_no_stream_open(service: httpx.Client) -> None:
+    with stream(service, PCM) as connection, ThreadPoolExecutor() as pool:
+
+        def was_closed_while_sending() -> bool:
+            try:
+                for _ in range(60):
+                    connection.send(b"")
+                    time.sleep(0.5)
+            except ConnectionClosed:
+                return True
+            return False
+
+        connection.send(bytes(2 * RATE))
+        sending = pool.submit(was_closed_while_sending)
+        assert refusal(connection, 1008)["type"].endswith("#stream-stopped")
+        assert sending.result()
+
+
+def test_only_the_own_page_and_the_sites_on_the_list_may_open_a_stream(
+    service: httpx.Client, config: dict[str, Any]
+) -> None:
+    url = str(service.base_url).replace("http", "ws", 1).rstrip("/") + "/stream"
+    own = str(service.base_url).rstrip("/")
+    for origin in (own, *config["applications"][0]["args"]["cors_origins"]):
+        with connect(url, origin=Origin(origin)):
+            pass
+    for origin in ("https://elsewhere.example", "null", own + "0"):
+        with pytest.raises(InvalidStatus) as refused, connect(url, origin=Origin(origin)):
+            pass
+        assert refused.value.response.status_code == 403
+        assert "cors_origins" in Problem.model_validate_json(refused.value.response.body or b"").detail
 
 
 def test_a_stream_in_which_nobody_speaks_ends_with_a_verdict(service: httpx.Client, config: dict[str, Any]) -> None:
