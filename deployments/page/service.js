@@ -41,12 +41,12 @@ function askForKey(refused) {
 }
 
 export async function ask(path, options, read = (response) => response.json()) {
-  const headers = { Accept: 'application/json' }
+  const headers = { Accept: 'application/json', ...options?.headers }
   const key = sessionStorage.getItem(KEY)
   if (key) headers.Authorization = `Bearer ${key}`
   let response
   try {
-    response = await fetch(path, { headers, ...options })
+    response = await fetch(path, { ...options, headers })
   } catch (error) {
     if (error.name === 'AbortError') throw error
     throw new Problem('No answer', 'The service cannot be reached, or closed the connection. Try again in a moment.')
@@ -107,10 +107,10 @@ function form(field, file, chosen) {
 }
 
 // Sends a request, and sends it again up to TRIES times if the service asks to wait.
-async function send(path, body, signal, tell) {
+async function send(path, body, signal, tell, headers = {}) {
   for (let left = TRIES; ; left--) {
     try {
-      return await ask(path, { method: 'POST', body, signal })
+      return await ask(path, { method: 'POST', body, signal, headers })
     } catch (error) {
       if (!error.waitSeconds || !left) throw error
       tell('Waiting: the service is busy')
@@ -121,29 +121,52 @@ async function send(path, body, signal, tell) {
 
 async function judgeAsJob(file, chosen, signal, tell) {
   tell('Uploading')
-  const { job_id: id } = await send('jobs', form('files', file, chosen), signal, tell)
+  const headers = { 'Idempotency-Key': randomName() } // so that a request that is sent again makes no second job
+  const { job_id: id } = await send('jobs', form('files', file, chosen), signal, tell, headers)
+  const remove = () => ask(`jobs/${id}`, { method: 'DELETE', keepalive: true }).catch(() => {})
+  let job
   try {
-    const job = await follow(id, signal, tell)
-    if (!job.results.length) throw new Problem('Stopped', 'The job was stopped. Analyse the recording again.')
-    const { status, error, ...answer } = job.results[0]
-    if (status === 'failed') throw new Problem(error.title, error.detail, { status: error.status })
-    return answer
-  } finally {
-    ask(`jobs/${id}`, { method: 'DELETE', keepalive: true }).catch(() => {}) // else the service deletes it later
+    job = await follow(id, signal, tell)
+  } catch (error) {
+    if (signal.aborted) remove() // else the job may go on; the service deletes it later
+    throw error
   }
+  remove()
+  if (!job.results.length) throw new Problem('Stopped', 'The job was stopped. Analyse the recording again.')
+  const { status, error, ...answer } = job.results[0]
+  if (status === 'failed') throw new Problem(error.title, error.detail, { status: error.status })
+  return answer
 }
 
-// Waits until the job is finished, and returns it. After a lost connection it asks for the job again.
+// Not crypto.randomUUID, which a browser only has where the page came over TLS or from this machine.
+function randomName() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('')
+}
+
+// Waits until the job is finished, and returns it. It listens to the job's events, and listens again after a lost
+// connection. If the service has no room for one more listener, it asks for the job from time to time. Throws after
+// TRIES failures in a row.
 async function follow(id, signal, tell) {
   const show = ({ stage, progress }) => tell(stage ? 'Analysing' : 'Waiting in the queue', progress)
-  for (let left = TRIES; ; left--) {
+  const listen = () => ask(`jobs/${id}/events`, { signal }, (response) => lastState(response, show))
+  const look = async () => {
+    const job = await ask(`jobs/${id}`, { signal })
+    show(job)
+    return job
+  }
+  let next = listen
+  let seconds = PAUSE_SECONDS
+  for (let left = TRIES; ; ) {
     try {
-      const job = await ask(`jobs/${id}/events`, { signal }, (response) => lastState(response, show))
-      if (job.results) return job // only the last state has results
+      const job = await next()
+      if (job.results && job.finished_at) return job // events before the last have no results
+      left = TRIES
     } catch (error) {
-      if (!(error instanceof Problem) || error.status === 404 || !left) throw error
+      if (!(error instanceof Problem) || error.status === 404 || !left--) throw error
+      if (error.status === 503 || error.status === 429) next = look
+      seconds = error.waitSeconds ?? PAUSE_SECONDS
     }
-    await pause(PAUSE_SECONDS, signal)
+    await pause(seconds, signal)
   }
 }
 

@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from playwright.sync_api import FilePayload, Page, Route, expect
 
-from pipeline.errors import RecordingTooLong, UnsupportedFormat
+from pipeline.errors import Overloaded, RecordingTooLong, UnsupportedFormat
 from pipeline.writers import CSV_COLUMNS
 from tests.audio import encode
 
@@ -152,6 +152,36 @@ def test_a_large_recording_is_judged_as_a_job(page: Page, service: httpx.Client,
         page.set_input_files("#file", large)
     expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
     expect(page.locator("#name")).to_have_text("large.wav")
+
+
+def test_a_job_that_cannot_be_followed_is_asked_for_until_it_is_done(page: Page) -> None:
+    """The service takes the job at the second try, and has no room for one more listener. The page sends the second try
+    as the same request, and deletes the job only after it has the results."""
+    busy = {"type": f"/docs#{Overloaded.kind()}", "title": Overloaded.title, "detail": "Busy. Try again in a while."}
+    refusal = {"type": f"/docs#{RecordingTooLong.kind()}", "title": RecordingTooLong.title, "detail": "Too long."}
+    keys: list[str | None] = []
+    requests: list[str] = []
+
+    def refuse(route: Route) -> None:
+        route.fulfill(status=Overloaded.status, json=busy, headers={"Retry-After": "1"})
+
+    def refuse_once(route: Route) -> None:
+        keys.append(route.request.headers.get("idempotency-key"))
+        if len(keys) > 1:
+            route.continue_()
+        else:
+            refuse(route)
+
+    page.route("**/predict", lambda route: route.fulfill(status=RecordingTooLong.status, json=refusal))
+    page.route("**/jobs", refuse_once)
+    page.route("**/jobs/*/events", refuse)
+    page.on("request", lambda request: requests.append(request.method) if "/jobs/" in request.url else None)
+    with page.expect_request(lambda request: request.method == "DELETE"):
+        choose(page, {"long.wav": encode(SILENCE)})
+    expect(page.locator("#overall")).to_have_text("No Speech")
+    assert len(keys) == 2 and keys[0] == keys[1] and keys[0]
+    listened, *asked, deleted = requests
+    assert listened == "GET" and set(asked) == {"GET"} and deleted == "DELETE"
 
 
 def test_a_recording_too_long_for_one_answer_becomes_a_job_that_can_be_cancelled(
