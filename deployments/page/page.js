@@ -587,13 +587,18 @@ async function record() {
     recording.stop()
     return
   }
+  $('record').disabled = $('guard').disabled = true // a second click would begin a second recording
   try {
     recording = recordFrom(await openMicrophone(), { tick: tellTime })
   } catch (error) {
+    $('guard').disabled = false
     showProblem(error)
     return
+  } finally {
+    $('record').disabled = false
   }
   showRecording(true)
+  $('record').focus() // a button that is disabled loses it
   const file = await recording.file
   recording = null
   showRecording(false)

@@ -324,6 +324,32 @@ def test_a_recording_is_made_and_timed(page: Page) -> None:
     expect(page.locator("#name")).to_have_text("recording.webm", timeout=ANSWER_MS)
 
 
+def test_while_the_microphone_is_asked_for_no_second_recording_begins(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const asked = new Promise((resolve) => (window.allow = resolve))
+            window.microphones = []
+            navigator.mediaDevices.getUserMedia = async () => {
+                await asked
+                const microphone = new MediaStreamAudioDestinationNode(new AudioContext())
+                window.microphones.push(microphone.stream)
+                return microphone.stream
+            }
+        }"""
+    )
+    page.evaluate("for (const id of ['record', 'record', 'guard']) document.getElementById(id).click()")
+    expect(page.locator("#record")).to_be_disabled()
+    expect(page.locator("#guard")).to_be_disabled()
+    page.evaluate("window.allow()")
+    expect(page.locator("#recorded")).to_be_visible()
+    expect(page.locator("#record")).to_be_focused()
+    page.click("#record")
+    expect(page.locator("#recorded")).to_be_hidden()
+    expect(page.locator("#guard")).to_be_enabled()
+    tracks = "window.microphones.flatMap((one) => one.getTracks()).map((track) => track.readyState)"
+    assert page.evaluate(tracks) == ["ended"]
+
+
 def test_the_part_that_decided_gives_the_number(
     page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]
 ) -> None:
