@@ -39,8 +39,8 @@ class Admission:
 
     def __init__(self, config: AdmissionConfig) -> None:
         self._slow_bytes = int(config.slow_mib * 2**20)
-        self._bodies = _Room(int(config.max_mib_in_flight * 2**20))
-        self._slow_bodies = _Room(int(config.max_mib_in_flight * 2**19))
+        self._bodies = Room(int(config.max_mib_in_flight * 2**20))
+        self._slow_bodies = Room(int(config.max_mib_in_flight * 2**19))
         self._recordings = _Turns(config.max_recordings, config.max_waiting)
         self._slow = _Turns(config.max_slow, config.max_waiting)
 
@@ -69,8 +69,8 @@ class Admission:
                     yield
 
 
-class _Room:
-    """Room for a number of bytes, or for a single larger body."""
+class Room:
+    """Room for a number of bytes, or for a single larger body. Without room for one more, Overloaded is raised."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

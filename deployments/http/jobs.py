@@ -19,8 +19,16 @@ from pydantic import Field, ValidationError
 
 from deployments.args import JobSettings
 from deployments.http import answers
-from deployments.http.admission import AdmissionConfig
-from deployments.http.uploads import FILES, Options, describe_form, display_name, receive_form
+from deployments.http.admission import AdmissionConfig, Room
+from deployments.http.uploads import (
+    FILES,
+    Options,
+    body_bytes,
+    describe_form,
+    display_name,
+    max_form_bytes,
+    receive_form,
+)
 from deployments.jobs import answer
 from deployments.jobs.sound import NO_ROOM, SoundFolder
 from deployments.jobs.store import UNFINISHED, Job, JobStore, NewFile
@@ -41,6 +49,9 @@ POLL_SECONDS = 0.5
 
 KEEP_ALIVE_SECONDS = 15.0
 """How often something is sent to a client that follows a job, so that no proxy closes the connection as idle."""
+
+UPLOADS_AT_ONCE = 2
+"""How many of the largest jobs a replica receives at a time, or more smaller ones of as many bytes."""
 
 MAX_KEY_LENGTH = 200
 CHUNK_BYTES = 1 << 20
@@ -73,6 +84,7 @@ class Jobs:
         secret = settings.webhook_secret_file
         self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
         self._followers = 0
+        self._uploads = Room(UPLOADS_AT_ONCE * max_form_bytes(self._limits, self._limits.max_files))
 
     def add_routes(self, app: FastAPI) -> None:
         """Add these paths to `app`."""
@@ -104,11 +116,13 @@ class Jobs:
         if key is not None and not (0 < len(key) <= MAX_KEY_LENGTH and key.isprintable()):
             raise InputError(f"Idempotency-Key: send 1 to {MAX_KEY_LENGTH} printable characters.")
         job_id = secrets.token_hex(16)
-        try:
-            files, fields, fingerprint = await self._receive(request, job_id)
-        except BaseException:
-            self._sound.delete(job_id, range(self._limits.max_files))
-            raise
+        with self._uploads.take(body_bytes(request, self._limits, self._limits.max_files)):
+            await asyncio.to_thread(self._store.check_room, owner(request), key, self._settings.max_waiting_files)
+            try:
+                files, fields, fingerprint = await self._receive(request, job_id)
+            except BaseException:
+                self._sound.delete(job_id, range(self._limits.max_files))
+                raise
         adding = asyncio.to_thread(
             self._store.add,
             owner(request),

@@ -79,11 +79,11 @@ class Upload:
 
 
 def body_bytes(request: Request, limits: Limits, max_files: int) -> int:
-    """How much memory the body of a form may take: its declared size, or the maximum if it declares none.
+    """How much room the body of a form may take: its declared size, or the maximum if it declares none.
 
     Raises UploadTooLarge for a body that could hold several times the allowed files.
     """
-    most = _max_bytes(limits, max_files)
+    most = max_form_bytes(limits, max_files)
     declared = request.headers.get("content-length", "")
     if not (declared.isascii() and declared.isdigit()):
         return most
@@ -116,27 +116,26 @@ async def receive_form(
     """The files in `field` and the other fields of a multipart form. The files are closed afterwards.
 
     A file is kept in memory, or in the file that `open_file` opens for it. After the upload it is at its beginning.
-    Raises MissingInput, TooManyFiles, UploadTooLarge (as soon as the form is too large, however it is sent),
-    UploadTooSlow, or InputError for a form that is broken or has a bad value.
+    Raises MissingInput (as soon as a file in another field begins), TooManyFiles, UploadTooLarge (as soon as the form
+    is too large, however it is sent), UploadTooSlow, or InputError for a form that is broken or has a bad value.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise MissingInput(f"Send a multipart/form-data form with a file in the field {field}.")
     parser = _Parser(
         request.headers,
-        _at_most(_max_bytes(limits, max_files), _in_time(request, pace), limits),
+        _at_most(max_form_bytes(limits, max_files), _in_time(request, pace), limits),
         max_files=max_files,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
-    if open_file:
-        parser.keep_files(field, open_file)
+    parser.take_files(field, open_file)
     try:
         files, values = [], {}
         for name, value in (await parser.parse()).multi_items():
-            if not isinstance(value, UploadFile):
-                values[name] = value
-            elif name == field:
+            if isinstance(value, UploadFile):
                 files.append(value)
+            else:
+                values[name] = value
         if not files:
             raise MissingInput(f"Send the recording as a file in the field {field}.")
         yield files, fields.model_validate(values)
@@ -191,17 +190,19 @@ def display_name(name: str | None) -> str | None:
 class _Parser(MultiPartParser):
     spool_max_size = 0  # never onto a disk, so that nothing of a recording is left behind
 
-    _kept_field: str | None = None
-
-    def keep_files(self, field: str, open_file: Callable[[], BinaryIO]) -> None:
-        """Write each file in `field` to a file that `open_file` opens."""
-        self._kept_field = field
+    def take_files(self, field: str, open_file: Callable[[], BinaryIO] | None) -> None:
+        """Take files in `field` only. If `open_file` is given, each is written to a file that it opens."""
+        self._field = field
         self._open_file = open_file
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
         part = self._current_part
-        if part.file is not None and part.field_name == self._kept_field:
+        if part.file is None:
+            return
+        if part.field_name != self._field:
+            raise MissingInput(f"Send files in the field {self._field} only; this form has one in another field.")
+        if self._open_file:
             part.file.file = self._open_file()
             self._files_to_close_on_error.append(part.file.file)  # type: ignore[arg-type]
 
@@ -236,7 +237,8 @@ async def _in_time(request: Request, pace: AdmissionConfig) -> AsyncGenerator[by
         yield chunk
 
 
-def _max_bytes(limits: Limits, max_files: int) -> int:
+def max_form_bytes(limits: Limits, max_files: int) -> int:
+    """The most bytes that a form with this many files may have."""
     return max_files * limits.max_upload_bytes + FRAMING_BYTES
 
 

@@ -185,9 +185,7 @@ class JobStore:
             with self._transaction() as connection:
                 if idempotency_key and (known := self._by_key(connection, owner, idempotency_key, fingerprint)):
                     return known, False
-                waiting = sa.select(sa.func.count()).where(_files.c.state.in_(UNFINISHED))
-                if (connection.scalar(waiting.select_from(_files)) or 0) + len(rows) > max_waiting:
-                    raise Overloaded("Too many files are waiting. Try again in a while.")
+                _check_room(connection, len(rows), max_waiting)
                 connection.execute(_jobs.insert(), job)
                 connection.execute(_files.insert(), rows)
                 return self._read(connection, job_id), True
@@ -197,6 +195,13 @@ class JobStore:
             if known is None:
                 raise
             return known, False
+
+    def check_room(self, owner: str, idempotency_key: str | None, max_waiting: int) -> None:
+        """Raises Overloaded if `add` would refuse any new job, and the owner has none with the idempotency key."""
+        with self._transaction(reads_only=True) as connection:
+            mine = (_jobs.c.owner == owner) & (_jobs.c.idempotency_key == idempotency_key)
+            if not (idempotency_key and connection.scalar(sa.select(sa.exists().where(mine)))):
+                _check_room(connection, 1, max_waiting)
 
     def get(self, owner: str, job_id: str) -> Job:
         """A job of this owner. Raises JobNotFound."""
@@ -446,6 +451,12 @@ class JobStore:
         except SQLAlchemyError as error:
             logger.exception("The database of the jobs failed.")
             raise StoreUnavailable("The jobs cannot be reached at present. Try again in a while.") from error
+
+
+def _check_room(connection: sa.Connection, files: int, max_waiting: int) -> None:
+    waiting = sa.select(sa.func.count()).where(_files.c.state.in_(UNFINISHED))
+    if (connection.scalar(waiting.select_from(_files)) or 0) + files > max_waiting:
+        raise Overloaded("Too many files are waiting. Try again in a while.")
 
 
 def _is_file(claim: Claim) -> sa.ColumnElement[bool]:

@@ -335,6 +335,60 @@ def test_no_more_files_wait_than_may(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_job_for_which_there_is_no_room_is_refused_unread(tmp_path: Path) -> None:
+    async def test() -> None:
+        limits = JobLimits(max_files=1, max_upload_mib=1)
+        async with served(tmp_path, max_waiting_files=1, limits=limits, runs=False) as service:
+            read = 0
+
+            async def body() -> AsyncIterator[bytes]:
+                nonlocal read
+                read += 1
+                yield b"--b\r\n"
+
+            async def post(**headers: str) -> httpx.Response:
+                form = {"Content-Type": "multipart/form-data; boundary=b", **headers}
+                return await service.client.post("/jobs", content=body(), headers=form)
+
+            assert "1 MiB" in problem(await post(**{"Content-Length": "100000000000"}), 413).detail
+            first = await service.create(CLIP, headers={"Idempotency-Key": "k1"})
+            assert "files are waiting" in problem(await post(), 503).detail
+            assert read == 0
+            assert await service.create(CLIP, headers={"Idempotency-Key": "k1"}) == first
+            assert not {name for name in service.sounds() if not name.startswith(first["job_id"])}
+
+    run(test)
+
+
+def test_so_many_bytes_of_jobs_arrive_at_once_and_no_more(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, limits=JobLimits(max_files=1, max_upload_mib=1), runs=False) as service:
+            request = service.client.build_request("POST", "/jobs", files=[("files", ("a.wav", CLIP))])
+            whole, headers = await request.aread(), {"Content-Type": request.headers["content-type"]}
+            go, arriving = asyncio.Event(), 0
+
+            async def body() -> AsyncIterator[bytes]:
+                nonlocal arriving
+                arriving += 1
+                yield whole[:-200]
+                await go.wait()
+                yield whole[-200:]
+
+            def post() -> asyncio.Task[httpx.Response]:
+                return asyncio.create_task(service.client.post("/jobs", content=body(), headers=headers))
+
+            slow = [post() for _ in range(endpoints.UPLOADS_AT_ONCE)]
+            while arriving < len(slow):
+                await asyncio.sleep(0.02)
+            assert problem(await post(), 503).title == "Overloaded"
+            assert arriving == len(slow), "a body of undeclared size counts as the largest that is allowed"
+            go.set()
+            assert [job(response, 202)["status"] for response in await asyncio.gather(*slow)] == ["queued"] * 2
+            await service.create(CLIP)
+
+    run(test)
+
+
 def test_jobs_page_by_page(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path, runs=False) as service:

@@ -82,6 +82,7 @@ def test_a_large_file_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, {"audio": "not a file"}, MissingInput, "audio"),
         ([("other", ("a.wav", b"RIFF"))], {}, MissingInput, "audio"),
+        ([("other", ("a.wav", b"RIFF")), *audio()], {}, MissingInput, "field audio only"),
         (audio() * 2, {}, TooManyFiles, "one file"),
         (audio(), {"use_diarization": "maybe"}, InputError, "use_diarization"),
         (audio(), {"use_diarization": ""}, InputError, "use_diarization"),
@@ -127,6 +128,13 @@ def test_an_undeclared_size_is_refused_while_reading() -> None:
     with pytest.raises(UploadTooLarge):
         form.read()
     assert form.taken <= LIMITS.max_upload_bytes + FRAMING_BYTES + CHUNK
+
+
+def test_a_file_in_another_field_is_refused_before_its_content_is_read() -> None:
+    form = Form([("other", ("a.wav", bytes(LIMITS.max_upload_bytes)))])
+    with pytest.raises(MissingInput, match="field audio only"):
+        form.read()
+    assert form.taken == CHUNK
 
 
 @pytest.mark.parametrize(
