@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from pydantic import Field
@@ -21,8 +21,9 @@ class AdmissionConfig(Strict):
     `slow_mib`. `max_mib_in_flight` limits the bodies of all requests together, and half of it limits those of slow
     requests. A body that is larger than the limit is accepted if there is no other. At most `max_recordings` are in the
     graph at a time, and at most `max_slow` of them belong to slow requests, so that the others do not wait for these.
-    `max_waiting` slow requests, and as many others, may wait for their turn; a higher value allows longer waits. A body
-    may take `max_body_seconds`, and must arrive at `min_bytes_per_second` on average.
+    `max_waiting` slow recordings, and as many others, may wait for their turn when a request is admitted; a higher
+    value allows longer waits. A request is admitted with all its recordings, or not at all. A body may take
+    `max_body_seconds`, and must arrive at `min_bytes_per_second` on average.
     """
 
     max_mib_in_flight: float = Field(48, gt=0)
@@ -52,21 +53,33 @@ class Admission:
         with self._bodies.take(body_bytes):
             yield
 
-    @asynccontextmanager
-    async def recording(self, size_bytes: int, *, is_slow: bool) -> AsyncIterator[None]:
-        """A context for one recording in the graph, which waits for its turn.
+    @contextmanager
+    def recordings(self, sizes_bytes: Sequence[int], *, is_slow: bool) -> Iterator[None]:
+        """A context for all recordings of one request. All of them are admitted, or none.
 
-        Raises Overloaded if the recording is slow and the waiting slow ones are too many or too large.
+        Raises Overloaded if some of them are slow, and the waiting slow ones are too many or too large.
         """
-        if not is_slow and size_bytes <= self._slow_bytes:
-            async with self._recordings.take():
-                yield
+        slow = [size for size in sizes_bytes if self._is_slow(size, is_slow=is_slow)]
+        if not slow:
+            yield
         elif self._slow.is_full:
             raise Overloaded(BUSY)
         else:
-            with self._slow_bodies.take(size_bytes):
-                async with self._slow.take(), self._recordings.take():
-                    yield
+            with self._slow_bodies.take(sum(slow)):
+                yield
+
+    @asynccontextmanager
+    async def recording(self, size_bytes: int, *, is_slow: bool) -> AsyncIterator[None]:
+        """A context for one admitted recording in the graph, which waits for its turn."""
+        if self._is_slow(size_bytes, is_slow=is_slow):
+            async with self._slow.take(), self._recordings.take():
+                yield
+        else:
+            async with self._recordings.take():
+                yield
+
+    def _is_slow(self, size_bytes: int, *, is_slow: bool) -> bool:
+        return is_slow or size_bytes > self._slow_bytes
 
 
 class Room:

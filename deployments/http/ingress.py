@@ -267,15 +267,17 @@ class Ingress:
 
     @asynccontextmanager
     async def _form(self, request: Request, field: str, max_files: int) -> AsyncIterator[tuple[list[Upload], Options]]:
-        """The files and options of a form, if there is room for its body."""
+        """The files and options of a form, if there is room for its body and for all its recordings."""
         limits = self._config.limits
         with self._admission.request(body_bytes(request, limits, max_files)):
-            yield await read_form(request, field, limits, self._pace, max_files)
+            uploads, options = await read_form(request, field, limits, self._pace, max_files)
+            sizes = [len(upload.data) for upload in uploads]
+            with self._admission.recordings(sizes, is_slow=options.is_slow):
+                yield uploads, options
 
     async def _judge(self, request: Request, upload: Upload, options: Options) -> Verdict:
         check_size(upload, self._config.limits)
-        is_slow = options.use_diarization or options.channels == "split"
-        async with self._admission.recording(len(upload.data), is_slow=is_slow):
+        async with self._admission.recording(len(upload.data), is_slow=options.is_slow):
             verdict = await self._graph.predict(upload.data, **options.model_dump())
         await self._access.charge(request.state.key, verdict.duration_seconds)
         metrics.count_verdict(verdict)

@@ -56,6 +56,11 @@ class Options(BaseModel):
     max_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
     """How many people speak at most; only with `use_diarization`."""
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether the verdict takes long even on a short recording."""
+        return self.use_diarization or self.channels == "split"
+
     @model_validator(mode="after")
     def _count_is_possible(self) -> Self:
         """Raises InputError, which pydantic does not convert, before the recording is read."""

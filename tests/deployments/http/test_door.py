@@ -291,7 +291,11 @@ def test_room_is_given_back_whatever_happens() -> None:
     async def test() -> None:
         admission = Admission(AdmissionConfig(max_mib_in_flight=1, max_recordings=1, max_slow=1, max_waiting=0))
         for _ in range(3):
-            with pytest.raises(ZeroDivisionError), admission.request(2**20):
+            with (
+                pytest.raises(ZeroDivisionError),
+                admission.request(2**20),
+                admission.recordings([2**20], is_slow=True),
+            ):
                 async with admission.recording(2**20, is_slow=True):
                     with pytest.raises(Overloaded), admission.request(1):
                         pass
@@ -313,17 +317,18 @@ def test_recordings_take_turns_and_those_to_diarize_leave_room_for_the_others() 
         end = {name: asyncio.Event() for name in ("d1", "d2", "p1", "p2")}
 
         async def record(name: str) -> None:
-            async with admission.recording(1, is_slow=name.startswith("d")):
-                begun.append(name)
-                await end[name].wait()
+            is_slow = name.startswith("d")
+            with admission.recordings([1], is_slow=is_slow):
+                async with admission.recording(1, is_slow=is_slow):
+                    begun.append(name)
+                    await end[name].wait()
 
         async with asyncio.TaskGroup() as tasks:
             for name in ("d1", "d2"):
                 tasks.create_task(record(name))
                 await asyncio.sleep(0)
-            with pytest.raises(Overloaded):
-                async with admission.recording(1, is_slow=True):
-                    pass
+            with pytest.raises(Overloaded), admission.recordings([1], is_slow=True):
+                pass
             tasks.create_task(record("p1"))
             await asyncio.sleep(0)
             assert begun == ["d1", "p1"], "the second slow one waits, and does not delay the others"
@@ -342,9 +347,35 @@ def test_a_large_recording_is_slow() -> None:
     async def test() -> None:
         admission = Admission(AdmissionConfig(slow_mib=1, max_slow=1, max_waiting=0))
         async with admission.recording(2**20 + 1, is_slow=False), admission.recording(2**20, is_slow=False):
-            with pytest.raises(Overloaded):
-                async with admission.recording(2**20 + 1, is_slow=False):
-                    pass
+            with pytest.raises(Overloaded), admission.recordings([1, 2**20 + 1], is_slow=False):
+                pass
+            with admission.recordings([1, 2**20], is_slow=False):
+                pass
+
+    run(test)
+
+
+def test_slow_recordings_of_several_requests_share_half_of_the_bytes() -> None:
+    admission = Admission(AdmissionConfig(max_mib_in_flight=4))
+    with admission.recordings([2**20], is_slow=True):
+        with admission.recordings([2**19, 2**19], is_slow=True):
+            pass
+        with pytest.raises(Overloaded), admission.recordings([2**20, 1], is_slow=True):
+            pass
+
+
+def test_every_file_of_a_batch_that_was_admitted_is_judged() -> None:
+    async def test() -> None:
+        size_mib = len(CLIP) / 2**20
+        limits: dict[str, Any] = {
+            "slow_mib": size_mib / 2,
+            "max_mib_in_flight": 12 * size_mib,
+            "max_slow": 1,
+            "max_waiting": 1,
+        }
+        async with served(**limits) as (client, _):
+            batch = await client.post("/batch-predict", files=[("files", CLIP)] * CONFIG.limits.max_files)
+            assert [result["status"] for result in batch.json()["results"]] == ["no_speech"] * CONFIG.limits.max_files
 
     run(test)
 
