@@ -33,6 +33,9 @@ OPEN_PATHS = {"/health"}
 
 ADMIN_PATHS = {"/usage"}
 
+AUDIO_PATHS = {"/predict", "/batch-predict", "/jobs", "/stream"}
+"""The paths that sound is sent to, by POST or over a WebSocket."""
+
 PREFIX = "ss_"
 NO_KEY = "Send a valid key in the header Authorization, as `Bearer KEY`, or X-API-Key."
 NOT_ALLOWED = "This key may not do that. Ask the operator of the service for a key that may."
@@ -76,8 +79,10 @@ class Access:
         self._keys = config.keys
         self._limits = limits
 
-    async def admit(self, path: str, headers: Mapping[str, str], *, is_page: bool = False) -> Key | None:
-        """The key of a request; None if it needs none.
+    async def admit(
+        self, path: str, headers: Mapping[str, str], *, is_page: bool = False, sends: bool = True
+    ) -> Key | None:
+        """The key of a request; None if it needs none. A request that `sends` has a body, or is a WebSocket.
 
         Raises KeyMissing, NotAllowed, RateExceeded, or StageUnavailable if the limits are not available.
         """
@@ -86,8 +91,9 @@ class Access:
         key = self._find(presented_key(headers))
         if ("admin" if path in ADMIN_PATHS else "predict") not in key.may:
             raise NotAllowed(NOT_ALLOWED)
-        if self._limits and (key.requests_per_minute or key.audio_seconds_per_minute):
-            wait_seconds = await self._limits.take(key)
+        brings_audio = sends and path in AUDIO_PATHS
+        if self._limits and (key.requests_per_minute or (brings_audio and key.audio_seconds_per_minute)):
+            wait_seconds = await self._limits.take(key, brings_audio=brings_audio)
             if wait_seconds > 0:
                 raise RateExceeded(USED_UP, wait_seconds)
         return key
@@ -136,9 +142,14 @@ class Bucket:
     at: float
 
     def fill(self, per_minute: float, now: float) -> float:
-        self.level = min(per_minute, self.level + (now - self.at) * per_minute / MINUTE_SECONDS)
+        self.level = min(capacity(per_minute), self.level + (now - self.at) * per_minute / MINUTE_SECONDS)
         self.at = now
         return self.level
+
+
+def capacity(per_minute: float) -> float:
+    """How much a full bucket has: the amount of a minute, but at least one, or there would never be a whole request."""
+    return max(1.0, per_minute)
 
 
 class Buckets:
@@ -173,7 +184,7 @@ class Buckets:
 
     def _level(self, name: str, what: str, per_minute: float) -> float:
         now = self._clock()
-        bucket = self._buckets.setdefault((name, what), Bucket(per_minute, now))
+        bucket = self._buckets.setdefault((name, what), Bucket(capacity(per_minute), now))
         return bucket.fill(per_minute, now)
 
 
@@ -186,8 +197,10 @@ class Limits:
         options: dict[str, Any] = {"name": self.NAME, "namespace": "serve", "get_if_exists": True, "num_cpus": 0}
         self._actor: Any = ray.remote(Buckets).options(lifetime="detached", max_restarts=-1, **options).remote()
 
-    async def take(self, key: Key) -> float:
-        wait: float = await self._ask("take", key.name, key.requests_per_minute, key.audio_seconds_per_minute)
+    async def take(self, key: Key, *, brings_audio: bool) -> float:
+        """As Buckets.take. A debt of audio holds up only a request that brings more."""
+        audio_seconds_per_minute = key.audio_seconds_per_minute if brings_audio else None
+        wait: float = await self._ask("take", key.name, key.requests_per_minute, audio_seconds_per_minute)
         return wait
 
     async def charge(self, key: Key, audio_seconds: float) -> None:

@@ -38,7 +38,12 @@ class Gate:
         try:
             if scope["type"] == "websocket" and self._is_foreign(connection.headers):
                 raise NotAllowed(FOREIGN)
-            key = await self._access.admit(scope["path"], connection.headers, is_page=asks_for_page(connection))
+            key = await self._access.admit(
+                scope["path"],
+                connection.headers,
+                is_page=asks_for_page(connection),
+                sends=scope["type"] == "websocket" or scope["method"] == "POST",
+            )
         except SoundSentryError as error:
             await respond(connection, error)(scope, receive, send)
             return

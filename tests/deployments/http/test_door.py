@@ -22,7 +22,7 @@ from deployments.http.answers import Problem, UsageAnswer
 from deployments.http.ingress import Ingress
 from pipeline.audio.decode import decode
 from pipeline.config import ROOT, DetectorConfig
-from pipeline.errors import Overloaded
+from pipeline.errors import Overloaded, RateExceeded
 from pipeline.stages.classify import Classifier
 from pipeline.stream import LiveSettings
 from pipeline.types import Speech
@@ -260,6 +260,39 @@ def test_seconds_of_audio_are_counted_once_they_are_known() -> None:
     run(test)
 
 
+def test_a_debt_of_audio_holds_up_only_what_brings_more_audio() -> None:
+    async def test() -> None:
+        async with served((key("a", audio_seconds_per_minute=0.25, requests_per_minute=9),)) as (client, ingress):
+            a = {"X-API-Key": "a"}
+            assert (await post(client, "a")).status_code == 200
+            assert (await post(client, "a")).status_code == 200, "a full bucket has at least one second"
+            for path in ("/predict", "/batch-predict", "/jobs"):
+                problem(await client.post(path, headers=a), 429)
+            with pytest.raises(RateExceeded):
+                await ingress._access.admit("/stream", {"x-api-key": "a"})
+            assert (await client.get("/docs", headers=a)).status_code == 200
+            problem(await client.post("/report", headers=a), 422)
+            for path in ("/jobs", "/jobs/1"):
+                problem(await client.get(path, headers=a), 404)  # this service has no jobs
+                problem(await client.delete(path, headers=a), 404)
+            assert (await client.get("/docs", headers=a)).status_code == 200
+            problem(await client.get("/docs", headers=a), 429)  # the ninth was the last request
+
+    run(test)
+
+
+def test_less_than_one_request_per_minute_is_one_every_few_minutes() -> None:
+    async def test() -> None:
+        clock = Clock()
+        async with served((key("a", requests_per_minute=0.5),), clock) as (client, _):
+            assert [(await post(client, "a")).status_code for _ in range(2)] == [200, 429]
+            assert (await post(client, "a")).headers["retry-after"] == "120"
+            clock.seconds += 3600
+            assert [(await post(client, "a")).status_code for _ in range(2)] == [200, 429]
+
+    run(test)
+
+
 # ---- how much at once
 
 
@@ -454,7 +487,7 @@ key = Key(name="k", sha256="0" * 64, requests_per_minute=1, audio_seconds_per_mi
 
 async def ask():
     limits = Limits()
-    waits = [await limits.take(key) > 0 for _ in range(2)]
+    waits = [await limits.take(key, brings_audio=True) > 0 for _ in range(2)]
     await limits.charge(key, 3_600)  # so much that the time of the test does not matter, even on a slow machine
     return waits, round((await limits.left((key,)))["k"]["audio_seconds"] / 3_600)
 
