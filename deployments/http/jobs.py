@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -31,7 +32,7 @@ from deployments.http.uploads import (
 )
 from deployments.jobs import answer
 from deployments.jobs.sound import NO_ROOM, SoundFolder
-from deployments.jobs.store import UNFINISHED, Job, JobStore, NewFile
+from deployments.jobs.store import UNFINISHED, Job, JobStore, NewFile, not_found
 from deployments.jobs.webhooks import Webhooks, read_secret
 from pipeline.config import Limits, Strict, describe_misfits
 from pipeline.errors import (
@@ -53,6 +54,9 @@ KEEP_ALIVE_SECONDS = 15.0
 UPLOADS_AT_ONCE = 2
 """How many of the largest jobs a replica receives at a time, or more smaller ones of as many bytes."""
 
+ID_PATTERN = "^[0-9a-f]{32}$"
+"""What the id of a job looks like. No other text is looked for in the database, which cannot store every text."""
+
 MAX_KEY_LENGTH = 200
 CHUNK_BYTES = 1 << 20
 
@@ -67,7 +71,7 @@ class Page(Strict):
     """The query of GET /jobs."""
 
     limit: int = Field(20, ge=1, le=100, description="How many jobs at most.")
-    before: str | None = Field(None, description="Only jobs older than this one, by its id.")
+    before: str | None = Field(None, pattern=ID_PATTERN, description="Only jobs older than this one, by its id.")
 
 
 class Jobs:
@@ -156,12 +160,12 @@ class Jobs:
 
     async def get(self, request: Request, job_id: str) -> JSONResponse:
         """The progress of a job, and the results of its files."""
-        return JSONResponse(self._document(await asyncio.to_thread(self._store.get, owner(request), job_id)))
+        return JSONResponse(self._document(await self._find(request, job_id)))
 
     async def cancel(self, request: Request, job_id: str) -> JSONResponse:
         """Stop a job and delete its recordings. A finished job is deleted with its results. Returns the job's last
         state."""
-        job = await asyncio.to_thread(self._store.get, owner(request), job_id)
+        job = await self._find(request, job_id)
         if job.state in UNFINISHED:
             job = await asyncio.to_thread(self._store.cancel, owner(request), job_id)
             self._sound.delete(job_id, range(len(job.files)))
@@ -171,10 +175,16 @@ class Jobs:
 
     async def events(self, request: Request, job_id: str) -> StreamingResponse:
         """The job after each change, as server-sent events, until it is finished. The last event has the results."""
-        job = await asyncio.to_thread(self._store.get, owner(request), job_id)
+        job = await self._find(request, job_id)
         return StreamingResponse(
             self._follow(job), headers={"Cache-Control": "no-store"}, media_type="text/event-stream"
         )
+
+    async def _find(self, request: Request, job_id: str) -> Job:
+        """A job of the calling key. Raises JobNotFound."""
+        if not re.fullmatch(ID_PATTERN, job_id):
+            raise not_found()
+        return await asyncio.to_thread(self._store.get, owner(request), job_id)
 
     async def _count_follower(self) -> AsyncIterator[None]:
         """Counts a request until its answer is over, however it ends. Raises Overloaded if there are too many."""
@@ -293,7 +303,7 @@ _QUEUED = _RUNNING | {
 }
 
 JOB_ERRORS = (
-    JobNotFound("There is no such job, or it was deleted. Results are kept for a limited time."),
+    not_found(),
     StoreUnavailable("The jobs cannot be reached at present. Try again in a while."),
 )
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from deployments.http.admission import AdmissionConfig
@@ -199,6 +199,13 @@ class _Parser(MultiPartParser):
         """Take files in `field` only. If `open_file` is given, each is written to a file that it opens."""
         self._field = field
         self._open_file = open_file
+
+    async def parse(self) -> FormData:
+        """Raises MultiPartException, also where a charset that the form names cannot decode it."""
+        try:
+            return await super().parse()
+        except UnicodeError as error:
+            raise MultiPartException("The form is not in the charset that it names.") from error
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()

@@ -208,7 +208,7 @@ class JobStore:
         with self._transaction(reads_only=True) as connection:
             job = self._read(connection, job_id)
         if job.owner != owner:
-            raise _not_found()
+            raise not_found()
         return job
 
     def latest(self, owner: str, limit: int, before: str | None = None) -> list[Job]:
@@ -221,7 +221,7 @@ class JobStore:
             if before is not None:
                 last = self._read(connection, before)
                 if last.owner != owner:
-                    raise _not_found()
+                    raise not_found()
                 chosen = chosen.where(
                     sa.tuple_(_jobs.c.created_at, _jobs.c.id) < sa.tuple_(sa.literal(last.created_at), last.id)
                 )
@@ -246,7 +246,7 @@ class JobStore:
         with self._transaction() as connection:
             job = self._lock(connection, job_id)
             if job is None or job.owner != owner:
-                raise _not_found()
+                raise not_found()
             mine = (_files.c.job_id == job_id) & _files.c.state.in_(UNFINISHED)
             connection.execute(
                 _jobs.update()
@@ -261,7 +261,7 @@ class JobStore:
         with self._transaction() as connection:
             job = self._lock(connection, job_id)
             if job is None or job.owner != owner:
-                raise _not_found()
+                raise not_found()
             _delete(connection, _jobs.c.id == job_id)
 
     def delete_finished(self, before: float) -> int:
@@ -434,7 +434,7 @@ class JobStore:
     def _read(self, connection: sa.Connection, job_id: str) -> Job:
         job = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).mappings().first()
         if job is None:
-            raise _not_found()
+            raise not_found()
         files = connection.execute(
             sa.select(_files).where(_files.c.job_id == job_id).order_by(_files.c.position)
         ).mappings()
@@ -473,7 +473,8 @@ def _delete(connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
     return connection.execute(_jobs.delete().where(which)).rowcount
 
 
-def _not_found() -> JobNotFound:
+def not_found() -> JobNotFound:
+    """The error for a job that is not in the store, or that has another owner."""
     return JobNotFound("There is no such job, or it was deleted. Results are kept for a limited time.")
 
 

@@ -37,7 +37,7 @@ SUCCESS = range(200, 300)
 CARRIES_IPV4 = tuple(IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
 """Networks whose addresses contain an IPv4 address that a gateway extracts (RFC 6052, 8215, 3056, 4380)."""
 
-NO_ADDRESS = "webhook: send an http or https address without a user name."
+NO_ADDRESS = "webhook: send an http or https address without a user name and without unprintable characters."
 
 Network = IPv4Network | IPv6Network
 
@@ -61,7 +61,7 @@ class Webhooks:
         except ValueError as error:
             raise WebhookRefused(NO_ADDRESS) from error
         is_web = parts.scheme in ("http", "https") and parts.hostname and parts.username is None and port != 0
-        if not is_web or len(url) > MAX_URL_LENGTH:
+        if not is_web or not url.isprintable() or len(url) > MAX_URL_LENGTH:
             raise WebhookRefused(NO_ADDRESS)
         loop = asyncio.get_running_loop()
         try:

@@ -28,7 +28,7 @@ from deployments.jobs import runner as running
 from deployments.jobs import webhooks
 from deployments.jobs.answer import JobAnswer, JobsAnswer
 from deployments.jobs.runner import JobRunner
-from deployments.jobs.store import NewFile
+from deployments.jobs.store import JobStore, NewFile
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.errors import StageUnavailable
@@ -261,6 +261,23 @@ def test_a_finished_job_is_forgotten_when_it_is_deleted(tmp_path: Path) -> None:
     run(test)
 
 
+@pytest.mark.parametrize("job_id", ["%00", "none", "0" * 31, "0" * 31 + "%0A", "0" * 32 + "%0A", "%F0%9F%8E%99" * 32])
+def test_what_is_not_an_id_is_not_looked_for(tmp_path: Path, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL refuses a NUL with an error."""
+
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            monkeypatch.setattr(JobStore, "get", lambda *_: 1 / 0)
+            for response in (
+                await service.client.get(f"/jobs/{job_id}"),
+                await service.client.delete(f"/jobs/{job_id}"),
+                await service.client.get(f"/jobs/{job_id}/events"),
+            ):
+                assert problem(response, 404).title == "No such job"
+
+    run(test)
+
+
 def test_the_same_idempotency_key_is_the_same_job(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path, runs=False) as service:
@@ -399,7 +416,9 @@ def test_jobs_page_by_page(tmp_path: Path) -> None:
             assert [one.job_id for one in second.jobs] == ids[:1] and second.next is None
             for query in ("limit=0", "limit=101", "limit=x", "beffore=1"):
                 assert query.split("=")[0] in problem(await service.client.get(f"/jobs?{query}"), 422).detail
-            problem(await service.client.get("/jobs?before=none"), 404)
+            problem(await service.client.get(f"/jobs?before={'0' * 32}"), 404)
+            for before in ("none", "%00", f"{ids[0]}%0A"):
+                assert "before" in problem(await service.client.get(f"/jobs?before={before}"), 422).detail
 
     run(test)
 

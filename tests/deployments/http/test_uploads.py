@@ -109,6 +109,14 @@ def test_a_body_that_is_no_form() -> None:
         form.read()
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode"])
+def test_a_form_that_its_charset_cannot_decode(charset: str) -> None:
+    form = Form([("a\\d800", ("a.wav", b"RIFF"))])
+    form.request.headers["content-type"] += f"; charset={charset}"
+    with pytest.raises(InputError, match="not valid multipart/form-data"):
+        form.read()
+
+
 @pytest.mark.parametrize("cut", [0.2, 0.9])
 def test_a_form_that_breaks_off(cut: float) -> None:
     form = Form(audio(b"RIFF" * 100))

@@ -161,6 +161,9 @@ def test_a_name_that_leads_elsewhere_when_it_counts(receiver: Receiver, monkeypa
         "http://[::1/",
         "http://name.invalid/",
         "http://" + "a" * 64 + ".example/",
+        "http://1.1.1.1/\0",
+        "http://1.1.1.1/\u2028",
+        "http://1.1.1.1/\n",
     ],
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
