@@ -84,7 +84,6 @@ class Jobs:
         self._store = JobStore(settings.database_url)
         self._sound = SoundFolder(settings.sound_path)
         self._sound.create()
-        self._store.create_tables()
         secret = settings.webhook_secret_file
         self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
         self._followers = 0

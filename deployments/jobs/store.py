@@ -137,13 +137,14 @@ class Claim:
 class JobStore:
     """The store of all jobs. Its calls block until the database answers. Threads and processes may share the database.
 
-    Raises StoreUnavailable if the database fails.
+    The first call makes the tables. Raises StoreUnavailable if the database fails.
     """
 
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url, pool_pre_ping=True)
         if self._engine.dialect.name == "sqlite":
             _prepare_sqlite(self._engine)
+        self._has_tables = False
 
     def close(self) -> None:
         """Close the connections that are kept open."""
@@ -151,10 +152,11 @@ class JobStore:
 
     def create_tables(self) -> None:
         """Make the tables that do not exist yet."""
-        with self._transaction() as connection:
+        with self._begin(reads_only=False) as connection:
             if self._engine.dialect.name == "postgresql":  # two processes may make a table at once
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
             _metadata.create_all(connection)
+        self._has_tables = True
 
     def add(
         self,
@@ -442,6 +444,13 @@ class JobStore:
 
     @contextmanager
     def _transaction(self, *, reads_only: bool = False) -> Iterator[sa.Connection]:
+        if not self._has_tables:
+            self.create_tables()
+        with self._begin(reads_only=reads_only) as connection:
+            yield connection
+
+    @contextmanager
+    def _begin(self, *, reads_only: bool) -> Iterator[sa.Connection]:
         engine = self._engine.execution_options(**{READS_ONLY: reads_only})
         try:
             with engine.begin() as connection:

@@ -771,6 +771,22 @@ def test_a_runner_whose_part_has_ended_is_not_healthy(tmp_path: Path, monkeypatc
     run(test)
 
 
+def test_without_its_database_only_jobs_are_unavailable_until_it_is_back(tmp_path: Path) -> None:
+    async def test() -> None:
+        away = tmp_path / "away"
+        async with served(tmp_path / "jobs", database=f"sqlite:///{away}/jobs.sqlite3", runs=False) as service:
+            for response in (await service.client.get("/jobs"), await service.post(CLIP)):
+                assert problem(response, 503).title == "Jobs unavailable"
+            assert (await service.client.post("/predict", files={"audio": CLIP})).json()["overall"] == "No Speech"
+            assert not service.sounds()
+            away.mkdir()
+            assert (await service.client.get("/jobs")).json() == {"jobs": [], "next": None}
+            service.start_runner()
+            await service.until((await service.create(CLIP))["job_id"], "done")
+
+    run(test)
+
+
 def test_a_service_without_jobs(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path, runs=False) as service:
