@@ -65,7 +65,8 @@ def unknown_keys(value: Any, annotation: Any, where: str = "") -> Iterator[str]:
         model = next(_models(annotation), None)
         for key, inner in value.items():
             if key == "runtime_env":
-                yield from (f"{where}{key}.{name}" for name in inner if name not in RuntimeEnv.known_fields)
+                names = inner if isinstance(inner, dict) else ()  # anything else is a wrong value, not a key
+                yield from (f"{where}{key}.{name}" for name in names if name not in RuntimeEnv.known_fields)
             elif model is not None and key not in model.model_fields:
                 yield f"{where}{key}"
             elif model is not None:

@@ -52,6 +52,13 @@ def test_the_command_checks_the_file_that_is_served(capsys: pytest.CaptureFixtur
         (b"a: [", "not valid YAML"),
         (b"applications: 1", "applications"),
         (b"applications: [{import_path: 'deployments.app:build', args: {configg: x}}]", "args.configg"),
+        (b"applications: [{import_path: 'deployments.app:build', runtime_env: }]", "runtime_env"),
+        (b"applications: [{import_path: 'deployments.app:build', runtime_env: 1}]", "runtime_env"),
+        (
+            b"applications: [{import_path: 'deployments.app:build', "
+            b"deployments: [{name: Ingress, ray_actor_options: {runtime_env: }}]}]",
+            "runtime_env",
+        ),
         (b"applications: [{import_path: 'deployments.app:build', args: {config: no.yaml}}]", "no.yaml"),
     ],
 )
