@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from pipeline.errors import MissingInput
 from pipeline.storage import first_line, locate, shown
@@ -34,7 +34,8 @@ def find_files(place: str) -> list[File]:
 
     A folder or bucket is searched with all its subfolders, except hidden files; the names are relative to it. A `.csv`
     or a Parquet table with a column `path` lists files, with paths relative to the list. The names are those in the
-    list, and a file that is listed twice counts once. Raises MissingInput if there is nothing to score.
+    list, and a file that is listed twice counts once. A name that is not UTF-8 is escaped; its file cannot be opened,
+    so it gets an error as its answer. Raises MissingInput if there is nothing to score.
     """
     filesystem, path = locate(place)
     try:
@@ -60,14 +61,25 @@ def find_files(place: str) -> list[File]:
 
 def _below(place: str, filesystem: FileSystem, folder: str) -> Iterator[File]:
     for found in filesystem.get_file_info(FileSelector(folder, recursive=True)):
-        name = found.path.removeprefix(folder.rstrip("/") + "/")
+        path = _path_of(found)
+        name = path.removeprefix(folder.rstrip("/") + "/")
         if found.type is FileType.File and not any(part.startswith(".") for part in name.split("/")):
-            yield File(name, found.path, found.size)
+            yield File(name, path, found.size)
+
+
+def _path_of(found: FileInfo) -> str:
+    try:
+        return str(found.path)
+    except UnicodeDecodeError as error:
+        return bytes(error.object).decode(errors="backslashreplace")
 
 
 def _paths_of_csv(filesystem: FileSystem, path: str) -> list[str]:
     with filesystem.open_input_stream(path) as file:
-        rows = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig")))
+        try:
+            rows = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig")))
+        except UnicodeDecodeError as error:
+            raise MissingInput(f"The manifest {Path(path).name} is not in UTF-8: save it as UTF-8.") from error
         if "path" not in (rows.fieldnames or ()):
             raise MissingInput(f"The manifest {Path(path).name} has no column `path`.")
         return [row["path"] for row in rows if row["path"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +29,17 @@ def test_a_folder_is_searched_to_its_end_and_hidden_files_are_not_in_it(folder: 
     assert [(file.name, file.size) for file in find_files(str(folder))] == [("monday/b.wav", 5), ("a.wav", 3)]
 
 
+def test_a_file_whose_name_is_not_utf_8_is_found_but_cannot_be_opened(folder: Path) -> None:
+    (folder / os.fsdecode(b"monday\xfe")).mkdir()
+    for name in (b"\xff.wav", b"monday\xfe/c.wav", b".\xff.wav"):
+        (folder / os.fsdecode(name)).write_bytes(b"x")
+    found = find_files(str(folder))
+    assert [file.name for file in found] == ["monday/b.wav", "a.wav", "\\xff.wav", "monday\\xfe/c.wav"]
+    for file in found[2:]:
+        with pytest.raises(OSError, match="No such file"):
+            Opener(str(folder)).open(file.place)
+
+
 def test_lists_name_files_relative_to_themselves_and_each_once(folder: Path, tmp_path: Path) -> None:
     names = ["calls/a.wav", str(folder / "monday" / "b.wav"), "calls/a.wav", "gone.wav"]
     (tmp_path / "list.csv").write_text("\ufeffpath,label\n" + "".join(f"{name},real\n" for name in names))
@@ -48,6 +60,7 @@ def test_lists_name_files_relative_to_themselves_and_each_once(folder: Path, tmp
     [
         ("list.csv", b"file,label\na.wav,real\n", "The manifest list.csv has no column `path`."),
         ("list.csv", b"path\n", "There is no file at"),
+        ("list.csv", b"path\n\xff.wav\n", "The manifest list.csv is not in UTF-8"),
         ("list.parquet", b"no table", "is not a Parquet table with a column `path`."),
         ("a.wav", b"RIFF", "is one file"),
     ],
