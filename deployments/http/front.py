@@ -94,9 +94,9 @@ class FrontRouter(PowerOfTwoChoicesRequestRouter):
 
 
 class Front:
-    """An ASGI application around Ray's proxy. Every answer has a safe X-Request-ID and the security headers. Every
-    failure is a problem document (RFC 9457). A GET whose replica was lost is sent once more. No client steers the
-    proxy."""
+    """An ASGI application around Ray's proxy. Every answer has a safe X-Request-ID and the security headers, also if it
+    refuses a WebSocket. Every failure is a problem document (RFC 9457). A GET whose replica was lost is sent once more.
+    No client steers the proxy."""
 
     def __init__(self, proxy: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
         self._proxy = proxy
@@ -154,7 +154,7 @@ class _Answer:
                 self._refused = True
                 await self.refuse(*replacement)
                 return
-            message = message | {"headers": self._headers(message.get("headers", []))}
+            message = message | {"headers": with_own(message.get("headers", []), self._identity)}
         self.is_begun = True
         await self._send(message)
 
@@ -166,7 +166,8 @@ class _Answer:
             headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
         body = problem(status, detail, self._identity)
         headers.append((b"content-length", str(len(body)).encode()))
-        await self._send({"type": "http.response.start", "status": int(status), "headers": self._headers(headers)})
+        start = {"type": "http.response.start", "status": int(status), "headers": with_own(headers, self._identity)}
+        await self._send(start)
         await self._send({"type": "http.response.body", "body": body})
 
     def _own_answer(self, message: Message) -> tuple[HTTPStatus, str] | None:
@@ -176,10 +177,12 @@ class _Answer:
             return None
         return OWN_ANSWERS.get(message["status"], (HTTPStatus(message["status"]), "The request was refused."))
 
-    def _headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        given = {name.lower() for name, _ in headers}
-        added = {k: v for k, v in SECURITY_HEADERS.items() if k not in given}
-        return [*((k, v) for k, v in headers if k.lower() != REQUEST_ID), *added.items(), (REQUEST_ID, self._identity)]
+
+def with_own(headers: list[tuple[bytes, bytes]], identity: bytes) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer, with this X-Request-ID only, and with the security headers that it does not set."""
+    given = {name.lower() for name, _ in headers}
+    added = {k: v for k, v in SECURITY_HEADERS.items() if k not in given}
+    return [*((k, v) for k, v in headers if k.lower() != REQUEST_ID), *added.items(), (REQUEST_ID, identity)]
 
 
 def request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -201,6 +204,8 @@ def _with_id(identity: bytes, send: Send) -> Send:
     async def send_with_id(message: Message) -> None:
         if message["type"] == "websocket.accept":
             message = message | {"headers": [*message.get("headers", []), (REQUEST_ID, identity)]}
+        elif message["type"] == "websocket.http.response.start":
+            message = message | {"headers": with_own(message.get("headers", []), identity)}
         await send(message)
 
     return send_with_id
@@ -246,11 +251,12 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
     def end_without_request(self: Any, before: Any) -> None:
         is_waiting = self.cycle is before and self.transport.get_protocol() is self
         if is_waiting and not self.transport.is_closing():
-            body = problem(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW.format(seconds), uuid.uuid4().hex.encode())
-            self.transport.write(
-                b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(body), body)
-            )
+            identity = uuid.uuid4().hex.encode()
+            body = problem(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW.format(seconds), identity)
+            headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
+            headers = with_own([*headers, (b"content-length", b"%d" % len(body))], identity)
+            lines = [b"HTTP/1.1 408 Request Timeout", *(b"%s: %s" % header for header in headers)]
+            self.transport.write(b"\r\n".join([*lines, b"", body]))
             self.transport.close()
 
     connection_made.before_front, on_message_begin.before_front = made, begun  # type: ignore[attr-defined]

@@ -16,8 +16,10 @@ from ray import cloudpickle
 from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
 from ray.serve.config import RequestRouterConfig
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
-from deployments.http.front import FrontRouter
+from deployments.http.front import SECURITY_HEADERS, FrontRouter
 from tests.graph import free_port, wait_until
 from tests.test_structure import run_python
 
@@ -30,6 +32,14 @@ async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """The path decides who seems to answer: the application, Ray's proxy itself, or nobody."""
     path = scope["path"]
     message = await receive()
+    if scope["type"] == "websocket":
+        if path == "/open":
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close"})
+            return
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"X-Request-ID", b"another")]})
+        await send({"type": "websocket.http.response.body", "body": b"no"})
+        return
     while message.get("more_body"):
         message = await receive()
     if path == "/lost" or (path == "/lost-once" and not lost_once):
@@ -158,6 +168,18 @@ def test_what_the_application_refuses_is_left_as_it_is(url: str) -> None:
     assert response.status_code == 422 and "seen" in response.json()
 
 
+def test_a_websocket_has_the_id_and_one_that_is_refused_has_all_headers(url: str) -> None:
+    address = url.replace("http", "ws")
+    with connect(address + "/open", additional_headers={"X-Request-ID": "mine"}) as opened:
+        assert opened.response and opened.response.headers.get_all("X-Request-ID") == ["mine"]
+    with pytest.raises(InvalidStatus) as refused:
+        connect(address + "/refused", additional_headers={"X-Request-ID": "mine"})
+    answer = refused.value.response
+    assert (answer.status_code, answer.body) == (401, b"no")
+    assert answer.headers.get_all("X-Request-ID") == ["mine"]
+    assert {name: answer.headers[name.decode()].encode() for name in SECURITY_HEADERS} == SECURITY_HEADERS
+
+
 def answer_to(url: str, *parts: bytes) -> bytes:
     """Everything that comes back on a connection on which `parts` are sent, with a pause between them."""
     port = int(url.rpartition(":")[2])
@@ -178,6 +200,11 @@ def test_headers_that_do_not_come_end_the_connection(url: str, parts: tuple[byte
     head, _, body = answer_to(url, *parts).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
     assert json.loads(body)["status"] == 408
+    headers = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    assert headers.items() >= SECURITY_HEADERS.items()
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"x-request-id"].decode() == json.loads(body)["request_id"]
+    assert int(headers[b"content-length"]) == len(body)
 
 
 def test_the_next_headers_on_a_connection_have_to_come_too(url: str) -> None:
