@@ -70,16 +70,15 @@ class JobRunner:
         self._sound = SoundFolder(settings.sound_path)
         self._sound.create()  # first: the database may lie in this folder
         self._store = JobStore(settings.database_url)
-        self._store.create_tables()
         found = stages or embedded_stages(config)
         self._graph = Graph(found, dict.fromkeys(found, settings.file_seconds), settings.file_seconds)
         self._pace = Pace()
         secret = settings.webhook_secret_file
         self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
-        self._told: dict[str, asyncio.Task[None]] = {}  # by host, while a webhook is being sent to it
+        self._sending: dict[str, asyncio.Task[None]] = {}  # by host, while a webhook is being sent to it
         turns = [*[self._judge_next] * settings.parallel_files, self._sweep]
         self._loops = [asyncio.create_task(_repeat(turn)) for turn in turns]
-        self._loops.append(asyncio.create_task(self._tell_all()))
+        self._loops.append(asyncio.create_task(self._send_webhooks()))
 
     async def check_health(self) -> None:
         """Raises if a part of the runner has ended, so that Serve starts a new replica."""
@@ -142,27 +141,27 @@ class JobRunner:
         except StageUnavailable:
             logger.warning("%g s of audio of job %s were not counted.", audio_seconds, claim.job_id)
 
-    async def _tell_all(self) -> None:
+    async def _send_webhooks(self) -> None:
         """Send the webhooks, several at a time, but only one to a host: a slow receiver delays only its own."""
         async with asyncio.TaskGroup() as group:
-            await _repeat(partial(self._tell_next, group))
+            await _repeat(partial(self._send_next_webhook, group))
 
-    async def _tell_next(self, group: asyncio.TaskGroup) -> float:
+    async def _send_next_webhook(self, group: asyncio.TaskGroup) -> float:
         """Begin to send the next webhook that is due."""
         job = None
-        if len(self._told) < PARALLEL_WEBHOOKS:
-            job = await asyncio.to_thread(self._store.claim_webhook, WEBHOOK_LEASE_SECONDS, list(self._told))
+        if len(self._sending) < PARALLEL_WEBHOOKS:
+            job = await asyncio.to_thread(self._store.claim_webhook, WEBHOOK_LEASE_SECONDS, list(self._sending))
         if job:
             host = host_of(job.webhook or "")
-            self._told[host] = group.create_task(self._tell(job))
-            self._told[host].add_done_callback(lambda _: self._told.pop(host))
-        elif self._told:
-            await asyncio.wait(self._told.values(), timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            self._sending[host] = group.create_task(self._send_webhook(job))
+            self._sending[host].add_done_callback(lambda _: self._sending.pop(host))
+        elif self._sending:
+            await asyncio.wait(self._sending.values(), timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         else:
             return POLL_SECONDS
         return 0.0
 
-    async def _tell(self, job: Job) -> None:
+    async def _send_webhook(self, job: Job) -> None:
         """Send the webhook of a job once, and store what came of it."""
         settings = self._settings
         body = json.dumps(answer.document(job, settings.keep_seconds), allow_nan=False).encode()

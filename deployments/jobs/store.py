@@ -269,8 +269,8 @@ class JobStore:
     def delete_finished(self, before: float) -> int:
         """Delete the jobs that were finished before that time and whose webhook is not pending. Returns how many."""
         with self._transaction() as connection:
-            is_told = _jobs.c.webhook_state.is_distinct_from("pending")
-            return _delete(connection, (_jobs.c.finished_at < before) & is_told)
+            is_settled = _jobs.c.webhook_state.is_distinct_from("pending")
+            return _delete(connection, (_jobs.c.finished_at < before) & is_settled)
 
     def claim(self, lease_seconds: float) -> Claim | None:
         """Claim the file that has waited longest; None if there is none.
