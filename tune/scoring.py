@@ -73,8 +73,8 @@ def from_body(body: Mapping[str, Any], sha256: str) -> Scored:
 
 
 def read_bundle(folder: Path) -> dict[str, bytes]:
-    """The files of a bundle by name, to send them to nodes that cannot read the folder."""
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    """The files of a bundle by name, to send them to nodes that cannot read the folder. Folders inside are left out."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def make_detector(config: DetectorConfig, bundle: Mapping[str, bytes]) -> Detector:

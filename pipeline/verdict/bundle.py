@@ -190,7 +190,7 @@ class Bundle:
                     )
                 front = load(tuned)
             return cls(info, load(weights), hashlib.sha256(text).hexdigest(), front)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BundleError(
                 f"there is no complete model bundle in the folder {folder.name}: set `bundle` in the "
                 "configuration to a folder that python -m tune.train wrote"

@@ -56,9 +56,11 @@ def test_a_bundle_with_an_unknown_key_or_of_another_format_says_what_to_do(
         Bundle.load(tmp_path / "b")
 
 
-def test_a_missing_bundle_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["none", "b/bundle.json"])
+def test_a_bundle_that_is_missing_or_is_no_folder_says_what_to_do(place: str, tmp_path: Path) -> None:
+    save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n", BUNDLE.front)
     with pytest.raises(BundleError, match=r"tune\.train"):
-        Bundle.load(tmp_path / "none")
+        Bundle.load(tmp_path / place)
 
 
 def test_certainty_is_the_share_of_tested_clips_scored_less_certainly() -> None:
