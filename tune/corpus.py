@@ -35,7 +35,7 @@ from pipeline.progress import with_progress
 from pipeline.types import Segment
 from tune.command import finish, run
 from tune.corpora.build import add_build_arguments, build
-from tune.corpora.manifest import Clip, add_split_argument, of_split, write_manifest
+from tune.corpora.manifest import Clip, add_split_argument, of_split, slash_hint, some, write_manifest
 from tune.corpora.readers import READERS, read_corpus
 from tune.errors import CorpusError
 from tune.reports.metrics import Labels, auc
@@ -98,7 +98,8 @@ def measure(path: Path) -> Traits | str:
 
 
 def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Traits]]]:
-    """The errors and leaks of a corpus, and the traits of the clips that can be read."""
+    """The errors and leaks of a corpus, and the traits of the clips that can be read. Raises CorpusError if a class has
+    no such clip."""
     with ThreadPoolExecutor() as pool:
         measured = list(with_progress(pool.map(measure, [clip.path for clip in clips]), len(clips), "clips"))
     good = [(clip, traits) for clip, traits in zip(clips, measured, strict=True) if isinstance(traits, Traits)]
@@ -112,6 +113,12 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
         copies[traits.content_sha256].append(clip)
     repeated = [same for same in copies.values() if len(same) > 1]
     by_label = {label: [(clip, t) for clip, t in good if clip.label == label] for label in ("bonafide", "spoof")}
+    if unreadable and not all(by_label.values()):
+        raise CorpusError(
+            f"a class has no clip that can be read, so there is nothing to compare; {len(unreadable)} of {len(clips)} "
+            f"files cannot be read: {some([f'{name}: {what}' for name, what in unreadable])}"
+            f"{slash_hint(name for name, _ in unreadable)}"
+        )
     speakers = {label: {clip.speaker for clip, _ in of} - {""} for label, of in by_label.items()}
     result = {
         "clips": len(clips),

@@ -23,7 +23,7 @@ from pipeline.config import DetectorConfig
 from pipeline.progress import with_progress
 from tune.command import finish, run
 from tune.corpora.generators import plain_name
-from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split
+from tune.corpora.manifest import Clip, add_split_argument, missing_files, name_nobody, of_split
 from tune.corpora.readers import read_corpus
 from tune.errors import CorpusError
 from tune.places import fetched, local_folder
@@ -199,6 +199,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
     require_two_classes(np.array([clip.is_spoof for clip in clips]))
+    if missing := missing_files(clips):
+        if len({clip.label for clip in clips if clip.path.is_file()}) < 2:
+            raise CorpusError(missing)
+        print(f"warning: {missing}. They count as errors.", file=sys.stderr)
     if name_nobody(clips):
         print(
             "warning: no speaker is named, so for the intervals each clip counts as a separate speaker. The intervals "

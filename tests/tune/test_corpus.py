@@ -71,6 +71,18 @@ def test_check_finds_missing_unreadable_and_repeated_files(
     assert "missing: 1 (gone.wav)\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("lost", ["spoof", "all"])
+def test_files_of_a_class_that_cannot_be_read_at_all_are_named(lost: str, corpus: Path, tmp_path: Path) -> None:
+    rows = ["path,label"]
+    rows += [f"{'lost/' * (lost == 'all')}real{number}.wav,real" for number in range(2)]
+    rows += [rf"fakes\{number}.wav,fake" for number in range(6)]
+    corpus.write_text("\n".join(rows))
+    with pytest.raises(
+        CorpusError, match=r"of 8 files cannot be read: .*\.wav: missing.* more\. Write / between folders"
+    ):
+        main(["check", str(corpus)])
+
+
 def test_of_many_codecs_the_commonest_are_shown_and_the_rest_counted(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.tune.synthetic import make_clips
 from tune.corpora.manifest import Clip, Label
 from tune.errors import CorpusError
-from tune.evaluate import ASPECTS, evaluate, worst_where_unscored
+from tune.evaluate import ASPECTS, evaluate, main, worst_where_unscored
 from tune.reports.metrics import SUMMARY
 from tune.reports.report import write_report
 from tune.scoring import Model, Scored, failed
@@ -111,6 +111,16 @@ def test_a_manifest_of_one_class_is_an_error() -> None:
     clips = [Clip(Path(str(n)), "spoof") for n in range(3)]
     with pytest.raises(CorpusError, match="no bonafide clip"):
         evaluate(clips, [scored(clip) for clip in clips], MODEL)
+
+
+def test_a_class_without_a_file_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "m.csv").write_text("path,label\na.wav,real\nfakes\\b.wav,fake\n")
+    with pytest.raises(
+        CorpusError, match=r"^1 of 2 files are missing: fakes\\b\.wav\. Write / between folders, not \\$"
+    ):
+        main([f"--manifest={tmp_path / 'm.csv'}", f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_report_leads_with_a_summary_explains_its_metrics_and_lists_the_worst(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def read_manifest(path: Path) -> list[Clip]:
             rest: dict[str, Any] = {column: values[column] for column in COLUMNS[2:]}
             clips.append(Clip(path.parent / values["path"], label, **rest, listed=values["path"]))
     if problems:
-        raise CorpusError(f"the manifest {path.name} has bad rows: {_some(problems)}")
+        raise CorpusError(f"the manifest {path.name} has bad rows: {some(problems)}")
     if not clips:
         raise CorpusError(f"the manifest {path.name} has no rows")
     return clips
@@ -131,11 +131,21 @@ def with_contents(clips: Iterable[Clip]) -> list[Clip]:
     return [replace(clip, sha256=hashlib.sha256(clip.path.read_bytes()).hexdigest()) for clip in clips]
 
 
+def missing_files(clips: Sequence[Clip]) -> str:
+    """How many files are missing and which, as a sentence without a full stop; empty if all are there."""
+    missing = [clip.listed or clip.path.name for clip in clips if not clip.path.is_file()]
+    return f"{len(missing)} of {len(clips)} files are missing: {some(missing)}{slash_hint(missing)}" if missing else ""
+
+
+def slash_hint(listed: Iterable[str]) -> str:
+    """What to do about paths with a backslash, to be put after their names; empty if none has one."""
+    return ". Write / between folders, not \\" if any("\\" in path for path in listed) else ""
+
+
 def require_usable(clips: Sequence[Clip]) -> None:
     """Raise CorpusError unless every file is there and there are clips of both classes."""
-    missing = [clip.listed or clip.path.name for clip in clips if not clip.path.is_file()]
-    if missing:
-        raise CorpusError(f"{len(missing)} of {len(clips)} files are missing: {_some(missing)}")
+    if missing := missing_files(clips):
+        raise CorpusError(missing)
     for label in ("bonafide", "spoof"):
         if not any(clip.label == label for clip in clips):
             raise CorpusError(f"the corpus has no {label} clip: two classes are needed")
@@ -164,6 +174,7 @@ def of_split(clips: Sequence[Clip], split: str | None) -> list[Clip]:
     return [clip for clip in clips if clip.split == split]
 
 
-def _some(items: Sequence[str], shown: int = 5) -> str:
+def some(items: Sequence[str], shown: int = 5) -> str:
+    """The first of `items`, and the number of the others."""
     more = f" and {len(items) - shown} more" if len(items) > shown else ""
     return "; ".join(items[:shown]) + more
