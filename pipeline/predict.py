@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO, TypedDict, get_args
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from pipeline.audio.formats import ENDINGS
+from pipeline.audio.formats import recordings_in
 from pipeline.config import DetectorConfig, Limits
 from pipeline.errors import MissingInput, SoundSentryError, StageFailed, UploadTooLarge
 from pipeline.report import Reported, peaks_of, render_report
@@ -87,21 +87,10 @@ def find_files(arguments: Sequence[str]) -> list[str]:
         if argument == STDIN or path.is_file():
             files.append(argument)
         elif path.is_dir():
-            files += _recordings(path) or [argument]
+            files += [str(found) for found in recordings_in(path)] or [argument]
         else:
             files += sorted(name for name in glob.glob(argument, recursive=True) if Path(name).is_file()) or [argument]
     return files
-
-
-def _recordings(folder: Path) -> list[str]:
-    """The recordings in a folder and its subfolders, without hidden files and folders."""
-    return [
-        str(path)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in ENDINGS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
 
 
 def predict(detector: Detector, recording: Callable[[], bytes], settings: Settings, announce: Announce) -> Answer:

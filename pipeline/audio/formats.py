@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.audio import structure
 from pipeline.audio.structure import Chunks
@@ -200,3 +201,14 @@ ACCEPTED = f"{', '.join(SUPPORTED_FORMATS[:-1]).upper()} or {SUPPORTED_FORMATS[-
 def sniff(data: bytes) -> Format | None:
     """The format of `data`, recognised by its first bytes; None if it is none of FORMATS. File names are not used."""
     return next((format for format in _TABLE if format.sniff(data)), None)
+
+
+def recordings_in(folder: Path) -> list[Path]:
+    """The recordings in a folder and its subfolders by the endings of their names, without hidden files and folders."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in ENDINGS
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.audio.formats import recordings_in
 from tune.corpora.manifest import LABELS, Clip, Label, read_manifest
 from tune.errors import CorpusError
-
-# fmt: off
-AUDIO_SUFFIXES = frozenset({
-    ".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov", ".mp2", ".mp3",
-    ".mp4", ".oga", ".ogg", ".opus", ".spx", ".w64", ".wav", ".webm", ".wma",
-})
-# fmt: on
-"""File name endings of recordings. They only find the recordings in a folder. The format is recognised by the
-content."""
-
-
-def _audio_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES)
 
 
 def read_in_the_wild(root: Path) -> list[Clip]:
@@ -93,7 +81,7 @@ def read_wavefake(root: Path) -> list[Clip]:
     and the LJSpeech or JSUT recordings they imitate in any other folder with that name in its path."""
     voices = {"ljspeech": ("LJ", "LJSpeech", "en"), "jsut": ("JSUT", "JSUT", "ja")}
     clips = []
-    for path in _audio_files(root):
+    for path in recordings_in(root):
         folder = path.relative_to(root).parent.as_posix().lower()
         corpus = next((name for name in voices if name in folder), None)
         if corpus is None:
@@ -121,10 +109,10 @@ def read_mlaad(root: Path) -> list[Clip]:
     """MLAAD (Müller et al., IJCNN 2024): `fake/<language>/<model>/`, and `real/<language>/` in the layout of M-AILABS,
     `by_book/<gender>/<speaker>/<book>/wavs/`."""
     clips = []
-    for path in _audio_files(root / "fake"):
+    for path in recordings_in(root / "fake"):
         language, model = _two(path, root / "fake")
         clips.append(Clip(path, "spoof", f"{model}:{language}", model, "MLAAD", language))
-    for path in _audio_files(root / "real"):
+    for path in recordings_in(root / "real"):
         language, _ = _two(path, root / "real")
         parts = path.relative_to(root / "real" / language).parts
         speaker = parts[2] if parts[0] == "by_book" and len(parts) > 3 else parts[0] if len(parts) > 1 else ""
@@ -147,7 +135,7 @@ def read_folder(root: Path) -> list[Clip]:
         label = LABELS.get(folder.name.lower())
         if label is None:
             continue
-        for path in _audio_files(folder):
+        for path in recordings_in(folder):
             names = path.relative_to(folder).parts[:-1]
             generator, speaker, *_ = (*names, "", "") if label == "spoof" else ("", *names, "")
             listed = path.relative_to(root).as_posix()

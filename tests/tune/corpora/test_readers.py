@@ -109,6 +109,19 @@ def test_plain_folder(tmp_path: Path) -> None:
     }
 
 
+def test_a_folder_holds_every_kind_of_recording_but_nothing_hidden(tmp_path: Path) -> None:
+    grow(tmp_path, "real/a.wav", "real/b.WAVE", "fake/c.m4v", "fake/d.aifc", "fake/e.rf64", "real/.trash/f.wav")
+    (tmp_path / "real" / "._a.wav").write_bytes(b"\0\5\x16\7 what macOS keeps beside a file on other disks")
+    (tmp_path / "real" / "takes.wav").mkdir()
+    assert [clip.listed for clip in read_corpus("folder", tmp_path)] == [
+        "fake/c.m4v",
+        "fake/d.aifc",
+        "fake/e.rf64",
+        "real/a.wav",
+        "real/b.WAVE",
+    ]
+
+
 @pytest.mark.parametrize("kind", sorted(set(READERS) - {"manifest"}))
 def test_a_tree_of_another_layout_is_an_error(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CorpusError):
