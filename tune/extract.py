@@ -54,6 +54,11 @@ FEATURES_VERSION = 3
 """The version of the features. Raise it when the same recording and recipe give different features. Old caches are
 then ignored. A test fails if you forget."""
 
+OLD_DROP_DB = 35.0
+"""The value of `max_drop_db` that is not part of a key, so that caches from before it was part of keys stay usable."""
+
+NO_SPEECH = "there is no speech in it"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -80,6 +85,9 @@ class Recipe:
             "voice_activity": self.detector.voice_activity.model_dump(),
             "augmentation": None if self.augmentation == "clean" else [self.augmentation, *versions],
         }
+        # It decides whether the bands above a telephone's are hidden.
+        if self.detector.decision.max_drop_db != OLD_DROP_DB:
+            parts["max_drop_db"] = self.detector.decision.max_drop_db
         if self.vocoder_sha256:
             parts["vocoder"] = self.vocoder_sha256
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -135,31 +143,27 @@ class Extraction:
                 recording = replace(recording, waveform=augment(recording.waveform, row.augmentation, row.draw))
             speech = self.voice_activity.detect(recording)
             if not speech.segments:
-                return "there is no speech in it"
+                return NO_SPEECH
             return self.extractor.extract(recording, speech, turns=None).vectors
         except InputError as problem:
             return problem.detail
 
 
-def _write(stem: Path, result: NDArray[np.float32] | str) -> None:
+def _write(stem: Path, vectors: NDArray[np.float32]) -> None:
     """Write a file of the cache whole or not at all: the process may be killed at any time."""
     partial = stem.with_suffix(f".{os.getpid()}.partial")
-    if isinstance(result, str):
-        partial.write_text(result, encoding="utf-8")
-        partial.rename(stem.with_suffix(".error"))
-    else:
-        save_file({"vectors": result}, partial)
-        partial.rename(stem.with_suffix(".safetensors"))
+    save_file({"vectors": vectors}, partial)
+    partial.rename(stem.with_suffix(".safetensors"))
 
 
 def _is_there(stem: Path) -> bool:
-    return any(stem.with_suffix(end).exists() for end in (".safetensors", ".error"))
+    return any(stem.with_suffix(end).exists() for end in (".safetensors", ".silent"))
 
 
 def _read(stem: Path) -> NDArray[np.float32] | str | None:
-    """The features of a recording from the cache, or the reason why it has none; None if the cache has neither."""
-    if stem.with_suffix(".error").exists():
-        return stem.with_suffix(".error").read_text(encoding="utf-8")
+    """The features of a recording from the cache, or NO_SPEECH; None if the cache has neither."""
+    if stem.with_suffix(".silent").exists():
+        return NO_SPEECH
     if stem.with_suffix(".safetensors").exists():
         return load_file(stem.with_suffix(".safetensors"))["vectors"]
     return None
@@ -203,6 +207,8 @@ def extract(
                 rows_of_clip.append(Row(clip.path, version.augmentation, draw, stem))
     # The keys are the files of the cache, because a recording may be in the corpus twice.
     pending = {row.stem: row for rows_of_clip in rows for row in rows_of_clip if not _is_there(row.stem)}
+    # Why recordings cannot be decoded is not kept: under wider limits, or on a machine with less to do, they can be.
+    reasons: dict[Path, str] = {}
     # All versions in one pass, so that the actors start once.
     if pending:
         connect(address)
@@ -210,11 +216,16 @@ def extract(
         read = (row.read() for row in pending.values())
         results = map_with_actors(Extraction, (recipe, packages), read, actors=pool, num_gpus=num_gpus)
         for row, result in with_progress(results, len(pending), "features"):
-            _write(row.stem, result)
+            if isinstance(result, np.ndarray):
+                _write(row.stem, result)
+            elif result == NO_SPEECH:
+                row.stem.with_suffix(".silent").touch()
+            else:
+                reasons[row.stem] = result
 
     good, copies, by_vocoder, bad = [], [], [], {}
     for clip, rows_of_clip in zip(clips, rows, strict=True):
-        found = [_read(row.stem) for row in rows_of_clip]
+        found = [reasons.get(row.stem) or _read(row.stem) for row in rows_of_clip]
         if isinstance(found[0], str):
             bad[clip.path] = found[0]
         else:

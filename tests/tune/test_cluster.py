@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ray._private import state as ray_state
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from pipeline.config import ROOT, DetectorConfig
+from pipeline.config import ROOT, DetectorConfig, Limits
 from pipeline.detector import Detector
 from pipeline.networks.spec import load_spec
 from pipeline.verdict.bundle import Bundle
@@ -232,6 +232,21 @@ def test_bad_files_are_listed_and_the_rest_goes_on_unless_it_is_of_one_class(
     assert printed.out.startswith("4 clips")
     with pytest.raises(CorpusError, match="no spoof clip has features"):
         extract([clips[0], clips[-1]], Recipe(load_spec(FEATURES), DetectorConfig()), cache_folder=tmp_path / "cache")
+
+
+def test_a_clip_that_was_too_long_has_features_as_soon_as_the_limits_allow_it(corpus: Path, tmp_path: Path) -> None:
+    clips = read_manifest(corpus)[:3]
+    sound = np.frombuffer(b"".join(clip.path.read_bytes()[44:] for clip in clips), "<i2") / 2**15
+    (tmp_path / "long.wav").write_bytes(encode(sound))
+    clips.append(Clip(tmp_path / "long.wav", "spoof"))
+
+    def refused(config: DetectorConfig) -> dict[str, str]:
+        _, bad = extract(clips, Recipe(load_spec(FEATURES), config), cache_folder=tmp_path / "cache", actors=1)
+        return {path.name: error for path, error in bad.items()}
+
+    narrow = refused(DetectorConfig(limits=Limits(max_duration_seconds=3)))
+    assert narrow == {"long.wav": "The recording is longer than 3 seconds. Send it in parts."}
+    assert refused(DetectorConfig()) == {}
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from pipeline.audio.decode import decode
-from pipeline.config import DetectorConfig
+from pipeline.config import Decision, DetectorConfig
 from pipeline.networks.spec import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Recording, Waveform
 from tune.corpora.manifest import Clip, write_manifest
 from tune.errors import CorpusError
-from tune.extract import FEATURES_VERSION, add_corpus_arguments, load_clips
+from tune.extract import FEATURES_VERSION, OLD_DROP_DB, Recipe, add_corpus_arguments, load_clips
 from tune.training.folds import FoldsConfig, make_folds
 
 
@@ -41,6 +41,17 @@ def test_other_features_from_the_same_recording_want_another_version(
     found = [float(value) for value in (*np.quantile(vectors[0], [0.1, 0.5, 0.9]), *vectors.std(axis=1))]
     assert version == FEATURES_VERSION
     assert found == pytest.approx(pinned, rel=1e-3, abs=1e-3)
+
+
+def test_features_with_other_bands_hidden_are_other_features() -> None:
+    spec = load_spec("linear-textures")
+    keys = [
+        Recipe(spec, DetectorConfig(decision=Decision(max_drop_db=decibels))).key("0" * 64)
+        for decibels in (25, OLD_DROP_DB, 1_000)
+    ]
+    assert len(set(keys)) == 3
+    # Features that were computed before `max_drop_db` was part of the key are still found.
+    assert keys[1].startswith("419f0bfe5763")
 
 
 def corpus_of(*arguments: str) -> list[Clip]:
