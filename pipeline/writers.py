@@ -98,6 +98,7 @@ def csv_writer() -> Write:
     rows.writeheader()
 
     def write(path: str, answer: Answer) -> None:
+        path = as_text(path)
         body = as_json(path, answer)
         rows.writerow(as_row(body))
         if not isinstance(answer, SoundSentryError):
@@ -192,5 +193,9 @@ def notes(verdict: Verdict) -> str:
 
 def shown(path: str) -> str:
     """A printable file name: bytes that are not text and control characters of a terminal are escaped."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_text(path))
+
+
+def as_text(path: str) -> str:
+    """A file name in which bytes that are not text are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 from threadpoolctl import threadpool_limits
 
@@ -11,11 +12,14 @@ from pipeline.errors import SoundSentryError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command. An error in its input gives one sentence and exit status 2, not a traceback.
+    """Run a command. An error in its input gives one sentence and exit status 2, not a traceback. In what it prints,
+    bytes of file names that are not text are escaped.
 
     Linear algebra runs on one thread. On matrices of this size a second thread gains little, and on a busy machine its
     waiting costs ten times what it saves. Ray gives its actors one thread, too.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with threadpool_limits(1):
             main()

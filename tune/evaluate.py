@@ -9,7 +9,6 @@ had the worst score of all.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ from pipeline.config import DetectorConfig
 from pipeline.progress import with_progress
 from tune.command import finish, run
 from tune.corpora.generators import plain_name
-from tune.corpora.manifest import Clip, add_split_argument, missing_files, name_nobody, of_split
+from tune.corpora.manifest import Clip, add_split_argument, missing_files, name_nobody, of_split, write_csv
 from tune.corpora.readers import read_corpus
 from tune.errors import CorpusError
 from tune.places import fetched, local_folder
@@ -167,12 +166,11 @@ def _at_threshold(
 
 def write_scores(path: Path, clips: Sequence[Clip], scored: Sequence[Scored]) -> None:
     """`scores.csv`: every row of the manifest, in its order."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "label", "score", "probability", "result", "error"))
-        for clip, one in zip(clips, scored, strict=True):
-            numbers = ["" if value is None else f"{value:.4f}" for value in (one.score, one.probability)]
-            writer.writerow((clip.listed, clip.label, *numbers, one.result, one.error))
+    rows = []
+    for clip, one in zip(clips, scored, strict=True):
+        numbers = ["" if value is None else f"{value:.4f}" for value in (one.score, one.probability)]
+        rows.append((clip.listed, clip.label, *numbers, one.result, one.error))
+    write_csv(path, ("path", "label", "score", "probability", "result", "error"), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,6 @@ augmentation or vocoder. So an extraction that was stopped can continue, and a f
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -37,7 +36,15 @@ from tune.command import finish, run
 from tune.corpora.augment import AUGMENT_VERSION, RANDOM_CHANNEL, augment
 from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES
 from tune.corpora.copy_synthesis import COPIES_VERSION
-from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split, require_usable, with_contents
+from tune.corpora.manifest import (
+    Clip,
+    add_split_argument,
+    name_nobody,
+    of_split,
+    require_usable,
+    with_contents,
+    write_csv,
+)
 from tune.corpora.readers import read_corpus
 from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
@@ -348,10 +355,8 @@ def write_arrays(folder: Path, table: Table) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "features.npy", table.vectors)
     np.save(folder / "labels.npy", table.spoof.astype(np.int64))
-    with (folder / "clips.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "speaker", "pair_id"))
-        writer.writerows((clip.path, clip.speaker, clip.pair_id) for clip in (table.clips[i] for i in table.owner))
+    rows = ((clip.path, clip.speaker, clip.pair_id) for clip in (table.clips[i] for i in table.owner))
+    write_csv(folder / "clips.csv", ("path", "speaker", "pair_id"), rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Each figure is of detectors that are tested on speakers, generators or sites tha
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 from pipeline.config import parse
 from tune.cluster import connect
 from tune.command import finish, run
+from tune.corpora.manifest import write_csv
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.places import local_folder
@@ -65,13 +65,12 @@ def write_scores(path: Path, table: Table, folds: Sequence[Fold], scores: Scores
     """One row for each tested clip, in the order of the folds: its score by the detector of its fold, and whether its
     generator was in the training part."""
     met = generators_met(table.clips, folds)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "label", "score", "fold", "generator_met"))
-        for fold in folds:
-            for i in fold.test:
-                clip = table.clips[i]
-                writer.writerow((clip.listed, clip.label, f"{scores[i]:.4f}", fold.name, int(met[i])))
+    rows = [
+        (table.clips[i].listed, table.clips[i].label, f"{scores[i]:.4f}", fold.name, int(met[i]))
+        for fold in folds
+        for i in fold.test
+    ]
+    write_csv(path, ("path", "label", "score", "fold", "generator_met"), rows)
 
 
 def random_split_eer(config: EstimatorConfig, table: Table, k: int = 10) -> float:

@@ -221,5 +221,5 @@ def save_bundle(folder: Path, info: BundleInfo, arrays: Arrays, model_card: str,
     if front is not None:
         (folder / "front.safetensors").write_bytes(save(front))
     (folder / "bundle.json").write_text(json.dumps(info.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-    (folder / "model_card.md").write_text(model_card, encoding="utf-8")
+    (folder / "model_card.md").write_text(model_card, encoding="utf-8", errors="backslashreplace")
     return Bundle.load(folder)

@@ -224,6 +224,14 @@ def test_csv_has_a_row_for_each_speaker(capsys: pytest.CaptureFixture[str]) -> N
     ]
 
 
+def test_csv_escapes_a_file_name_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8"))
+    csv_writer()(os.fsdecode(b"caf\xe9.wav"), EXAMPLES["fake_speaker_among_others"])
+    names = {row["path"] for row in csv.DictReader(written.getvalue().decode().splitlines())}
+    assert names == {r"caf\xe9.wav"}
+
+
 def test_csv_has_a_row_for_each_channel(capsys: pytest.CaptureFixture[str]) -> None:
     verdict = EXAMPLES["fake_speaker_among_others"]
     speakers = tuple(speaker.model_copy(update={"channel": "CHANNEL_1"}) for speaker in verdict.speakers)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tests.tune.synthetic import make_clips
 from tune.corpora.manifest import Clip, Label
 from tune.errors import CorpusError
-from tune.evaluate import ASPECTS, evaluate, main, worst_where_unscored
+from tune.evaluate import ASPECTS, evaluate, main, worst_where_unscored, write_scores
 from tune.reports.metrics import SUMMARY
 from tune.reports.report import write_report
 from tune.scoring import Model, Scored, failed
@@ -147,6 +148,17 @@ def test_the_report_leads_with_a_summary_explains_its_metrics_and_lists_the_wors
     assert "0 is perfect, 0.5 is chance" in report and "there is no sound in it" in report
     # Text from a manifest is never read as HTML.
     assert "&lt;b&gt;en&lt;/b&gt;" in report and "<b>en" not in report
+
+
+def test_a_file_name_that_is_not_utf8_does_not_cost_the_results(tmp_path: Path) -> None:
+    clips = [replace(clip, listed=os.fsdecode(b"caf\xe9.wav")) for clip in make_clips()]
+    answers = [scored(clip) for clip in clips]
+    write_scores(tmp_path / "scores.csv", clips, answers)
+    assert b"\ncaf\xe9.wav,bonafide," in (tmp_path / "scores.csv").read_bytes()
+    labels = np.array([clip.is_spoof for clip in clips])
+    metrics = evaluate(clips, answers, MODEL, draws=10)
+    write_report(tmp_path / "report.html", metrics, labels, worst_where_unscored(labels, answers))
+    assert r"caf\udce9.wav" in (tmp_path / "report.html").read_text()
 
 
 def test_a_bundle_that_names_its_generators_is_judged_by_those_it_never_met() -> None:

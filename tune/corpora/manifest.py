@@ -21,6 +21,9 @@ REQUIRED = ("path", "label")
 COLUMNS = (*REQUIRED, "speaker", "generator", "source", "language", "site", "pair_id", "split")
 """The columns that this product uses. Other columns are ignored."""
 
+FILE_NAMES = "surrogateescape"
+"""How Python reads and writes bytes of file names that are not UTF-8. So such names survive a CSV file."""
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -65,7 +68,7 @@ class Clip:
 def read_manifest(path: Path) -> list[Clip]:
     """The clips of a manifest. Raises CorpusError that names the wrong column or rows."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors=FILE_NAMES) as file:
             reader = csv.DictReader(file)
             header = [(name or "").strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
@@ -84,6 +87,8 @@ def read_manifest(path: Path) -> list[Clip]:
             problems.append(f"line {line}: no path")
         elif label is None:
             problems.append(f"line {line}: label {values['label']!r} is none of {', '.join(LABELS)}")
+        elif wrong := [column for column in COLUMNS[1:] if not _is_utf8(values[column])]:
+            problems.append(f"line {line}: {wrong[0]} is not UTF-8 text")
         elif None in row:
             problems.append(f"line {line}: more values than columns")
         else:
@@ -94,6 +99,10 @@ def read_manifest(path: Path) -> list[Clip]:
     if not clips:
         raise CorpusError(f"the manifest {path.name} has no rows")
     return clips
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _check_columns(name: str, header: Sequence[str]) -> None:
@@ -112,13 +121,20 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     """Write a manifest. Paths inside its folder become relative to it."""
     folder = path.parent.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+
+    def listed(clip: Clip) -> str:
+        place = clip.path.resolve()
+        return (place.relative_to(folder) if place.is_relative_to(folder) else place).as_posix()
+
+    write_csv(path, COLUMNS, ((listed(clip), *(getattr(clip, column) for column in COLUMNS[1:])) for clip in clips))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file that may name files."""
+    with path.open("w", newline="", encoding="utf-8", errors=FILE_NAMES) as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for clip in clips:
-            place = clip.path.resolve()
-            shown = place.relative_to(folder) if place.is_relative_to(folder) else place
-            writer.writerow([shown.as_posix(), *(getattr(clip, column) for column in COLUMNS[1:])])
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def name_nobody(clips: Iterable[Clip]) -> bool:

@@ -85,7 +85,7 @@ def write_report(path: Path, metrics: dict[str, Any], labels: Labels, scores: Sc
             for aspect, rows in metrics["by"].items()
         },
     )
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
 
 
 def _summary(metrics: dict[str, Any]) -> list[str]:

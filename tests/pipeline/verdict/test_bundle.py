@@ -11,7 +11,7 @@ ARRAYS = {"weight": np.arange(3, dtype=np.float32), "bias": np.zeros(1, dtype=np
 
 
 def test_a_bundle_survives_the_disk(tmp_path: Path) -> None:
-    saved = save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# Card\n", BUNDLE.front)
+    saved = save_bundle(tmp_path / "b", BUNDLE.info, ARRAYS, "# A folder named caf\udce9\n", BUNDLE.front)
     loaded = Bundle.load(tmp_path / "b")
     assert loaded.info == saved.info
     assert loaded.sha256 == saved.sha256

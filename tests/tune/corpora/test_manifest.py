@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def test_written_manifest_reads_back(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.csv", clips)
     assert read_manifest(tmp_path / "m.csv") == clips
     assert str(tmp_path) not in (tmp_path / "m.csv").read_text(encoding="utf-8")
+
+
+def test_a_file_name_that_is_not_utf8_survives_but_other_text_must_be(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    path.touch()
+    write_manifest(tmp_path / "m.csv", [Clip(path, "bonafide")])
+    assert b"\ncaf\xe9.wav," in (tmp_path / "m.csv").read_bytes()
+    (clip,) = read_manifest(tmp_path / "m.csv")
+    assert clip.path.is_file()
+    (tmp_path / "m.csv").write_bytes(b"path,label,speaker\na.wav,real,Andr\xe9\n")
+    with pytest.raises(CorpusError, match="line 2: speaker is not UTF-8"):
+        read_manifest(tmp_path / "m.csv")
 
 
 def test_missing_files_and_a_missing_class_are_found_before_work_starts(tmp_path: Path) -> None:
