@@ -90,10 +90,11 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
         "worst": {
             label: [
                 _described(clips[i], scored[i])
-                for i in np.argsort(scores if label == "spoof" else -scores, kind="stable")
+                # Where a part decides, the score of the whole recording does not show that the answer is wrong.
+                for i in np.lexsort((sign * scores, np.array([one.result != wrong for one in scored])))
                 if clips[i].label == label and scored[i].score is not None
             ][:WORST]
-            for label in ("bonafide", "spoof")
+            for label, wrong, sign in (("bonafide", "Fake", -1), ("spoof", "Real", 1))
         },
         "failures": [
             {"path": clip.listed or str(clip.path), "error": one.error}
@@ -119,7 +120,8 @@ def evaluate(clips: Sequence[Clip], scored: Sequence[Scored], model: Model, *, d
 
 ANSWERS = ("Real", "Inconclusive", "Fake", "No Speech")
 WORST = 10
-"""The number of recordings of each class that the report lists, the worst first."""
+"""The number of recordings of each class that the report lists: those with the wrong answer first, and among them those
+with the worst score."""
 
 
 def _described(clip: Clip, one: Scored) -> dict[str, Any]:

@@ -141,13 +141,29 @@ def test_the_report_leads_with_a_summary_explains_its_metrics_and_lists_the_wors
     labels = np.array([clip.is_spoof for clip in clips])
     write_report(tmp_path / "report.html", metrics, labels, worst_where_unscored(labels, answers))
     report = (tmp_path / "report.html").read_text()
-    parts = ("At the balanced threshold 26.4 %", "Metrics</h2>", "Where it errs</h2>", "The worst recordings</h2>")
+    parts = ("26.4 %", "Metrics</h2>", "Where it errs</h2>", "The worst recordings</h2>")
     assert sorted(parts, key=report.index) == list(parts)
     for name in SUMMARY:
         assert f"<td>{name.replace('_', ' ')}</td>" in report
     assert "0 is perfect, 0.5 is chance" in report and "there is no sound in it" in report
     # Text from a manifest is never read as HTML.
     assert "&lt;b&gt;en&lt;/b&gt;" in report and "<b>en" not in report
+
+
+def test_a_wrong_answer_that_a_part_decided_is_told_and_listed_first(tmp_path: Path) -> None:
+    clips = [replace(clip, listed=f"{number}.wav") for number, clip in enumerate(make_clips())]
+    answers = [Scored(2.0 if clip.is_spoof else -2.0, 0.5, "Fake" if clip.is_spoof else "Real", "") for clip in clips]
+    recordings = [number for number, clip in enumerate(clips) if not clip.is_spoof]
+    decided, worst_score = recordings[7], recordings[3]
+    answers[decided] = replace(answers[decided], score=-5.0, result="Fake")
+    answers[worst_score] = replace(answers[worst_score], score=-0.5)
+    metrics = evaluate(clips, answers, MODEL, draws=10)
+    assert [row["path"] for row in metrics["worst"]["bonafide"][:2]] == [f"{decided}.wav", f"{worst_score}.wav"]
+    labels = np.array([clip.is_spoof for clip in clips])
+    write_report(tmp_path / "report.html", metrics, labels, worst_where_unscored(labels, answers))
+    summary = (tmp_path / "report.html").read_text().split('<div class="summary">')[1].split("</div>")[0]
+    assert re.search(r"and 0\.0 % .*of recordings score above the threshold", summary)
+    assert "Users get the answer Fake for 1 of 72 recordings" in summary
 
 
 def test_a_file_name_that_is_not_utf8_does_not_cost_the_results(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ EXPLANATIONS = {
     "f1": "Harmonic mean of recall (the share of fakes that are called fake) and precision (the share of calls of fake "
     "that are right). It depends on how many fakes there are in this set.",
     "balanced_accuracy": "Mean of the share of fakes and the share of recordings that are called right.",
-    "miss_rate": "Share of fakes called real.",
-    "false_alarm_rate": "Share of recordings called fake.",
+    "miss_rate": "Share of fakes that score below the threshold.",
+    "false_alarm_rate": "Share of recordings that score above the threshold.",
     "min_dcf": "Cost of errors at the best threshold, if one in twenty is fake and a missed fake costs ten times a "
     "false alarm. Always giving the same answer costs 1.",
     "cllr": "Cost of the scores as log-likelihood ratios, in bits. Certain but wrong scores cost most. Scores without "
@@ -92,18 +92,14 @@ def _summary(metrics: dict[str, Any]) -> list[str]:
     """The summary at the top, for a person who reads nothing else."""
     at = metrics["thresholds"]["balanced"]
     missed, accused = (Interval(**at[rate]) for rate in ("miss_rate", "false_alarm_rate"))
+    real, fake = metrics["results"]["bonafide"], metrics["results"]["spoof"]
     sentences = [
-        f"At the balanced threshold {_percent(missed)} of fakes are missed and {_percent(accused)} of recordings are "
-        "called fake."
+        f"{_percent(missed)} of fakes score below the balanced threshold, and {_percent(accused)} of recordings score "
+        "above the threshold.",
+        f"Users get the answer Fake for {real['Fake']} of {metrics['bonafide']} recordings, and Real for "
+        f"{fake['Real']} of {metrics['spoof']} fakes. {real['Inconclusive']} recordings and {fake['Inconclusive']} "
+        "fakes are Inconclusive.",
     ]
-    results = metrics["results"]
-    real, fake = results["bonafide"], results["spoof"]
-    if any(of["Inconclusive"] for of in results.values()):
-        sentences.append(
-            f"Users get the answer Fake for {real['Fake']} of {metrics['bonafide']} recordings, and Real for "
-            f"{fake['Real']} of {metrics['spoof']} fakes. {real['Inconclusive']} recordings and "
-            f"{fake['Inconclusive']} fakes are Inconclusive."
-        )
     lost = metrics["cllr"] - metrics["min_cllr"]
     sentences.append(
         f"The probabilities are {'not ' if lost > 0.1 else ''}well calibrated: calibration errors cost {lost:.2f} bits "
