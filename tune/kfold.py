@@ -38,6 +38,7 @@ from tune.training.validate import (
     fold_scores,
     measure,
     require_calibration,
+    require_no_front,
 )
 
 
@@ -123,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="folder or URI for kfold.json, kfold.md and the scores of each recipe")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
+    require_no_front(config)
     changes = {key: value for key, value in (("by", arguments.by), ("k", arguments.k)) if value is not None}
     changed = config.folds.model_validate(config.folds.model_dump() | changes)
     config = config.model_copy(update={"folds": changed})

@@ -40,7 +40,7 @@ from tune.reports.metrics import Interval, Scores, auc, eer
 from tune.reports.plots import plot_parallel_coordinates
 from tune.training.folds import Fold, make_folds
 from tune.training.table import Table
-from tune.training.validate import TrainingConfig, fold_scores, measure, require_calibration, train
+from tune.training.validate import TrainingConfig, fold_scores, measure, require_calibration, require_no_front, train
 
 Point = dict[str, Any]
 
@@ -333,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mlflow", metavar="URI", help="log the trials to this MLflow server or folder, too")
     arguments = parser.parse_args(argv)
     config = parse(SearchConfig, arguments.config)
+    require_no_front(config)
     if isinstance(config.search, Grid):
         for key, values in config.search.space.items():
             for value in values:

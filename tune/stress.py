@@ -1,6 +1,6 @@
 """Tests a detector on sites it was not trained on: through other channels, at any length, in mixed recordings.
 
-    python -m tune.stress --config configs/train-demo-pages.yaml --manifest corpus/manifest.csv --out runs/stress
+    python -m tune.stress --config configs/train.yaml --manifest corpus/manifest.csv --out runs/stress
 
 Every clip is judged by a detector whose training, calibration and thresholds did not use the fold of the clip.
 Recordings are assembled from clips of one fold. They go through the same voice activity detection, extraction and
@@ -41,7 +41,7 @@ from tune.reports.metrics import auc, eer
 from tune.train import describe, train_folds
 from tune.training.folds import Fold, FoldsConfig, make_folds
 from tune.training.table import Table
-from tune.training.validate import Trained, TrainingConfig, require_calibration
+from tune.training.validate import Trained, TrainingConfig, require_calibration, require_no_front
 
 FOLDS = FoldsConfig(by="site", at_once=5)
 LENGTHS: tuple[Seconds, ...] = (2, 5, 10, 30, 60, 300, 600)
@@ -248,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--card", type=Path, help="model card to put the tables into")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
+    require_no_front(config)
     clips = load_clips(arguments, config.speakers_of)
     require_calibration(clips, make_folds(clips, FOLDS), config.calibration)
     require_real_speech(clips, make_folds(clips, FOLDS))

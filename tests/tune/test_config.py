@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from pydantic import BaseModel
 
 from pipeline.config import parse
 from pipeline.errors import ConfigurationError
+from tune import kfold, search, stress
 from tune.search import SearchConfig
 from tune.training.validate import TrainingConfig
 
@@ -27,6 +29,15 @@ def test_a_misfit_is_named(model: type[BaseModel], text: str, named: str, tmp_pa
     (tmp_path / "wrong.yaml").write_text(text)
     with pytest.raises(ConfigurationError, match=rf"^wrong\.yaml: .*{named}"):
         parse(model, tmp_path / "wrong.yaml")
+
+
+@pytest.mark.parametrize("command", [kfold, search, stress])
+def test_a_front_is_refused_where_it_would_be_ignored(command: ModuleType, tmp_path: Path) -> None:
+    grid = "search: {kind: grid, space: {draws: [0, 1]}}\n" if command is search else ""
+    (tmp_path / "front.yaml").write_text(f"front: {{held_out_share: 0.3}}\n{grid}")
+    manifest, out = tmp_path / "m.csv", tmp_path / "out"
+    with pytest.raises(ConfigurationError, match=r"^front: only tune\.train tunes a front"):
+        command.main([f"--config={tmp_path / 'front.yaml'}", f"--manifest={manifest}", f"--out={out}"])
 
 
 def test_a_key_of_a_search_that_does_not_exist_is_named() -> None:

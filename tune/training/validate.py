@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import Strict
+from pipeline.errors import ConfigurationError
 from pipeline.verdict.bundle import Arrays, Calibration, Thresholds, Uncertainty
 from pipeline.verdict.head import standardize
 from tune.corpora.manifest import Clip
@@ -50,6 +51,15 @@ class TrainingConfig(Strict):
     folds: FoldsConfig = FoldsConfig()
     calibration: FoldsConfig = FoldsConfig(k=5)
     operating_points: OperatingPoints = OperatingPoints()
+
+
+def require_no_front(config: TrainingConfig) -> None:
+    """Raise ConfigurationError if the configuration has the section `front`, which only `tune.train` reads."""
+    if config.front:
+        raise ConfigurationError(
+            "front: only tune.train tunes a front. Remove the section, or measure the bundle OUT-held-out of "
+            "tune.train with tune.evaluate."
+        )
 
 
 @dataclass(frozen=True)
