@@ -25,7 +25,7 @@ from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, add_split_argument, missing_files, name_nobody, of_split, write_csv
 from tune.corpora.readers import read_corpus
 from tune.errors import CorpusError
-from tune.places import fetched, local_folder
+from tune.places import fetched, local_folder, make_writable
 from tune.reports.breakdown import break_down, rates, rows_by
 from tune.reports.metrics import (
     SUMMARY,
@@ -222,10 +222,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         outcomes = score_locally(
             clips, config, address=arguments.address, actors=arguments.actors, num_gpus=arguments.gpu
         )
-    by_index = dict(with_progress(outcomes, len(clips), "scores"))
-    scored = [by_index[index] for index in range(len(clips))]
     with local_folder(arguments.out) as out:
-        out.mkdir(parents=True, exist_ok=True)
+        make_writable(out)
+        by_index = dict(with_progress(outcomes, len(clips), "scores"))
+        scored = [by_index[index] for index in range(len(clips))]
         write_scores(out / "scores.csv", clips, scored)
         metrics = evaluate(clips, scored, model)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")

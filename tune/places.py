@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
@@ -61,6 +62,16 @@ def local_folder(place: str) -> Iterator[Path]:
     with _explained(place, "written"):
         _copy(LocalFileSystem(), here, filesystem, path)
     print(f"copied {folder} to {shown(place)}", file=sys.stderr)
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder for results, if it is not there. Raises MissingInput if no file can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MissingInput(f"The folder {folder} cannot be written: {error.strerror}. Choose another --out.") from error
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from tune.command import finish, run
 from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, with_contents
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.places import local_folder
+from tune.places import local_folder, make_writable
 from tune.reports.breakdown import as_markdown, break_down
 from tune.reports.metrics import SUMMARY, Interval, Intervals, Labels, Scores, auc, bootstrap, coverage_errors, eer
 from tune.scoring import read_bundle
@@ -122,6 +122,8 @@ def train_tuned_bundle(
     The figures in the bundle are those of the first detector, which was not tuned on the held-out sites. The first
     detector is also written, to a folder beside `folder` with -held-out at the end of its name.
     """
+    beside = folder.with_name(f"{folder.name}-held-out")
+    make_writable(beside)
     material = gather(config, tuning, clips, detector, packages)
     kept = [row for row in material if not row.is_new]
     judged = [row for row in material if row.held_out and row.samples]
@@ -135,7 +137,6 @@ def train_tuned_bundle(
     evidence = calibrate(versions, config.operating_points, tuning, detector.windows.seconds)
     tuned_on, judged_clips = [row.clip for row in kept], [row.clip for row in judged]
     metrics, tested = measure_held_out(judged_clips, evidence, tuned_on)
-    beside = folder.with_name(f"{folder.name}-held-out")
     save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", beside)
     humans = listen_to_humans(detector, beside, judged_clips)
 
@@ -145,15 +146,25 @@ def train_tuned_bundle(
         drawn, tuning.further, start=first, device=device, watch=tell("with all sites", tuning.further)
     )
     arrays, fronts = assemble(further, [textured for row in material for textured in row.textures], tuning.textures)
-    return save_tuned(config, arrays, fronts, evidence, clips, tested, metrics, name, folder, humans)
+    trained_on = [row.clip for row in material]
+    return save_tuned(config, arrays, fronts, evidence, trained_on, tested, metrics, name, folder, humans)
 
 
 def gather(
     config: TrainingConfig, tuning: TuningConfig, clips: Sequence[Clip], detector: DetectorConfig, packages: Path
 ) -> list[Material]:
-    """Read the clips, copy the recordings if the configuration says so, and extract the textures of all."""
+    """Read the clips, copy the recordings if the configuration says so, and extract the textures of all. Clips that
+    cannot be read are left out, and listed on the standard error."""
     arguments = (detector, packages if config.vocoded else None)
-    samples: list[list[Sample]] = in_parts(read_samples, arguments, clips, "reading")
+    found: list[list[Sample] | str] = in_parts(read_samples, arguments, clips, "reading")
+    good, samples = [], []
+    for clip, samples_or_reason in zip(clips, found, strict=True):
+        if isinstance(samples_or_reason, str):
+            print(f"left out: {clip.path.name}: {samples_or_reason}", file=sys.stderr)
+        else:
+            good.append(clip)
+            samples.append(samples_or_reason)
+    held_out = hold_out(good, tuning)
     everything = [sample for samples_of_clip in samples for sample in samples_of_clip]
     textures: list[list[Textured]] = in_parts(extract_textures, (detector,), everything, "textures")
     of_sample = iter(textures)
@@ -165,7 +176,7 @@ def gather(
             held_out=bool(out),
             is_new=bool(out) or is_for_tests(clip, tuning),
         )
-        for clip, samples_of_clip, out in zip(clips, samples, hold_out(clips, tuning), strict=True)
+        for clip, samples_of_clip, out in zip(good, samples, held_out, strict=True)
     ]
 
 
@@ -383,7 +394,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
     clips = load_clips(arguments, config.speakers_of)
+    # All that can be refused is refused before the work.
+    if config.front:
+        hold_out(clips, config.front)
+    else:
+        require_calibration(clips, make_folds(clips, config.folds), config.calibration)
+        make_folds(clips, config.calibration)  # also checked for the bundle itself, which is trained on all clips
     with local_folder(arguments.out) as out:
+        make_writable(out)
         name = arguments.name or out.resolve().name
         if config.front:
             connect(arguments.address)
@@ -391,8 +409,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             clips = with_contents(clips)
             bundle = train_tuned_bundle(config, config.front, clips, detector, arguments.packages, name, out)
         else:
-            require_calibration(clips, make_folds(clips, config.folds), config.calibration)
-            make_folds(clips, config.calibration)  # also checked for the bundle itself, which is trained on all clips
             table = load_table(arguments, clips, config.features, config.draws, config.vocoded)
             connect(arguments.address)
             bundle = train_bundle(config, table, name, out)

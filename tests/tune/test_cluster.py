@@ -451,9 +451,9 @@ def test_evaluation_scores_as_the_detector_does(corpus: Path, cache: Path, extra
     assert report.count("data:image/png;base64,") == 5 and "trained on 24" in report
 
 
-def test_a_tuned_detector_is_made_by_one_command(corpus: Path, tmp_path: Path) -> None:
+def test_a_tuned_detector_is_made_by_one_command(corpus: Path, tmp_path: Path, capsys: Any) -> None:
     """The first detector is trained neither on the sites held out nor on the split for tests. The second one is trained
-    on all clips."""
+    on all clips that can be read."""
     clips = []
     for number, clip in enumerate(read_manifest(corpus)):
         wave = np.frombuffer(clip.path.read_bytes()[44:], "<i2") / 2**15
@@ -462,13 +462,16 @@ def test_a_tuned_detector_is_made_by_one_command(corpus: Path, tmp_path: Path) -
         path.write_bytes(encode(wave + np.random.default_rng(number).normal(0, 0.003, len(wave))))
         site = number // 4  # each site has two recordings and two spoofs
         clips.append(replace(clip, path=path, site=f"site{site}", split="check" if site == 5 else "dev"))
-    write_manifest(tmp_path / "manifest.csv", clips)
+    (tmp_path / "noise.wav").write_bytes(b"this is not audio" * 100)
+    broken = replace(clips[-1], path=tmp_path / "noise.wav", split="dev")
+    write_manifest(tmp_path / "manifest.csv", [broken, *clips])
     tuning = {"steps": 2, "batch_size": 8, "min_crop_seconds": 0.8, "max_crop_seconds": 1.0, "background_share": 0}
     front = {"first": tuning, "further": tuning, "held_out_share": 0.4, "held_out_clips": 2, "test_split": "check"}
     config = {"features": "tuned-front", "speakers_of": "site", "front": front}
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(config))
     out = tmp_path / "bundle"
     train_main([f"--config={tmp_path / 'train.yaml'}", f"--manifest={tmp_path / 'manifest.csv'}", f"--out={out}"])
+    assert "left out: noise.wav: The file is in none" in capsys.readouterr().err
     bundle, held_out = Bundle.load(out), Bundle.load(tmp_path / "bundle-held-out")
     assert (len(bundle.info.corpus["clips"]), len(held_out.info.corpus["clips"])) == (24, 12)
     assert bundle.info.metrics == held_out.info.metrics

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.errors import MissingInput
 from tests.tune.synthetic import make_clips
 from tune.corpora.manifest import Clip, Label
 from tune.errors import CorpusError
@@ -122,6 +123,14 @@ def test_a_class_without_a_file_is_refused_before_anything_is_scored(tmp_path: P
     ):
         main([f"--manifest={tmp_path / 'm.csv'}", f"--out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav", "out"):
+        (tmp_path / name).touch()
+    (tmp_path / "m.csv").write_text("path,label\na.wav,real\nb.wav,fake\n")
+    with pytest.raises(MissingInput, match="Choose another --out"):
+        main([f"--manifest={tmp_path / 'm.csv'}", f"--out={tmp_path / 'out'}"])
 
 
 def test_the_report_leads_with_a_summary_explains_its_metrics_and_lists_the_worst(tmp_path: Path) -> None:

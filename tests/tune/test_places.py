@@ -11,7 +11,7 @@ from pyarrow.fs import FileSystem
 from pipeline.errors import MissingInput
 from tests.bucket import object_store
 from tests.graph import free_port
-from tune.places import fetched, local_folder
+from tune.places import fetched, local_folder, make_writable
 
 Place = Callable[[str], str]
 
@@ -84,3 +84,13 @@ def test_a_store_that_cannot_be_reached_is_told_in_a_sentence() -> None:
     with pytest.raises(MissingInput, match="s3://corpus/mine cannot be r") as caught:
         fetched(f"s3://key:secret@corpus/mine?{query}")
     assert "secret" not in caught.value.detail
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    make_writable(tmp_path / "runs" / "mine")
+    make_writable(tmp_path / "runs" / "mine")
+    assert not list((tmp_path / "runs" / "mine").iterdir())
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "mine"):
+        with pytest.raises(MissingInput, match=r"cannot be written: .* Choose another --out"):
+            make_writable(folder)

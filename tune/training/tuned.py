@@ -120,12 +120,12 @@ def is_for_tests(clip: Clip, config: TuningConfig) -> bool:
 
 def read_samples(
     config: DetectorConfig, packages: Path | None, recordings: Sequence[tuple[Clip, bytes]]
-) -> list[list[Sample]]:
-    """The samples of each clip: the clip itself, and both clips of its copy-synthesis pair.
+) -> list[list[Sample] | str]:
+    """The samples of each clip: the clip itself, and both clips of its copy-synthesis pair. For a clip that cannot be
+    read, the reason.
 
     `recordings` has each clip with the bytes of its file. The pair is only made for bona fide clips outside the
-    background, and only if `packages`, the folder for HiFi-GAN, is given. A sample without speech is left out. Raises
-    CorpusError that names a clip that cannot be read.
+    background, and only if `packages`, the folder for HiFi-GAN, is given. A sample without speech is left out.
     """
     torch.set_num_threads(1)
     voice_activity = VoiceActivityDetector(config)
@@ -136,11 +136,11 @@ def read_samples(
 
 def _read(
     clip: Clip, data: bytes, config: DetectorConfig, packages: Path | None, voice_activity: VoiceActivityDetector
-) -> list[Sample]:
+) -> list[Sample] | str:
     try:
         waveform = decode(data, config.limits).waveform
     except InputError as error:
-        raise CorpusError(f"{clip.path.name}: {error.detail}") from error
+        return error.detail
     sounds = [(waveform, clip.is_spoof, False)]
     if packages and not clip.is_spoof and not clip.background:
         sounds += [(vocode(waveform, member, packages), member == VOCODED, True) for member in (PARTNER, VOCODED)]
