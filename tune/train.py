@@ -51,6 +51,7 @@ from tune.training.tuned import (
     read_samples,
 )
 from tune.training.validate import (
+    FEWEST_WITH_WINDOWS,
     Trained,
     TrainingConfig,
     break_down_folds,
@@ -90,6 +91,7 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
         **{key: interval._asdict() for key, interval in metrics.items()},
         "coverage": coverage_errors(table.labels[table.judged], scores[table.judged]),
         "breakdown": break_down_folds(table, folds, scores),
+        "assumes_windows": trained.assumes_windows,
     }
     info = describe(config, table, trained, name, tested)
     return save_bundle(folder, info, trained.arrays, model_card(info, config, table.clips, metrics))
@@ -332,6 +334,12 @@ def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], 
             "\n- Two copies of each recording, except background: one by HiFi-GAN as a spoof, and one through the same "
             "resampling as bona fide."
         )
+    limits = ""
+    if info.metrics.get("assumes_windows"):
+        limits = (
+            f"\n- Fewer than {FEWEST_WITH_WINDOWS} clips have several windows, so how much a window's score varies is "
+            "assumed and not\n  measured. Intervals may be too narrow or too wide. Longer clips mend this."
+        )
     sources = Counter(clip.source or clip.site or "unnamed" for clip in clips if not clip.is_spoof)
     generators = Counter(clip.generator or "unnamed" for clip in clips if clip.is_spoof)
     return f"""# {info.name}
@@ -375,7 +383,7 @@ its 80 % interval contains the threshold.
 ## Limits
 - For generators, languages and channels unlike those above, expect as many errors as in the table, or more.
 - Singing, music, and speech changed by heavy editing were not tested.
-- A verdict is evidence to be weighed with other evidence, not proof.
+- A verdict is evidence to be weighed with other evidence, not proof.{limits}
 
 Made by `python -m tune.train`, seed {info.seed}, with {", ".join(f"{k} {v}" for k, v in info.versions.items())}.
 """

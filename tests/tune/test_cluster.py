@@ -310,7 +310,9 @@ def test_background_lends_all_but_copies_of_recordings_and_has_no_copies(
     assert sorted(name.endswith("-1.safetensors") for name in stamps(fresh)) == [False] * 23 + [True] * 20
     trained_on = Bundle.load(tmp_path / "bundle").info.corpus
     assert (trained_on["bonafide"], trained_on["spoof"], trained_on["background"]) == (12, 11, 3)
-    assert "3 of the clips are background" in (tmp_path / "bundle" / "model_card.md").read_text()
+    card = (tmp_path / "bundle" / "model_card.md").read_text()
+    assert "3 of the clips are background" in card
+    assert "Fewer than 20 clips have several windows" in card  # all clips have 2 s
 
 
 def grid(tmp_path: Path, **changes: Any) -> Path:

@@ -30,6 +30,13 @@ NOVELTY_QUANTILE = 0.95
 NOT_YET_MEASURED = {"snr_db": 20.0, "snr_variance": 8.0, "novelty_variance": 300.0}
 """Parameters of `Uncertainty` that training does not fit yet."""
 
+FEWEST_WITH_WINDOWS = 20
+"""With fewer clips of several windows, the variance of windows is assumed and not measured."""
+
+ASSUMED_WINDOW_SHARE = 0.125
+"""The variance of windows that is assumed, as a share of the variance of scores. In the bundle that comes with this
+product the two were measured as 2.39 and 19.08."""
+
 
 class TrainingConfig(Strict):
     """All of `configs/train.yaml`.
@@ -64,7 +71,10 @@ def require_no_front(config: TrainingConfig) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained detector as a bundle needs it, and the clips that were used for it."""
+    """A trained detector as a bundle needs it, and the clips that were used for it.
+
+    `assumes_windows`: whether the window variance is assumed, because too few clips have several windows.
+    """
 
     arrays: Arrays
     calibration: Calibration
@@ -72,6 +82,7 @@ class Trained:
     uncertainty: Uncertainty
     held_out_eer: float
     clips: tuple[Clip, ...]
+    assumes_windows: bool
 
     def score(self, table: Table, clips: Indices) -> Scores:
         """Calibrated scores of `clips`. Raises LeakError if one of them, or its speaker, took part in training,
@@ -112,34 +123,41 @@ def train(config: TrainingConfig, table: Table, clips: Indices) -> Trained:
     labels = table.labels[judged]
     calibration = fit_calibration(labels, scores[judged])
     calibrated = calibration.scale * scores[judged] + calibration.offset
+    score_variance = float(calibrated.var())
+    spread = spread_of_windows(table, judged, window_scores)
     return Trained(
         arrays=fit(config.estimator, table, clips),
         calibration=calibration,
         thresholds=choose_thresholds(labels, calibrated, config.operating_points),
         uncertainty=Uncertainty(
-            score_variance=float(calibrated.var()),
-            window_variance=(calibration.scale * spread_of_windows(table, judged, window_scores)) ** 2,
+            score_variance=score_variance,
+            window_variance=(
+                ASSUMED_WINDOW_SHARE * score_variance if spread is None else (calibration.scale * spread) ** 2
+            ),
             novelty=float(np.quantile(novelty[judged], NOVELTY_QUANTILE)),
             **NOT_YET_MEASURED,
         ),
         held_out_eer=eer(labels, calibrated),
         clips=tuple(table.clips[i] for i in clips),
+        assumes_windows=spread is None,
     )
 
 
-def spread_of_windows(table: Table, clips: Indices, window_scores: Scores) -> float:
+def spread_of_windows(table: Table, clips: Indices, window_scores: Scores) -> float | None:
     """Standard deviation of a window's score around its recording's score, from the clips with several windows.
 
-    It is 0 if no clip has several. Windows overlap, so it is a little too small.
+    None if there are fewer than FEWEST_WITH_WINDOWS such clips. Windows overlap, so it is a little too small.
     """
     rows = table.rows(clips)
     owner = table.owner[rows]
     count = np.bincount(owner)[owner]
     mean = np.bincount(owner, window_scores[rows])[owner] / count
     several = count > 1
+    if len(np.unique(owner[several])) < FEWEST_WITH_WINDOWS:
+        return None
     # The mean of each clip is computed from the same windows, which costs one degree of freedom (Bessel's correction).
     variances = (np.square(window_scores[rows] - mean) * count / np.maximum(count - 1, 1))[several]
-    return math.sqrt(variances.mean()) if several.any() else 0.0
+    return math.sqrt(variances.mean())
 
 
 def folds_within(clips: Sequence[Clip], part: Indices, config: FoldsConfig) -> list[Fold]:

@@ -115,7 +115,21 @@ def test_the_spread_of_windows_is_not_made_small_by_clips_of_few() -> None:
     clips = np.arange(len(table.clips))
     assert spread_of_windows(table, clips, scores) == pytest.approx(0.7, rel=0.1)
     alone = replace(table, vectors=table.vectors[::2], owner=table.owner[::2], copy=table.copy[::2])
-    assert spread_of_windows(alone, clips, scores[::2]) == 0
+    assert spread_of_windows(alone, clips, scores[::2]) is None
+
+
+@pytest.mark.parametrize(("several", "assumed"), [(0, True), (19, True), (20, False)])
+def test_the_variance_of_windows_is_never_nothing(several: int, assumed: bool) -> None:
+    table = make_table(make_clips())  # two windows a clip
+    kept = np.flatnonzero((np.arange(len(table.vectors)) % 2 == 0) | (table.owner < several))
+    vectors, owner = table.vectors[kept], table.owner[kept]
+    copy, vocoded = table.copy[kept], table.vocoded[kept]
+    digest = digest_of(vectors, owner, copy, vocoded)
+    short = replace(table, vectors=vectors, owner=owner, copy=copy, vocoded=vocoded, digest=digest)
+    trained = train(CONFIG, short, np.arange(len(table.clips)))
+    share = trained.uncertainty.window_variance / trained.uncertainty.score_variance
+    assert trained.assumes_windows == assumed
+    assert share == pytest.approx(0.125) if assumed else share > 0
 
 
 def test_what_a_vocoder_made_cannot_be_passed_off_as_bona_fide() -> None:
