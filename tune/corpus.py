@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.audio.decode import decode
+from pipeline.audio.formats import sniff
 from pipeline.audio.quality import measure_quality
 from pipeline.config import Limits
 from pipeline.errors import InputError
@@ -76,13 +77,17 @@ def measure(path: Path) -> Traits | str:
         waveform = decode(
             data, Limits(max_upload_mib=4096, max_duration_seconds=24 * 3600, max_decode_seconds=600)
         ).waveform
-        with av.open(io.BytesIO(data)) as container:
+        form = sniff(data)
+        # libav alone cannot tell the format of a very short file.
+        with av.open(io.BytesIO(data), format=form.demuxer if form else None) as container:
             stream = container.streams.audio[0]
             codec, rate = stream.codec_context.name, stream.codec_context.sample_rate
     except OSError:
         return "missing or cannot be read"
     except InputError as error:
         return error.detail
+    except (av.FFmpegError, IndexError):
+        return "its codec cannot be told: export it again"
     whole = Segment(0.0, waveform.duration_seconds)
     quality = measure_quality(waveform, (whole,))
     level = float(np.sqrt(np.mean(np.square(waveform.samples))))

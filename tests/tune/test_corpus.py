@@ -10,7 +10,7 @@ import pytest
 
 from tests.audio import encode
 from tune.corpora.manifest import Clip, read_manifest, write_manifest
-from tune.corpus import Traits, leaks, main
+from tune.corpus import Traits, leaks, main, measure
 from tune.errors import CorpusError
 from tune.reports.plots import plot_corpus
 
@@ -81,6 +81,14 @@ def test_files_of_a_class_that_cannot_be_read_at_all_are_named(lost: str, corpus
         CorpusError, match=r"of 8 files cannot be read: .*\.wav: missing.* more\. Write / between folders"
     ):
         main(["check", str(corpus)])
+
+
+def test_a_clip_of_a_few_frames_is_measured(tmp_path: Path) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(900).astype(np.float32)
+    (tmp_path / "short.aac").write_bytes(encode(noise, "aac"))
+    traits = measure(tmp_path / "short.aac")
+    assert isinstance(traits, Traits)
+    assert (traits.codec, traits.sample_rate) == ("aac", 16_000)
 
 
 def test_of_many_codecs_the_commonest_are_shown_and_the_rest_counted(
