@@ -61,9 +61,6 @@ FEATURES_VERSION = 3
 """The version of the features. Raise it when the same recording and recipe give different features. Old caches are
 then ignored. A test fails if you forget."""
 
-OLD_DROP_DB = 35.0
-"""The value of `max_drop_db` that is not part of a key, so that caches from before it was part of keys stay usable."""
-
 NO_SPEECH = "there is no speech in it"
 
 
@@ -90,11 +87,9 @@ class Recipe:
             "backbone": backbone_sha256,
             "windows": self.detector.windows.model_dump(),
             "voice_activity": self.detector.voice_activity.model_dump(),
+            "max_drop_db": self.detector.decision.max_drop_db,  # decides whether bands are hidden
             "augmentation": None if self.augmentation == "clean" else [self.augmentation, *versions],
         }
-        # It decides whether the bands above a telephone's are hidden.
-        if self.detector.decision.max_drop_db != OLD_DROP_DB:
-            parts["max_drop_db"] = self.detector.decision.max_drop_db
         if self.vocoder_sha256:
             parts["vocoder"] = self.vocoder_sha256
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
