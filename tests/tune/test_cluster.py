@@ -100,7 +100,10 @@ def test_two_actors_work_side_by_side() -> None:
 
 def test_a_cluster_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tune.evaluate", f"--manifest={tmp_path / 'm.csv'}", f"--out={tmp_path / 'out'}"]
-    write_manifest(tmp_path / "m.csv", [Clip(tmp_path / f"{label}.wav", label, "x") for label in ("bonafide", "spoof")])
+    clips = [Clip(tmp_path / f"{label}.wav", label, "x") for label in ("bonafide", "spoof")]
+    write_manifest(tmp_path / "m.csv", clips)
+    for clip in clips:
+        clip.path.touch()
     ended = subprocess.run([*command, "--address=127.0.0.1:9"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and "There is no Ray cluster at 127.0.0.1:9" in ended.stderr
     assert "Traceback" not in ended.stderr

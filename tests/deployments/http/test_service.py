@@ -393,6 +393,8 @@ def test_a_deployment_is_evaluated_as_users_meet_it(
 
 def test_evaluation_of_no_deployment_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("path,label\na.wav,real\nb.wav,fake\n")
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).touch()
     with pytest.raises(CorpusError, match="no deployment of Sound Sentry answers at http://localhost:1"):
         evaluate_main([f"--manifest={tmp_path / 'manifest.csv'}", "--url=http://localhost:1", f"--out={tmp_path}"])
 
