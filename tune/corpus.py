@@ -87,7 +87,7 @@ def measure(path: Path) -> Traits | str:
     except InputError as error:
         return error.detail
     except (av.FFmpegError, IndexError):
-        return "its codec cannot be told: export it again"
+        return "its codec is not recognised: export it again"
     whole = Segment(0.0, waveform.duration_seconds)
     quality = measure_quality(waveform, (whole,))
     level = float(np.sqrt(np.mean(np.square(waveform.samples))))

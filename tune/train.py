@@ -338,7 +338,7 @@ def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], 
     if info.metrics.get("assumes_windows"):
         limits = (
             f"\n- Fewer than {FEWEST_WITH_WINDOWS} clips have several windows, so how much a window's score varies is "
-            "assumed and not\n  measured. Intervals may be too narrow or too wide. Longer clips mend this."
+            "assumed and not\n  measured. Intervals may be too narrow or too wide. Longer clips correct this."
         )
     sources = Counter(clip.source or clip.site or "unnamed" for clip in clips if not clip.is_spoof)
     generators = Counter(clip.generator or "unnamed" for clip in clips if clip.is_spoof)

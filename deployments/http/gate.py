@@ -21,8 +21,8 @@ FOREIGN = (
 class Gate:
     """ASGI middleware that checks every request and every WebSocket with Access, and stores the key in `state.key`.
 
-    A browser applies no CORS to a WebSocket: any site could open one, and read its answers. So a WebSocket that tells
-    its site is refused unless this is the service's own or one of `origins`.
+    A browser applies no CORS to a WebSocket: any site could open one, and read its answers. So a WebSocket with the
+    header Origin is refused unless the origin is the service's own or one of `origins`.
     """
 
     def __init__(self, app: ASGIApp, access: Access, origins: Sequence[str]) -> None:

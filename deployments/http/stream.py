@@ -124,14 +124,14 @@ class Streams:
         Raises StreamStopped if less than a step of sound comes for long: messages alone keep no stream open.
         """
         began = time.monotonic()
-        heard, until = 0.0, began + self._settings.idle_seconds
+        counted, until = 0.0, began + self._settings.idle_seconds
         try:
             while not live.is_full:
                 message = await self._receive(websocket, until)
                 if "bytes" in message:
                     live.add(message["bytes"], time.monotonic() - began)
-                    if live.tape.seconds >= heard + STEP_SECONDS:
-                        heard, until = live.tape.seconds, time.monotonic() + self._settings.idle_seconds
+                    if live.tape.seconds >= counted + STEP_SECONDS:
+                        counted, until = live.tape.seconds, time.monotonic() + self._settings.idle_seconds
                 elif _is_end(message["text"]):
                     return ENDED
                 else:

@@ -8,6 +8,7 @@ and variance V. The observed score is s = t + noise. The noise is normal with me
       + novelty variance * ln(novelty / reference)^2           for sounds unlike the training data
       + line variance                                          for a narrow band: another line, another score
       + V instead                                              if the bundle is not trusted with a narrow band
+      + what `doubt_selection` adds                            for the most suspicious of several parts
 
 N is infinite if there is too little speech to say anything. All variances are measured in training and are in the
 bundle (`Uncertainty`). Given s, t is normal with
