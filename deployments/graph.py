@@ -49,6 +49,10 @@ STATE_SECONDS = 1.0
 CONTROLLER_SECONDS = 5.0
 """How long the controller may take to report the state of the stages."""
 
+WORKING_STATES = ("RUNNING", "UPDATING", "PENDING_MIGRATION", "RECOVERING")
+"""States of replicas that take requests. One changes its bundle, one waits until its node is empty, and one was found
+by a controller that was started again."""
+
 
 class StageState(TypedDict):
     status: Literal["healthy", "down", "unknown"]
@@ -198,7 +202,8 @@ class Graph:
         for stage, handle in self._stages.items():
             deployment = "Ingress" if isinstance(handle, EmbeddedStage) else stage
             # Its keys are declared as an enumeration, but they are strings.
-            replicas = deployments[deployment].replica_states.get("RUNNING", 0)  # type: ignore[call-overload]
+            counts: Mapping[str, int] = deployments[deployment].replica_states  # type: ignore[assignment]
+            replicas = sum(counts.get(state, 0) for state in WORKING_STATES)
             states[stage] = {"status": "healthy" if replicas else "down", "replicas": replicas}
         return states
 
