@@ -51,12 +51,16 @@ _QUICKTIME_ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 """The types that the first box of a MOV file without a `ftyp` box may have. Early versions of MOV had no such box."""
 
 
-def _begins_as(read: structure.ReadFrame) -> Callable[[bytes], bool]:
-    return lambda data: structure.begins_stream(data, structure.after_id3(data), read)
+_STREAMS = {"mp3": structure.mp3_frame, "aac": structure.adts_frame, "mp2": structure.mp2_frame}
+"""How the frames of the formats without a container are read."""
 
 
-def _streams(read: structure.ReadFrame) -> Callable[[bytes], bool]:
-    return lambda data: structure.stream_ends_early(data, read)
+def _begins_with_frames(name: str) -> Callable[[bytes], bool]:
+    return lambda data: structure.begins_stream(data, structure.after_id3(data), _STREAMS[name])
+
+
+def _frames_end_early(name: str) -> Callable[[bytes], bool]:
+    return lambda data: structure.stream_ends_early(data, _STREAMS[name])
 
 
 def _is_opus(data: bytes) -> bool:
@@ -89,7 +93,7 @@ _TABLE = (
         chunks=structure.RIFF,
         past_the_end=(("ignore_length", "1"),),
     ),
-    Format("mp3", ("MP3",), _begins_as(structure.mp3_frame), "mp3", ("mp3float",), _streams(structure.mp3_frame)),
+    Format("mp3", ("MP3",), _begins_with_frames("mp3"), "mp3", ("mp3float",), _frames_end_early("mp3")),
     Format(
         "webm",
         ("WEBM", "MKV"),
@@ -127,7 +131,7 @@ _TABLE = (
         _decoding_tells,
         exact_duration=True,
     ),
-    Format("aac", ("AAC",), _begins_as(structure.adts_frame), "aac", ("aac",), _streams(structure.adts_frame)),
+    Format("aac", ("AAC",), _begins_with_frames("aac"), "aac", ("aac",), _frames_end_early("aac")),
     Format(
         "aiff",
         ("AIFF",),
@@ -171,7 +175,7 @@ _TABLE = (
         (*_PCM_BE, *_PCM_COMPANDED),
         structure.au_ends_early,
     ),
-    Format("mp2", ("MP2",), _begins_as(structure.mp2_frame), "mp3", ("mp2",), _streams(structure.mp2_frame)),
+    Format("mp2", ("MP2",), _begins_with_frames("mp2"), "mp3", ("mp2",), _frames_end_early("mp2")),
     Format(
         "w64",
         ("W64",),
@@ -199,8 +203,14 @@ ACCEPTED = f"{', '.join(SUPPORTED_FORMATS[:-1]).upper()} or {SUPPORTED_FORMATS[-
 
 
 def sniff(data: bytes) -> Format | None:
-    """The format of `data`, recognised by its first bytes; None if it is none of FORMATS. File names are not used."""
-    return next((format for format in _TABLE if format.sniff(data)), None)
+    """The format of `data`, recognised by its bytes; None if it is none of FORMATS. File names are not used."""
+    for format in _TABLE:
+        if format.sniff(data):
+            return format
+    for name, read in _STREAMS.items():
+        if structure.stream_start(data, read) is not None:
+            return FORMATS[name]
+    return None
 
 
 def recordings_in(folder: Path) -> list[Path]:

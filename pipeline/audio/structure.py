@@ -38,6 +38,12 @@ ReadFrame = Callable[[bytes, int], Frame | None]
 
 AMR, AMR_WB = b"#!AMR\n", b"#!AMR-WB\n"
 
+_LONGEST_FRAME = 8_192
+"""Bytes of the longest frame: ADTS counts them with 13 bits."""
+
+_FEWEST_FRAMES = 8
+"""How many frames a stream needs, if it does not begin at the beginning of the file. Chance makes one or two."""
+
 _LAYER_2_KBITS = (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 0)
 _LAYER_3_KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
 _LOW_RATE_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
@@ -87,16 +93,40 @@ def begins_stream(data: bytes, start: int, read: ReadFrame) -> bool:
     return after >= len(data) or (second is not None and second.kind == first.kind)
 
 
+def stream_start(data: bytes, read: ReadFrame) -> int | None:
+    """Where the frames of a stream begin; None if there is no stream.
+
+    A recording of a broadcast may begin within a frame, and some programs write zeros first. Then all the rest of the
+    data must be frames. So audio inside an unknown container is not found.
+    """
+    start = after_id3(data)
+    if begins_stream(data, start, read):
+        return start
+    while data[start : start + _LONGEST_FRAME] == bytes(_LONGEST_FRAME):
+        start += _LONGEST_FRAME
+    for offset in range(start, min(start + 2 * _LONGEST_FRAME, len(data))):
+        if begins_stream(data, offset, read):
+            frames, end = _walk(data, offset, read)
+            return offset if frames >= _FEWEST_FRAMES and end > len(data) - _LONGEST_FRAME else None
+    return None
+
+
 def stream_ends_early(data: bytes, read: ReadFrame) -> bool:
     """Walk the frames. The file ends early if the last frame is cut or there are fewer than the Xing header counts."""
-    start = offset = after_id3(data)
-    frames = 0
+    start = stream_start(data, read) or 0
+    frames, end = _walk(data, start, read)
+    declared = _xing_frames(data, start) if read is mp3_frame else 0
+    stub = data[end : end + 1] == b"\xff" and len(data) - end < 7
+    return end > len(data) or stub or frames < declared
+
+
+def _walk(data: bytes, start: int, read: ReadFrame) -> tuple[int, int]:
+    """The number of frames from `start` on, and the offset after the last of them."""
+    frames, offset = 0, start
     while (frame := read(data, offset)) is not None:
         frames += 1
         offset += frame.length
-    declared = _xing_frames(data, start) if read is mp3_frame else 0
-    stub = data[offset : offset + 1] == b"\xff" and len(data) - offset < 7
-    return offset > len(data) or stub or frames < declared
+    return frames, offset
 
 
 def _xing_frames(data: bytes, start: int) -> int:

@@ -579,6 +579,34 @@ class TestUnsupported:
             decode(encode(tone(440, 48_000), "webm", rate=48_000, codec="wavpack", muxer="matroska"), LIMITS)
 
 
+class TestStreamsThatBeginLate:
+    """Recordings of broadcasts begin within a frame. Some programs write zeros before the first one."""
+
+    @pytest.mark.parametrize("name", ["mp3", "aac", "mp2"])
+    def test_the_whole_frames_are_read(self, name: str, sample_versions: dict[str, bytes]) -> None:
+        whole = sample_versions[name]
+        for data in (whole[100:], whole[3_001:], bytes(20_000) + whole, b"ID3\x04\0\0\0\0\0\x04tags" + whole[2_000:]):
+            recording = decode(data, LIMITS)
+            assert recording.original_format == name
+            assert recording.waveform.duration_seconds == pytest.approx(30, abs=1.2)
+            assert recording.warnings == ()
+
+    def test_a_cut_at_the_end_is_still_seen(self, sample_versions: dict[str, bytes]) -> None:
+        assert "truncated" in decode(sample_versions["mp3"][100:-20], LIMITS).warnings
+
+    @pytest.mark.parametrize(("muxer", "name"), [("mpegts", "mp2"), ("mpeg", "mp2"), ("avi", "mp3"), ("nut", "mp3")])
+    def test_audio_in_other_containers_is_not_found(
+        self, muxer: str, name: str, sample_versions: dict[str, bytes]
+    ) -> None:
+        with pytest.raises(UnsupportedFormat):
+            decode(remux(muxer, sample_versions[name]), LIMITS)
+
+    def test_a_few_frames_by_chance_are_no_recording(self, clips: dict[str, bytes]) -> None:
+        for length in (150, 300, 700):
+            with pytest.raises(UnsupportedFormat):
+                decode(bytes(range(1, 200)) + clips["mp3"][:length], LIMITS)
+
+
 def test_a_playlist_connects_to_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
