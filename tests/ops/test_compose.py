@@ -1,14 +1,12 @@
-"""Checks the compose files with the schema of the Compose specification, and the proxy's configuration with nginx."""
+"""Checks the compose files with the schema of the Compose specification."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from pipeline.config import ROOT
@@ -56,16 +54,3 @@ def test_every_service_is_closed_and_only_the_proxy_is_reached_from_elsewhere() 
         assert service["security_opt"] == ["no-new-privileges:true"], name
         if name != "proxy":
             assert not [port for port in service.get("ports", []) if not port.startswith("127.0.0.1:")], name
-
-
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx: on Debian, apt-get install nginx-light")
-def test_nginx_takes_the_configuration_of_the_proxy(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=sentry", "-days", "1"]
-    subprocess.run([*make, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    text = (COMPOSE / "nginx.conf").read_text(encoding="utf-8").replace(" /tmp/", f" {tmp_path}/")
-    text = text.replace("/run/secrets/tls_certificate", str(certificate)).replace("/run/secrets/tls_key", str(key))
-    (tmp_path / "nginx.conf").write_text(text, encoding="utf-8")
-    command: list[str | Path] = ["nginx", "-t", "-q", "-e", "stderr", "-c", tmp_path / "nginx.conf"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
