@@ -376,8 +376,9 @@ class JobStore:
         is_due = (_jobs.c.webhook_state == "pending") & (_jobs.c.webhook_due_at <= now)
         due = sa.select(_jobs.c.id, _jobs.c.webhook).where(is_due).order_by(_jobs.c.webhook_due_at)
         with self._transaction() as connection:
-            rows = connection.execute(due).all()
-            job_id = next((row.id for row in rows if host_of(row.webhook) not in busy_hosts), None)
+            # Thousands may be due. Usually one of the first goes to a free host.
+            with connection.execute(due, execution_options={"yield_per": 100}) as rows:
+                job_id = next((row.id for row in rows if host_of(row.webhook) not in busy_hosts), None)
             if job_id is None:
                 return None
             # The condition is checked again, because another runner may have claimed the webhook in between.
