@@ -194,6 +194,7 @@ def display_name(name: str | None) -> str | None:
 
 class _Parser(MultiPartParser):
     spool_max_size = 0  # never onto a disk, so that nothing of a recording is left behind
+    _has_ended = False
 
     def take_files(self, field: str, open_file: Callable[[], BinaryIO] | None) -> None:
         """Take files in `field` only. If `open_file` is given, each is written to a file that it opens."""
@@ -201,11 +202,20 @@ class _Parser(MultiPartParser):
         self._open_file = open_file
 
     async def parse(self) -> FormData:
-        """Raises MultiPartException, also where a charset that the form names cannot decode it."""
+        """Raises MultiPartException, also where a charset that the form names cannot decode it.
+
+        Raises InputError for a form without its last boundary, whose last file or field would be left out.
+        """
         try:
-            return await super().parse()
+            form = await super().parse()
         except UnicodeError as error:
             raise MultiPartException("The form is not in the charset that it names.") from error
+        if not self._has_ended:
+            raise InputError("The form has no end: its last boundary is missing. Send the form again.")
+        return form
+
+    def on_end(self) -> None:
+        self._has_ended = True
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()

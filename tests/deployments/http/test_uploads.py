@@ -125,6 +125,18 @@ def test_a_form_that_breaks_off(cut: float) -> None:
         form.read()
 
 
+@pytest.mark.parametrize("last", [("audio", ("b.wav", b"RIFF")), ("channels", (None, "split"))])
+def test_a_form_without_its_last_boundary_loses_nothing_in_silence(last: Any) -> None:
+    """The last part of such a form would be left out, and the rest answered."""
+    files, options = Form([*audio(), last]).read(max_files=2)
+    assert len(files) == 2 or options.channels == "split"
+    for missing in (3, 20):
+        cut = Form([*audio(), last])
+        cut.body = cut.body[: len(cut.body) - missing]
+        with pytest.raises(InputError, match="no end"):
+            cut.read(max_files=2)
+
+
 def test_a_declared_size_is_refused_unread() -> None:
     request = Request({"type": "http", "headers": [(b"content-length", b"1000000000")]})
     with pytest.raises(UploadTooLarge, match="1 MiB"):
