@@ -78,18 +78,18 @@ class Settings(TypedDict):
 def find_files(arguments: Sequence[str]) -> list[str]:
     """The files that `arguments` name: files, the recordings in a folder, and the files that match a pattern.
 
-    Files of a folder and of a pattern are sorted by name. An argument that stands for no file is kept as it is; its row
-    will hold the error.
+    Files of a folder and of a pattern are sorted by name. An argument that stands for no file, or that cannot be looked
+    at, is kept as it is; its row will hold the error.
     """
     files: list[str] = []
     for argument in arguments:
-        path = Path(argument)
-        if argument == STDIN or path.is_file():
+        # Unlike those of Path, these functions raise nothing for a closed folder or a name that is too long.
+        if argument == STDIN or os.path.isfile(argument):
             files.append(argument)
-        elif path.is_dir():
-            files += [str(found) for found in recordings_in(path)] or [argument]
+        elif os.path.isdir(argument):
+            files += [str(found) for found in recordings_in(Path(argument))] or [argument]
         else:
-            files += sorted(name for name in glob.glob(argument, recursive=True) if Path(name).is_file()) or [argument]
+            files += sorted(filter(os.path.isfile, glob.glob(argument, recursive=True))) or [argument]
     return files
 
 
@@ -214,13 +214,13 @@ def run(options: argparse.Namespace) -> int:
     answers = []
     with ExitStack() as stack:
         report = stack.enter_context(_open_report(options.report)) if options.report else None
-        recordings = []
+        recordings: list[Reported] = []
+        if report:  # also after Ctrl-C, with the answers until then
+            stack.callback(lambda: report.write(render_report(recordings)))
         for path, answer, peaks in answer_all(files, detector, settings, is_drawn=report is not None):
             write(path, answer)
             answers.append(answer)
             recordings.append(Reported(shown(path), answer, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), peaks))
-        if report:
-            report.write(render_report(recordings))
     if failed := sum(isinstance(answer, SoundSentryError) for answer in answers):
         print(f"{failed} of {len(answers)} files could not be answered: see their errors.", file=sys.stderr)
     return exit_code(answers)

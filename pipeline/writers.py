@@ -34,13 +34,13 @@ CSV_COLUMNS = (
     "probability",
     "interval_low",
     "interval_high",
+    "mean_probability",
     "score",
     "duration_seconds",
     "speech_seconds",
     "decided_by",
     "decided_start",
     "decided_end",
-    "decided_probability",
     "reasons",
     "warnings",
     "note",
@@ -55,7 +55,8 @@ LONGEST_NAME = 30
 
 
 def as_json(path: str, answer: Answer) -> dict[str, Any]:
-    """The same object that `/batch-predict` returns for one file."""
+    """The object that `/batch-predict` returns for one file, except that an error has no `request_id` and that its type
+    is no link."""
     if isinstance(answer, SoundSentryError):
         problem = {"type": answer.kind(), "title": answer.title, "status": answer.status, "detail": answer.detail}
         return {"filename": path, "status": "failed", "error": problem}
@@ -63,20 +64,25 @@ def as_json(path: str, answer: Answer) -> dict[str, Any]:
 
 
 def as_row(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The CSV_COLUMNS of an object of `as_json`. Columns without a value are left out."""
+    """The CSV_COLUMNS of an object of `as_json`. Columns without a value are left out.
+
+    `probability` and its interval are those to show for the answer: of the part that decided, if one did.
+    """
     if body["status"] == "failed":
         return {"path": body["filename"], "error": body["error"]["detail"]}
     part = body["decided_by"]
-    decided = {f"decided_{key}": part[key] for key in ("start", "end", "probability")} if part else {}
-    return decided | {
+    return {
         "path": body["filename"],
         "result": body["overall"],
-        "probability": body["mean_probability"],
-        **_bounds(body["interval"]),
+        "probability": part["probability"] if part else body["mean_probability"],
+        **_bounds(part["interval"] if part else body["interval"]),
+        "mean_probability": body["mean_probability"],
         "score": body["score"],
         "duration_seconds": body["duration_seconds"],
         "speech_seconds": body["speech_seconds"],
         "decided_by": DecidedBy.model_validate(part).name if part else None,
+        "decided_start": part["start"] if part else None,
+        "decided_end": part["end"] if part else None,
         "reasons": ";".join(body["reasons"]),
         "warnings": ";".join(body["warnings"]),
     }
@@ -86,7 +92,7 @@ def json_writer() -> Write:
     """Writes one JSON object a line."""
 
     def write(path: str, answer: Answer) -> None:
-        print(json.dumps(as_json(path, answer), allow_nan=False), flush=True)
+        print(json.dumps(as_json(as_text(path), answer), allow_nan=False), flush=True)
 
     return write
 
@@ -98,11 +104,10 @@ def csv_writer() -> Write:
     rows.writeheader()
 
     def write(path: str, answer: Answer) -> None:
-        path = as_text(path)
-        body = as_json(path, answer)
+        body = as_json(as_text(path), answer)
         rows.writerow(as_row(body))
         if not isinstance(answer, SoundSentryError):
-            rows.writerows({"path": path} | row for row in _rows_of_parts(answer, body))
+            rows.writerows({"path": body["filename"]} | row for row in _rows_of_parts(answer, body))
         sys.stdout.flush()
 
     return write
