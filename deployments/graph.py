@@ -141,13 +141,13 @@ class Graph:
             )
             return features
 
-    async def classify(self, content: Features | Speech, operating_point: OperatingPoint) -> Verdict:
-        """The verdict on the result of `extract`. Raises as `predict` does."""
+    async def classify(self, content: Features | Speech, operating_point: OperatingPoint, among: int) -> Verdict:
+        """The verdict on the result of `extract`, for one of `among` channels. Raises as `predict` does."""
         async with self._request() as request:
             if isinstance(content, Speech):
                 call = request.start("Classifier", "no_speech", content, False)
             else:
-                call = request.start("Classifier", "classify", content, operating_point, False, 1)
+                call = request.start("Classifier", "classify", content, operating_point, False, among)
             verdict: Verdict = await request.result(call)
             return verdict
 

@@ -182,6 +182,11 @@ class LiveStream:
             )
 
     @property
+    def judges_channels(self) -> bool:
+        """Whether each channel is judged by itself."""
+        return self._channels is not None
+
+    @property
     def is_full(self) -> bool:
         """Whether the stream has reached the limits of one recording."""
         limits = self._limits
@@ -221,8 +226,7 @@ class LiveStream:
         self._end = stretch.end
         for recent, one in zip(self._recent, contents, strict=True):
             speech = one if isinstance(one, Speech) else one.speech
-            if speech.duration_seconds > stretch.duration_seconds + _SLACK_SECONDS:
-                raise UnreadableAudio("The times in the stream do not fit its sound. Send it as it is recorded.")
+            require_times_that_fit(speech.duration_seconds, stretch.duration_seconds)
             if speech.segments:
                 self._last_speech = max(self._last_speech, stretch.start + speech.segments[-1].end)
             recent.append(_Stretch(stretch.start, stretch.end, one))
@@ -272,6 +276,12 @@ class LiveStream:
             ),
             speech=replace(speech, segments=segments, duration_seconds=max(duration_seconds, segments[-1].end)),
         )
+
+
+def require_times_that_fit(decoded_seconds: Seconds, claimed_seconds: Seconds) -> None:
+    """Raises UnreadableAudio if there is more sound than the stream's times claim. Limits are applied to the times."""
+    if decoded_seconds > claimed_seconds + _SLACK_SECONDS:
+        raise UnreadableAudio("The times in the stream do not fit its sound. Send it as it is recorded.")
 
 
 def _shift(window: Window, seconds: Seconds) -> Window:

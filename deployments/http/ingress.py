@@ -106,7 +106,7 @@ class Ingress:
         self._timeouts_seconds = {"request": request_seconds, **stage_seconds}
         self._graph = Graph(stages or embedded_stages(config), stage_seconds, request_seconds)
         self._live = live
-        self._streams = Streams(self._graph, self._access, config, live)
+        self._streams = Streams(self._graph, self._access, self._admission, config, live)
         self._jobs = Jobs(jobs, admission) if jobs else None
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         self._version: str = project["version"]

@@ -13,6 +13,7 @@ from fastapi import WebSocket, WebSocketDisconnect, status
 from deployments.graph import Graph
 from deployments.http import answers, problems
 from deployments.http.access import Access, subprotocol
+from deployments.http.admission import Admission
 from pipeline.config import DetectorConfig
 from pipeline.errors import (
     InputError,
@@ -30,8 +31,9 @@ from pipeline.stream import (
     StreamUpdate,
     StreamVerdict,
     parse_options,
+    require_times_that_fit,
 )
-from pipeline.types import Segment
+from pipeline.types import Channels, Features, Segment
 
 logger = logging.getLogger("ray.serve")
 
@@ -55,9 +57,12 @@ SILENT = "Nobody has spoken for a while. Begin a new stream when somebody does."
 class Streams:
     """Serves the live streams of one replica, up to a number at a time."""
 
-    def __init__(self, graph: Graph, access: Access, config: DetectorConfig, settings: LiveSettings) -> None:
+    def __init__(
+        self, graph: Graph, access: Access, admission: Admission, config: DetectorConfig, settings: LiveSettings
+    ) -> None:
         self._graph = graph
         self._access = access
+        self._admission = admission
         self._config = config
         self._settings = settings
         self._open = 0
@@ -144,13 +149,24 @@ class Streams:
     async def _update(self, live: LiveStream, stretch: Segment, options: StreamOptions) -> StreamUpdate:
         contents = await asyncio.gather(*(self._graph.extract(file) for file in live.files(stretch)))
         gathered = live.remember(stretch, contents)
-        verdicts = await asyncio.gather(*(self._graph.classify(one, options.operating_point) for one in gathered))
+        among = max(1, sum(isinstance(one, Features) for one in gathered))
+        verdicts = await asyncio.gather(
+            *(self._graph.classify(one, options.operating_point, among) for one in gathered)
+        )
         return live.update(verdicts)
 
     async def _judge(self, live: LiveStream, options: StreamOptions) -> StreamVerdict:
-        verdict = await self._graph.predict(
-            live.tape.whole(), use_diarization=options.use_diarization, operating_point=options.operating_point
-        )
+        """The verdict on the whole. It waits for its turn among the recordings of other requests."""
+        channels: Channels = "split" if live.judges_channels else "mix"
+        is_slow = options.use_diarization or channels == "split"
+        async with self._admission.recording(live.tape.size, is_slow=is_slow):
+            verdict = await self._graph.predict(
+                live.tape.whole(),
+                use_diarization=options.use_diarization,
+                operating_point=options.operating_point,
+                channels=channels,
+            )
+        require_times_that_fit(verdict.duration_seconds, live.tape.seconds)
         values = dict(verdict)
         if options.format != "webm":
             values["file_sha256"] = None  # raw samples are not a file

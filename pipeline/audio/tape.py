@@ -30,6 +30,9 @@ _MAX_ELEMENT_BYTES = 2**20
 _ELEMENTS_PER_SECOND = 1_000
 """The most elements that a second of sound may take. Opus has at most 400 blocks a second, and recorders write 50."""
 
+_MAX_TICKS = 2**63
+"""Times of blocks are below this, so that each fits a timestamp of a file."""
+
 _KEYFRAME = b"\x80"
 """The flag of a block of sound that a decoder can start at."""
 
@@ -199,6 +202,8 @@ class WebmTape:
         if self._cluster_ticks is None or not {_INFO, _TRACKS} <= set(self._head) or not track_bytes < len(content) - 2:
             raise UnreadableAudio(_GARBAGE)
         ticks = self._cluster_ticks + int.from_bytes(content[track_bytes : track_bytes + 2], "big", signed=True)
+        if not 0 <= ticks < _MAX_TICKS:
+            raise UnreadableAudio(_GARBAGE)
         if self._first_ticks is None:
             self._first_ticks = ticks
         start = max(0.0, (ticks - self._first_ticks) * self._tick_seconds)

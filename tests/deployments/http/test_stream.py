@@ -101,17 +101,30 @@ def test_webm_as_a_browser_sends_it(
     assert {key: verdict[key] for key in expected} == expected
 
 
-def test_channels_one_by_one(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+def test_webm_whose_clock_stands_still_gets_no_verdict(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    """By its times it lasts no time, so no limit of seconds would count it."""
+    webm = encode(ten_seconds[: 5 * RATE], "webm", live=True)
+    stopped = webm.replace(bytes.fromhex("2ad7b1 83 0f4240"), bytes.fromhex("2ad7b1 83 000001"))
+    assert stopped != webm
+    with stream(service, {"format": "webm"}) as connection:
+        connection.send(stopped)
+        connection.send('{"end": true}')
+        assert "times in the stream" in refusal(connection, 1007)["detail"]
+
+
+def test_channels_one_by_one(service: httpx.Client, detector: Detector, ten_seconds: NDArray[np.float32]) -> None:
     spoken = ten_seconds[3 * RATE : 5 * RATE]
     both = np.stack([spoken, np.zeros_like(spoken)], axis=1)
     with stream(service, PCM | {"channels": 2, "per_channel": True}) as connection:
         connection.send(pcm(both))
-        *updates, _ = end(connection)
+        *updates, verdict = end(connection)
     assert len(updates) == 4
     first, second = updates[-1]["channels"]
     assert (first["channel"], second["channel"]) == ("CHANNEL_1", "CHANNEL_2")
     assert second["overall"] == "No Speech"
     assert updates[-1]["overall"] == first["overall"] != "No Speech"
+    expected = detector.predict(encode(both.T), channels="split").model_dump(mode="json") | {"file_sha256": None}
+    assert {key: verdict[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(

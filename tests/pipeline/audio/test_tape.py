@@ -195,6 +195,14 @@ def test_times_that_jump_make_no_room_within_a_message() -> None:
         WebmTape(4).add(BEGUN + b"".join(cluster(1_000_000 * i) for i in range(10_000)))
 
 
+@pytest.mark.parametrize(
+    "block", [EMPTY[:3] + b"\xff\xff\x80", bytes.fromhex("1f43b675ff e788 ffffffffffffffff") + EMPTY]
+)
+def test_times_before_the_start_and_after_all_time_are_refused(block: bytes) -> None:
+    with pytest.raises(UnreadableAudio, match="not the WebM of a recorder"):
+        WebmTape(4).add(BEGUN + block)
+
+
 def test_the_shortest_blocks_of_opus_are_no_flood() -> None:
     """There are 400 a second, here for a minute, and not even two share a cluster."""
     tape = filled(WebmTape(15), BEGUN + b"".join(cluster(round(2.5 * i)) for i in range(60 * 400)))
