@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
-from pipeline.errors import InputError
+from pipeline.errors import SoundSentryError
 from pipeline.verdict.bundle import Bundle
 from tune.cluster import connect, default_actors, map_with_actors
 from tune.corpora.manifest import Clip
@@ -98,8 +98,11 @@ class Scoring:
             return index, failed("the file is missing or cannot be read")
         try:
             body = self.detector.predict(data).model_dump(mode="json")
-        except InputError as error:
+        except SoundSentryError as error:
             return index, failed(error.detail)
+        except Exception as error:
+            # One recording must not cost the scores of all others. Its row tells the error, and counts as an error.
+            return index, failed(f"an error in this program, please report it: {error!r}")
         return index, from_body(body, hashlib.sha256(data).hexdigest())
 
 

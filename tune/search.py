@@ -17,13 +17,13 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import ray
 import torch
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -46,7 +46,7 @@ Point = dict[str, Any]
 
 
 class Grid(Strict):
-    """Every combination of the values given for each key, such as `estimator.head.c`."""
+    """Every combination of the values given for each key, such as `estimator.head.penalty`."""
 
     kind: Literal["grid"]
     space: dict[str, Annotated[list[Any], Field(min_length=1)]]
@@ -61,6 +61,12 @@ class Range(Strict):
     low: float
     high: float
     log: bool = False
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if not (self.low < self.high and (self.low > 0 or not self.log)):
+            raise ValueError("low must be below high, and above 0 on a logarithmic scale")
+        return self
 
     def domain(self) -> Any:
         return ray_tune.loguniform(self.low, self.high) if self.log else ray_tune.uniform(self.low, self.high)
@@ -105,6 +111,13 @@ class SearchConfig(TrainingConfig):
             return TrainingConfig.model_validate(values)
         except ValidationError as error:
             raise ConfigurationError(f"search.space: at {point}: {error.errors()[0]['msg']}") from error
+
+    def require_space(self) -> None:
+        """Raises ConfigurationError for a key that does not exist, and for a value or an end of a range that it cannot
+        have. A trial would find this out only after all features are computed."""
+        for key, values in self.search.space.items():
+            for value in (values.low, values.high) if isinstance(values, Range) else values:
+                self.at({key: value})
 
     def presets(self) -> list[str]:
         """The feature recipes that the search may need."""
@@ -334,10 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     config = parse(SearchConfig, arguments.config)
     require_no_front(config)
-    if isinstance(config.search, Grid):
-        for key, values in config.search.space.items():
-            for value in values:
-                config.at({key: value})
+    config.require_space()
     clips = load_clips(arguments, config.speakers_of)
     folds = make_folds(clips, config.folds)
     if arguments.nested:

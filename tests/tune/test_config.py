@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from pipeline.config import parse
 from pipeline.errors import ConfigurationError
@@ -40,8 +41,27 @@ def test_a_front_is_refused_where_it_would_be_ignored(command: ModuleType, tmp_p
         command.main([f"--config={tmp_path / 'front.yaml'}", f"--manifest={manifest}", f"--out={out}"])
 
 
-def test_a_key_of_a_search_that_does_not_exist_is_named() -> None:
-    search = {"kind": "grid", "space": {"estimator.head.penlty": [1]}}
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"kind": "grid", "space": {"estimator.head.penlty": [1]}},
+        {"kind": "optuna", "space": {"estimator.head.penlty": {"low": 1, "high": 2}}},
+    ],
+)
+def test_a_key_of_a_search_that_does_not_exist_is_named(search: dict[str, Any]) -> None:
     config = SearchConfig.model_validate({"search": search})
     with pytest.raises(ConfigurationError, match=r"no key estimator\.head\.penlty .*: did you mean penalty\?"):
-        config.at({"estimator.head.penlty": 1})
+        config.require_space()
+
+
+@pytest.mark.parametrize("ends", [{"low": -1, "high": 1, "log": True}, {"low": 2, "high": 1}])
+def test_a_range_without_values_is_refused(ends: dict[str, Any]) -> None:
+    search = {"kind": "optuna", "space": {"estimator.head.penalty": ends}}
+    with pytest.raises(ValidationError):
+        SearchConfig.model_validate({"search": search})
+
+
+def test_a_range_beyond_what_a_key_may_have_is_refused() -> None:
+    search = {"kind": "optuna", "space": {"estimator.head.penalty": {"low": -1, "high": 1}}}
+    with pytest.raises(ConfigurationError, match=r"search\.space: at"):
+        SearchConfig.model_validate({"search": search}).require_space()
