@@ -117,12 +117,15 @@ class Access:
 
 
 def presented_key(headers: Mapping[str, str]) -> str:
-    """The key in the headers of a request; empty if there is none."""
+    """The key in the headers of a request; empty if there is none.
+
+    `X-API-Key` counts first, because a gateway may use `Authorization` for a token of its own.
+    """
+    if key := headers.get("x-api-key", "").strip():
+        return key
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return bearer.strip()
-    if key := headers.get("x-api-key", "").strip():
-        return key
     for protocol in headers.get("sec-websocket-protocol", "").split(","):
         if protocol.strip().startswith(SUBPROTOCOL):
             return protocol.strip().removeprefix(SUBPROTOCOL)

@@ -233,9 +233,13 @@ def _install(header_timeout_seconds: float) -> None:
 
 
 def _watch_headers(protocol: Any, seconds: float) -> None:
-    """Make connections of uvicorn's `protocol` end if a request's headers take too long, and send no server name."""
-    made, begun = (
-        getattr(method, "before_front", method) for method in (protocol.connection_made, protocol.on_message_begin)
+    """Make connections of uvicorn's `protocol` end if a request's headers take too long, and send no server name.
+
+    They also end some time after an answer to a request whose body has not arrived: nobody waits for it any more.
+    """
+    made, begun, answered = (
+        getattr(method, "before_front", method)
+        for method in (protocol.connection_made, protocol.on_message_begin, protocol.on_response_complete)
     )
 
     def connection_made(self: Any, transport: asyncio.Transport) -> None:
@@ -247,6 +251,16 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
     def on_message_begin(self: Any) -> None:
         begun(self)
         self.loop.call_later(seconds, end_without_request, self, self.cycle)
+
+    def on_response_complete(self: Any) -> None:
+        answered(self)
+        if self.cycle.response_complete and self.cycle.more_body:
+            # Not at once: a client that is still sending might then not see the answer.
+            self.loop.call_later(seconds, end_after_answer, self, self.cycle)
+
+    def end_after_answer(self: Any, last: Any) -> None:
+        if self.cycle is last:
+            self.transport.close()
 
     def end_without_request(self: Any, before: Any) -> None:
         is_waiting = self.cycle is before and self.transport.get_protocol() is self
@@ -260,7 +274,9 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
             self.transport.close()
 
     connection_made.before_front, on_message_begin.before_front = made, begun  # type: ignore[attr-defined]
+    on_response_complete.before_front = answered  # type: ignore[attr-defined]
     protocol.connection_made, protocol.on_message_begin = connection_made, on_message_begin
+    protocol.on_response_complete = on_response_complete
 
 
 TOO_SLOW = "No complete request came within {:g} seconds. Send it faster."

@@ -174,6 +174,7 @@ def test_a_key_may_do_what_it_is_for() -> None:
 
 def test_a_key_comes_in_one_of_three_ways() -> None:
     assert presented_key({"authorization": "Basic abc", "x-api-key": "k"}) == "k"
+    assert presented_key({"authorization": "Bearer token-of-a-gateway", "x-api-key": "k"}) == "k"
     assert presented_key({"sec-websocket-protocol": "other, sound-sentry-key.k"}) == "k"
     assert presented_key({}) == ""
 

@@ -40,7 +40,7 @@ async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"X-Request-ID", b"another")]})
         await send({"type": "websocket.http.response.body", "body": b"no"})
         return
-    while message.get("more_body"):
+    while message.get("more_body") and path != "/early":
         message = await receive()
     if path == "/lost" or (path == "/lost-once" and not lost_once):
         lost_once.append(path)
@@ -73,6 +73,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         (RequestIdMiddleware, "__call__"),
         (AutoHTTPProtocol, "connection_made"),
         (AutoHTTPProtocol, "on_message_begin"),
+        (AutoHTTPProtocol, "on_response_complete"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     lost_once.clear()
@@ -212,6 +213,11 @@ def test_the_next_headers_on_a_connection_have_to_come_too(url: str) -> None:
     answers = answer_to(url, whole, whole, b"GET / HTTP/1.1\r\nX-Drop: ")
     assert answers.count(b"HTTP/1.1 200") == 2
     assert answers.count(b"HTTP/1.1 408") == 1
+
+
+def test_a_body_that_does_not_come_ends_the_connection_after_its_answer(url: str) -> None:
+    head = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    assert answer_to(url, head, b"a drop").startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_slow_answer_is_not_a_slow_request(url: str) -> None:
