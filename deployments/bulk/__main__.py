@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import ConfigurationError, SoundSentryError
+from pipeline.errors import ConfigurationError, SoundSentryError, StageUnavailable
 from pipeline.predict import add_settings, settings_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> str:
     from deployments.bulk.journal import Journal
     from pipeline.config import DetectorConfig
     from pipeline.progress import with_progress
-    from pipeline.storage import locate, shown
+    from pipeline.storage import first_line, locate, shown
     from pipeline.verdict.bundle import Bundle
 
     config, asked = DetectorConfig.load(options.config), settings_of(options)
@@ -109,6 +109,8 @@ def run(options: argparse.Namespace) -> str:
     pending = [file for file in files if file.name not in done]
     if pending:
         connect(options.address)
+        from ray.exceptions import RayError
+
         from deployments.bulk.scoring import Scorer, default_gpu_share, places, score
 
         num_gpus = default_gpu_share() if options.gpu is None else options.gpu
@@ -119,9 +121,14 @@ def run(options: argparse.Namespace) -> str:
             actors=options.actors or places(num_gpus),
             num_gpus=num_gpus,
         )
-        with closing(keep(answers, journal)) as kept:  # closed at Ctrl-C, too
-            for _ in with_progress(kept, len(pending), "files"):
-                pass
+        try:
+            with closing(keep(answers, journal)) as kept:  # closed at Ctrl-C, too
+                for _ in with_progress(kept, len(pending), "files"):
+                    pass
+        except (RayError, OSError) as error:
+            raise StageUnavailable(
+                f"The run broke off. The same command goes on where it was. ({first_line(error)})"
+            ) from error
     counts = journal.write_results()
     counted = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
     return f"{shown(options.out)}: {counted}; {len(pending)} of {sum(counts.values())} scored in this run"

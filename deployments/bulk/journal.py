@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -73,8 +74,9 @@ class Journal:
             {"path": a["filename"], "failed": a["status"] == "failed", "answer": json.dumps(a, allow_nan=False)}
             for a in answers
         ]
-        last = int(self._parts[-1].rpartition("-")[2].removesuffix(".parquet")) if self._parts else 0
-        part = f"{self.folder}/answers-{last + 1:08d}.parquet"
+        last = int(PurePosixPath(self._parts[-1]).stem.split("-")[1]) if self._parts else 0
+        # Another run with the same results, such as one that was thought dead, must not write over this part.
+        part = f"{self.folder}/answers-{last + 1:08d}-{secrets.token_hex(4)}.parquet"
         with self._filesystem.open_output_stream(f"{part}.partial") as file:
             pq.write_table(pa.Table.from_pylist(rows, schema=self._schema), file, compression="zstd")
         self._filesystem.move(f"{part}.partial", part)
@@ -82,6 +84,7 @@ class Journal:
 
     def write_results(self) -> dict[str, int]:
         """Write the complete results, one row per file, and return the number of files with each result."""
+        self._parts = self._find_parts()
         newest = {}
         for number, table in enumerate(self._read(["path"])):
             newest.update(dict.fromkeys(table["path"].to_pylist(), number))

@@ -63,6 +63,15 @@ def test_columns_of_parquet_have_their_kind_though_they_are_empty(tmp_path: Path
     assert str(kinds["probability"]) == "double"
 
 
+def test_two_runs_at_the_same_time_lose_no_row(tmp_path: Path) -> None:
+    out = str(tmp_path / "v.jsonl")
+    first, second = Journal(out, SETTINGS), Journal(out, SETTINGS)
+    first.add([FAKE])
+    second.add([BROKEN])
+    first.add([SILENT])
+    assert first.write_results() == second.write_results() == {"Fake": 1, "No Speech": 1, "error": 1}
+
+
 def test_a_journal_goes_on_where_it_was(tmp_path: Path) -> None:
     out = str(tmp_path / "v.jsonl")
     Journal(out, SETTINGS).add([FAKE, BROKEN])

@@ -14,15 +14,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import FileSystem
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayError
 
 from deployments.bulk.__main__ import main
 from deployments.bulk.inputs import File
 from deployments.bulk.scoring import score
 from pipeline.config import ROOT
 from pipeline.detector import Detector
+from pipeline.errors import UnreadableAudio
+from pipeline.writers import as_json
 from tests.bucket import object_store
 from tests.graph import free_port, wait_until
 from tests.nodes import OBJECT_STORE_BYTES, two_nodes
@@ -158,3 +162,24 @@ def test_a_cluster_that_is_not_there_is_told_in_a_sentence(clip: bytes, tmp_path
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "There is no Ray cluster at" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("error", [RayError("The cluster is gone.\nTrace"), OSError("No space left on device")])
+def test_a_run_that_breaks_off_says_so_and_keeps_its_rows(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(b"RIFF")
+
+    def broken(*_: object, **__: object) -> Iterator[dict[str, Any]]:
+        yield as_json("a.wav", UnreadableAudio("It is broken."))
+        raise error
+
+    monkeypatch.setattr("deployments.bulk.scoring.score", broken)
+    out = tmp_path / "verdicts.csv"
+    assert main([str(tmp_path), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert str(error).splitlines()[0] in said and "goes on where it was" in said
+    assert not out.exists()
+    (part,) = Path(f"{out}.journal").iterdir()
+    assert pq.read_table(part)["path"].to_pylist() == ["a.wav"]
