@@ -24,7 +24,7 @@ MODEL_LENGTH = 12
 
 
 def count_verdict(verdict: Verdict) -> None:
-    """Count an answer, its reasons, and the seconds of its recording."""
+    """Count an answer to a recording or to a whole stream, its reasons, and the seconds of its recording."""
     _verdicts().inc(tags={"result": verdict.overall})
     for reason in verdict.reasons:
         _reasons().inc(tags={"reason": reason.value})
@@ -47,7 +47,7 @@ def observe_stage(stage: str, seconds: float) -> None:
 
 
 def count_refusal(error: SoundSentryError) -> None:
-    """Count a request, or a file of a batch, that got an error."""
+    """Count a request, a stream, or a file of a batch, that got an error."""
     _refusals().inc(tags={"reason": error.kind(), "status": str(int(error.status))})
 
 
@@ -109,6 +109,6 @@ def _stages() -> Histogram:
 def _refusals() -> Counter:
     return Counter(
         "sound_sentry_refusals",
-        description="Requests and files of a batch answered with an error",
+        description="Requests, streams and files of a batch answered with an error",
         tag_keys=("reason", "status"),  # type: ignore[arg-type]  # Ray declares it as a tuple of one
     )

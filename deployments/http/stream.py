@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import WebSocket, WebSocketDisconnect, status
 
+from deployments import metrics
 from deployments.graph import Graph
 from deployments.http import answers, problems
 from deployments.http.access import Access, subprotocol
@@ -167,6 +168,7 @@ class Streams:
                 channels=channels,
             )
         require_times_that_fit(verdict.duration_seconds, live.tape.seconds)
+        metrics.count_verdict(verdict)
         values = dict(verdict)
         if options.format != "webm":
             values["file_sha256"] = None  # raw samples are not a file
@@ -205,6 +207,7 @@ async def _send(websocket: WebSocket, message: StreamUpdate | StreamVerdict) -> 
 
 async def _refuse(websocket: WebSocket, error: SoundSentryError) -> None:
     """Send the error if the client is still connected, and close the stream."""
+    metrics.count_refusal(error)
     code = next(code for kind, code in CLOSE_CODES if isinstance(error, kind))
     with suppress(WebSocketDisconnect, RuntimeError):
         await websocket.send_json(answers.problem(error) | {"request_id": problems.request_id(websocket)})
