@@ -340,13 +340,15 @@ def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], 
             f"\n- Fewer than {FEWEST_WITH_WINDOWS} clips have several windows, so how much a window's score varies is "
             "assumed and not\n  measured. Intervals may be too narrow or too wide. Longer clips correct this."
         )
+    # With a front the estimator is not used.
+    recipe = config.front or config.estimator
     sources = Counter(clip.source or clip.site or "unnamed" for clip in clips if not clip.is_spoof)
     generators = Counter(clip.generator or "unnamed" for clip in clips if clip.is_spoof)
     return f"""# {info.name}
 
 Tells machine-made speech from a human's. Features: `{info.features.name}` of the speaker-recognition network
 {info.features.backbone}, {sum(info.layers.values())} for each window. Head: {info.head},
-`{config.estimator.model_dump_json()}`.
+`{recipe.model_dump_json()}`.
 
 ## Trained on
 {corpus["bonafide"]} bona fide and {corpus["spoof"]} spoofed clips of {corpus["speakers"]} speakers and
@@ -378,7 +380,8 @@ The same clips. Those with a score near the balanced threshold get no answer.
 Log-likelihood ratios: balanced {info.thresholds.balanced:.2f}, recall {info.thresholds.recall:.2f} (at most
 {config.operating_points.recall_miss:.0%} of held-out spoofs missed), precision {info.thresholds.precision:.2f} (at most
 {config.operating_points.precision_false_alarm:.0%} of held-out recordings called fake). A recording is Inconclusive if
-its 80 % interval contains the threshold.
+its 80 % interval contains the threshold, or at precision also if it contains a score between the balanced threshold and
+that of precision.
 
 ## Limits
 - For generators, languages and channels unlike those above, expect as many errors as in the table, or more.
