@@ -62,8 +62,9 @@ class JobSettings(Strict):
     while their webhook is pending. Each replica of the ingress serves /jobs/{job_id}/events to `max_followers` clients
     at a time.
 
-    Webhooks are signed with the secret in `webhook_secret_file`. Without such a file there are no webhooks. They may
-    reach public addresses and `webhook_networks`. Each is tried `webhook_attempts` times; the first pause takes
+    Webhooks are signed with the secret in `webhook_secret_file`, at least 16 bytes. Its path should be absolute,
+    because it is not relative to the repository root. Without such a file there are no webhooks. They may reach public
+    addresses and `webhook_networks`. Each is tried `webhook_attempts` times; the first pause takes
     `webhook_first_pause_seconds`, and each further pause four times as long.
     """
 
@@ -107,7 +108,7 @@ class JobSettings(Strict):
 
 
 class BuildArgs(Strict):
-    """All of `args`. Relative paths are relative to the repository root.
+    """All of `args`. Relative paths are relative to the repository root, except `jobs.webhook_secret_file`.
 
     `serve_config` names the file that holds these arguments, so that keys that Serve itself ignores are checked at the
     start; leave it out if there is no such file. `accelerator: auto` uses GPUs if the cluster has any when the

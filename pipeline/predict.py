@@ -240,7 +240,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="split: judge each channel by itself, for call recorders that write each party to a channel",
     )
     parser.add_argument(
-        "--explain", action="store_true", help="say what each answer rests on, in --json and --report; takes longer"
+        "--explain",
+        action="store_true",
+        help="say what each answer is based on, in --json and --report; takes longer",
     )
     parser.add_argument("--track", type=int, metavar="N", help="which audio track to judge, counted from 0")
 

@@ -50,7 +50,7 @@ class Options(TypedDict, total=False):
     operating_point: Literal["balanced", "recall", "precision"]
     """Which threshold decides: `recall` finds more fakes but accuses more humans, `precision` the opposite."""
     explain: bool
-    """Say what the verdict rests on."""
+    """Say what the verdict is based on."""
     channels: Literal["mix", "split"]
     """Judge all channels as one, or each by itself."""
     track: int

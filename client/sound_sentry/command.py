@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     grouped = commands.add_parser("jobs", help="judge recordings in the background")
     of_jobs = grouped.add_subparsers(metavar="COMMAND", required=True)
-    command = _command(of_jobs, "submit", "submit recordings as one job, and print its name", jobs.submit, judging)
+    command = _command(of_jobs, "submit", "submit recordings as one job, and print its id", jobs.submit, judging)
     command.add_argument("files", nargs="+", metavar="FILE", help=FILES)
     command.add_argument("--webhook", metavar="URL", help="address that the service calls when the job is done")
     command.add_argument("--idempotency-key", metavar="KEY", help="a second submission with this key is the same job")
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         ("show", "show the results of a job, or its progress", jobs.show),
         ("cancel", "stop a job, or delete one that is finished", jobs.cancel),
     ):
-        _command(of_jobs, name, help, run).add_argument("job", metavar="JOB", help="the name of the job")
+        _command(of_jobs, name, help, run).add_argument("job", metavar="JOB", help="the id of the job")
 
     command = _command(commands, "listen", "judge sound while it is recorded; Ctrl-C ends it", listen)
     command.add_argument(
@@ -103,7 +103,7 @@ def _judging_arguments() -> argparse.ArgumentParser:
     group = parser.add_argument_group("how to judge")
     group.add_argument("--diarize", dest="use_diarization", action="store_true", help="tell speakers apart")
     group.add_argument("--operating-point", choices=POINTS, help="which threshold decides")
-    group.add_argument("--explain", action="store_true", help="say what the verdict rests on (with --json)")
+    group.add_argument("--explain", action="store_true", help="say what the verdict is based on (with --json)")
     group.add_argument("--channels", choices=("mix", "split"), help="split: judge each channel by itself")
     group.add_argument("--track", type=int, metavar="N", help="which audio track of the file, 0 for the first")
     group.add_argument("--num-speakers", type=int, metavar="N", help="how many people speak, with --diarize")

@@ -17,7 +17,7 @@ from sound_sentry.output import Output, print_to_output
 
 
 def submit(arguments: argparse.Namespace) -> int:
-    """Submit files as one job, and print its name, or wait for its results if asked to."""
+    """Submit files as one job, and print its id, or wait for its results if asked to."""
     with _service(arguments) as sentry:
         paths = find(arguments.files, sentry.info().supported_formats)
         recordings = [sys.stdin.buffer.read() if path == "-" else path for path in paths]

@@ -168,7 +168,7 @@ class BandShare(Answer):
 
 
 class Explanation(Answer):
-    """What the answer rests on. If a part decided for the whole, this explains that part."""
+    """What the answer is based on. If a part decided for the whole, this explains that part."""
 
     moments: tuple[MomentShare, ...] = ()
     """At most six moments with the most weight, the heaviest first. They do not overlap."""
@@ -222,7 +222,7 @@ class Verdict(Answer):
     warnings: tuple[str, ...]
     """What else to know about the recording or its judgement. `Info.warnings` has a sentence for each."""
     explanation: Explanation | None = None
-    """What the answer rests on; only if the caller asked for it."""
+    """What the answer is based on; only if the caller asked for it."""
 
     @property
     def probability(self) -> float | None:

@@ -174,9 +174,11 @@ FORM_ERRORS = (
 )
 
 AUDIO_ERRORS = (
-    EmptyAudio("The file has no bytes. Send one that holds a recording."),
-    UnreadableAudio("The audio is damaged. Export it again and send that."),
-    RecordingTooLong("Send at most 600 seconds of audio."),
+    EmptyAudio("The file is empty. Send a recording."),
+    UnreadableAudio(
+        "The audio cannot be decoded: the file is damaged or incomplete. Export it again and send the new file."
+    ),
+    RecordingTooLong("The recording is longer than 600 seconds. Send it in parts."),
     UnsupportedFormat(f"The file is in none of the accepted formats. Send {ACCEPTED}."),
 )
 
@@ -247,7 +249,7 @@ INFO = {
                 "backbone": "campplus",
                 "backbone_sha256": SHA256,
                 "layers": ["head.layer1", "xvector.tdnn"],
-                "statistics": ["mean", "sd"],
+                "statistics": {"head.layer1": ["mean", "sd"], "xvector.tdnn": ["mean", "sd"]},
                 "reduction": "none",
                 "k": None,
                 "dimension": 1536,

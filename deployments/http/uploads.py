@@ -44,7 +44,7 @@ class Options(BaseModel):
     operating_point: OperatingPoint = "balanced"
     """Which errors to avoid: `recall` misses few fakes, `precision` accuses few humans."""
     explain: bool = False
-    """Say which moments, bands of frequency and layers of the network the answer rests on; takes longer."""
+    """Say which moments, bands of frequency and layers of the network the answer is based on; takes longer."""
     channels: Channels = "mix"
     """`split` judges each channel by itself. Use it for call recorders, which write each party to a channel."""
     track: int | None = Field(None, ge=0)

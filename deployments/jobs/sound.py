@@ -1,7 +1,8 @@
 """Stores the sound of jobs until it is judged. The service writes recordings to a disk only here.
 
 A file exists from the start of its upload until it is judged, or until its job is cancelled or deleted. Files that a
-crash left behind are deleted when a runner starts and every minute. Only the service's own user may read the files.
+crash left behind are deleted when a runner starts and every minute; those of an unfinished upload stay up to an hour
+(`UNKNOWN_SECONDS`). Only the service's own user may read the files.
 """
 
 from __future__ import annotations

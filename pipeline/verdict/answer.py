@@ -215,7 +215,7 @@ class LayerShare(Part):
 
 
 class Explanation(Part):
-    """What the answer rests on. If a part decided for the whole, this explains that part."""
+    """What the answer is based on. If a part decided for the whole, this explains that part."""
 
     moments: tuple[MomentShare, ...]
     """At most six moments with the most weight, the heaviest first. They do not overlap."""
@@ -271,7 +271,7 @@ class Verdict(Part):
         description=f"What else to know about the recording or its judgement. {_listed(AnswerWarning)}"
     )
     explanation: Explanation | None = Field(None, exclude_if=_absent)
-    """What the answer rests on; only if the caller asked for it."""
+    """What the answer is based on; only if the caller asked for it."""
 
     @property
     def headline(self) -> tuple[float, Interval] | None:

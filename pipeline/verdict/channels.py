@@ -13,7 +13,7 @@ from pipeline.verdict.windows import merge, total_seconds
 Names = dict[tuple[str, str | None], str]
 """The name in the whole answer of each channel's speakers."""
 
-_GRAVITY: dict[Label, int] = {"No Speech": 0, "Real": 1, "Inconclusive": 2, "Fake": 3}
+_SERIOUSNESS: dict[Label, int] = {"No Speech": 0, "Real": 1, "Inconclusive": 2, "Fake": 3}
 
 
 @dataclass(frozen=True)
@@ -25,26 +25,26 @@ class JudgedChannel:
     verdict: Verdict
 
     @property
-    def gravity(self) -> tuple[int, float]:
-        """A key that sorts channels by the gravity of their result, then by probability."""
-        return _GRAVITY[self.verdict.overall], self.verdict.headline[0] if self.verdict.headline else 0.0
+    def seriousness(self) -> tuple[int, float]:
+        """A key that sorts channels by the seriousness of their result, then by probability."""
+        return _SERIOUSNESS[self.verdict.overall], self.verdict.headline[0] if self.verdict.headline else 0.0
 
 
 def merge_channels(notes: Mapping[str, str | None], judged: Sequence[JudgedChannel]) -> Verdict:
-    """The answer for the whole: that of the gravest channel.
+    """The answer for the whole: that of the channel with the most serious result.
 
-    The gravest channel has the gravest result; if several have it, the one with the highest probability. So the result,
-    the probability, the score and the interval of the whole all come from one channel, and agree. If that channel is
-    Fake and not alone, `decided_by` names it. `notes` has the note of every channel by its name, in order. `judged` has
-    at least one channel; a channel that is not in it is silent or the same as another.
+    If several channels have that result, it is the one with the highest probability. So the result, the probability,
+    the score and the interval of the whole all come from one channel, and agree. If that channel is Fake and not alone,
+    `decided_by` names it. `notes` has the note of every channel by its name, in order. `judged` has at least one
+    channel; a channel that is not in it is silent or the same as another.
     """
-    gravest = max(judged, key=lambda channel: channel.gravity)
+    deciding = max(judged, key=lambda channel: channel.seriousness)
     speaking = [channel.verdict for channel in judged if channel.speech.segments]
     highest = [verdict.max_probability for verdict in speaking if verdict.max_probability is not None]
     lowest = [verdict.min_probability for verdict in speaking if verdict.min_probability is not None]
     names = _names(judged)
     by_name = {channel.name: channel.verdict for channel in judged}
-    return gravest.verdict.model_copy(
+    return deciding.verdict.model_copy(
         update={
             "max_probability": max(highest, default=None),
             "min_probability": min(lowest, default=None),
@@ -53,8 +53,8 @@ def merge_channels(notes: Mapping[str, str | None], judged: Sequence[JudgedChann
             "timeline": _timeline([channel.verdict.timeline for channel in judged]),
             "speech_seconds": total_seconds(merge(s for channel in judged for s in channel.speech.segments)),
             "channels": tuple(_channel(name, note, by_name) for name, note in notes.items()),
-            "explanation": _explanation(gravest, names),
-            "decided_by": _decided_by(gravest, names, is_alone=len(speaking) < 2),
+            "explanation": _explanation(deciding, names),
+            "decided_by": _decided_by(deciding, names, is_alone=len(speaking) < 2),
             "warnings": tuple(dict.fromkeys(w for channel in judged for w in channel.verdict.warnings)),
         }
     )
@@ -92,13 +92,13 @@ def _speakers(judged: Sequence[JudgedChannel], names: Names) -> Iterator[Speaker
             )
 
 
-def _explanation(gravest: JudgedChannel, names: Names) -> Explanation | None:
-    """The explanation of the gravest channel, whose answer is the answer for the whole."""
-    explanation = gravest.verdict.explanation
+def _explanation(deciding: JudgedChannel, names: Names) -> Explanation | None:
+    """The explanation of the channel whose answer is the answer for the whole."""
+    explanation = deciding.verdict.explanation
     if explanation is None:
         return None
     moments = tuple(
-        moment.model_copy(update={"speaker": names[gravest.name, moment.speaker]}) for moment in explanation.moments
+        moment.model_copy(update={"speaker": names[deciding.name, moment.speaker]}) for moment in explanation.moments
     )
     return explanation.model_copy(update={"moments": moments})
 
@@ -122,16 +122,16 @@ def _channel(name: str, note: str | None, judged: Mapping[str, Verdict]) -> Chan
     )
 
 
-def _decided_by(gravest: JudgedChannel, names: Names, *, is_alone: bool) -> DecidedBy | None:
-    """The part that makes the whole Fake: a part of the gravest channel, or all of it if it is not alone."""
-    verdict = gravest.verdict
+def _decided_by(deciding: JudgedChannel, names: Names, *, is_alone: bool) -> DecidedBy | None:
+    """The part that makes the whole Fake: a part of the deciding channel, or all of it if it is not alone."""
+    verdict = deciding.verdict
     if part := verdict.decided_by:
-        speaker = names[gravest.name, part.speaker] if part.speaker else None
-        return part.model_copy(update={"channel": gravest.name, "speaker": speaker})
+        speaker = names[deciding.name, part.speaker] if part.speaker else None
+        return part.model_copy(update={"channel": deciding.name, "speaker": speaker})
     if is_alone or verdict.overall != "Fake" or not verdict.headline:
         return None
     probability, interval = verdict.headline
-    segments = gravest.speech.segments
+    segments = deciding.speech.segments
     return DecidedBy(
-        channel=gravest.name, start=segments[0].start, end=segments[-1].end, probability=probability, interval=interval
+        channel=deciding.name, start=segments[0].start, end=segments[-1].end, probability=probability, interval=interval
     )

@@ -1,4 +1,4 @@
-"""What a verdict rests on: which moments, which bands of frequency and which layers of the network.
+"""What a verdict is based on: which moments, which bands of frequency and which layers of the network.
 
 All three are in the unit of the answer's score, a log-likelihood ratio: above 0 speaks for a machine, below 0 for a
 human. If a part decided for the whole, that part is explained.

@@ -209,7 +209,7 @@ def test_everybody_can_use_it(page: Page, ten_seconds: NDArray[np.float32]) -> N
     look()
 
 
-def test_what_carried_the_answer_is_drawn(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+def test_the_explanation_is_drawn(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
     recording = encode(ten_seconds)
     page.check("#explain")
     choose(page, recording)
