@@ -56,7 +56,7 @@ class _Options(Strict):
 
 
 class PcmOptions(_Options):
-    """`channels` is their number. With `per_channel` each channel is judged by itself in every update."""
+    """`channels` is their number. With `per_channel` each channel is judged by itself."""
 
     format: Literal["pcm_s16le"]
     sample_rate: int

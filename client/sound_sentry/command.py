@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--sample-rate", type=int, metavar="HZ", help="rate of raw samples or of the microphone")
     command.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples or of the microphone")
     command.add_argument("--device", metavar="NAME", help="which microphone, as arecord or ffmpeg knows it")
-    command.add_argument("--per-channel", action="store_true", help="judge each channel by itself in every update")
+    command.add_argument("--per-channel", action="store_true", help="judge each channel by itself")
     command.add_argument(
         "--diarize", dest="use_diarization", action="store_true", help="tell speakers apart at the end"
     )

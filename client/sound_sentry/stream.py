@@ -38,7 +38,7 @@ class StreamOptions(TypedDict, total=False):
     channels: int
     """The number of channels of `pcm_s16le`; one by default."""
     per_channel: bool
-    """Judge each channel by itself in every update."""
+    """Judge each channel by itself."""
     operating_point: Literal["balanced", "recall", "precision"]
     """Which threshold decides."""
     use_diarization: bool
