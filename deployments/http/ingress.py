@@ -53,6 +53,9 @@ from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
 
 PAGE = ROOT / "deployments" / "page"
 
+NO_CACHE = {"Cache-Control": "no-cache"}
+"""A browser asks each time whether a file is still the same, so that the page never mixes files of two versions."""
+
 POLICY = "default-src 'self'; frame-ancestors 'none'"
 """The page loads nothing from other hosts, and cannot be shown in a frame."""
 
@@ -162,7 +165,7 @@ class Ingress:
         app.add_api_websocket_route("/stream", self._streams.serve)
         if self._jobs:
             self._jobs.add_routes(app)
-        app.mount("/page", StaticFiles(directory=PAGE))
+        app.mount("/page", PageFiles(directory=PAGE))
         app.openapi()["components"]["schemas"].update(report_schemas)
         # FastAPI leaves every null out of its document, but a null in an example has a meaning.
         for path, operations in app.openapi()["paths"].items():
@@ -181,7 +184,8 @@ class Ingress:
     async def home(self, request: Request) -> Response:
         """Name, version and state of the service. A browser gets the page for recordings."""
         if asks_for_page(request):
-            return FileResponse(PAGE / "index.html", headers={"Vary": "Accept", "Content-Security-Policy": POLICY})
+            headers = {"Vary": "Accept", "Content-Security-Policy": POLICY, **NO_CACHE}
+            return FileResponse(PAGE / "index.html", headers=headers)
         return JSONResponse(
             {
                 "service": "Sound Sentry",
@@ -292,6 +296,15 @@ class Ingress:
             return {"filename": upload.name, "status": "failed", "error": document}
         judged = answers.JudgedFile(**dict(verdict), filename=upload.name, status=verdict.outcome)
         return judged.model_dump(mode="json")
+
+
+class PageFiles(StaticFiles):
+    """The files of the page."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(NO_CACHE)
+        return response
 
 
 class Cors(CORSMiddleware):

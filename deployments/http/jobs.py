@@ -175,9 +175,8 @@ class Jobs:
     async def events(self, request: Request, job_id: str) -> StreamingResponse:
         """The job after each change, as server-sent events, until it is finished. The last event has the results."""
         job = await self._find(request, job_id)
-        return StreamingResponse(
-            self._follow(job), headers={"Cache-Control": "no-store"}, media_type="text/event-stream"
-        )
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
+        return StreamingResponse(self._follow(job), headers=headers, media_type="text/event-stream")
 
     async def _find(self, request: Request, job_id: str) -> Job:
         """A job of the calling key. Raises JobNotFound."""

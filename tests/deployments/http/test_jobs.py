@@ -464,6 +464,7 @@ def test_a_job_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
             service.stages.go.set()
             response = await following
             assert response.headers["content-type"].startswith("text/event-stream")
+            assert response.headers["x-accel-buffering"] == "no"
             received = states(response.text)
             assert received[0]["status"] == "queued"
             assert {one["stage"] for one in received if one["status"] == "running"} >= {"VoiceActivityDetector"}

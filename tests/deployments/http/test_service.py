@@ -282,6 +282,15 @@ def test_home_for_programs_and_for_browsers(service: httpx.Client) -> None:
     assert service.get("/page/index.html").text == page.text
 
 
+def test_a_browser_asks_for_each_file_of_the_page_again(service: httpx.Client) -> None:
+    """Otherwise it may mix files of two versions after an upgrade."""
+    assert service.get("/", headers={"accept": "text/html"}).headers["cache-control"] == "no-cache"
+    script = service.get("/page/page.js")
+    same = service.get("/page/page.js", headers={"if-none-match": script.headers["etag"]})
+    assert (script.status_code, same.status_code) == (200, 304)
+    assert {answer.headers["cache-control"] for answer in (script, same)} == {"no-cache"}
+
+
 def test_health(service: httpx.Client) -> None:
     response = service.get("/health")
     health = HealthAnswer.model_validate_json(response.text)
