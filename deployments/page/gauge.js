@@ -29,7 +29,7 @@ export function fillGauge(gauge, answer, { real, fake, prior }) {
 }
 
 export function explainGauge({ real, fake, prior }) {
-  const realEnd = real === fake ? 'it' : `the line at ${percent(real)}`
+  const realEnd = real === fake ? 'that point' : `the line at ${percent(real)}`
   return (
     'The thick mark is the probability that a machine made this speech; the frame around it is the range it likely ' +
     `lies in. The answer is Fake only if the whole frame lies in the hatched part, which begins at ${percent(fake)}, ` +

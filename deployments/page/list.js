@@ -14,6 +14,7 @@ export function showRow(rows, entry, acts, isShown) {
   sign.hidden = !numberOf(entry)
   compare.disabled = !numberOf(entry)
   if (compare.disabled) compare.checked = false
+  if (!isWaited(entry) && document.activeElement === cancel) name.focus() // a button that is hidden loses the focus
   cancel.hidden = !isWaited(entry)
 }
 

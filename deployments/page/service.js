@@ -3,8 +3,10 @@
 import { $ } from './words.js'
 
 const KEY = 'sound-sentry-key'
-const TRIES = 8 // for a request that the service has no room for, or for a job that cannot be reached
+const KEY_FORM = /^[\x21-\x7e]+$/ // what a header may hold; curly quotes or hidden characters come with copied text
+const TRIES = 8 // for a request that the service has no room for
 const PAUSE_SECONDS = 2
+const OUTAGE_SECONDS = 300 // for which a job may be out of reach
 const MIB = 2 ** 20
 
 export class Problem extends Error {
@@ -24,18 +26,18 @@ function askForKey(refused) {
   asking ??= new Promise((resolve) => {
     $('access').hidden = false
     $('key').focus()
-    $('access').addEventListener(
-      'submit',
-      (event) => {
-        event.preventDefault()
-        sessionStorage.setItem(KEY, $('key').value.trim())
-        $('key').value = ''
-        $('access').hidden = true
-        asking = null
-        resolve()
-      },
-      { once: true },
-    )
+    $('access').onsubmit = (event) => {
+      event.preventDefault()
+      const key = $('key').value.trim()
+      $('key').value = ''
+      $('key-refused').hidden = KEY_FORM.test(key)
+      if (!KEY_FORM.test(key)) return
+      sessionStorage.setItem(KEY, key)
+      $('access').hidden = true
+      $('file').focus() // else the focus would be lost with the form
+      asking = null
+      resolve()
+    }
   })
   return asking
 }
@@ -51,7 +53,9 @@ export async function ask(path, options, read = (response) => response.json()) {
     if (error.name === 'AbortError') throw error
     throw new Problem('No answer', 'The service cannot be reached, or closed the connection. Try again in a moment.')
   }
-  if (response.status === 401) {
+  if (key || response.status === 401) $('docs').hidden = true // a link sends no key
+  // A key that may not even read /info is of no use here.
+  if (response.status === 401 || (response.status === 403 && key && path === 'info')) {
     if (sessionStorage.getItem(KEY) === key) sessionStorage.removeItem(KEY)
     if (!sessionStorage.getItem(KEY)) await askForKey(key !== null)
     return ask(path, options, read)
@@ -61,6 +65,9 @@ export async function ask(path, options, read = (response) => response.json()) {
     body = await (response.ok ? read(response) : response.json())
   } catch (error) {
     if (error.name === 'AbortError') throw error
+    if (response.ok && error.name !== 'SyntaxError') {
+      throw new Problem('The connection broke', 'The answer of the service broke off. Try again in a moment.')
+    }
   }
   if (response.ok && body !== null) return body
   throw new Problem(
@@ -112,10 +119,21 @@ async function send(path, body, signal, tell, headers = {}) {
     try {
       return await ask(path, { method: 'POST', body, signal, headers })
     } catch (error) {
+      if (error.status === null) await checkReadable(body)
       if (!error.waitSeconds || !left) throw error
-      tell('Waiting: the service is busy')
+      tell(error.status === 429 ? 'Waiting: this key has used up its allowance' : 'Waiting: the service is busy')
       await pause(error.waitSeconds, signal)
     }
+  }
+}
+
+// A browser reports a file that was changed or deleted after it was chosen in the same way as a lost connection.
+async function checkReadable(body) {
+  const [file] = body.values() // the first field
+  try {
+    await file.slice(0, 1).arrayBuffer()
+  } catch {
+    throw new Problem('File not readable', 'The file can no longer be read: it was changed or deleted. Choose it again.')
   }
 }
 
@@ -144,10 +162,14 @@ function randomName() {
 }
 
 // Waits until the job is finished, and returns it. It listens to the job's events, and listens again after a lost
-// connection. If the service has no room for one more listener, it asks for the job from time to time. Throws after
-// TRIES failures in a row.
+// connection. If the service has no room for one more listener, it asks for the job itself and then listens again.
+// Throws if nothing is heard of the job for OUTAGE_SECONDS after a failure.
 async function follow(id, signal, tell) {
-  const show = ({ stage, progress }) => tell(stage ? 'Analysing' : 'Waiting in the queue', progress)
+  let failed = null // when the first failure was since the job was last heard of
+  const show = ({ status, progress }) => {
+    failed = null
+    tell(status === 'queued' ? 'Waiting in the queue' : 'Analysing', progress)
+  }
   const listen = () => ask(`jobs/${id}/events`, { signal }, (response) => lastState(response, show))
   const look = async () => {
     const job = await ask(`jobs/${id}`, { signal })
@@ -155,14 +177,16 @@ async function follow(id, signal, tell) {
     return job
   }
   let next = listen
-  let seconds = PAUSE_SECONDS
-  for (let left = TRIES; ; ) {
+  for (;;) {
+    let seconds = PAUSE_SECONDS
     try {
       const job = await next()
       if (job.results && job.finished_at) return job // events before the last have no results
-      left = TRIES
+      next = listen
     } catch (error) {
-      if (!(error instanceof Problem) || error.status === 404 || !left--) throw error
+      if (!(error instanceof Problem) || [403, 404].includes(error.status)) throw error
+      failed ??= performance.now()
+      if (performance.now() - failed > 1000 * OUTAGE_SECONDS) throw error
       if (error.status === 503 || error.status === 429) next = look
       seconds = error.waitSeconds ?? PAUSE_SECONDS
     }

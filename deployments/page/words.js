@@ -15,8 +15,9 @@ export function percent(p) {
 }
 
 export function clock(seconds, digits = 1) {
-  const minutes = Math.floor(seconds / 60)
-  const rest = (seconds - 60 * minutes).toFixed(digits).padStart(digits ? 3 + digits : 2, '0')
+  const rounded = Number(seconds.toFixed(digits)) // before it is split, or there would be a "0:60"
+  const minutes = Math.floor(rounded / 60)
+  const rest = (rounded - 60 * minutes).toFixed(digits).padStart(digits ? 3 + digits : 2, '0')
   return `${minutes}:${rest}`
 }
 
