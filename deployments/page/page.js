@@ -26,6 +26,7 @@ let wave = null // WaveSurfer that shows and plays the recording
 let position = 0 // of the playhead, in seconds
 let peaks = [] // of the waveform, for the report
 let info = null // the answer of /info: the limits of an upload, the thresholds, the sentence of each word
+const infos = new Map() // each answer of /info by the SHA-256 of its model, which may change while the page is open
 
 // ---- words
 
@@ -41,8 +42,10 @@ function sentence(word) {
 const queue = makeQueue({
   async judge({ file, chosen }, signal, tell) {
     await introduced // it loads `info`, which has the sentence of each word
-    info ??= await ask('info', { signal })
-    return judge(file, chosen, info, signal, tell)
+    if (!info) await learn(signal)
+    const answer = await judge(file, chosen, info, signal, tell)
+    await learnModel(answer, signal)
+    return answer
   },
   changed(entry) {
     renew(entry)
@@ -55,7 +58,9 @@ const queue = makeQueue({
 const acts = { show: look, cancel: queue.cancel, compare }
 
 // Adds recordings, given as {file, name}, to the queue, and shows the first of them.
-function choose(files) {
+async function choose(files) {
+  $('left-out').textContent = ''
+  if (files.some(({ name }) => name.includes('/'))) await introduced // it tells which files of a folder are recordings
   const recordings = files.filter(({ file, name }) => !name.includes('/') || isSound(file))
   if (!recordings.length) {
     showProblem(new Problem('No recording', 'No file in this folder has an accepted format. Choose another folder.'))
@@ -65,7 +70,7 @@ function choose(files) {
   look(queue.add(recordings, options())[0])
   const others = files.length - recordings.length
   const words = others === 1 ? '1 file is not a recording and was' : `${others} files are not recordings and were`
-  $('left-out').textContent = others ? `${words} left out.` : ''
+  if (others) $('left-out').textContent = `${words} left out.`
 }
 
 // Whether a file of a folder is a recording. A file that was chosen by itself is always sent: the service decides.
@@ -81,17 +86,23 @@ function look(entry) {
 }
 
 // Shows an entry outside its row: its answer, its problem, or that it was cancelled.
-function present({ state, file, answer, problem, seconds, name }) {
+function present({ state, file, answer, problem, seconds, chosen, name }) {
   forget()
   $('result').hidden = true
-  showProblem(state === 'failed' ? problem : null, name)
-  if (state === 'cancelled') $('status').textContent = 'Cancelled.'
-  if (state !== 'done') return
-  verdict = answer
-  show(answer)
-  const time = seconds === undefined ? '' : `: answered in ${seconds.toFixed(1)} seconds` // a stream has no such time
-  $('status').textContent = `${answer.overall}${time}.`
-  showSound(file, answer)
+  if (state === 'cancelled') say('Cancelled.')
+  if (state === 'done') {
+    verdict = { ...answer } // a new object each time: sound that is still decoded for an earlier one is then dropped
+    show(verdict)
+    const time = seconds === undefined ? '' : `: answered in ${seconds.toFixed(1)} seconds` // a stream has no such time
+    say(`${answer.overall}${time}.`)
+    showSound(file, chosen, verdict)
+  }
+  showProblem(problem, name) // last, because it takes the focus
+}
+
+// A screen reader reads the text again each time it is set.
+function say(words) {
+  if ($('status').textContent !== words) $('status').textContent = words
 }
 
 function renew(entry) {
@@ -102,18 +113,22 @@ function renew(entry) {
 function showWork() {
   const { entries } = queue
   const waited = entries.filter(isWaited)
+  const cancelled = entries.filter(({ state }) => state === 'cancelled').length
   $('queue').hidden = entries.length < 2
   $('analyse').disabled = entries.length === 0
   $('analyse').textContent = entries.length > 1 ? 'Analyse all again' : 'Analyse'
+  const isCancelFocused = document.activeElement === $('cancel')
   $('progress').hidden = $('cancel').hidden = waited.length === 0
+  if (isCancelFocused && $('cancel').hidden) $('file').focus() // else the focus would be lost with the button
   $('form').setAttribute('aria-busy', waited.length > 0)
   $('cancel').textContent = waited.length > 1 ? 'Cancel all' : 'Cancel'
-  $('queue-state').textContent = `${entries.length - waited.length} of ${entries.length} done`
+  const done = `${entries.length - waited.length - cancelled} of ${entries.length} done`
+  $('queue-state').textContent = cancelled ? `${done}, ${cancelled} cancelled` : done
   const share = entries.length > 1 ? 1 - waited.length / entries.length : waited[0]?.done
   if (share) $('progress').value = share
   else $('progress').removeAttribute('value')
-  if (current && isWaited(current)) $('status').textContent = `${current.doing}: ${current.name}`
-  else if (current?.state === 'failed') $('status').textContent = ''
+  if (current && isWaited(current)) say(`${current.doing}: ${current.name}`)
+  else if (current?.state === 'failed') say('')
 }
 
 function analyse() {
@@ -134,7 +149,8 @@ function clear() {
   forget()
   $('queue-rows').replaceChildren()
   $('result').hidden = true
-  $('status').textContent = $('left-out').textContent = ''
+  $('left-out').textContent = ''
+  say('')
   showProblem(null)
   showCompared()
   showWork()
@@ -162,7 +178,7 @@ function showCompared() {
 
 function sideOf({ name, answer, chosen }) {
   const gauge = element('div', { className: 'gauge', role: 'img' })
-  fillGauge(gauge, answer, scaleOf(info, chosen.operating_point))
+  fillGauge(gauge, answer, scaleOf(infoOf(answer), chosen.operating_point))
   const facts = element('dl')
   fillList(facts, factsOf(answer))
   const reasons = answer.reasons.map((word) => element('li', {}, sentence(word)))
@@ -193,7 +209,7 @@ function options() {
 }
 
 function showCount() {
-  $('count').hidden = !$('diarize').checked
+  $('count').hidden = $('num-speakers').disabled = !$('diarize').checked // a hidden invalid number would block the form
 }
 
 // Scrolls to the error, because it may be out of sight, far above the place where a file was dropped.
@@ -210,7 +226,7 @@ function showProblem(problem, name = '') {
 // ---- the answer
 
 function show(answer) {
-  $('name').textContent = answer.filename ?? current.name
+  $('name').textContent = current.name
   $('overall').textContent = answer.overall
   $('meaning').textContent = Object.hasOwn(info.meanings, answer.overall) ? info.meanings[answer.overall] : ''
   showDecider(answer)
@@ -255,7 +271,7 @@ function showDecider({ decided_by: part }) {
 }
 
 function showGauge(answer) {
-  const scale = scaleOf(info, current.chosen.operating_point)
+  const scale = scaleOf(infoOf(answer), current.chosen.operating_point)
   fillGauge($('gauge'), answer, scale)
   $('reading').hidden = $('gauge').hidden
   $('reading-text').textContent = explainGauge(scale)
@@ -290,9 +306,10 @@ function showExact(answer) {
     facts.push(['Log-likelihood ratio of the whole', answer.score.toFixed(4)])
     facts.push(['Confidence |2p − 1| of the whole', percent(answer.confidence)])
   }
-  const { threshold } = info.operating_points[current.chosen.operating_point]
+  const { operating_points: points, decision } = infoOf(answer)
+  const { threshold } = points[current.chosen.operating_point]
   facts.push(['Operating point', `${current.chosen.operating_point}, threshold ${threshold.toFixed(4)}`])
-  facts.push(['Prior', info.decision.prior])
+  facts.push(['Prior', decision.prior])
   facts.push(['Model', answer.model.name])
   facts.push(['SHA-256 of the model', answer.model.sha256])
   if (answer.file_sha256) facts.push(['SHA-256 of the file', answer.file_sha256])
@@ -500,23 +517,26 @@ async function decode(blob) {
   }
 }
 
-// The loudest sample of each of `count` stretches of the sound: what a waveform of that width can show.
+// The loudest sample of all channels in each of `count` stretches of the sound: what a waveform of that width can show.
 function peaksOf(sound, seconds, count) {
-  const samples = sound.getChannelData(0)
   const peaks = new Float32Array(count)
   const width = (seconds * sound.sampleRate) / count
-  for (let i = 0; i < count; i++) {
-    const end = Math.min(Math.ceil((i + 1) * width), samples.length)
-    for (let j = Math.floor(i * width); j < end; j++) peaks[i] = Math.max(peaks[i], Math.abs(samples[j]))
+  for (let channel = 0; channel < sound.numberOfChannels; channel++) {
+    const samples = sound.getChannelData(channel)
+    for (let i = 0; i < count; i++) {
+      const end = Math.min(Math.ceil((i + 1) * width), samples.length)
+      for (let j = Math.floor(i * width); j < end; j++) peaks[i] = Math.max(peaks[i], Math.abs(samples[j]))
+    }
   }
   return peaks
 }
 
-async function showSound(file, answer) {
+async function showSound(file, { track }, answer) {
   const isShort = answer.duration_seconds <= info.limits.max_duration_seconds // else it would fill the memory
-  const sound = isShort ? await decode(file) : null
+  const sound = isShort && !track ? await decode(file) : null // a browser decodes the track that it prefers
   if (answer !== verdict) return
-  $('mute-note').hidden = sound !== null
+  $('track-note').hidden = !track
+  $('mute-note').hidden = sound !== null || Boolean(track)
   $('waveform').hidden = $('play').hidden = sound === null
   if (sound !== null) showWaveform(sound, answer)
 }
@@ -592,7 +612,7 @@ async function record() {
     recording = recordFrom(await openMicrophone(), { tick: tellTime })
   } catch (error) {
     $('guard').disabled = false
-    showProblem(error)
+    showProblem(asProblem(error))
     return
   } finally {
     $('record').disabled = false
@@ -609,28 +629,34 @@ function showRecording(on) {
   $('recorded').hidden = !on
   $('guard').disabled = on
   $('record').textContent = on ? 'Stop and analyse' : 'Record with the microphone'
-  $('record').setAttribute('aria-pressed', on)
+  $('record').classList.toggle('on', on)
 }
 
-// Shows how long the microphone has been on. Turns it off at the longest recording that can be sent.
+// Shows how long the microphone has been on. Turns it off a second before the longest recording that can be sent: the
+// sound may be a little longer than the time measured here.
 function tellTime(seconds) {
-  const most = info?.limits.max_duration_seconds ?? Infinity
-  $('recorded').textContent = `${clock(seconds, 0)}${most < Infinity ? ` of ${clock(most, 0)}` : ''}`
-  if (seconds >= most) recording?.stop()
+  const most = (info?.jobs ?? info)?.limits.max_duration_seconds ?? Infinity
+  const time = clock(Math.floor(seconds), 0)
+  $('recorded').textContent = most < Infinity ? `${time} of ${clock(most, 0)}` : time
+  if (seconds >= most - 1) recording?.stop()
 }
 
 async function listenLive() {
   $('guard').disabled = $('record').disabled = true
   showProblem(null)
-  const chosen = { ...options(), explain: false, channels: 'mix' } // a stream offers neither
+  $('left-out').textContent = ''
+  const { use_diarization, operating_point } = options()
+  const chosen = { use_diarization, operating_point, explain: false, channels: 'mix' } // a stream takes the first two
   try {
-    await introduced
-    info ??= await ask('info')
-    const { file, answer, problem } = await listen(chosen, scaleOf(info, chosen.operating_point), sentence)
+    await learn() // each time, because it asks for a key if there is none, or none that is valid
+    const { file, answer, problem, reason } = await listen(chosen, scaleOf(info, operating_point), sentence)
     const { name } = file
-    if (answer) look(queue.keep({ file, name, chosen, answer: { ...answer, filename: name } }))
-    else {
-      choose([{ file, name }])
+    if (answer) {
+      await learnModel(answer)
+      look(queue.keep({ file, name, chosen, answer: { ...answer, filename: name } }))
+      $('left-out').textContent = reason
+    } else {
+      await choose([{ file, name }])
       $('left-out').textContent = `${problem.message} The sound up to then is now judged like any other recording.`
     }
   } catch (error) {
@@ -669,20 +695,35 @@ function span(seconds) {
   return seconds < 7200 ? `${+(seconds / 60).toFixed(1)} minutes` : `${+(seconds / 3600).toFixed(1)} hours`
 }
 
+// Asks the service what it takes and how it judges, and tells the user.
+async function learn(signal) {
+  info = await ask('info', { signal })
+  infos.set(info.model.sha256, info)
+  const { limits, supported_formats: supported } = info
+  $('file').accept = ['audio/*', 'video/*', ...supported.map((name) => `.${name}`)].join()
+  const formats = supported.map((name) => name.toUpperCase()).join(', ')
+  const most = (info.jobs ?? info).limits
+  $('accepted').textContent = `${formats}, up to ${most.max_upload_mib} MiB and ${span(most.max_duration_seconds)}`
+  const length = `${limits.max_upload_mib} MiB or ${span(limits.max_duration_seconds)}`
+  if (info.jobs) $('kept').textContent = `A recording over ${length} stays on the service's disk until it is judged.`
+}
+
+// Asks again if another model than any before has answered. Without its thresholds, the answer is still worth showing.
+async function learnModel({ model }, signal) {
+  if (!infos.has(model.sha256)) await learn(signal).catch(() => {})
+}
+
+function infoOf({ model }) {
+  return infos.get(model.sha256) ?? info
+}
+
 async function introduce() {
   try {
-    info = await ask('info')
-    const { limits, supported_formats: supported } = info
-    $('file').accept = ['audio/*', 'video/*', ...supported.map((name) => `.${name}`)].join()
-    const formats = supported.map((name) => name.toUpperCase()).join(', ')
-    const most = (info.jobs ?? info).limits
-    $('accepted').textContent = `${formats}, up to ${most.max_upload_mib} MiB and ${span(most.max_duration_seconds)}`
-    const length = `${limits.max_upload_mib} MiB or ${span(limits.max_duration_seconds)}`
-    if (info.jobs) $('kept').textContent = `A recording over ${length} stays on the service's disk until it is judged.`
+    await learn()
     const { version } = await ask('./')
     $('version').textContent = `Version ${version}`
-  } catch {
-    $('accepted').textContent ||= 'The service is not ready yet.'
+  } catch (error) {
+    if (!info) $('accepted').textContent = error.message
   }
 }
 

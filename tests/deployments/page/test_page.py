@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -71,8 +74,29 @@ def test_a_dropped_recording_is_judged(page: Page, service: httpx.Client, sample
     expect(page.locator("#problem")).to_be_hidden()
     assert page.evaluate("document.getElementById('heat').width") == 10 * len(answer["timeline"]["probability"])
     threshold = service.get("/info").json()["operating_points"]["balanced"]["threshold"]  # the prior is even odds
-    line = page.locator(".gauge-line").evaluate("(line) => parseFloat(line.style.left)")
-    assert line == pytest.approx(100 / (1 + math.exp(-threshold)))
+    assert gauge_line(page) == pytest.approx(100 / (1 + math.exp(-threshold)))
+    expect(page.locator("#reading-text")).to_contain_text("Real only if all of it lies before that point.")
+
+
+def gauge_line(page: Page) -> float:
+    """Where the gauge has its line, in percent of its width."""
+    return float(page.locator("#gauge .gauge-line").evaluate("(line) => parseFloat(line.style.left)"))
+
+
+def test_the_gauge_follows_a_model_that_is_changed_while_the_page_is_open(
+    page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]
+) -> None:
+    recording = encode(ten_seconds)
+    info = service.get("/info").json()
+    info["model"] |= {"sha256": "b" * 64}
+    info["operating_points"]["balanced"]["threshold"] = 1.25
+    answer = predict(service, recording)
+    answer["model"] |= {"sha256": "b" * 64}
+    page.route("**/info", lambda route: route.fulfill(json=info))
+    page.route("**/predict", lambda route: route.fulfill(json=answer))
+    choose(page, recording)
+    expect(page.locator("#exact")).to_contain_text("threshold 1.2500")
+    assert gauge_line(page) == pytest.approx(100 / (1 + math.exp(-1.25)))
 
 
 def percent(p: float) -> str:
@@ -95,6 +119,32 @@ def test_the_waveform_is_drawn_and_plays(page: Page, ten_seconds: NDArray[np.flo
     expect(page.locator("#play")).to_have_text("Pause")
     page.click("#play")
     expect(page.locator("#play")).to_have_text("Play")
+
+
+def test_an_answer_that_is_shown_twice_has_one_waveform(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    choose(page, encode(ten_seconds))
+    expect(page.locator("#play")).to_be_visible(timeout=ANSWER_MS)
+    page.evaluate(
+        """() => {
+            window.players = 0
+            window.AudioContext = class extends AudioContext {
+                constructor(...options) {
+                    super(...options)
+                    window.players++
+                }
+            }
+            for (const time of [1, 2]) document.querySelector('#queue-rows button').click()
+        }"""
+    )
+    while not page.evaluate("window.players"):
+        page.wait_for_timeout(50)
+    page.wait_for_timeout(1_000)  # so long a second one could still come
+    assert page.evaluate("window.players") == 1
+
+
+def test_a_time_has_less_than_sixty_seconds(page: Page) -> None:
+    shown = "import('/page/words.js').then(({ clock }) => [clock(59.97), clock(599.9, 0), clock(64.2), clock(5, 0)])"
+    assert page.evaluate(shown) == ["1:00.0", "10:00", "1:04.2", "0:05"]
 
 
 def test_each_speaker_has_a_lane(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
@@ -151,6 +201,41 @@ def test_a_track_is_chosen(page: Page, ten_seconds: NDArray[np.float32]) -> None
     page.fill("#track", "1")
     page.click("#analyse")
     expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
+    expect(page.locator("#track-note")).to_be_visible()  # the browser would play track 0
+    expect(page.locator("#play")).to_be_hidden()
+
+
+def test_a_number_that_is_hidden_stops_nothing(page: Page) -> None:
+    choose(page, encode(np.zeros(48_000, np.float32)))
+    expect(page.locator("#overall")).to_be_visible(timeout=ANSWER_MS)
+    page.check("#diarize")
+    page.fill("#num-speakers", "99")
+    page.uncheck("#diarize")
+    with page.expect_request("**/predict"):
+        page.click("#analyse")
+
+
+def test_a_service_that_is_not_ready_says_why(page: Page) -> None:
+    detail = "No replica answers."
+    page.route("**/info", lambda route: route.fulfill(status=503, json={"title": "Not ready", "detail": detail}))
+    page.reload()
+    expect(page.locator("#accepted")).to_have_text(detail)
+    page.unroute("**/info")
+    choose(page, encode(np.zeros(48_000, np.float32)))
+    expect(page.locator("#accepted")).to_contain_text("MiB")
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
+
+
+def test_a_file_that_changed_since_it_was_chosen_is_told(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "call.wav"
+    path.write_bytes(encode(np.zeros(48_000, np.float32)))
+    page.set_input_files("#file", path)
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
+    path.unlink()
+    page.click("#analyse")
+    expect(page.locator("#problem-title")).to_have_text("File not readable")
+    expect(page.locator("#problem")).to_be_focused()
+    expect(page.locator("#overall")).to_have_text("No Speech")  # the earlier answer stays
 
 
 def test_the_operating_point_is_sent(page: Page, ten_seconds: NDArray[np.float32]) -> None:
@@ -176,11 +261,12 @@ def test_a_refusal_is_shown_as_the_service_words_it(page: Page, service: httpx.C
 
 
 def test_a_report_is_saved(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
-    recording = encode(ten_seconds)
+    recording = encode(np.stack([np.zeros_like(ten_seconds), ten_seconds]))
     choose(page, recording, "call.wav")
     expect(page.locator("#play")).to_be_visible(timeout=ANSWER_MS)
-    with page.expect_download() as saved:
+    with page.expect_request("**/report") as request, page.expect_download() as saved:
         page.click("#save-report")
+    assert max(json.loads(request.value.post_data or "")["peaks"]) == 1  # the loudest sample is on the second channel
     assert saved.value.suggested_filename == "call.wav.report.html"
     text = saved.value.path().read_text(encoding="utf-8")
     answer = predict(service, recording)
@@ -217,6 +303,12 @@ def test_the_explanation_is_drawn(page: Page, service: httpx.Client, ten_seconds
     explanation = predict(service, recording, explain="true")["explanation"]
     sentences = [share["sentence"] for kind in ("moments", "bands", "layers") for share in explanation[kind]]
     expect(page.locator("#shares li")).to_have_text(sentences)
+    assert page.locator(".share").first.evaluate("(bar) => getComputedStyle(bar).printColorAdjust") == "exact"
+    page.emulate_media(forced_colors="active")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for kind in (".share", ".playhead"):
+        ink = page.locator(kind).first.evaluate("(one) => getComputedStyle(one).backgroundColor")
+        assert ink != paper, f"{kind} cannot be seen"
     page.uncheck("#explain")
     choose(page, recording)
     expect(page.locator("#overall")).to_be_visible(timeout=ANSWER_MS)
@@ -317,8 +409,8 @@ def test_a_recording_is_made_and_timed(page: Page) -> None:
         }"""
     )
     page.click("#record")
-    expect(page.locator("#recorded")).to_have_text(re.compile("^0:[0-5][1-9] of 10:00$"))
-    assert page.evaluate("window.shown[0]") == "0:00 of 10:00"
+    expect(page.locator("#recorded")).to_have_text(re.compile("^0:[0-5][1-9] of 120:00$"))  # the limit of a job
+    assert page.evaluate("window.shown[0]") == "0:00 of 120:00"
     page.click("#record")
     expect(page.locator("#recorded")).to_be_hidden()
     expect(page.locator("#name")).to_have_text("recording.webm", timeout=ANSWER_MS)
@@ -370,6 +462,11 @@ def test_the_part_that_decided_gives_the_number(
     )
     expect(page.locator("#facts")).to_contain_text("Probability for the whole recording44 %")
     expect(page.locator("#facts")).not_to_contain_text("Confidence")
+    entry = {"name": "call.wav", "state": "done", "answer": answer}
+    table = page.evaluate("(entry) => import('/page/queue.js').then(({ asCsv }) => asCsv([entry]))", entry)
+    (row,) = csv.DictReader(io.StringIO(table))
+    numbers = [row[name] for name in ("probability", "interval_low", "interval_high", "mean_probability")]
+    assert numbers == ["0.93", "0.82", "0.98", "0.44"]
 
 
 def test_text_never_becomes_markup(page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
@@ -381,7 +478,7 @@ def test_text_never_becomes_markup(page: Page, service: httpx.Client, ten_second
     hostile["details"] = [{"speaker": markup, "start": 0.0, "end": 1.0, "result": markup, "probability": 0.5}]
     hostile["speakers"] = [{"speaker": markup, "result": markup, "probability": 0.5, "speech_seconds": 1.0}]
     page.route("**/predict", lambda route: route.fulfill(body=json.dumps(hostile), content_type="application/json"))
-    choose(page, recording)
+    choose(page, recording, markup)
     expect(page.locator("#overall")).to_have_text(markup)
     expect(page.locator("#name")).to_have_text(markup)
     page.route("**/predict", lambda route: route.fulfill(status=500, json={"title": markup, "detail": markup}))
@@ -392,13 +489,16 @@ def test_text_never_becomes_markup(page: Page, service: httpx.Client, ten_second
 
 def test_the_page_asks_for_a_key_where_the_service_does(page: Page, service: httpx.Client) -> None:
     """The service of these tests needs no key. So the test itself gives the answers of a service that needs one."""
+    right = "right"
     accepted: list[str] = []
 
     def guard(route: Route) -> None:
         key = route.request.headers.get("authorization", "")
-        if key == "Bearer right":
+        if key == f"Bearer {right}":
             accepted.append(route.request.url)
             route.continue_()
+        elif key == "Bearer admin":
+            route.fulfill(status=403, json={"title": "Not allowed", "detail": "This key may not do that."})
         else:
             route.fulfill(status=401, json={"title": "Key missing or unknown", "detail": "Send a valid key."})
 
@@ -408,14 +508,23 @@ def test_the_page_asks_for_a_key_where_the_service_does(page: Page, service: htt
     expect(page.locator("#access")).to_be_visible()
     expect(page.locator("#key")).to_be_focused()
     expect(page.locator("#key-refused")).to_be_hidden()
-    page.fill("#key", "wrong")
-    page.keyboard.press("Enter")
-    expect(page.locator("#key-refused")).to_be_visible()
+    expect(page.locator("#docs")).to_be_hidden()  # a link sends no key
+    for key in ("“right”", "right\u200b", "wrong", "admin"):
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-refused")).to_be_visible()
+        expect(page.locator("#key")).to_be_focused()
+        expect(page.locator("#key")).to_have_value("")
+        assert page.evaluate("sessionStorage.length") == 0
     page.fill("#key", "right")
     page.keyboard.press("Enter")
     expect(page.locator("#access")).to_be_hidden()
+    expect(page.locator("#file")).to_be_focused()
     expect(page.locator("#accepted")).to_contain_text("MiB")
     choose(page, encode(np.zeros(48_000, dtype=np.float32)))
     expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
     assert [url.rpartition("/")[2] for url in accepted] == ["info", "predict"]
     assert page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
+    right = "new"
+    page.click("#guard")
+    expect(page.locator("#access")).to_be_visible()  # also a stream asks for a key
