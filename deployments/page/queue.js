@@ -1,13 +1,15 @@
 // The recordings that were chosen, each with its state and its answer or problem; two are judged at a time.
 
 import { Problem } from './service.js'
+import { headline } from './words.js'
 
 const AT_ONCE = 2
 
 export const isWaited = ({ state }) => state === 'waiting' || state === 'running'
 
 // `judge(entry, signal, tell)` returns the answer for an entry. `changed(entry)` is called after each change of its
-// state, and `moved(entry)` when there is progress within a state.
+// state, and `moved(entry)` when there is progress within a state. An entry that is judged again gets its earlier answer
+// back if that is cancelled or fails.
 export function makeQueue({ judge, changed, moved }) {
   const entries = []
 
@@ -28,6 +30,10 @@ export function makeQueue({ judge, changed, moved }) {
 
   function again(entry, chosen) {
     entry.abort?.abort()
+    if (entry.state === 'done') {
+      const { state, answer, seconds } = entry
+      entry.earlier = { state, answer, seconds, chosen: entry.chosen }
+    }
     Object.assign(entry, { chosen, state: 'waiting', answer: null, problem: null, doing: 'Waiting', done: null })
     entry.abort = new AbortController()
     changed(entry)
@@ -36,7 +42,7 @@ export function makeQueue({ judge, changed, moved }) {
 
   function cancel(entry) {
     if (!isWaited(entry)) return
-    entry.state = 'cancelled'
+    Object.assign(entry, { state: 'cancelled' }, entry.earlier)
     entry.abort.abort()
     changed(entry)
     pump()
@@ -59,13 +65,13 @@ export function makeQueue({ judge, changed, moved }) {
     Object.assign(entry, { state: 'running', doing: 'Analysing' })
     changed(entry)
     const result = await judge(entry, mine.signal, tell).then(
-      (answer) => ({ state: 'done', answer }),
-      (error) => ({ state: 'failed', problem: asProblem(error) }),
+      (answer) => ({ state: 'done', answer, seconds: (performance.now() - started) / 1000 }),
+      (error) => ({ state: 'failed', ...entry.earlier, problem: asProblem(error) }),
     )
     if (entry.abort !== mine || entry.state !== 'running') return // it was cancelled, or is judged again
-    Object.assign(entry, result, { seconds: (performance.now() - started) / 1000 })
+    Object.assign(entry, result)
+    pump() // before the answer is drawn: if that fails, the others are judged nevertheless
     changed(entry)
-    pump()
   }
 
   function clear() {
@@ -108,8 +114,8 @@ async function unfold(entry) {
 // ---- CSV, with the columns of the command line
 
 const COLUMNS = [
-  'path', 'speaker', 'channel', 'result', 'probability', 'interval_low', 'interval_high', 'score', 'duration_seconds',
-  'speech_seconds', 'decided_by', 'decided_start', 'decided_end', 'decided_probability', 'reasons', 'warnings', 'note',
+  'path', 'speaker', 'channel', 'result', 'probability', 'interval_low', 'interval_high', 'mean_probability', 'score',
+  'duration_seconds', 'speech_seconds', 'decided_by', 'decided_start', 'decided_end', 'reasons', 'warnings', 'note',
   'error',
 ] // prettier-ignore
 
@@ -120,18 +126,18 @@ export function asCsv(entries) {
 
 function rowsOf({ name: path, answer, problem, state }) {
   if (!answer) return [{ path, error: problem ? problem.message : state }]
-  const { decided_by: part, reasons, warnings, interval, speakers, channels, ...rest } = answer
+  const { decided_by: part, reasons, warnings, speakers, channels, ...rest } = answer
+  const { probability, interval } = headline(answer)
   const bounds = (pair) => ({ interval_low: pair?.[0], interval_high: pair?.[1] })
   const whole = {
     ...rest,
     path,
     ...bounds(interval),
     result: answer.overall,
-    probability: answer.mean_probability,
+    probability,
     decided_by: part && (part.speaker ?? part.channel ?? 'passage'),
     decided_start: part?.start,
     decided_end: part?.end,
-    decided_probability: part?.probability,
     reasons: reasons.join(';'),
     warnings: warnings.join(';'),
   }

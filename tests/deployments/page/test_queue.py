@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import re
 from pathlib import Path
 
 import httpx
@@ -108,15 +110,47 @@ def test_two_at_a_time_and_each_can_be_cancelled(page: Page) -> None:
         page.wait_for_timeout(50)
     assert len(held) == 2
     page.get_by_role("button", name="Cancel b.wav").click()
+    expect(page.get_by_role("button", name="b.wav", exact=True)).to_be_focused()
     expect(cells).to_contain_text(["Analysing", "Cancelled", "Analysing", "Waiting"])
     page.click("#cancel")
+    expect(page.locator("#file")).to_be_focused()
     expect(cells).to_contain_text(["Cancelled"] * 4)
+    expect(page.locator("#queue-state")).to_have_text("0 of 4 done, 4 cancelled")
     expect(page.locator("#status")).to_have_text("Cancelled.")
     for route in held:
         route.abort()  # nobody waits for these requests any more
     page.unroute("**/predict")
     page.click("#analyse")
     expect(cells).to_contain_text(["No Speech"] * 4, timeout=ANSWER_MS)
+
+
+def test_an_answer_stays_if_another_analysis_is_cancelled_or_fails(page: Page) -> None:
+    choose(page, {"a.wav": encode(SILENCE)})
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
+    page.select_option("#operating-point", "recall")
+    page.route("**/predict", lambda route: None)  # no answer comes
+    with page.expect_request("**/predict"):
+        page.click("#analyse")
+    expect(page.locator("#overall")).to_be_hidden()
+    page.click("#cancel")
+    expect(page.locator("#overall")).to_have_text("No Speech")
+    expect(page.locator("#old")).to_be_visible()  # it has its own options back
+    page.unroute("**/predict")
+    page.route("**/predict", lambda route: route.fulfill(status=500, json={"title": "Failed", "detail": "Broken."}))
+    page.click("#analyse")
+    expect(page.locator("#problem-detail")).to_have_text("Broken.")
+    expect(page.locator("#problem")).to_be_focused()
+    expect(page.locator("#overall")).to_have_text("No Speech")
+    expect(page.locator("#old")).to_be_visible()
+
+
+def test_a_used_up_allowance_is_told(page: Page) -> None:
+    used_up = {"title": "Too many requests", "detail": "Used up."}
+    page.route("**/predict", lambda route: route.fulfill(status=429, json=used_up, headers={"Retry-After": "600"}))
+    choose(page, {"a.wav": encode(SILENCE)})
+    expect(page.locator("#status")).to_have_text("Waiting: this key has used up its allowance: a.wav")
+    page.click("#cancel")
+    expect(page.locator("#status")).to_have_text("Cancelled.")
 
 
 @pytest.mark.parametrize("way", ["chosen", "dropped"])
@@ -126,6 +160,9 @@ def test_a_folder_gives_its_recordings(page: Page, tmp_path: Path, way: str) -> 
     for path in (folder / "a.wav", folder / "old" / "b.wav"):
         path.write_bytes(encode(SILENCE))
     (folder / "notes.txt").write_text("not a recording")
+    empty = tmp_path / "letters"
+    empty.mkdir()
+    (empty / "letter.txt").write_text("not a recording")
     if way == "chosen":
         page.set_input_files("#folder", folder)
     else:
@@ -141,6 +178,29 @@ def test_a_folder_gives_its_recordings(page: Page, tmp_path: Path, way: str) -> 
     ]
     expect(page.locator("#left-out")).to_contain_text("1 file")
     expect(page.locator("#queue-state")).to_have_text("2 of 2 done", timeout=ANSWER_MS)
+    for i in (0, 1):
+        rows.nth(i).get_by_role("button").first.click()
+        expect(page.locator("#name")).to_have_text(rows.nth(i).get_by_role("button").first.text_content() or "")
+    if way == "chosen":
+        page.set_input_files("#folder", empty)
+        expect(page.locator("#problem-title")).to_have_text("No recording")
+        expect(page.locator("#left-out")).to_be_empty()
+
+
+def test_a_folder_waits_for_the_formats_of_the_service(page: Page, tmp_path: Path) -> None:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    (folder / "a.w64").write_bytes(encode(SILENCE))  # the browser knows no media type for this ending
+    held: list[Route] = []
+    page.route("**/info", lambda route: held.append(route))
+    page.reload()
+    page.set_input_files("#folder", folder)
+    while not held:
+        page.wait_for_timeout(50)
+    expect(page.locator("#problem")).to_be_hidden()
+    held[0].continue_()
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
+    expect(page.locator("#left-out")).to_be_empty()
 
 
 def test_a_large_recording_is_judged_as_a_job(page: Page, service: httpx.Client, tmp_path: Path) -> None:
@@ -184,6 +244,32 @@ def test_a_job_that_cannot_be_followed_is_asked_for_until_it_is_done(page: Page)
     assert listened == "GET" and set(asked) == {"GET"} and deleted == "DELETE"
 
 
+def test_a_job_out_of_reach_for_a_while_is_not_lost(page: Page) -> None:
+    """Twenty connections fail, then there is no room for one more listener, and then the page listens again."""
+    refusal = {"type": f"/docs#{RecordingTooLong.kind()}", "title": RecordingTooLong.title, "detail": "Too long."}
+    busy = {"title": Overloaded.title, "detail": "Busy."}
+    running = {"status": "running", "progress": 0.5, "finished_at": None}
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append("listen" if route.request.url.endswith("/events") else "look")
+        if len(asked) <= 20:
+            route.abort()
+        elif len(asked) == 21:
+            route.fulfill(status=Overloaded.status, json=busy, headers={"Retry-After": "60"})
+        elif len(asked) == 22:
+            route.fulfill(json=running)
+        else:
+            route.continue_()
+
+    page.evaluate("() => { const wait = setTimeout; window.setTimeout = (act, ms) => wait(act, ms / 50) }")
+    page.route("**/predict", lambda route: route.fulfill(status=RecordingTooLong.status, json=refusal))
+    page.route(re.compile("/jobs/[0-9a-f]+(/events)?$"), answer)
+    choose(page, {"long.wav": encode(SILENCE)})
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
+    assert asked[:23] == ["listen"] * 21 + ["look", "listen"]
+
+
 def test_a_recording_too_long_for_one_answer_becomes_a_job_that_can_be_cancelled(
     page: Page, service: httpx.Client
 ) -> None:
@@ -191,12 +277,23 @@ def test_a_recording_too_long_for_one_answer_becomes_a_job_that_can_be_cancelled
     of the job. This connection ends early, and the page must cope with that."""
     refusal = {"type": f"/docs#{RecordingTooLong.kind()}", "title": RecordingTooLong.title, "detail": "Too long."}
     page.route("**/predict", lambda route: route.fulfill(status=RecordingTooLong.status, json=refusal))
-    state = 'event: state\ndata: {"stage": "TkanExtractor", "progress": 0.43}\n\n'
-    page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=state))
+    state = 'event: state\ndata: {"status": "running", "stage": "TkanExtractor", "progress": 0.43}\n\n'
+    body = state.replace("43", "41") + state.replace("43", "42") + state
+    page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    page.evaluate(
+        """() => {
+            const status = document.getElementById('status')
+            window.said = []
+            new MutationObserver(() => window.said.push(status.textContent)).observe(status, { childList: true })
+        }"""
+    )
     with page.expect_request("**/events") as events:
         choose(page, {"long.wav": encode(SILENCE)})
     job = events.value.url.removesuffix("/events")
     expect(page.locator("#progress")).to_have_attribute("value", "0.43")
+    said = page.evaluate("window.said")
+    assert said[-1] == "Analysing: long.wav"
+    assert all(a != b for a, b in itertools.pairwise(said))  # a screen reader would read it again
     with page.expect_response(lambda response: response.request.method == "DELETE" and response.url == job):
         page.click("#cancel")
     expect(page.locator("#status")).to_have_text("Cancelled.")
