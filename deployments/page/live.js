@@ -2,7 +2,7 @@
 
 import { palette, sign } from './colours.js'
 import { fillGauge } from './gauge.js'
-import { canRecord, openMicrophone, recordFrom } from './microphone.js'
+import { canRecord, openMicrophone, recordFrom, turnOff } from './microphone.js'
 import { Problem, openStream } from './service.js'
 import { $, clock, element } from './words.js'
 
@@ -15,39 +15,44 @@ export function canListen() {
   return canRecord() && MediaRecorder.isTypeSupported(TYPE)
 }
 
-// Listens until the user stops it or the service ends it. Returns {file, answer} with the answer for the whole
-// recording, or {file, problem} if the stream broke, so that the recording is not lost. Throws a Problem if nothing was
-// recorded.
+// Listens until the user stops it or the service ends it. Returns {file, answer, reason} with the answer for the whole
+// recording, and why the service ended the stream, if it did. Returns {file, problem} if the stream broke, so that the
+// recording is not lost. Throws if nothing was recorded.
 export async function listen(chosen, scale, sentence) {
   const microphone = await openMicrophone()
-  let socket
+  let socket, recorder
+  const send = (data) => socket.readyState === WebSocket.OPEN && socket.send(data) // it may have broken
+  const tick = (seconds) => ($('live-time').textContent = clock(Math.floor(seconds), 0))
   try {
     socket = await connect(chosen)
-  } catch (problem) {
-    for (const track of microphone.getTracks()) track.stop()
-    throw problem
+    recorder = recordFrom(microphone, { type: TYPE, sliceMs: SLICE_MS, tick, onSound: send })
+  } catch (error) {
+    turnOff(microphone)
+    socket?.close()
+    throw error
   }
+  const { file, stop } = recorder
   showNothing()
-  const send = (data) => socket.readyState === WebSocket.OPEN && socket.send(data) // it may have broken
-  const { file, stop } = recordFrom(microphone, {
-    type: TYPE,
-    sliceMs: SLICE_MS,
-    tick: (seconds) => ($('live-time').textContent = clock(seconds, 0)),
-    onSound: send,
-  })
   $('live-stop').onclick = () => {
     stop()
     $('live-word').textContent = 'The whole recording is being judged.'
     $('live-stop').disabled = true
   }
-  file.then(() => send('{"end": true}'))
+  let isOver = false // on this side
+  file.then(() => {
+    isOver = true
+    send('{"end": true}')
+  })
   try {
-    const answer = await lastAnswer(socket, (update) => showUpdate(update, scale, sentence))
+    const { answer, reason } = await lastAnswer(socket, (update) => showUpdate(update, scale, sentence))
+    const ended = isOver ? '' : reason
     stop() // the service may have ended the stream
-    return { answer, file: await file }
+    return { answer, file: await file, reason: ended }
   } catch (problem) {
     stop()
-    return { file: await file, problem }
+    const recorded = await file
+    if (!recorded.size) throw problem
+    return { file: recorded, problem }
   } finally {
     stop()
     socket.close()
@@ -71,21 +76,24 @@ function connect({ operating_point, use_diarization }) {
   })
 }
 
-// Returns the last message of the stream, which is the answer. `show` is called with each message before it.
+// Returns the last message of the stream, which is the answer, and the reason that the service gives when it closes the
+// stream. `show` is called with each message before it.
 function lastAnswer(socket, show) {
+  let answer = null
   return new Promise((resolve, reject) => {
     socket.addEventListener('message', ({ data }) => {
       const { final, ...message } = JSON.parse(data)
       if (final === undefined) reject(new Problem(message.title, message.detail, { status: message.status }))
       else if (!final) show(message)
       else {
-        const { start, end, ...answer } = message
-        resolve(answer)
+        const { start, end, ...verdict } = message
+        answer = verdict
       }
     })
-    socket.addEventListener('close', () =>
-      reject(new Problem('The stream broke', 'The service closed the connection without an answer.')),
-    )
+    socket.addEventListener('close', ({ reason }) => {
+      if (answer) resolve({ answer, reason })
+      else reject(new Problem('The stream broke', 'The service closed the connection without an answer.'))
+    })
   })
 }
 
@@ -121,16 +129,15 @@ function showBar({ mean_probability: probability, overall: result }) {
   while (history.children.length > BARS) history.firstChild.remove()
 }
 
-// Alarms without a gap between them share one line.
+// Alarms without a gap between them share one line. Its end changes with each answer, and is not read out each time.
 function showAlarm({ start, end }) {
   const alarms = $('live-alarms')
   const last = alarms.lastChild
   const goesOn = last && start <= Number(last.dataset.end)
-  const line = goesOn ? last : element('li')
-  if (!goesOn) {
-    line.dataset.start = start
-    alarms.append(line)
-  }
+  const line = goesOn
+    ? last
+    : element('li', {}, `Sounded machine-made from ${clock(start)} to `, element('span', { ariaLive: 'off' }), '.')
   line.dataset.end = end
-  line.textContent = `Sounded machine-made from ${clock(line.dataset.start)} to ${clock(end)}.`
+  line.querySelector('span').textContent = clock(end)
+  if (!goesOn) alarms.append(line)
 }

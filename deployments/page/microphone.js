@@ -16,13 +16,25 @@ export async function openMicrophone() {
   }
 }
 
+export function turnOff(microphone) {
+  for (const track of microphone.getTracks()) track.stop()
+}
+
 // Records from an open microphone until `stop` is called, which turns the microphone off. Returns {stop, file}; `file`
-// is a promise. `tick` is called with the seconds so far, and `onSound` with each piece of sound, `sliceMs` long.
+// is a promise. `tick` is called with the seconds so far, and `onSound` with each piece of sound, `sliceMs` long. Throws
+// if the browser cannot record, and turns the microphone off.
 export function recordFrom(microphone, { tick, onSound = () => {}, type, sliceMs }) {
   const parts = []
+  let recorder
+  try {
+    recorder = new MediaRecorder(microphone, { mimeType: type })
+    recorder.start(sliceMs)
+  } catch (error) {
+    turnOff(microphone)
+    throw error
+  }
   const started = performance.now()
   const timer = setInterval(() => tick((performance.now() - started) / 1000), TICK_MS)
-  const recorder = new MediaRecorder(microphone, { mimeType: type })
   const file = new Promise((resolve) => {
     recorder.addEventListener('dataavailable', ({ data }) => {
       parts.push(data)
@@ -30,11 +42,10 @@ export function recordFrom(microphone, { tick, onSound = () => {}, type, sliceMs
     })
     recorder.addEventListener('stop', () => {
       clearInterval(timer)
-      for (const track of microphone.getTracks()) track.stop()
+      turnOff(microphone)
       resolve(asFile(parts, recorder.mimeType))
     })
   })
-  recorder.start(sliceMs)
   tick(0)
   return { file, stop: () => recorder.state === 'recording' && recorder.stop() }
 }

@@ -87,23 +87,70 @@ def test_what_sounds_like_a_machine_is_noted_once_a_stretch(page: Page) -> None:
         ["Sounded machine-made from 0:00.0 to 0:01.5.", "Sounded machine-made from 0:04.0 to 0:05.0."]
     )
     expect(page.locator("#live-history > div")).to_have_count(4)
+    assert page.locator("#live-alarms span").evaluate_all("(ends) => ends.map((end) => end.ariaLive)") == ["off", "off"]
 
 
 def test_a_stream_that_the_service_ends_turns_the_microphone_off(page: Page, service: httpx.Client) -> None:
     verdict = service.post("/predict", files={"audio": encode(np.zeros(16_000, np.float32))}).json()
     final = json.dumps(verdict | {"final": True, "start": 0.0, "end": 1.0})
 
+    options: list[str] = []
+
     def answer(socket: WebSocketRoute, message: str | bytes) -> None:
-        if isinstance(message, bytes):
+        if isinstance(message, str):
+            options.append(message)
+        elif len(options) == 1:
+            options.append("")
             socket.send(final)
+            socket.close(code=1000, reason="Nobody has spoken for a while.")
 
     page.route_web_socket("**/stream", lambda socket: socket.on_message(lambda message: answer(socket, message)))
     speak(page, encode(np.zeros(16_000, np.float32)))
+    page.fill("#track", "1")
     page.click("#guard")
     expect(page.locator("#overall")).to_have_text("No Speech")
     expect(page.locator("#name")).to_have_text("recording.webm")
+    expect(page.locator("#left-out")).to_have_text("Nobody has spoken for a while.")
     expect(page.locator("#live")).to_be_hidden()
     assert is_off(page)
+    assert json.loads(options[0]) == {"format": "webm", "operating_point": "balanced", "use_diarization": False}
+    expect(page.locator("#old")).to_be_visible()  # the answer was not made with this track
+
+
+def test_a_stream_that_is_refused_at_once_says_why(page: Page) -> None:
+    def refuse(socket: WebSocketRoute) -> None:
+        socket.send(json.dumps({"title": "Busy", "detail": "Too many streams are open.", "status": 503}))
+        socket.close(code=1013, reason="Busy")
+
+    page.route_web_socket("**/stream", lambda socket: socket.on_message(lambda message: refuse(socket)))
+    page.evaluate(
+        """async () => {
+            const context = new AudioContext()
+            await context.suspend() // so that nothing is recorded
+            const microphone = new MediaStreamAudioDestinationNode(context)
+            navigator.mediaDevices.getUserMedia = async () => (window.microphone = microphone.stream)
+        }"""
+    )
+    page.click("#guard")
+    expect(page.locator("#problem-detail")).to_have_text("Too many streams are open.")
+    expect(page.locator("#live")).to_be_hidden()
+    expect(page.locator("#guard")).to_be_enabled()
+    assert is_off(page)
+
+
+def test_a_browser_that_cannot_record_leaves_nothing_open(page: Page) -> None:
+    closed: list[bool] = []
+    page.route_web_socket("**/stream", lambda socket: socket.on_close(lambda code, reason: closed.append(True)))
+    speak(page, encode(np.zeros(16_000, np.float32)))
+    page.evaluate("() => { MediaRecorder.prototype.start = () => { throw new Error('no codec') } }")
+    for button in ("#record", "#guard"):
+        page.click(button)
+        expect(page.locator("#problem-title")).to_have_text("The page failed")
+        expect(page.locator("#problem-detail")).to_contain_text("no codec")
+        expect(page.locator(button)).to_be_enabled()
+        assert is_off(page)
+    while not closed:
+        page.wait_for_timeout(50)
 
 
 def test_what_was_recorded_is_judged_though_the_stream_breaks(page: Page, ten_seconds: NDArray[np.float32]) -> None:
@@ -111,9 +158,8 @@ def test_what_was_recorded_is_judged_though_the_stream_breaks(page: Page, ten_se
     page.route_web_socket("**/stream", lambda socket: sockets.append(socket))  # a service that answers nothing
     speak(page, encode(ten_seconds))
     page.click("#guard")
+    expect(page.locator("#live")).to_be_visible()
     wait_for_time(page, "0:0[0-2]")
-    while not sockets:  # the time may be shown before the stream is asked for
-        page.wait_for_timeout(50)
     sockets[0].close(code=1011)
     expect(page.locator("#overall")).to_be_visible(timeout=ANSWER_MS)
     expect(page.locator("#name")).to_have_text("recording.webm")
