@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -22,6 +22,7 @@ from sound_sentry.audio import Audio, upload
 from sound_sentry.errors import (
     JobNotFinished,
     ServiceError,
+    ServiceUnavailable,
     SoundSentryError,
     UnexpectedAnswer,
     no_answer,
@@ -40,6 +41,13 @@ OUTAGE_SECONDS = 300.0
 
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.5, 5.0
 """The pause between two checks of a job: the first one, and the longest one."""
+
+LONGEST_GET_SECONDS = 60.0
+"""How long the service may be silent after a GET. No recording is judged for it, and during the events of a job
+something comes every 15 seconds."""
+
+LAST_CHECK_SECONDS = 1.0
+"""How long the last check of a job may take if the time to wait for it is over."""
 
 
 class Options(TypedDict, total=False):
@@ -101,11 +109,13 @@ class Patience:
 class JobEvents:
     """The state of a job after each change, read line by line (server-sent events, WHATWG HTML section 9.2).
 
-    If the connection breaks, send `request` again: every event holds the whole state.
+    If the connection breaks, send `request` again: every event holds the whole state. `state_request` asks for the
+    state alone.
     """
 
-    def __init__(self, request: httpx.Request) -> None:
+    def __init__(self, request: httpx.Request, state_request: httpx.Request) -> None:
         self.request = request
+        self._state_request = state_request
         self._data: list[str] = []
         self._patience = Patience(inf, OUTAGE_SECONDS)
 
@@ -130,8 +140,15 @@ class JobEvents:
         Raises SoundSentryError if another attempt is useless.
         """
         self._data.clear()
-        reason = error if isinstance(error, ServiceError) else no_answer(error or httpx.ReadError(""))
+        reason = error if isinstance(error, ServiceError) else no_answer(error or httpx.ReadError(""), "GET")
         return self._patience.delay_before_retry(reason)
+
+    def ask_instead(self, error: ServiceUnavailable) -> Call[Job]:
+        """The state, asked for after a pause, because the service has no room for one more client that follows jobs."""
+        delay = self.delay_after(error)
+        job = yield from exchange(self._state_request, Job, self._patience, delay=delay)
+        self._patience = Patience(inf, OUTAGE_SECONDS)
+        return job
 
 
 class Calls:
@@ -150,7 +167,7 @@ class Calls:
 
     def batch(self, audio: Iterable[Audio], sample_rate: int | None, options: Options) -> Call[Batch]:
         with ExitStack() as files:
-            form = [("files", upload(one, sample_rate, files)) for one in audio]
+            form = [("files", upload(one, sample_rate, files)) for one in _several(audio)]
             request = self._http.build_request("POST", "/batch-predict", data=_fields(options), files=form)
             return (yield from self._exchange(request, Batch))
 
@@ -165,67 +182,94 @@ class Calls:
         """Submit files as a job. With the idempotency key a retry finds the job that the first attempt began. If no key
         is given, a random one is used."""
         fields = _fields(options) | ({"webhook": webhook} if webhook else {})
-        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
+        headers = {"Idempotency-Key": header_value("idempotency_key", idempotency_key) or str(uuid4())}
         with ExitStack() as files:
-            form = [("files", upload(one, sample_rate, files)) for one in audio]
+            form = [("files", upload(one, sample_rate, files)) for one in _several(audio)]
             request = self._http.build_request("POST", "/jobs", data=fields, files=form, headers=headers)
             return (yield from self._exchange(request, Job))
 
     def job(self, job: JobSummary | str) -> Call[Job]:
-        return self._exchange(self._http.build_request("GET", _job_path(job)), Job)
+        return self._exchange(self._get(_job_path(job)), Job)
 
     def jobs(self, limit: int | None, before: JobSummary | str | None) -> Call[JobList]:
         query = {"limit": limit, "before": before.job_id if isinstance(before, JobSummary) else before}
         given = {name: value for name, value in query.items() if value is not None}
-        return self._exchange(self._http.build_request("GET", "/jobs", params=given), JobList)
+        return self._exchange(self._get("/jobs", params=given), JobList)
 
     def cancel(self, job: JobSummary | str) -> Call[Job]:
         return self._exchange(self._http.build_request("DELETE", _job_path(job)), Job)
 
     def wait(self, job: JobSummary | str, timeout_seconds: float) -> Call[Job]:
-        request = self._http.build_request("GET", _job_path(job))
         deadline = time.monotonic() + timeout_seconds
-        pause = FIRST_POLL_SECONDS
-        state = yield from self._exchange(request, Job, patience=Patience(inf, OUTAGE_SECONDS))
-        while not state.finished:
-            if time.monotonic() + pause > deadline:
+        delay, left, pause = 0.0, timeout_seconds, FIRST_POLL_SECONDS
+        patience = Patience(inf, OUTAGE_SECONDS)
+        while True:
+            request = self._get(_job_path(job), max(left - delay, LAST_CHECK_SECONDS))
+            try:
+                state = _read((yield Attempt(request, delay)), request, Job)
+            except SoundSentryError as error:
+                delay = patience.delay_before_retry(error)
+            else:
+                if state.finished:
+                    return state
+                patience = Patience(inf, OUTAGE_SECONDS)
+                delay, pause = pause, min(1.5 * pause, LONGEST_POLL_SECONDS)
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise JobNotFinished(
                     f"The job is not finished after {timeout_seconds:g} s. It goes on: wait for it again."
                 )
-            state = yield from self._exchange(request, Job, delay=pause, patience=Patience(inf, OUTAGE_SECONDS))
-            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-        return state
+            delay = min(delay, left)
 
     def events(self, job: JobSummary | str) -> JobEvents:
         headers = {"Accept": "text/event-stream"}
-        return JobEvents(self._http.build_request("GET", f"{_job_path(job)}/events", headers=headers))
+        path = _job_path(job)
+        return JobEvents(self._get(f"{path}/events", headers=headers), self._get(path))
 
     def info(self) -> Call[Info]:
-        return self._exchange(self._http.build_request("GET", "/info"), Info)
+        return self._exchange(self._get("/info"), Info)
 
     def health(self) -> Call[Health]:
         """A 503 has the same body. It means that a stage is down; this is an answer, so there is no retry."""
-        return self._exchange(self._http.build_request("GET", "/health"), Health, also_read=503)
+        return self._exchange(self._get("/health"), Health, also_read=503)
 
-    def _exchange(
-        self,
-        request: httpx.Request,
-        answer: type[Model],
-        *,
-        also_read: int | None = None,
-        delay: float = 0.0,
-        patience: Patience | None = None,
-    ) -> Call[Model]:
-        """Send a request until it is answered or the patience is used up. Raises SoundSentryError."""
-        patience = patience or Patience(self._retries, self._max_wait_seconds)
-        while True:
-            received = yield Attempt(request, delay)
-            if isinstance(received, httpx.RequestError):
-                delay = patience.delay_before_retry(no_answer(received))
-            elif received.is_success or received.status_code == also_read:
-                return parse(answer, received.content, request)
-            else:
-                delay = patience.delay_before_retry(service_error(received))
+    def _get(self, path: str, longest_seconds: float = LONGEST_GET_SECONDS, **parts: Any) -> httpx.Request:
+        """A GET request that takes at most `longest_seconds` for each of its steps."""
+        longest_seconds = min(longest_seconds, LONGEST_GET_SECONDS)
+        limits = {
+            step: longest_seconds if seconds is None else min(seconds, longest_seconds)
+            for step, seconds in self._http.timeout.as_dict().items()
+        }
+        return self._http.build_request("GET", path, timeout=httpx.Timeout(**limits), **parts)
+
+    def _exchange(self, request: httpx.Request, answer: type[Model], *, also_read: int | None = None) -> Call[Model]:
+        return exchange(request, answer, Patience(self._retries, self._max_wait_seconds), also_read=also_read)
+
+
+def exchange(
+    request: httpx.Request,
+    answer: type[Model],
+    patience: Patience,
+    *,
+    also_read: int | None = None,
+    delay: float = 0.0,
+) -> Call[Model]:
+    """Send a request until it is answered or the patience is used up. Raises SoundSentryError."""
+    while True:
+        received = yield Attempt(request, delay)
+        try:
+            return _read(received, request, answer, also_read)
+        except SoundSentryError as error:
+            delay = patience.delay_before_retry(error)
+
+
+def _read(received: Received, request: httpx.Request, answer: type[Model], also_read: int | None = None) -> Model:
+    """What was received as a model. An answer with the status `also_read` is no error. Raises SoundSentryError."""
+    if isinstance(received, httpx.RequestError):
+        raise no_answer(received, request.method)
+    if received.is_success or received.status_code == also_read:
+        return parse(answer, received.content, request)
+    raise service_error(received, request.method)
 
 
 def parse(answer: type[Model], text: str | bytes, request: httpx.Request) -> Model:
@@ -237,6 +281,24 @@ def parse(answer: type[Model], text: str | bytes, request: httpx.Request) -> Mod
             f"The answer to {request.url.path} does not come from Sound Sentry, or comes from another version of it. "
             "Check the address."
         ) from error
+
+
+def header_value(name: str, value: str | None) -> str | None:
+    """The value of an argument that is sent in a header, without the space around it, such as the end of a line.
+
+    Raises ValueError, which does not show the value, because it may be a key.
+    """
+    value = value and value.strip()
+    if value and not (value.isascii() and value.isprintable()):
+        raise ValueError(f"{name} may have only printable ASCII characters. Check where it was copied from.")
+    return value
+
+
+def _several(audio: Iterable[Audio]) -> Iterable[Audio]:
+    """Raises TypeError for one recording instead of several: its letters or bytes would be taken for recordings."""
+    if isinstance(audio, str | bytes | bytearray):
+        raise TypeError(f"Send a list of recordings, not one {type(audio).__name__}.")
+    return audio
 
 
 def _job_path(job: JobSummary | str) -> str:

@@ -19,8 +19,8 @@ from websockets.sync.client import ClientConnection as Connection
 from websockets.sync.client import connect
 
 from sound_sentry.audio import Audio
-from sound_sentry.calls import Call, Calls, Options, Received
-from sound_sentry.errors import ServiceError, service_error
+from sound_sentry.calls import Call, Calls, Options, Received, header_value
+from sound_sentry.errors import ServiceError, ServiceUnavailable, service_error
 from sound_sentry.models import Batch, Health, Info, Job, JobList, JobSummary, Prediction, StreamUpdate, StreamVerdict
 from sound_sentry.stream import (
     END,
@@ -38,9 +38,10 @@ T = TypeVar("T")
 class SoundSentry:
     """A client of the service at `url`, for use with `with`, or until `close`. Threads may share it.
 
-    `api_key` is for a service that has keys. `timeout_seconds` is how long an answer may take. An overloaded or
-    unreachable service is asked again up to `retries` times: after the time in its header Retry-After, or after half a
-    second, one second, two seconds and so on. All these waits together take no longer than `max_wait_seconds`.
+    `api_key` is for a service that has keys. `timeout_seconds` is how long an answer may take; an answer for which no
+    recording is judged may take a minute at most. An overloaded or unreachable service is asked again up to `retries`
+    times: after the time in its header Retry-After, or after half a second, one second, two seconds and so on. All
+    these waits together take no longer than `max_wait_seconds`.
 
     Recordings are paths, the bytes of a file, or samples, (time,) or (channels, time), with their `sample_rate` in Hz:
     floats between -1 and 1, int16 or int32. `Options` says how they are judged.
@@ -58,7 +59,7 @@ class SoundSentry:
         retries: int = 3,
         max_wait_seconds: float = 60,
     ) -> None:
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = _headers(api_key)
         self._http = httpx.Client(base_url=url, headers=self._headers, timeout=_timeout(timeout_seconds))
         self._calls = Calls(self._http, retries=retries, max_wait_seconds=max_wait_seconds)
 
@@ -114,12 +115,18 @@ class SoundSentry:
                 with closing(self._http.send(events.request, stream=True)) as response:
                     if not response.is_success:
                         response.read()
-                        raise service_error(response)
+                        raise service_error(response, events.request.method)
                     for line in response.iter_lines():
                         if (state := events.take(line)) is not None:
                             yield state
                             if state.finished:
                                 return
+            except ServiceUnavailable as full:
+                state = self._run(events.ask_instead(full))
+                yield state
+                if state.finished:
+                    return
+                continue
             except (httpx.RequestError, ServiceError) as caught:
                 error = caught
             time.sleep(events.delay_after(error))
@@ -220,7 +227,7 @@ class AsyncSoundSentry:
         retries: int = 3,
         max_wait_seconds: float = 60,
     ) -> None:
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = _headers(api_key)
         self._http = httpx.AsyncClient(base_url=url, headers=self._headers, timeout=_timeout(timeout_seconds))
         self._calls = Calls(self._http, retries=retries, max_wait_seconds=max_wait_seconds)
 
@@ -276,12 +283,18 @@ class AsyncSoundSentry:
                 async with aclosing(await self._http.send(events.request, stream=True)) as response:
                     if not response.is_success:
                         await response.aread()
-                        raise service_error(response)
+                        raise service_error(response, events.request.method)
                     async for line in response.aiter_lines():
                         if (state := events.take(line)) is not None:
                             yield state
                             if state.finished:
                                 return
+            except ServiceUnavailable as full:
+                state = await self._run(events.ask_instead(full))
+                yield state
+                if state.finished:
+                    return
+                continue
             except (httpx.RequestError, ServiceError) as caught:
                 error = caught
             await asyncio.sleep(events.delay_after(error))
@@ -372,6 +385,11 @@ class AsyncSoundSentry:
             finally:
                 speaker.cancel()
         raise (faults or [broken_off()])[0]
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    key = header_value("api_key", api_key)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _stream_url(http: httpx.Client | httpx.AsyncClient) -> str:

@@ -8,10 +8,10 @@ SoundSentryError
 │   │   └── TooManyRequests      429: more requests than the key may send, even after the retries
 │   └── ServiceFailed            5xx: nothing can be said about the recording
 │       └── ServiceUnavailable   503: a stage is down or overloaded, even after the retries
-├── NoAnswer                     the service cannot be reached, or closed the connection
+├── NoAnswer                     the service cannot be reached, closed the connection, or takes too long
 ├── UnexpectedAnswer             the answer is not from this service, or from another version of it
 ├── JobNotFinished               a wait for a job took longer than allowed; the job goes on
-└── NothingToSend                the command found no recording, or nothing to listen to
+└── NothingToSend                the command found nothing to listen to
 
 A wrong argument is a ValueError or a TypeError, and a file that cannot be read is an OSError, as everywhere in Python.
 """
@@ -109,16 +109,23 @@ class JobNotFinished(SoundSentryError):
 
 
 class NothingToSend(SoundSentryError):
-    """The command found no recording, no microphone, or sound in a form that cannot be streamed."""
+    """The command found no microphone, or sound in a form that cannot be streamed."""
 
 
-def service_error(response: httpx.Response) -> ServiceError:
-    """The error for an answer with a status of 400 or more. Its body must have been read."""
+def service_error(response: httpx.Response, method: str) -> ServiceError:
+    """The error for an answer, whose body was read, with a status of 400 or more, to a request with this method.
+
+    A proxy answers 502 and 504 while the service restarts. Only a GET is asked again then: after any other request, the
+    service may have begun what was asked.
+    """
     try:
         document = response.json()
     except ValueError:
         document = None
-    return problem_error(document, response.status_code, response.headers)
+    error = problem_error(document, response.status_code, response.headers)
+    if method == "GET" and error.status in (502, 504):
+        error.passing = True
+    return error
 
 
 def problem_error(document: Any, status: int, headers: httpx.Headers | None = None) -> ServiceError:
@@ -136,18 +143,31 @@ def problem_error(document: Any, status: int, headers: httpx.Headers | None = No
     )
 
 
-def no_answer(error: httpx.RequestError) -> NoAnswer:
-    """The error for a failure of the connection."""
-    passing = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+def no_answer(error: httpx.RequestError, method: str) -> NoAnswer:
+    """The error for a failure of the connection during a request with this method.
+
+    After a time-out, only a GET is asked again: any other request would make the service do the same work again. A
+    DELETE whose answer was lost is not repeated: the second one would delete the job that the first one cancelled.
+    """
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        detail = "The service cannot be reached. Check the address, and that the service runs."
-    elif isinstance(error, httpx.TimeoutException):
-        detail = "The service did not answer in time. Send a shorter recording, submit a job, or raise timeout_seconds."
-    elif passing:
-        detail = "The service closed the connection before it answered. Try again."
-    else:
-        detail = f"The service cannot be asked: {error}."
-    return NoAnswer(detail, passing=passing)
+        return NoAnswer("The service cannot be reached. Check the address, and that the service runs.", passing=True)
+    if isinstance(error, httpx.TimeoutException) and method == "GET":
+        return NoAnswer("The service did not answer in time. Try again later.", passing=True)
+    if isinstance(error, httpx.TimeoutException):
+        return NoAnswer(
+            "The service did not answer in time. Send a shorter recording, submit a job, or raise timeout_seconds.",
+            passing=False,
+        )
+    if isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError) and method == "DELETE":
+        return NoAnswer(
+            "The service closed the connection before it answered. Ask for the job to see whether it was cancelled.",
+            passing=False,
+        )
+    if isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
+        return NoAnswer("The service closed the connection before it answered. Try again.", passing=True)
+    if isinstance(error, httpx.LocalProtocolError):  # its text holds the header, and so perhaps the key
+        return NoAnswer("The service cannot be asked: the request is not valid HTTP.", passing=False)
+    return NoAnswer(f"The service cannot be asked: {str(error).rstrip('.')}.", passing=False)
 
 
 def _error_class(status: int) -> type[ServiceError]:

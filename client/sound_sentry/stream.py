@@ -96,7 +96,7 @@ def not_opened(error: Exception) -> SoundSentryError:
     if isinstance(error, InvalidStatus):
         response = error.response
         headers = httpx.Headers(list(response.headers.raw_items()))
-        return service_error(httpx.Response(response.status_code, headers=headers, content=bytes(response.body)))
+        return service_error(httpx.Response(response.status_code, headers=headers, content=bytes(response.body)), "GET")
     return NoAnswer("The service cannot be reached. Check the address, and that the service runs.", passing=True)
 
 

@@ -25,7 +25,7 @@ from sound_sentry import (
     UnexpectedAnswer,
     errors,
 )
-from sound_sentry.calls import Attempt, Calls
+from sound_sentry.calls import Attempt, Call, Calls
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from tests.client.conftest import Ask
@@ -66,6 +66,35 @@ def test_the_key_is_sent_and_never_shown(ask: Ask, server: StandIn) -> None:
     assert "secret" not in str(refused(AccessRefused, ask, server.url, "info", client={"api_key": "secret"}))
 
 
+def test_the_end_of_the_line_is_no_part_of_a_key(ask: Ask, server: StandIn) -> None:
+    server.put_up(INFO_ANSWER)
+    ask(server.url, "info", client={"api_key": " ss_secret\r\n"})
+    assert server.requests[0].headers["authorization"] == "Bearer ss_secret"
+
+
+@pytest.mark.parametrize("key", ["ss_s\recret", "ss_sécret", "ss_s\x00ecret", "ss_s\udce9ecret"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(ask: Ask, key: str) -> None:
+    for arguments, options in (
+        (("info",), {"client": {"api_key": key}}),
+        (("submit", [b"audio"]), {"idempotency_key": key}),
+    ):
+        with pytest.raises(ValueError, match="_key may have only printable ASCII") as caught:
+            ask("http://127.0.0.1:9", *arguments, **options)
+        assert "ecret" not in str(caught.value)
+
+
+def test_an_error_of_the_protocol_shows_no_header() -> None:
+    error = errors.no_answer(httpx.LocalProtocolError("Illegal header value b'Bearer ss_secret'"), "GET")
+    assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize("recording", ["call.wav", b"RIFF", bytearray(b"RIFF")], ids=["path", "bytes", "bytearray"])
+@pytest.mark.parametrize("method", ["batch", "submit"])
+def test_one_recording_is_not_several(ask: Ask, method: str, recording: object) -> None:
+    with pytest.raises(TypeError, match="a list of recordings"):
+        ask("http://127.0.0.1:9", method, recording)
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
@@ -94,7 +123,7 @@ def test_a_problem_document_becomes_an_error(server: StandIn, status: int, kind:
 
 def test_an_answer_from_something_else_is_no_verdict(ask: Ask, server: StandIn) -> None:
     server.put_up(PlainTextResponse("<html>no gateway</html>", 502), {"hello": "world"}, FAKE | {"overall": "Maybe"})
-    error = refused(ServiceFailed, ask, server.url, "info")
+    error = refused(ServiceFailed, ask, server.url, "predict", b"audio")
     assert (error.status, error.title, error.request_id) == (502, "Bad Gateway", None)
     assert "Check the address" in str(refused(UnexpectedAnswer, ask, server.url, "info"))
     refused(UnexpectedAnswer, ask, server.url, "predict", b"audio")
@@ -125,10 +154,18 @@ def test_retries_have_a_bound(ask: Ask, server: StandIn) -> None:
     assert len(server.requests) == 1, "an hour is more than max_wait_seconds"
 
 
-def delays(*answers: httpx.Response | httpx.RequestError, retries: int, max_wait_seconds: float) -> list[float]:
+def delays(
+    *answers: httpx.Response | httpx.RequestError, retries: int, max_wait_seconds: float, method: str = "GET"
+) -> list[float]:
     """How long a call waits before each of its attempts, until it gives up."""
     with httpx.Client(base_url="http://service") as http:
-        call = Calls(http, retries=retries, max_wait_seconds=max_wait_seconds).info()
+        calls = Calls(http, retries=retries, max_wait_seconds=max_wait_seconds)
+        by_method: dict[str, Call[Any]] = {
+            "GET": calls.info(),
+            "POST": calls.predict(b"audio", None, {}),
+            "DELETE": calls.cancel("j1"),
+        }
+        call = by_method[method]
         attempts: list[Attempt] = [next(call)]
         with pytest.raises((ServiceError, NoAnswer)):
             for answer in answers:
@@ -152,14 +189,44 @@ def test_how_long_a_call_waits() -> None:
     assert delays(overloaded("Sun, 06 Nov 1994 08:49:37 GMT"), lost, retries=1, max_wait_seconds=60) == [0, 0]
 
 
-def test_a_time_out_is_not_tried_again() -> None:
-    assert delays(httpx.ReadTimeout(""), retries=9, max_wait_seconds=60) == [0]
+@pytest.mark.parametrize(
+    ("outcome", "methods"),
+    [
+        (httpx.ConnectError(""), {"GET", "POST", "DELETE"}),
+        (httpx.ConnectTimeout(""), {"GET", "POST", "DELETE"}),
+        (httpx.Response(503), {"GET", "POST", "DELETE"}),
+        (httpx.ReadError(""), {"GET", "POST"}),
+        (httpx.RemoteProtocolError(""), {"GET", "POST"}),
+        (httpx.ReadTimeout(""), {"GET"}),
+        (httpx.Response(502), {"GET"}),
+        (httpx.Response(504), {"GET"}),
+        (httpx.Response(500), set()),
+        (httpx.UnsupportedProtocol(""), set()),
+    ],
+)
+def test_what_is_tried_again(outcome: httpx.Response | httpx.RequestError, methods: set[str]) -> None:
+    """A time-out would make the service judge again. A second DELETE would delete the job that the first cancelled."""
+    tried_again = {
+        method
+        for method in ("GET", "POST", "DELETE")
+        if len(delays(outcome, outcome, retries=1, max_wait_seconds=60, method=method)) == 2
+    }
+    assert tried_again == methods
+
+
+def test_a_get_may_be_silent_for_a_minute_at_most() -> None:
+    with httpx.Client(base_url="http://service", timeout=httpx.Timeout(1800, connect=10)) as http:
+        calls = Calls(http, retries=0, max_wait_seconds=0)
+        for request in (next(calls.info()).request, calls.events("j1").request):
+            assert request.extensions["timeout"] == {"connect": 10, "read": 60, "write": 60, "pool": 60}
+        assert next(calls.predict(b"audio", None, {})).request.extensions["timeout"]["read"] == 1800
 
 
 def test_a_service_that_is_down_is_named(ask: Ask) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     assert "cannot be reached" in str(refused(NoAnswer, ask, url, "info", client={"retries": 0}))
-    assert "protocol" in str(refused(NoAnswer, ask, "127.0.0.1:8000", "info"))
+    refusal = str(refused(NoAnswer, ask, "127.0.0.1:8000", "info"))
+    assert "protocol" in refusal and not refusal.endswith("..")
 
 
 def test_an_unhealthy_service_is_an_answer(ask: Ask, server: StandIn) -> None:

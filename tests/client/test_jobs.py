@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from sound_sentry import AsyncSoundSentry, JobNotFinished, NotFound, SoundSentry
 from sound_sentry.calls import OUTAGE_SECONDS, Calls
 from sound_sentry.command import main
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from tests.client.conftest import Ask
 from tests.client.stand_in import FAKE, INFO_ANSWER, StandIn, problem
@@ -128,11 +129,33 @@ def test_a_wait_sits_out_a_service_that_is_away() -> None:
     assert result.value.value.status == "done"
 
 
+def test_a_wait_ends_in_time(ask: Ask, server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It checks once more at the end of its time, and an outage does not make it longer."""
+    monkeypatch.setattr("sound_sentry.calls.FIRST_POLL_SECONDS", 30)
+    server.put_up(RUNNING, DONE)
+    assert ask(server.url, "wait", "j/1", 0.2).status == "done"
+    for outage in (problem(503), PlainTextResponse("", 502)):
+        server.put_up(outage)
+        began = time.monotonic()
+        with pytest.raises(JobNotFinished):
+            ask(server.url, "wait", "j/1", 0.7)
+        assert 0.7 <= time.monotonic() - began < 5
+
+
+def test_the_last_check_of_a_wait_is_short() -> None:
+    with httpx.Client(base_url="http://service", timeout=1800) as http:
+        call = Calls(http, retries=0, max_wait_seconds=0).wait("j1", 20)
+        first = next(call)
+        second = call.send(httpx.ReadTimeout(""))
+    assert first.request.extensions["timeout"]["read"] == 20
+    assert 18 < second.request.extensions["timeout"]["read"] < 20
+
+
 def test_events_are_followed_to_the_end(follow: Callable[[str, str], list[Any]], server: StandIn) -> None:
     server.put_up(
         events(SUMMARY),
         events(SUMMARY, AT_WORK, broken=True),
-        problem(503, retry_after="0"),
+        PlainTextResponse("", 502),
         events(AT_WORK, DONE, CANCELLED),
     )
     states = follow(server.url, "j1")
@@ -142,6 +165,17 @@ def test_events_are_followed_to_the_end(follow: Callable[[str, str], list[Any]],
     server.put_up(problem(404))
     with pytest.raises(NotFound):
         follow(server.url, "j1")
+
+
+def test_a_job_is_asked_for_if_too_many_follow(follow: Callable[[str, str], list[Any]], server: StandIn) -> None:
+    full = problem(503, retry_after="0")
+    server.put_up(full, QUEUED, full, problem(503, retry_after="0"), RUNNING, events(AT_WORK), full, DONE)
+    assert [state.status for state in follow(server.url, "j1")] == ["queued", "running", "running", "done"]
+    assert [request.url.path.removeprefix("/jobs/j1") for request in server.requests] == [
+        *("/events", ""),
+        *("/events", "", ""),
+        *("/events", "/events", ""),
+    ]
 
 
 def run(server: StandIn, *arguments: str) -> int:
