@@ -58,8 +58,7 @@ def wav(samples: Samples, sample_rate: int) -> bytes:
         view = memoryview(samples)  # type: ignore[arg-type]  # ndarray is declared as a buffer from Python 3.12 on
     except TypeError as error:
         raise TypeError(f"Send a path, bytes or an array of samples, not {type(samples).__name__}.") from error
-    if view.format not in _SAMPLE_FORMATS:
-        raise TypeError(f"Samples are float32, float64, int16 or int32; the buffer has the type {view.format!r}.")
+    kind = sample_kind(view.format, view.itemsize)
     shape = view.shape or ()
     if len(shape) not in (1, 2) or 0 in shape:
         raise ValueError(f"Samples are (time,) or (channels, time), and not empty; got {shape}.")
@@ -67,8 +66,8 @@ def wav(samples: Samples, sample_rate: int) -> bytes:
     if channels > length:
         raise ValueError(f"Samples are (time,) or (channels, time); got {shape}: transpose them.")
 
-    number, letter = _SAMPLE_FORMATS[view.format]
-    by_channel = array(letter, array(view.format, view.tobytes()))
+    number, letter = _SAMPLE_FORMATS[kind]
+    by_channel = array(letter, array(kind, view.tobytes()))
     frames = array(letter, bytes(len(by_channel) * by_channel.itemsize))
     for channel in range(channels):
         frames[channel::channels] = by_channel[channel * length : (channel + 1) * length]
@@ -80,6 +79,14 @@ def wav(samples: Samples, sample_rate: int) -> bytes:
     )
     chunks = _chunk(b"fmt ", form) + _chunk(b"fact", struct.pack("<I", length)) + _chunk(b"data", data)
     return _chunk(b"RIFF", b"WAVE" + chunks)
+
+
+def sample_kind(format: str, sample_bytes: int) -> str:
+    """The type of sample, a key of _SAMPLE_FORMATS, for a buffer of this format. Raises TypeError for other types."""
+    kind = "i" if (format, sample_bytes) == ("l", 4) else format  # NumPy's int32 is a long on Windows
+    if kind not in _SAMPLE_FORMATS:
+        raise TypeError(f"Samples are float32, float64, int16 or int32; the buffer has the type {format!r}.")
+    return kind
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

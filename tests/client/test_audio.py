@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sound_sentry.audio import upload, wav
+from sound_sentry.audio import sample_kind, upload, wav
 
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
@@ -40,6 +40,12 @@ def test_floats_arrive_unchanged(samples: Any) -> None:
 def test_integers_arrive_unchanged(kind: Any, full_scale: int) -> None:
     samples = (NOISE.astype(np.float64) * full_scale).astype(kind)
     assert np.array_equal(decoded(wav(samples, 16_000)), (samples / full_scale).astype(np.float32))
+
+
+def test_a_long_of_windows_is_an_int32() -> None:
+    assert sample_kind("l", 4) == "i"
+    with pytest.raises(TypeError, match="type 'l'"):
+        sample_kind("l", 8)
 
 
 def test_channels_are_interleaved() -> None:
