@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 import httpx
@@ -38,12 +39,15 @@ POINTS = ("balanced", "recall", "precision")
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Python exits with 1 after an uncaught exception, but 1 here means Fake: so all are caught."""
     parsed = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # on Windows, files and pipes get an encoding without most letters
     try:
         code: int = parsed.run(parsed)
+        sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of standard output is gone
+    except (BrokenPipeError, SystemExit):  # the reader of standard output is gone; rich raises SystemExit then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (SoundSentryError, OSError, httpx.InvalidURL) as error:
+    except (SoundSentryError, OSError, ValueError, httpx.InvalidURL) as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:
         return 130
@@ -71,21 +75,24 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("files", nargs="+", metavar="FILE", help=FILES)
     command.add_argument("--webhook", metavar="URL", help="address that the service calls when the job is done")
     command.add_argument("--idempotency-key", metavar="KEY", help="a second submission with this key is the same job")
-    command.add_argument("--wait", action="store_true", help="wait, and show the results")
-    _command(of_jobs, "list", "show the latest jobs", jobs.latest)
-    for name, help, run in (
-        ("wait", "wait for a job, and show its results", jobs.wait),
-        ("show", "show the results of a job, or its progress", jobs.show),
-        ("cancel", "stop a job, or delete one that is finished", jobs.cancel),
+    command.add_argument(
+        "--wait", action="store_true", help="wait, and show the results; the id goes to standard error"
+    )
+    _command(of_jobs, "list", "show the latest jobs", jobs.latest, has_results=False)
+    for name, help, run, has_results in (
+        ("wait", "wait for a job, and show its results", jobs.wait, True),
+        ("show", "show the results of a job, or its progress", jobs.show, True),
+        ("cancel", "stop a job, or delete one that is finished", jobs.cancel, False),
     ):
-        _command(of_jobs, name, help, run).add_argument("job", metavar="JOB", help="the id of the job")
+        command = _command(of_jobs, name, help, run, has_results=has_results)
+        command.add_argument("job", metavar="JOB", help="the id of the job")
 
     command = _command(commands, "listen", "judge sound while it is recorded; Ctrl-C ends it", listen)
     command.add_argument(
         "source",
         nargs="?",
         metavar="FILE",
-        help="16-bit WAV, WebM, or raw 16-bit samples; - for standard input (default: the microphone)",
+        help="16-bit WAV or raw 16-bit samples; - for standard input, also WebM (default: the microphone)",
     )
     command.add_argument("--sample-rate", type=int, metavar="HZ", help="rate of raw samples or of the microphone")
     command.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples or of the microphone")
@@ -113,9 +120,14 @@ def _judging_arguments() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, help: str, run: Callable[[argparse.Namespace], int], *parents: argparse.ArgumentParser
+    commands: Any,
+    name: str,
+    help: str,
+    run: Callable[[argparse.Namespace], int],
+    *parents: argparse.ArgumentParser,
+    has_results: bool = True,
 ) -> argparse.ArgumentParser:
-    """A command with the options that all commands have."""
+    """A command with the options that all commands have, and those of the commands that show results of files."""
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         parents=parents,
@@ -132,7 +144,8 @@ def _command(
     group = command.add_argument_group("how to show it")
     form = group.add_mutually_exclusive_group()
     form.add_argument("--json", dest="output", action="store_const", const="json", help="one JSON object per line")
-    form.add_argument("--csv", dest="output", action="store_const", const="csv", help="CSV with a header")
-    group.add_argument("--report", metavar="FILE.html", help="write a report to read and to print as well")
+    if has_results:
+        form.add_argument("--csv", dest="output", action="store_const", const="csv", help="CSV with a header")
+        group.add_argument("--report", metavar="FILE.html", help="write a report to read and to print as well")
     command.set_defaults(run=run, output="table", api_key=os.environ.get("SOUND_SENTRY_API_KEY"))
     return command

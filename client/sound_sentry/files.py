@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import mimetypes
-from collections.abc import Iterator, Sequence
-from glob import glob, has_magic
+import os
+from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
 from typing import cast
 
 from sound_sentry.calls import Options
-from sound_sentry.errors import NothingToSend
+
+ENDINGS = frozenset(
+    f".{ending}"
+    for ending in (
+        *("wav", "wave", "rf64", "w64", "mp3", "mp2", "aac", "flac", "aiff", "aif", "aifc", "caf", "amr", "au"),
+        *("opus", "ogg", "oga", "spx", "webm", "mkv", "mka", "wma", "asf"),
+        *("m4a", "m4b", "m4v", "mp4", "mov", "3gp"),
+    )
+)
+"""The endings of the names of recordings, in lower case. They are those of the service; a test compares them."""
 
 
-def find(names: Sequence[str], formats: Sequence[str]) -> list[str]:
+def find(names: Sequence[str]) -> list[str]:
     """The files that the names stand for.
 
-    A folder stands for the files in it and its subfolders whose names end in one of `formats`, or like audio or video.
-    A pattern stands for the files that match it, and `-` for standard input. Raises NothingToSend if there is none.
+    A folder stands for the recordings in it and its subfolders, without hidden ones. A pattern stands for the files
+    that match it, and `-` for standard input. A name that stands for no file is kept as it is; its row will hold the
+    error. So is everything that cannot be looked at.
     """
-    files = [file for name in names for file in _named(name, formats)]
-    if not files:
-        raise NothingToSend("There is no recording among these names.")
+    files: list[str] = []
+    for name in names:
+        if name == "-" or os.path.isfile(name):
+            files.append(name)
+        elif os.path.isdir(name):
+            files += _recordings_in(name) or [name]
+        else:
+            files += sorted(filter(os.path.isfile, glob(name, recursive=True))) or [name]
     return files
 
 
@@ -31,15 +46,17 @@ def judging_options(arguments: argparse.Namespace) -> Options:
     return cast(Options, {name: value for name, value in given.items() if value is not None})
 
 
-def _named(name: str, formats: Sequence[str]) -> Iterator[str]:
-    if name != "-" and Path(name).is_dir():
-        yield from sorted(str(path) for path in Path(name).rglob("*") if path.is_file() and _sounds(path, formats))
-    elif has_magic(name) and not Path(name).exists():
-        yield from sorted(glob(name, recursive=True)) or [name]
-    else:
-        yield name
+def _recordings_in(folder: str) -> list[str]:
+    """The recordings in a folder, and its subfolders that cannot be read."""
+    unreadable: list[OSError] = []
+    found: list[Path] = []
+    for place, subfolders, names in os.walk(folder, onerror=unreadable.append):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        found += [path for path in paths if path.suffix.lower() in ENDINGS and _is_file_or_unknown(path)]
+    found += [Path(error.filename) for error in unreadable]
+    return [str(path) for path in sorted(found)]
 
 
-def _sounds(path: Path, formats: Sequence[str]) -> bool:
-    kind = mimetypes.guess_type(path.name)[0] or ""
-    return path.suffix[1:].lower() in formats or kind.startswith(("audio/", "video/"))
+def _is_file_or_unknown(path: Path) -> bool:
+    return os.path.isfile(path) or not os.path.exists(path)

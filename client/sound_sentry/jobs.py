@@ -13,36 +13,40 @@ from rich.table import Table
 from sound_sentry.client import SoundSentry
 from sound_sentry.files import find, judging_options
 from sound_sentry.models import Job, JobSummary
-from sound_sentry.output import Output, print_to_output
+from sound_sentry.output import Output, print_to
 
 
 def submit(arguments: argparse.Namespace) -> int:
-    """Submit files as one job, and print its id, or wait for its results if asked to."""
+    """Submit files as one job, and show its id, or wait for its results if asked to.
+
+    Raises ValueError for a form of results if none are waited for.
+    """
+    if not arguments.wait and (arguments.output == "csv" or arguments.report):
+        raise ValueError("--csv and --report show results: add --wait, or ask for them with `sound-sentry jobs wait`.")
     with _service(arguments) as sentry:
-        paths = find(arguments.files, sentry.info().supported_formats)
-        recordings = [sys.stdin.buffer.read() if path == "-" else path for path in paths]
-        job = sentry.submit(
-            recordings,
-            webhook=arguments.webhook,
-            idempotency_key=arguments.idempotency_key,
-            **judging_options(arguments),
-        )
-        if arguments.wait:
-            return _wait(sentry, job.job_id, arguments)
-        print(job.job_id)
-        return 0
+        if not arguments.wait:
+            job = _submit(sentry, arguments)
+            if arguments.output == "json":
+                _print_states([job], arguments)
+            else:
+                print(job.job_id)
+            return 0
+        with Output(arguments, sentry.info()) as output:
+            job = _submit(sentry, arguments)
+            print(job.job_id, file=sys.stderr)  # so that the job is not lost if the wait is ended
+            return _wait(sentry, job.job_id, output, arguments)
 
 
 def wait(arguments: argparse.Namespace) -> int:
     """Wait for a job, and show its results."""
-    with _service(arguments) as sentry:
-        return _wait(sentry, arguments.job, arguments)
+    with _service(arguments) as sentry, Output(arguments, sentry.info()) as output:
+        return _wait(sentry, arguments.job, output, arguments)
 
 
 def show(arguments: argparse.Namespace) -> int:
     """Show the results of a job, or its progress."""
-    with _service(arguments) as sentry:
-        return _results(sentry, sentry.job(arguments.job), arguments)
+    with _service(arguments) as sentry, Output(arguments, sentry.info()) as output:
+        return _results(sentry.job(arguments.job), output, arguments)
 
 
 def latest(arguments: argparse.Namespace) -> int:
@@ -59,32 +63,40 @@ def cancel(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(sentry: SoundSentry, arguments: argparse.Namespace) -> Job:
+    return sentry.submit(
+        [sys.stdin.buffer.read() if path == "-" else path for path in find(arguments.files)],
+        webhook=arguments.webhook,
+        idempotency_key=arguments.idempotency_key,
+        **judging_options(arguments),
+    )
+
+
 def _service(arguments: argparse.Namespace) -> SoundSentry:
     return SoundSentry(arguments.url, arguments.api_key)
 
 
-def _wait(sentry: SoundSentry, job_id: str, arguments: argparse.Namespace) -> int:
+def _wait(sentry: SoundSentry, job_id: str, output: Output, arguments: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(job_id, total=1.0)
         for state in sentry.events(job_id):
             left = "" if state.seconds_left is None else f", about {state.seconds_left:.0f} s left"
             bar.update(task, completed=state.progress, description=f"{state.stage or state.status}{left}")
-    return _results(sentry, state, arguments)
+    return _results(state, output, arguments)
 
 
-def _results(sentry: SoundSentry, state: JobSummary, arguments: argparse.Namespace) -> int:
+def _results(state: JobSummary, output: Output, arguments: argparse.Namespace) -> int:
     if not isinstance(state, Job) or state.status != "done":
         _print_states([state], arguments)
         return 2
-    output = Output(arguments, sentry.info())
     for result in state.results:
         output.add(result)
-    return output.finish()
+    return output.exit_code
 
 
 def _print_states(states: Iterable[JobSummary], arguments: argparse.Namespace) -> None:
-    """Show one row per job, or one JSON object per line."""
+    """Show one row per job, or one JSON object per line. With --csv the rows of jobs are not among those of files."""
     if arguments.output == "json":
         for state in states:
             print(state.model_dump_json(exclude_unset=True))
@@ -95,4 +107,4 @@ def _print_states(states: Iterable[JobSummary], arguments: argparse.Namespace) -
         submitted = f"{state.created_at:%Y-%m-%dT%H:%M:%SZ}"
         done = f"{100 * state.progress:.0f} %"
         table.add_row(state.job_id, state.status, str(state.total_files), submitted, done, left, state.stage or "")
-    print_to_output(table)
+    print_to(sys.stderr if arguments.output == "csv" else sys.stdout, table)

@@ -33,8 +33,7 @@ def listen(arguments: argparse.Namespace) -> int:
         source = microphone(arguments.device, rate, arguments.channels, stopped)
     else:
         source = recording(arguments.source, arguments.sample_rate, arguments.channels, stopped)
-    with SoundSentry(arguments.url, arguments.api_key) as sentry:
-        output = Output(arguments, sentry.info())
+    with SoundSentry(arguments.url, arguments.api_key) as sentry, Output(arguments, sentry.info()) as output:
         with source as (options, sound), _display(arguments.output) as show, _ended_by_interrupt(stopped):
             if arguments.per_channel:
                 options["per_channel"] = True
@@ -47,7 +46,7 @@ def listen(arguments: argparse.Namespace) -> int:
                     show(message)
                 else:
                     output.add(file_result(message, arguments.source or "microphone"))
-    return output.finish()
+        return output.exit_code
 
 
 @contextmanager
@@ -67,14 +66,18 @@ def _ended_by_interrupt(stopped: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _display(form: str) -> Iterator[Callable[[StreamUpdate], None]]:
-    """Shows the updates: in one place of a terminal, else one line each, or as JSON if asked for."""
+    """Shows the updates: in one place of a terminal, else one line each, or as JSON if asked for.
+
+    With --csv they go to standard error, because they are no rows.
+    """
+    output = sys.stderr if form == "csv" else sys.stdout
     if form == "json":
         yield lambda update: print(update.model_dump_json(exclude_unset=True), flush=True)
-    elif not sys.stdout.isatty():
-        yield lambda update: print(_line(update).plain, flush=True)
+    elif not output.isatty():
+        yield lambda update: print(_line(update).plain, file=output, flush=True)
     else:
         earlier: deque[float | None] = deque(maxlen=REMEMBERED)
-        with Live(console=Console(highlight=False), auto_refresh=False, transient=True) as live:
+        with Live(console=Console(file=output, highlight=False), auto_refresh=False, transient=True) as live:
 
             def show(update: StreamUpdate) -> None:
                 earlier.append(update.mean_probability)

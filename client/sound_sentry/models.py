@@ -73,6 +73,13 @@ class ChannelVerdict(Answer):
     note: str | None
     """`silent`, or `same_as_` and the name of the channel that holds the same sound; else None."""
 
+    @property
+    def note_sentence(self) -> str:
+        """The note for people; empty if there is none."""
+        if self.note is None:
+            return ""
+        return "Silent." if self.note == "silent" else f"The same as {self.note.removeprefix('same_as_')}."
+
 
 class DecidedBy(Answer):
     """The part of the recording that decided the answer for the whole."""
@@ -89,6 +96,11 @@ class DecidedBy(Answer):
     """Probability that the speech of that part is machine-made, 0 to 1."""
     interval: Interval | None = None
     """80 % interval of `probability`, lower end first."""
+
+    @property
+    def name(self) -> str:
+        """What decided, for people."""
+        return self.speaker or self.channel or "passage"
 
 
 class Timeline(Answer):
@@ -233,6 +245,12 @@ class Verdict(Answer):
     def probability_interval(self) -> Interval | None:
         """80 % interval of `probability`, lower end first."""
         return self.decided_by.interval if self.decided_by else self.interval
+
+    @property
+    def channels_without_speakers(self) -> tuple[ChannelVerdict, ...]:
+        """The channels without speakers of their own: silent channels, and copies of others."""
+        with_speakers = {speaker.channel for speaker in self.speakers}
+        return tuple(channel for channel in self.channels if channel.channel not in with_speakers)
 
 
 class Prediction(Verdict):

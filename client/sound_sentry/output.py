@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -26,27 +27,38 @@ CSV_COLUMNS = (
     "probability",
     "interval_low",
     "interval_high",
+    "mean_probability",
     "score",
     "duration_seconds",
     "speech_seconds",
+    "decided_by",
+    "decided_start",
+    "decided_end",
     "reasons",
     "warnings",
+    "note",
     "error",
     "request_id",
 )
+"""Those of the service's own command line, and the id of the request."""
 
-PIPE_WIDTH = 200
-"""The width in characters of a table that is not shown on a terminal."""
+ENDLESS_WIDTH = 10_000
+"""The width in characters of a table that is not shown on a terminal: nothing is wrapped there."""
 
 
 class Output:
-    """Shows the results of a command, in the form that its arguments ask for."""
+    """Shows the results of a command, in the form that its arguments ask for, for use with `with`.
+
+    In forms with one line per result, a result is written at once. At the end, even if it comes early through an error
+    or Ctrl-C, the report and the table are written, with the results so far. Raises OSError at the beginning if the
+    report cannot be written.
+    """
 
     def __init__(self, arguments: argparse.Namespace, info: Info) -> None:
         self._results: list[FileResult] = []
         self._sentences = info.reasons | info.warnings
         self._url: str = arguments.url
-        self._report: str | None = arguments.report
+        self._report = _open(arguments.report) if arguments.report else None
         self._write: Callable[[FileResult], None] | None = None
         if arguments.output == "json":
             self._write = write_json
@@ -54,24 +66,42 @@ class Output:
             self._write = CsvWriter(sys.stdout)
 
     def add(self, result: FileResult) -> None:
-        """Add a result. In forms with one line per result it is written at once."""
+        """Add a result."""
         self._results.append(result)
         if self._write:
             self._write(result)
 
-    def finish(self) -> int:
-        """Write the table and the report if asked for, and return the exit code."""
-        if not self._write:
-            print_table(self._results, self._sentences)
-        if self._report:
-            Path(self._report).write_text(report(self._results, self._sentences, self._url), encoding="utf-8")
+    @property
+    def exit_code(self) -> int:
+        """The exit code for the results so far."""
         return exit_code(self._results)
 
+    def __enter__(self) -> Self:
+        return self
 
-def file_result(verdict: Verdict, filename: str) -> JudgedFile:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._report:
+            with self._report:
+                self._report.write(report(self._results, self._sentences, self._url))
+        if self._results and not self._write:
+            print_table(self._results, self._sentences)
+
+
+def _open(report: str) -> TextIO:
+    return open(report, "w", encoding="utf-8")
+
+
+def as_text(path: str) -> str:
+    """A file name in which bytes that are not text are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def file_result(verdict: Verdict, path: str) -> JudgedFile:
     """A verdict as the answer for one of several files."""
     status = "no_speech" if verdict.overall == "No Speech" else "success"
-    return JudgedFile(**verdict.model_dump(exclude_unset=True) | {"filename": filename, "status": status})
+    return JudgedFile(**verdict.model_dump(exclude_unset=True) | {"filename": as_text(path), "status": status})
 
 
 def exit_code(results: Iterable[FileResult]) -> int:
@@ -90,7 +120,8 @@ def write_json(result: FileResult) -> None:
 
 
 class CsvWriter:
-    """A header, then one row per file, each followed by one row for each of its speakers and channels."""
+    """A header, then one row per file, each followed by one row for each of its speakers, and one for each channel
+    without speakers."""
 
     def __init__(self, output: TextIO) -> None:
         self._rows = csv.DictWriter(output, CSV_COLUMNS, lineterminator="\n")
@@ -98,44 +129,55 @@ class CsvWriter:
         self._rows.writeheader()
 
     def __call__(self, result: FileResult) -> None:
-        path = result.filename
-        if isinstance(result, FailedFile):
-            self._rows.writerow({"path": path, "error": result.error.detail, "request_id": result.error.request_id})
-        else:
-            self._rows.writerow(
-                {
-                    "path": path,
-                    "score": result.score,
-                    "duration_seconds": result.duration_seconds,
-                    "reasons": ";".join(result.reasons),
-                    "warnings": ";".join(result.warnings),
-                    **_columns(result.overall, result.probability, result.probability_interval, result.speech_seconds),
-                }
-            )
-            for channel in result.channels:
-                columns = _columns(channel.result, channel.probability, None, channel.speech_seconds)
-                self._rows.writerow({"path": path, "channel": channel.channel} | columns)
-            for speaker in result.speakers:
-                columns = _columns(speaker.result, speaker.probability, speaker.interval, speaker.speech_seconds)
-                self._rows.writerow({"path": path, "channel": speaker.channel, "speaker": speaker.speaker} | columns)
+        self._rows.writerows({"path": result.filename} | row for row in _rows(result))
         self._output.flush()
 
 
-def _columns(
-    result: str, probability: float | None, interval: Interval | None, speech_seconds: float
-) -> dict[str, object]:
-    low, high = interval or (None, None)
-    return {
-        "result": result,
-        "probability": probability,
-        "interval_low": low,
-        "interval_high": high,
-        "speech_seconds": speech_seconds,
+def _rows(result: FileResult) -> Iterator[dict[str, object]]:
+    if isinstance(result, FailedFile):
+        yield {"error": result.error.detail, "request_id": result.error.request_id}
+        return
+    part = result.decided_by
+    yield {
+        "result": result.overall,
+        "probability": result.probability,
+        **_bounds(result.probability_interval),
+        "mean_probability": result.mean_probability,
+        "score": result.score,
+        "duration_seconds": result.duration_seconds,
+        "speech_seconds": result.speech_seconds,
+        "decided_by": part and part.name,
+        "decided_start": part and part.start,
+        "decided_end": part and part.end,
+        "reasons": ";".join(result.reasons),
+        "warnings": ";".join(result.warnings),
     }
+    for speaker in result.speakers:
+        yield {
+            "speaker": speaker.speaker,
+            "channel": speaker.channel,
+            "result": speaker.result,
+            "probability": speaker.probability,
+            **_bounds(speaker.interval),
+            "speech_seconds": speaker.speech_seconds,
+        }
+    for channel in result.channels_without_speakers:
+        yield {
+            "channel": channel.channel,
+            "result": channel.result,
+            "probability": channel.probability,
+            "speech_seconds": channel.speech_seconds,
+            "note": channel.note,
+        }
+
+
+def _bounds(interval: Interval | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {"interval_low": low, "interval_high": high}
 
 
 def print_table(results: Iterable[FileResult], sentences: Mapping[str, str]) -> None:
-    """One row per file, each followed by one row for each of its channels and speakers.
+    """One row per file, each followed by one row for each of its speakers, and one for each channel without speakers.
 
     `sentences` has a sentence for each reason and warning.
     """
@@ -157,18 +199,20 @@ def print_table(results: Iterable[FileResult], sentences: Mapping[str, str]) -> 
             *_numbers(result.probability, result.probability_interval, result.speech_seconds),
             Text(" ".join(notes(result, sentences))),
         )
-        for channel in result.channels:
-            numbers = _numbers(channel.probability, None, channel.speech_seconds)
-            table.add_row(f"  {channel.channel}", _label(channel.result), *numbers, Text(channel.note or ""))
         for speaker in result.speakers:
             numbers = _numbers(speaker.probability, speaker.interval, speaker.speech_seconds)
-            table.add_row(f"  {speaker.speaker}", _label(speaker.result), *numbers, Text(speaker.channel or ""))
-    print_to_output(table)
+            place = f"On {speaker.channel}." if speaker.channel and speaker.channel != speaker.speaker else ""
+            table.add_row(f"  {speaker.speaker}", _label(speaker.result), *numbers, Text(place))
+        for channel in result.channels_without_speakers:
+            numbers = _numbers(channel.probability, None, channel.speech_seconds)
+            table.add_row(f"  {channel.channel}", _label(channel.result), *numbers, Text(channel.note_sentence))
+    print_to(sys.stdout, table)
 
 
-def print_to_output(table: Table) -> None:
-    """Print a table. It is made wide enough if it is not shown on a terminal."""
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, emoji=False).print(table)
+def print_to(output: TextIO, table: Table) -> None:
+    """Print a table. Its lines are not wrapped if they are not shown on a terminal."""
+    width = None if output.isatty() else ENDLESS_WIDTH
+    Console(file=output, width=width, highlight=False, emoji=False).print(table)
 
 
 def shown(name: str) -> str:

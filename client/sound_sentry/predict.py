@@ -16,7 +16,7 @@ from sound_sentry.client import AsyncSoundSentry
 from sound_sentry.errors import ServiceError, SoundSentryError
 from sound_sentry.files import find, judging_options
 from sound_sentry.models import FailedFile, FileResult, Problem
-from sound_sentry.output import Output, file_result
+from sound_sentry.output import Output, as_text, file_result
 
 FILES_AT_ONCE = 4
 
@@ -27,14 +27,13 @@ def predict(arguments: argparse.Namespace) -> int:
     async def judge() -> int:
         async with AsyncSoundSentry(arguments.url, arguments.api_key) as sentry:
             info = await sentry.info()  # a wrong address is reported once, not for every file
-            paths = find(arguments.files, info.supported_formats)
-            output = Output(arguments, info)
-            with _progress(arguments) as bar:
+            paths = find(arguments.files)
+            with Output(arguments, info) as output, _progress(arguments) as bar:
                 task = bar.add_task("", total=len(paths))
                 async for result in _judge_all(sentry, paths, judging_options(arguments)):
                     output.add(result)
                     bar.advance(task)
-            return output.finish()
+            return output.exit_code
 
     return asyncio.run(judge())
 
@@ -44,13 +43,12 @@ async def _judge_all(sentry: AsyncSoundSentry, paths: Iterable[str], options: Op
     slots = asyncio.Semaphore(FILES_AT_ONCE)
 
     async def judge(path: str) -> FileResult:
-        name = os.fsencode(path).decode(errors="backslashreplace")
         async with slots:
             try:
                 answer = await sentry.predict(sys.stdin.buffer.read() if path == "-" else path, **options)
             except (SoundSentryError, OSError) as error:
-                return FailedFile(filename=name, status="failed", error=_problem(error))
-            return file_result(answer, name)
+                return FailedFile(filename=as_text(path), status="failed", error=_problem(path, error))
+            return file_result(answer, path)
 
     tasks = [asyncio.create_task(judge(path)) for path in paths]
     try:
@@ -61,14 +59,17 @@ async def _judge_all(sentry: AsyncSoundSentry, paths: Iterable[str], options: Op
             task.cancel()
 
 
-def _problem(error: SoundSentryError | OSError) -> Problem:
+def _problem(path: str, error: SoundSentryError | OSError) -> Problem:
     if isinstance(error, ServiceError):
         return Problem(
             type=error.type, title=error.title, status=error.status, detail=error.detail, request_id=error.request_id
         )
     if isinstance(error, SoundSentryError):
         return Problem(type="about:blank", title="No answer", detail=error.detail)
-    return Problem(type="about:blank", title="File not readable", detail=f"The file cannot be read: {error.strerror}.")
+    detail = f"The file cannot be read: {error.strerror}."
+    if os.access(path, os.R_OK) and os.path.isdir(path):
+        detail = "There is no recording in this folder. Name files, or a folder that holds some."
+    return Problem(type="about:blank", title="File not readable", detail=detail)
 
 
 def _progress(arguments: argparse.Namespace) -> Progress:

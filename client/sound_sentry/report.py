@@ -78,7 +78,7 @@ def _judged(result: JudgedFile, sentences: Mapping[str, str]) -> ElementTree.Ele
     if result.score is not None:
         facts.insert(0, ("Log-likelihood ratio", f"{result.score:.2f}, above 0 speaks for a machine"))
     channels = [
-        (c.channel, c.result, _percent(c.probability, None), f"{c.speech_seconds:.1f} s", c.note or "")
+        (c.channel, c.result, _percent(c.probability, None), f"{c.speech_seconds:.1f} s", c.note_sentence)
         for c in result.channels
     ]
     speakers = [

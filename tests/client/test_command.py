@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sound_sentry.command import main
-from sound_sentry.files import find
+from sound_sentry.files import ENDINGS, find
 from sound_sentry.models import FailedFile, JudgedFile, Problem
 from sound_sentry.output import exit_code, shown
 from sound_sentry.report import report
 
+from pipeline.audio import formats
 from pipeline.config import ROOT
 from tests.client.stand_in import FAKE, INFO_ANSWER, StandIn, problem
 
@@ -81,24 +84,75 @@ def test_a_refusal_is_in_its_row(server: StandIn, clip: Path, capsys: pytest.Cap
     assert (row["path"], row["result"], row["error"], row["request_id"]) == (str(clip), "", "What to do.", "a1b2")
 
 
-def test_csv_has_speakers_and_channels(server: StandIn, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    channel = {
-        "channel": "CHANNEL_1",
-        "result": "No Speech",
-        "probability": None,
-        "speech_seconds": 0,
-        "note": "silent",
+def channel(number: int, result: str, probability: float | None, note: str | None) -> dict[str, Any]:
+    return {
+        "channel": f"CHANNEL_{number}",
+        "result": result,
+        "probability": probability,
+        "speech_seconds": 0.0 if probability is None else 7.9,
+        "note": note,
     }
-    server.put_up(INFO_ANSWER, FAKE | {"channels": [channel]})
+
+
+SPLIT = FAKE | {
+    "channels": [
+        channel(1, "Fake", 0.97, None),
+        channel(2, "Fake", 0.97, "same_as_CHANNEL_1"),
+        channel(3, "No Speech", None, "silent"),
+    ],
+    "speakers": [FAKE["speakers"][0] | {"speaker": name, "channel": "CHANNEL_1"} for name in ("CHANNEL_1", "A")],
+    "decided_by": {"channel": "CHANNEL_1", "start": 0.3, "end": 1.4, "probability": 0.97, "interval": [0.9, 0.99]},
+}
+
+
+def test_csv_has_speakers_and_the_channels_without_them(
+    server: StandIn, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.put_up(INFO_ANSWER, SPLIT)
     assert run(server, "--csv", clip) == 1
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [(row["channel"], row["speaker"], row["result"]) for row in rows] == [
-        ("", "", "Fake"),
-        ("CHANNEL_1", "", "No Speech"),
-        ("", "SPEAKER_00", "Fake"),
+    assert [(row["channel"], row["speaker"], row["result"], row["note"]) for row in rows] == [
+        ("", "", "Fake", ""),
+        ("CHANNEL_1", "CHANNEL_1", "Fake", ""),
+        ("CHANNEL_1", "A", "Fake", ""),
+        ("CHANNEL_2", "", "Fake", "same_as_CHANNEL_1"),
+        ("CHANNEL_3", "", "No Speech", "silent"),
     ]
     assert {row["path"] for row in rows} == {str(clip)}
-    assert [float(rows[0][name]) for name in ("probability", "interval_low", "interval_high")] == [0.7234, 0.61, 0.82]
+    headline = ("probability", "interval_low", "interval_high", "mean_probability", "decided_start", "decided_end")
+    assert [float(rows[0][name]) for name in headline] == [0.97, 0.9, 0.99, 0.7234, 0.3, 1.4]
+    assert rows[0]["decided_by"] == "CHANNEL_1"
+    assert [float(rows[1][name]) for name in headline[:3]] == [0.7234, 0.61, 0.82]
+
+
+def test_csv_without_a_part_that_decided(server: StandIn, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.put_up(INFO_ANSWER, FAKE)
+    assert run(server, "--csv", clip) == 1
+    row, _ = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["probability"], row["mean_probability"]) == ("0.7234", "0.7234")
+    assert (row["decided_by"], row["decided_start"], row["decided_end"]) == ("", "", "")
+
+
+def test_the_table_has_each_channel_once(server: StandIn, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.put_up(INFO_ANSWER, SPLIT)
+    assert run(server, clip) == 1
+    rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("CHANNEL_1", "7.9 s"),
+        ("A", "On CHANNEL_1."),
+        ("CHANNEL_2", "The same as CHANNEL_1."),
+        ("CHANNEL_3", "Silent."),
+    ]
+
+
+def test_a_table_in_a_pipe_has_one_line_a_row(
+    server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / ("long " * 48 + ".wav")
+    path.write_bytes(b"audio")
+    server.put_up(INFO_ANSWER | {"reasons": {"low_snr": "Too much noise. " * 30}}, FAKE | {"reasons": ["low_snr"]})
+    assert run(server, path) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_the_table_shows_what_decided_and_says_why(
@@ -161,16 +215,55 @@ def test_a_long_recording_has_a_strip_that_can_be_drawn() -> None:
 
 
 def test_names_become_files(tmp_path: Path) -> None:
-    for name in ("b.wav", "a.MP3", "c/d.mkv", "c/e.gsm", "notes.md"):
+    for name in ("b.wav", "a.MP3", "c/d.mka", "c/e.gsm", "notes.md", ".c/f.wav", ".g.wav", "h[1].wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere")
 
     def found(*names: str) -> list[str]:
-        return [os.path.relpath(path, tmp_path) for path in find([str(tmp_path / n) for n in names], ("wav", "mp3"))]
+        return [os.path.relpath(path, tmp_path) for path in find([str(tmp_path / name) for name in names])]
 
-    assert found(".") == ["a.MP3", "b.wav", "c/d.mkv"]
-    assert found("*.wav", "notes.md", "*.gone") == ["b.wav", "notes.md", "*.gone"]
-    assert list(find(["-"], ())) == ["-"]
+    assert found(".") == ["a.MP3", "b.wav", "c/d.mka", "gone.wav", "h[1].wav"]
+    assert found("*.wav", "notes.md", "*.gone") == ["b.wav", "h[1].wav", "notes.md", "*.gone"]
+    assert found("h[1].wav", "folder.wav") == ["h[1].wav", "folder.wav"]
+    assert found(".c") == [".c/f.wav"], "a hidden folder that is named"
+    assert found("x" * 300, "b.wav/c") == ["x" * 300, "b.wav/c"]
+    assert find(["-"]) == ["-"]
+
+
+def test_a_folder_is_searched_for_what_the_service_takes() -> None:
+    assert ENDINGS == formats.ENDINGS
+
+
+def test_what_cannot_be_read_is_in_its_row(
+    server: StandIn, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    server.put_up(INFO_ANSWER, FAKE)
+    assert run(server, "--csv", tmp_path / ("x" * 300), tmp_path / "empty", clip / "in.wav", clip) == 1
+    rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert [row["error"] for row in rows if not row["speaker"]] == [
+        "The file cannot be read: File name too long.",
+        "There is no recording in this folder. Name files, or a folder that holds some.",
+        "The file cannot be read: Not a directory.",
+        "",
+    ]
+
+
+def test_a_folder_that_may_not_be_read_is_in_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root, who runs the tests in a container, may read every folder: so one is closed by hand."""
+    for name in ("a/b.wav", "closed/c.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+
+    def scan(folder: str, scandir: Callable[[str], object] = os.scandir) -> object:
+        if Path(folder).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert find([str(tmp_path)]) == [str(tmp_path / "a/b.wav"), str(tmp_path / "closed")]
 
 
 def test_a_name_cannot_steer_the_terminal() -> None:
@@ -185,15 +278,80 @@ def test_a_name_that_is_no_text_is_escaped(server: StandIn, tmp_path: Path, caps
     assert json.loads(capsys.readouterr().out)["filename"] == str(tmp_path / r"caf\xe9.wav")
 
 
-def command(server_url: str, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "client"), "SOUND_SENTRY_URL": server_url}
+def command(
+    server_url: str, *arguments: str, data: bytes | None = None, **variables: str
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "sound_sentry", *arguments],
         input=data,
-        env=environment,
+        env=environment(server_url) | variables,
         capture_output=True,
         check=False,
     )
+
+
+def environment(server_url: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT / "client"), "SOUND_SENTRY_URL": server_url}
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]], ids=["table", "json", "csv"])
+def test_a_reader_that_is_gone_is_no_fake(server: StandIn, clip: Path, form: list[str]) -> None:
+    server.put_up(INFO_ANSWER, FAKE | {"overall": "Real"})
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "sound_sentry", "predict", *form, str(clip)],
+        env=environment(server.url),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (2, b"")
+
+
+def test_what_ends_the_command_keeps_the_finished_answers(
+    server: StandIn, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("sound_sentry.predict._problem", fail)
+    server.put_up(INFO_ANSWER, FAKE)
+    page = tmp_path / "out.html"
+    assert run(server, "--report", page, clip, tmp_path / "gone.wav") == 2
+    shown = capsys.readouterr()
+    assert str(clip) in shown.out
+    assert "RuntimeError" in shown.err
+    assert clip.name in page.read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_is_said_at_once(
+    server: StandIn, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.put_up(INFO_ANSWER, FAKE)
+    assert run(server, "--report", tmp_path / "gone" / "out.html", clip) == 2
+    shown = capsys.readouterr()
+    assert "No such file or directory" in shown.err
+    assert (shown.out, len(server.requests)) == ("", 1), "nothing is judged"
+
+
+def test_a_file_gets_every_letter_on_windows(server: StandIn, tmp_path: Path) -> None:
+    path = tmp_path / "電話.wav"
+    path.write_bytes(b"audio")
+    for form in ([], ["--csv"]):
+        server.put_up(INFO_ANSWER, FAKE)
+        done = command(server.url, "predict", str(path), *form, PYTHONIOENCODING="cp1252")
+        assert done.returncode == 1, done.stderr
+        assert str(path) in done.stdout.decode()
+
+
+@pytest.mark.parametrize("key", ["ss_sécret", "ss_s\x1becret"])
+def test_a_key_that_cannot_be_sent_is_one_sentence(server: StandIn, clip: Path, key: str) -> None:
+    done = command(server.url, "predict", str(clip), SOUND_SENTRY_API_KEY=key)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"api_key may have only printable ASCII characters.")
+    assert b"ecret" not in done.stderr
 
 
 def test_standard_input_is_a_file(server: StandIn) -> None:
@@ -225,7 +383,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: Sequence[str], say
 def test_an_empty_folder_is_a_mistake(server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.put_up(INFO_ANSWER)
     assert run(server, tmp_path) == 2
-    assert "no recording" in capsys.readouterr().err
+    assert "There is no recording in this folder." in capsys.readouterr().out
 
 
 def test_a_key_comes_from_the_environment(server: StandIn, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

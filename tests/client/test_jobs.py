@@ -7,13 +7,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from sound_sentry import AsyncSoundSentry, JobNotFinished, NotFound, SoundSentry
 from sound_sentry.calls import OUTAGE_SECONDS, Calls
 from sound_sentry.command import main
+from sound_sentry.output import CSV_COLUMNS
 from starlette.responses import PlainTextResponse, Response
 
 from tests.client.conftest import Ask
@@ -184,21 +185,25 @@ def run(server: StandIn, *arguments: str) -> int:
 
 def test_the_command_submits_and_waits(server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.wav").write_bytes(b"audio")
-    server.put_up(INFO_ANSWER, QUEUED)
+    server.put_up(QUEUED)
     assert run(server, "submit", str(tmp_path), "--diarize", "--idempotency-key=mine") == 0
     assert capsys.readouterr().out == "j/1\n"
-    assert server.fields[1] == {"use_diarization": "true", "explain": "false"}
-    server.put_up(INFO_ANSWER, QUEUED, events(AT_WORK, DONE), INFO_ANSWER)
+    assert server.fields[0] == {"use_diarization": "true", "explain": "false"}
+    assert run(server, "submit", str(tmp_path), "--json") == 0
+    assert json.loads(capsys.readouterr().out) == QUEUED
+    server.put_up(INFO_ANSWER, QUEUED, events(AT_WORK, DONE))
     assert run(server, "submit", str(tmp_path), "--wait", "--json") == 1
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [JUDGED, FAILED]
-    server.put_up(events(DONE), INFO_ANSWER)
+    shown = capsys.readouterr()
+    assert [json.loads(line) for line in shown.out.splitlines()] == [JUDGED, FAILED]
+    assert shown.err == "j/1\n", "who ends the wait can ask for the job"
+    server.put_up(INFO_ANSWER, events(DONE))
     assert run(server, "wait", "j/1", f"--report={tmp_path / 'out.html'}") == 1
     assert "notes.md" in capsys.readouterr().out
     assert "notes.md" in (tmp_path / "out.html").read_text(encoding="utf-8")
 
 
 def test_the_command_shows_lists_and_cancels(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
-    server.put_up(RUNNING)
+    server.put_up(INFO_ANSWER, RUNNING)
     assert run(server, "show", "j/1") == 2, "no verdict yet"
     assert capsys.readouterr().out.splitlines()[1].split() == [
         "j/1",
@@ -210,15 +215,48 @@ def test_the_command_shows_lists_and_cancels(server: StandIn, capsys: pytest.Cap
         "12",
         "TkanExtractor",
     ]
-    server.put_up(DONE | {"results": [JUDGED | {"overall": "Real"}]}, INFO_ANSWER)
+    server.put_up(INFO_ANSWER, DONE | {"results": [JUDGED | {"overall": "Real"}]})
     assert run(server, "show", "j/1", "--csv") == 0
     assert ",Real," in capsys.readouterr().out
+    server.put_up(INFO_ANSWER, RUNNING)
+    assert run(server, "show", "j/1", "--csv") == 2
+    shown = capsys.readouterr()
+    assert shown.out == f"{','.join(CSV_COLUMNS)}\n", "the progress of a job is no row of a file"
+    assert "running" in shown.err
     server.put_up({"jobs": [AT_WORK, SUMMARY], "next": None})
     assert run(server, "list", "--json") == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [AT_WORK, SUMMARY]
     server.put_up(CANCELLED)
     assert run(server, "cancel", "j/1") == 0
     assert "cancelled" in capsys.readouterr().out
-    server.put_up(problem(404))
+    server.put_up(INFO_ANSWER, problem(404))
     assert run(server, "show", "gone") == 2
     assert "What to do." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["list", "--csv"], "unrecognized arguments"),
+        (["list", "--report=out.html"], "unrecognized arguments"),
+        (["cancel", "j1", "--csv"], "unrecognized arguments"),
+        (["submit", "call.wav", "--csv"], "add --wait"),
+        (["submit", "call.wav", "--report=out.html"], "add --wait"),
+        (["submit", "call.wav", "--idempotency-key=clé"], "idempotency_key may have only printable ASCII"),
+        (["submit", "call.wav", "--wait", "--report=gone/out.html"], "No such file or directory: 'gone/out.html'"),
+        (["wait", "j1", "--report=gone/out.html"], "No such file or directory: 'gone/out.html'"),
+    ],
+)
+def test_what_has_no_effect_is_refused(
+    server: StandIn, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.put_up(INFO_ANSWER)
+    try:
+        code = run(server, *arguments)
+    except SystemExit as refusal:
+        code = cast(int, refusal.code)
+    assert code == 2
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert not shown.out
+    assert [request.url.path for request in server.requests] in ([], ["/info"]), "nothing is submitted"
