@@ -5,16 +5,18 @@ Each source gives the options of its stream, and its sound in chunks until it en
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import wave
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from io import BufferedReader
-from typing import BinaryIO, cast
+from contextlib import contextmanager
+from io import FileIO
+from typing import IO, cast
 
 from sound_sentry.errors import NothingToSend
 from sound_sentry.stream import StreamOptions
@@ -33,22 +35,53 @@ Sound = tuple[StreamOptions, Iterator[bytes]]
 def recording(name: str, sample_rate: int | None, channels: int, stopped: threading.Event) -> Iterator[Sound]:
     """A file, or standard input if the name is `-`: 16-bit WAV, WebM, or, if a rate is given, raw samples.
 
-    Raises OSError, or NothingToSend for any other content.
+    A finished WebM file is refused: it cannot be sent in real time, because its samples are not counted here, and the
+    service refuses faster streams. Raises OSError, or NothingToSend for any other content.
     """
-    standard_input = cast(BufferedReader, sys.stdin.buffer)
-    with nullcontext(standard_input) if name == "-" else open(name, "rb") as file:
-        head = file.peek(4)[:4]
+    place: str | int = sys.stdin.fileno() if name == "-" else name
+    with open(place, "rb", buffering=0, closefd=name != "-") as file:
+        source = _Source(file)
         if sample_rate is not None:
-            yield _samples(file.read, sample_rate, channels, 2 * channels, stopped)
-        elif head == b"\x1aE\xdf\xa3":
-            yield {"format": "webm"}, _chunks(lambda: file.read1(WEBM_BYTES), stopped)
-        elif head == b"RIFF":
-            with _wav(name, file) as wav:
+            yield _samples(source.read, sample_rate, channels, 2 * channels, stopped)
+        elif source.head == b"\x1aE\xdf\xa3":
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise NothingToSend(
+                    f"{_shown(name)} is a WebM file, and WebM is streamed only while it is recorded. "
+                    "Judge the file with `sound-sentry predict`."
+                )
+            yield {"format": "webm"}, _chunks(lambda: source.read_available(WEBM_BYTES), stopped)
+        elif source.head == b"RIFF":
+            with _wav(name, source) as wav:
                 if wav.getsampwidth() != 2:
                     raise _not_streamed(name)
                 yield _samples(wav.readframes, wav.getframerate(), wav.getnchannels(), 1, stopped)
         else:
             raise _not_streamed(name)
+
+
+class _Source:
+    """Reads a file without Python's buffer: a thread that waits for sound holds the lock of that buffer, and Python
+    aborts if it ends meanwhile.
+
+    `head` is the first four bytes; `read` gives them again.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self._ahead = b""
+        self.head = self._ahead = self.read(4)
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes; fewer at the end."""
+        data = b""
+        while len(data) < count and (more := self.read_available(count - len(data))):
+            data += more
+        return data
+
+    def read_available(self, count: int) -> bytes:
+        """The bytes that are there, `count` at most; none at the end."""
+        data, self._ahead = self._ahead[:count], self._ahead[count:]
+        return data or self._file.read(count) or b""
 
 
 @contextmanager
@@ -102,9 +135,9 @@ def _samples(
     return options, _chunks(lambda: read(count), stopped)
 
 
-def _wav(name: str, file: BinaryIO) -> wave.Wave_read:
+def _wav(name: str, source: _Source) -> wave.Wave_read:
     try:
-        return wave.open(file, "rb")
+        return wave.open(cast(IO[bytes], source), "rb")  # it only calls `read`
     except (wave.Error, EOFError) as error:
         raise _not_streamed(name) from error
 
@@ -114,8 +147,12 @@ def _chunks(read: Callable[[], bytes], stopped: threading.Event) -> Iterator[byt
         yield chunk
 
 
+def _shown(name: str) -> str:
+    return "Standard input" if name == "-" else name
+
+
 def _not_streamed(name: str) -> NothingToSend:
     return NothingToSend(
-        f"{'Standard input' if name == '-' else name} is neither 16-bit WAV nor WebM. Give the --sample-rate of raw "
+        f"{_shown(name)} is neither 16-bit WAV nor WebM. Give the --sample-rate of raw "
         "16-bit samples, or convert it: ffmpeg -i FILE -f wav -c:a pcm_s16le - | sound-sentry listen -"
     )

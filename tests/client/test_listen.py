@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.websockets import WebSocket
 
 from pipeline.config import ROOT
 from tests.audio import encode
@@ -93,6 +96,45 @@ def test_webm_is_passed_on(server: StandIn) -> None:
     data = encode(HALF_A_SECOND, "webm", live=True)
     assert run(server, "-", sound=data)[0] == 1
     assert sound_heard(server) == ({"format": "webm"}, data)
+
+
+def test_a_webm_file_is_for_predict(server: StandIn, tmp_path: Path) -> None:
+    """It would come faster than it can be recorded, and the service refuses that."""
+    path = tmp_path / "call.webm"
+    path.write_bytes(encode(HALF_A_SECOND, "webm"))
+    code, output, errors = run(server, path)
+    assert (code, output) == (2, "")
+    assert errors.startswith(f"{path} is a WebM file") and "`sound-sentry predict`" in errors
+
+
+def test_csv_has_only_rows(server: StandIn, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    path.write_bytes(encode(HALF_A_SECOND))
+    code, output, errors = run(server, path, "--csv")
+    assert code == 1
+    rows = list(csv.DictReader(io.StringIO(output)))
+    assert [(row["path"], row["result"]) for row in rows] == [(str(tmp_path / r"caf\xe9.wav"), "Fake")] * 2
+    assert "0:00.5" in errors
+
+
+def test_the_service_may_end_the_stream_before_standard_input_ends(server: StandIn) -> None:
+    async def end_after_one(socket: WebSocket, received: list[str | bytes]) -> None:
+        await socket.accept()
+        await socket.receive()
+        received.append((await socket.receive())["bytes"])
+        await socket.send_json(VERDICT)
+        await socket.close(1000, "Nobody has spoken for a while.")
+
+    try:
+        server.converse = end_after_one
+        with start(server, "-", "--sample-rate=16000") as process:
+            assert process.stdin and process.stderr
+            process.stdin.write(bytes(3_200))  # one chunk; the next read waits
+            process.stdin.flush()
+            code = process.wait(60)
+            assert (code, process.stderr.read()) == (1, b"")
+    finally:
+        server.converse = say_as_the_service_does
 
 
 @pytest.mark.parametrize(
