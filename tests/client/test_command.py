@@ -19,9 +19,10 @@ import pytest
 from sound_sentry.command import main
 from sound_sentry.files import ENDINGS, find
 from sound_sentry.models import FailedFile, JudgedFile, Problem
-from sound_sentry.output import exit_code, shown
+from sound_sentry.output import CSV_COLUMNS, exit_code, shown
 from sound_sentry.report import report
 
+from pipeline import writers
 from pipeline.audio import formats
 from pipeline.config import ROOT
 from tests.client.stand_in import FAKE, INFO_ANSWER, StandIn, problem
@@ -234,6 +235,10 @@ def test_names_become_files(tmp_path: Path) -> None:
 
 def test_a_folder_is_searched_for_what_the_service_takes() -> None:
     assert ENDINGS == formats.ENDINGS
+
+
+def test_the_columns_are_those_of_the_services_command_and_the_request() -> None:
+    assert CSV_COLUMNS == (*writers.CSV_COLUMNS, "request_id")
 
 
 def test_what_cannot_be_read_is_in_its_row(
