@@ -238,7 +238,7 @@ def test_a_folder_is_searched_for_what_the_service_takes() -> None:
 
 
 def test_the_columns_are_those_of_the_services_command_and_the_request() -> None:
-    assert CSV_COLUMNS == (*writers.CSV_COLUMNS, "request_id")
+    assert (*writers.CSV_COLUMNS, "request_id") == CSV_COLUMNS
 
 
 def test_what_cannot_be_read_is_in_its_row(
