@@ -141,7 +141,8 @@ class JobStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        # Parameters are hidden, because they hold names of files, results and addresses, and errors get into the log.
+        self._engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
         if self._engine.dialect.name == "sqlite":
             _prepare_sqlite(self._engine)
         self._has_tables = False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import sqlite3
 import time
+import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from deployments.jobs.store import Claim, Job, JobStore, NewFile, WebhookState
 from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, StoreUnavailable
@@ -330,6 +333,29 @@ def test_a_database_that_is_not_there_is_a_sentence() -> None:
     for url in ("sqlite:////nowhere/at/all.sqlite3", "postgresql+psycopg://jobs@127.0.0.1:1/none"):
         with pytest.raises(StoreUnavailable, match=r"Try again in a while\.$"):
             JobStore(url).get("", "a")
+
+
+@pytest.mark.parametrize("missing", ["jobs.webhook", "job_files.name", "job_files.result"])
+def test_an_error_of_the_database_tells_nothing_of_a_job(
+    store: JobStore, url: str, missing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets = {"file": "a patient.wav", "owner": "owner-7", "webhook": "https://example.org/token", "result": "Fake"}
+    add(store, "first")
+    claimed = claim(store)
+    table, column = missing.split(".")
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"ALTER TABLE {table} RENAME COLUMN {column} TO gone"))
+    engine.dispose()
+    with caplog.at_level(logging.DEBUG), pytest.raises(StoreUnavailable) as raised:
+        if column == "result":
+            store.finish(claimed, {"overall": secrets["result"]})
+        files = [NewFile(secrets["file"], 1)]
+        options: dict[str, Any] = {"job_id": "b", "fingerprint": "f", "webhook": secrets["webhook"]}
+        store.add(secrets["owner"], files, {}, max_waiting=100, **options)
+    told = caplog.text + "".join(traceback.format_exception(raised.value))
+    assert "The database of the jobs failed." in told
+    assert not [secret for secret in secrets.values() if secret in told]
 
 
 def test_a_new_file_that_another_writes_to_is_waited_for(tmp_path: Path) -> None:
