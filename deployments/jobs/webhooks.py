@@ -13,12 +13,14 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pipeline.errors import ConfigurationError, WebhookRefused
 
@@ -29,6 +31,9 @@ JOB_HEADER = "X-Sound-Sentry-Job"
 
 TIMEOUT_SECONDS = 10.0
 """How long a receiver may take to answer, including the resolution of its name and the connection."""
+
+RESOLVER_THREADS = 16
+"""How many names are resolved at a time. A resolution that hangs keeps its thread for longer than its time-out."""
 
 MAX_URL_LENGTH = 2_000
 MIN_SECRET_BYTES = 16
@@ -46,12 +51,32 @@ class ForbiddenAddressError(OSError):
     """A connection to an address that webhooks may not use."""
 
 
+class Resolver(AbstractResolver):
+    """Resolves names in threads of its own. A client chooses the names, and one may take minutes: in the threads that
+    asyncio shares, a few of them would hold up the database and all other blocking work of the process."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(RESOLVER_THREADS, "webhook-names")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The addresses of a name. Raises OSError, UnicodeError, or TimeoutError, also if all threads are stuck."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, _addresses, host, port, family)
+
+    async def close(self) -> None:
+        """Let the threads end when they are done."""
+        self._threads.shutdown(wait=False)
+
+
 class Webhooks:
     """Sends webhooks, signed with `secret`. They may reach public addresses and the networks in `allowed`."""
 
     def __init__(self, secret: bytes, allowed: Sequence[Network]) -> None:
         self._secret = secret
         self._allowed = allowed
+        self._resolver = Resolver()
 
     async def check(self, url: str) -> None:
         """Raises WebhookRefused if a webhook to `url` could never be sent."""
@@ -63,13 +88,11 @@ class Webhooks:
         is_web = parts.scheme in ("http", "https") and parts.hostname and parts.username is None and port != 0
         if not is_web or not url.isprintable() or len(url) > MAX_URL_LENGTH:
             raise WebhookRefused(NO_ADDRESS)
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                found = await loop.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+            found = await self._resolver.resolve(parts.hostname or "", port or 0)
         except (OSError, UnicodeError, TimeoutError) as error:
             raise WebhookRefused(f"webhook: the name {parts.hostname} cannot be resolved. Check it.") from error
-        if not any(self._may_reach(str(address[0])) for *_, address in found):
+        if not any(self._may_reach(address["host"]) for address in found):
             raise WebhookRefused("webhook: its address is in a private network, where this service sends nothing.")
 
     async def send(self, url: str, job_id: str, body: bytes) -> str | None:
@@ -81,7 +104,9 @@ class Webhooks:
             SIGNATURE_HEADER: signature(self._secret, body),
         }
         # A new connection each time, because a kept one could lead to an old address of the name.
-        connector = aiohttp.TCPConnector(socket_factory=self._open_socket, use_dns_cache=False, force_close=True)
+        connector = aiohttp.TCPConnector(
+            resolver=self._resolver, socket_factory=self._open_socket, use_dns_cache=False, force_close=True
+        )
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         cookies = aiohttp.DummyCookieJar()
         try:
@@ -110,6 +135,21 @@ class Webhooks:
         if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
             ip = ip.ipv4_mapped
         return is_public(ip) or any(ip in network for network in self._allowed)
+
+
+def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+    """The addresses of a name, in digits. Blocks until the resolver answers."""
+    return [
+        ResolveResult(
+            hostname=host,
+            host=socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0],
+            port=port,
+            family=found,
+            proto=protocol,
+            flags=socket.AI_NUMERICHOST,
+        )
+        for found, _, protocol, _, address in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    ]
 
 
 def read_secret(path: Path) -> bytes:

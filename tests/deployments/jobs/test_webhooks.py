@@ -9,6 +9,7 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -144,6 +145,40 @@ def test_a_name_that_leads_elsewhere_when_it_counts(receiver: Receiver, monkeypa
     check(url, allowed=(public,))
     assert send(url, allowed=(public,)) == "its address is in a private network"
     assert not receiver.received
+
+
+def test_names_that_hang_hold_up_nothing_else(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.5)
+    real, answers = socket.getaddrinfo, threading.Event()
+
+    def resolve(host: Any, *arguments: Any, **options: Any) -> Any:
+        if str(host).startswith("hangs"):
+            answers.wait(30)
+        return real("127.0.0.1", *arguments, **options)
+
+    async def test() -> None:
+        webhooks = Webhooks(SECRET, LOOPBACK)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        hanging = [f"http://hangs{i}.example:{receiver.port}/" for i in range(module.RESOLVER_THREADS)]
+        checks = [webhooks.check(url) for url in hanging]
+        sent, *refused = await asyncio.gather(webhooks.send(hanging[0], "job", BODY), *checks, return_exceptions=True)
+        assert sent == "it did not answer within 0.5 seconds"
+        assert {type(error) for error in refused} == {WebhookRefused}
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(int)
+        good = f"http://good.example:{receiver.port}/"
+        with pytest.raises(WebhookRefused, match="cannot be resolved"):
+            await webhooks.check(good)
+        answers.set()
+        await webhooks.check(good)
+        assert await webhooks.send(good, "job", BODY) is None
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    try:
+        asyncio.run(test())
+    finally:
+        answers.set()
+    assert len(receiver.received) == 1
 
 
 @pytest.mark.parametrize(
