@@ -65,7 +65,8 @@ class JobSettings(Strict):
     Webhooks are signed with the secret in `webhook_secret_file`, at least 16 bytes. Its path should be absolute,
     because it is not relative to the repository root. Without such a file there are no webhooks. They may reach public
     addresses and `webhook_networks`. Each is tried `webhook_attempts` times; the first pause takes
-    `webhook_first_pause_seconds`, and each further pause four times as long.
+    `webhook_first_pause_seconds`, and each further pause four times as long. A webhook that is still pending an hour
+    after the sum of all pauses has failed.
     """
 
     folder: Path = Path("var/jobs")
@@ -80,7 +81,7 @@ class JobSettings(Strict):
     max_followers: int = Field(16, ge=0)
     webhook_secret_file: Path | None = None
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()
-    webhook_attempts: int = Field(6, ge=1)
+    webhook_attempts: int = Field(6, ge=1, le=100)  # the pause after the last fits a float
     webhook_first_pause_seconds: float = Field(10, gt=0)
 
     @field_validator("database")

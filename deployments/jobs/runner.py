@@ -23,7 +23,7 @@ from deployments.jobs import answer
 from deployments.jobs.progress import Pace
 from deployments.jobs.sound import UNKNOWN_SECONDS, SoundFolder
 from deployments.jobs.store import Claim, Job, JobStore
-from deployments.jobs.webhooks import Webhooks, host_of, pause_seconds, read_secret
+from deployments.jobs.webhooks import Webhooks, host_of, patience_seconds, pause_seconds, read_secret
 from pipeline.config import DetectorConfig
 from pipeline.errors import Overloaded, SoundSentryError, StageUnavailable, StoreUnavailable
 
@@ -75,6 +75,8 @@ class JobRunner:
         self._pace = Pace()
         secret = settings.webhook_secret_file
         self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
+        self._patience = patience_seconds(settings.webhook_attempts, settings.webhook_first_pause_seconds)
+        self._started_at = time.time()
         self._sending: dict[str, asyncio.Task[None]] = {}  # by host, while a webhook is being sent to it
         turns = [*[self._judge_next] * settings.parallel_files, self._sweep]
         self._loops = [asyncio.create_task(_repeat(turn)) for turn in turns]
@@ -179,7 +181,10 @@ class JobRunner:
             await _insist(self._store.settle_webhook, job.id, "pending", pause)
 
     async def _sweep(self) -> float:
-        """Delete jobs that are too old, and sound that no job needs any more."""
+        """Delete jobs that are too old, and sound that no job needs any more. Give up webhooks that are too late."""
+        late = time.time() - self._patience
+        if self._started_at < late:  # else it may be the service that was down, and not the receiver
+            await asyncio.to_thread(self._store.give_up_webhooks, late)
         await asyncio.to_thread(self._store.delete_finished, time.time() - self._settings.keep_seconds)
         await asyncio.to_thread(self._sweep_sound)
         return SWEEP_SECONDS

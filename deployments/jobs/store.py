@@ -55,12 +55,18 @@ _jobs = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float, index=True),
     sa.Column("webhook", sa.Text),
+    sa.Column("webhook_host", sa.Text),
     sa.Column("webhook_state", sa.String(10)),
     sa.Column("webhook_attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("webhook_due_at", sa.Float, index=True),
+    sa.Column("webhook_due_at", sa.Float),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("jobs_of_an_owner", "owner", "created_at", "id"),
 )
+
+_webhooks_to_claim = sa.Index("webhooks_to_claim", _jobs.c.webhook_state, _jobs.c.webhook_due_at, _jobs.c.webhook_host)
+
+LATER_COLUMNS = (_jobs.c.webhook_host,)
+"""The columns that the first version of the table did not have."""
 
 _files = sa.Table(
     "job_files",
@@ -152,11 +158,12 @@ class JobStore:
         self._engine.dispose()
 
     def create_tables(self) -> None:
-        """Make the tables that do not exist yet."""
+        """Make the tables that do not exist yet, and add to old ones the columns that they lack."""
         with self._begin(reads_only=False) as connection:
             if self._engine.dialect.name == "postgresql":  # two processes may make a table at once
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TABLES_LOCK)))
             _metadata.create_all(connection)
+            _add_later_columns(connection)
         self._has_tables = True
 
     def add(
@@ -178,7 +185,8 @@ class JobStore:
         """
         now = time.time()
         job = {"id": job_id, "owner": owner, "options": options, "state": "queued", "created_at": now}
-        job |= {"fingerprint": fingerprint, "idempotency_key": idempotency_key, "webhook": webhook}
+        job |= {"fingerprint": fingerprint, "idempotency_key": idempotency_key}
+        job |= {"webhook": webhook, "webhook_host": webhook and host_of(webhook)}
         rows = [
             {"job_id": job_id, "position": i, "name": file.name, "size": file.size, "state": "queued"}
             | {"created_at": now, "due_at": now}
@@ -375,11 +383,10 @@ class JobStore:
         """
         now = time.time()
         is_due = (_jobs.c.webhook_state == "pending") & (_jobs.c.webhook_due_at <= now)
-        due = sa.select(_jobs.c.id, _jobs.c.webhook).where(is_due).order_by(_jobs.c.webhook_due_at)
+        is_free = _jobs.c.webhook_host.not_in(busy_hosts)
+        due = sa.select(_jobs.c.id).where(is_due & is_free).order_by(_jobs.c.webhook_due_at).limit(1)
         with self._transaction() as connection:
-            # Thousands may be due. Usually one of the first goes to a free host.
-            with connection.execute(due, execution_options={"yield_per": 100}) as rows:
-                job_id = next((row.id for row in rows if host_of(row.webhook) not in busy_hosts), None)
+            job_id = connection.scalar(due)
             if job_id is None:
                 return None
             # The condition is checked again, because another runner may have claimed the webhook in between.
@@ -398,6 +405,13 @@ class JobStore:
                 .where(_jobs.c.id == job_id)
                 .values(webhook_state=state, webhook_due_at=time.time() + delay_seconds)
             )
+
+    def give_up_webhooks(self, before: float) -> int:
+        """End the webhooks that are still pending although their job was finished before that time. Returns how
+        many."""
+        with self._transaction() as connection:
+            is_late = (_jobs.c.webhook_state == "pending") & (_jobs.c.finished_at < before)
+            return connection.execute(_jobs.update().where(is_late).values(webhook_state="failed")).rowcount
 
     def unfinished(self, among: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
         """Those of the given files, by job and position, whose sound is still needed."""
@@ -462,6 +476,18 @@ class JobStore:
         except SQLAlchemyError as error:
             logger.exception("The database of the jobs failed.")
             raise StoreUnavailable("The jobs cannot be reached at present. Try again in a while.") from error
+
+
+def _add_later_columns(connection: sa.Connection) -> None:
+    known = {column["name"] for column in sa.inspect(connection).get_columns(_jobs.name)}
+    for column in LATER_COLUMNS:
+        if column.name not in known:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(sa.text(f"ALTER TABLE {_jobs.name} ADD COLUMN {column.name} {kind}"))
+    _webhooks_to_claim.create(connection, checkfirst=True)
+    without = sa.select(_jobs.c.id, _jobs.c.webhook).where(_jobs.c.webhook.is_not(None), _jobs.c.webhook_host.is_(None))
+    for job_id, url in connection.execute(without).all():
+        connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(webhook_host=host_of(url)))
 
 
 def _check_room(connection: sa.Connection, files: int, max_waiting: int) -> None:

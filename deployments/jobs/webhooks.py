@@ -36,13 +36,22 @@ RESOLVER_THREADS = 16
 """How many names are resolved at a time. A resolution that hangs keeps its thread for longer than its time-out."""
 
 MAX_URL_LENGTH = 2_000
+MAX_HOST_LENGTH = 253
+"""The length of the longest name that DNS allows."""
+
 MIN_SECRET_BYTES = 16
 SUCCESS = range(200, 300)
+
+SPARE_SECONDS = 3_600.0
+"""How much longer than all its pauses together a webhook may be pending, because others to its host come before it."""
 
 CARRIES_IPV4 = tuple(IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
 """Networks whose addresses contain an IPv4 address that a gateway extracts (RFC 6052, 8215, 3056, 4380)."""
 
-NO_ADDRESS = "webhook: send an http or https address without a user name and without unprintable characters."
+NO_ADDRESS = (
+    f"webhook: send an http or https address of at most {MAX_URL_LENGTH} characters, without a user name and without "
+    "unprintable characters."
+)
 
 Network = IPv4Network | IPv6Network
 
@@ -85,13 +94,14 @@ class Webhooks:
             port = parts.port
         except ValueError as error:
             raise WebhookRefused(NO_ADDRESS) from error
-        is_web = parts.scheme in ("http", "https") and parts.hostname and parts.username is None and port != 0
-        if not is_web or not url.isprintable() or len(url) > MAX_URL_LENGTH:
+        host = parts.hostname or ""
+        is_web = parts.scheme in ("http", "https") and host and parts.username is None and port != 0
+        if not is_web or not url.isprintable() or len(url) > MAX_URL_LENGTH or len(host) > MAX_HOST_LENGTH:
             raise WebhookRefused(NO_ADDRESS)
         try:
-            found = await self._resolver.resolve(parts.hostname or "", port or 0)
+            found = await self._resolver.resolve(host, port or 0)
         except (OSError, UnicodeError, TimeoutError) as error:
-            raise WebhookRefused(f"webhook: the name {parts.hostname} cannot be resolved. Check it.") from error
+            raise WebhookRefused(f"webhook: the name {host} cannot be resolved. Check it.") from error
         if not any(self._may_reach(address["host"]) for address in found):
             raise WebhookRefused("webhook: its address is in a private network, where this service sends nothing.")
 
@@ -187,3 +197,8 @@ def signature(secret: bytes, body: bytes) -> str:
 def pause_seconds(attempts: int, first_seconds: float) -> float:
     """How long to wait after this number of attempts: four times longer after each."""
     return first_seconds * 4.0 ** (attempts - 1)
+
+
+def patience_seconds(attempts: int, first_seconds: float) -> float:
+    """How long a webhook with this number of attempts may be pending before it is given up."""
+    return sum(pause_seconds(attempt, first_seconds) for attempt in range(1, attempts)) + SPARE_SECONDS

@@ -581,6 +581,30 @@ def test_a_receiver_that_is_slow_delays_no_other(
     run(test)
 
 
+def test_a_webhook_whose_turn_does_not_come_is_given_up_so_that_its_job_expires(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(webhooks, "SPARE_SECONDS", 3.0)
+    monkeypatch.setattr(running, "SWEEP_SECONDS", 0.2)
+
+    async def test() -> None:
+        options: dict[str, Any] = {"webhook_secret_file": secret_file(tmp_path), "webhook_networks": LOOPBACK}
+        options |= {"webhook_attempts": 2, "webhook_first_pause_seconds": 1, "keep_results_hours": 6 / 3_600}
+        async with served(tmp_path / "jobs", **options) as service:
+            receiver.delay.clear()
+            waiting = [(await service.create(CLIP, webhook=receiver.url))["job_id"] for _ in range(2)]
+            while (state := await service.get(waiting[-1]))["webhook"]["status"] != "failed":
+                await asyncio.sleep(0.05)
+            assert state["webhook"]["attempts"] == 0
+            for job_id in waiting:
+                while (await service.client.get(f"/jobs/{job_id}")).status_code != 404:
+                    await asyncio.sleep(0.1)
+            receiver.delay.set()
+
+    run(test)
+
+
 def test_a_cancelled_job_says_that_no_webhook_is_sent(tmp_path: Path, receiver: Receiver) -> None:
     async def test() -> None:
         options: dict[str, Any] = {"webhook_secret_file": secret_file(tmp_path), "webhook_networks": LOOPBACK}

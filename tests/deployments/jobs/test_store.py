@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from deployments.jobs.store import Claim, Job, JobStore, NewFile, WebhookState
+from deployments.jobs.store import LATER_COLUMNS, Claim, Job, JobStore, NewFile, WebhookState
 from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, StoreUnavailable
 
 LEASE_SECONDS = 30.0
@@ -259,6 +259,60 @@ def test_a_webhook_to_a_busy_host_lets_the_others_pass(store: JobStore) -> None:
     assert store.claim_webhook(LEASE_SECONDS, ["slow.example"]) is None
     oldest = store.claim_webhook(LEASE_SECONDS)
     assert oldest is not None and oldest.id == "a"
+
+
+def test_thousands_of_webhooks_to_a_busy_host_are_not_read_one_by_one(store: JobStore, url: str) -> None:
+    for name in ("a", "b"):
+        add(store, name, webhook=f"https://{name}.example/hook")
+        store.finish(claim(store), {})
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        columns = [column["name"] for column in sa.inspect(connection).get_columns("jobs")]
+        values = ", ".join(
+            {"id": "id || n", "webhook_due_at": "webhook_due_at - 9"}.get(name, name) for name in columns
+        )
+        rows = "WITH RECURSIVE many(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM many WHERE n < 5000)"
+        copies = f"{rows} SELECT {values} FROM jobs, many WHERE id = 'a'"
+        connection.execute(sa.text(f"INSERT INTO jobs ({', '.join(columns)}) {copies}"))
+    engine.dispose()
+    began = time.monotonic()
+    for _ in range(20):
+        assert store.claim_webhook(LEASE_SECONDS, ["a.example", "b.example"]) is None
+    assert time.monotonic() - began < 2
+    passing = store.claim_webhook(LEASE_SECONDS, ["a.example"])
+    assert passing is not None and passing.id == "b"
+
+
+def test_a_webhook_that_is_too_late_is_given_up_and_its_job_can_expire(store: JobStore) -> None:
+    for name in ("late", "delivered", "new"):
+        add(store, name, webhook="https://example.org/hook")
+        store.finish(claim(store), {})
+        if name == "delivered":
+            store.settle_webhook(name, "delivered")
+            between = time.time()
+    add(store, "unfinished", webhook="https://example.org/hook")
+    assert store.give_up_webhooks(before=between) == 1
+    states = {job.id: job.webhook_state for job in store.latest("", 10)}
+    assert states == {"late": "failed", "delivered": "delivered", "new": "pending", "unfinished": None}
+    assert store.delete_finished(before=time.time() + 1) == 2
+
+
+def test_a_database_of_an_older_version_gets_the_columns_that_it_lacks(store: JobStore, url: str) -> None:
+    add(store, "old", webhook="https://slow.example/hook")
+    store.finish(claim(store), {})
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP INDEX webhooks_to_claim"))
+        for column in LATER_COLUMNS:
+            connection.execute(sa.text(f"ALTER TABLE jobs DROP COLUMN {column.name}"))
+    engine.dispose()
+    with closing(JobStore(url)) as newer:
+        assert newer.claim_webhook(LEASE_SECONDS, ["slow.example"]) is None
+        add(newer, "new", webhook="https://other.example/hook")
+        newer.finish(claim(newer), {})
+        for busy, name in ((["slow.example"], "new"), ([], "old")):
+            due = newer.claim_webhook(LEASE_SECONDS, busy)
+            assert due is not None and due.id == name
 
 
 def work(url: str, name: str, seconds: float) -> list[tuple[str, int]]:

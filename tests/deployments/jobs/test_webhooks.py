@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from deployments.jobs import webhooks as module
-from deployments.jobs.webhooks import Webhooks, is_public, pause_seconds
+from deployments.jobs.webhooks import Webhooks, is_public, patience_seconds, pause_seconds
 from pipeline.errors import WebhookRefused
 
 SECRET = b"a secret of the tests"
@@ -196,6 +196,7 @@ def test_names_that_hang_hold_up_nothing_else(receiver: Receiver, monkeypatch: p
         "http://[::1/",
         "http://name.invalid/",
         "http://" + "a" * 64 + ".example/",
+        "http://" + "a." * 126 + "example/",
         "http://1.1.1.1/\0",
         "http://1.1.1.1/\u2028",
         "http://1.1.1.1/\n",
@@ -243,3 +244,4 @@ def test_which_addresses_are_public(address: str, public: bool) -> None:
 
 def test_pauses_grow() -> None:
     assert [pause_seconds(attempts, 10) for attempts in (1, 2, 3, 4)] == [10, 40, 160, 640]
+    assert patience_seconds(4, 10) == 10 + 40 + 160 + 3_600
