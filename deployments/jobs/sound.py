@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,16 +26,21 @@ SoundFile = tuple[str, int]
 
 
 class SoundFolder:
-    """A folder that holds the sound of jobs. Every node that accepts or judges jobs must see it."""
+    """A folder that holds the sound of jobs. Every node that accepts or judges jobs must see it.
+
+    It lies in the folder of the jobs, which also holds their database.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def create(self) -> None:
-        """Make the folder, readable by this user only. Raises ConfigurationError if it cannot be made."""
+        """Make both folders, readable by this user only. Raises ConfigurationError if they cannot be made."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder.chmod(0o700)
+            with suppress(PermissionError):  # the folder of the jobs may be a volume of another user
+                self._folder.parent.chmod(0o700)
         except OSError as error:
             raise ConfigurationError(f"jobs.folder: {self._folder} cannot be made ({error.strerror})") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import ipaddress
 import json
@@ -28,6 +29,7 @@ from deployments.jobs import runner as running
 from deployments.jobs import webhooks
 from deployments.jobs.answer import JobAnswer, JobsAnswer
 from deployments.jobs.runner import JobRunner
+from deployments.jobs.sound import SoundFolder
 from deployments.jobs.store import JobStore, NewFile
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
@@ -207,10 +209,11 @@ def test_files_are_judged_one_by_one_and_a_broken_one_is_no_reason_to_refuse_the
 
 def test_sound_lies_in_a_private_folder_until_its_file_is_judged(tmp_path: Path) -> None:
     async def test() -> None:
+        tmp_path.chmod(0o755)
         async with served(tmp_path, runs=False) as service:
             await service.create(CLIP, LONGER)
             folder = service.settings.sound_path
-            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent)] == [0o700, 0o700]
             files = sorted(folder.iterdir())
             assert [file.read_bytes() for file in files] == [CLIP, LONGER]
             assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
@@ -223,6 +226,19 @@ def test_sound_lies_in_a_private_folder_until_its_file_is_judged(tmp_path: Path)
             await service.until_silent()
 
     run(test)
+
+
+def test_a_folder_of_another_user_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.chmod
+
+    def chmod(path: Path, mode: int) -> None:
+        if path == tmp_path:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        real(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", chmod)
+    SoundFolder(tmp_path / "sound").create()
+    assert stat.S_IMODE((tmp_path / "sound").stat().st_mode) == 0o700
 
 
 def test_a_running_job_tells_its_stage_and_is_cancelled_at_once(tmp_path: Path) -> None:
