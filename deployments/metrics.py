@@ -51,7 +51,7 @@ def observe_stage(stage: str, seconds: float) -> None:
 
 
 def count_refusal(error: SoundSentryError) -> None:
-    """Count a request, a stream, or a file of a batch, that got an error."""
+    """Count a request, a stream, or a file of a batch or job, that got an error."""
     _refusals().inc(tags={"reason": error.kind(), "status": str(int(error.status))})
 
 
@@ -113,6 +113,6 @@ def _stages() -> Histogram:
 def _refusals() -> Counter:
     return Counter(
         "sound_sentry_refusals",
-        description="Requests, streams and files of a batch answered with an error",
+        description="Requests, streams, and files of batches and jobs, answered with an error",
         tag_keys=("reason", "status"),  # type: ignore[arg-type]  # Ray declares it as a tuple of one
     )

@@ -53,7 +53,9 @@ class Problem(Answer):
     title: str
     status: int
     detail: str
-    request_id: str = Field("", description="The header X-Request-ID of this answer, for a report.")
+    request_id: str = Field(
+        "", description="The X-Request-ID of the request, for a report; for a file of a job, of the one that sent it."
+    )
 
 
 class FailedFile(Answer):

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, ValidationError
 
 from deployments.args import JobSettings
-from deployments.http import answers
+from deployments.http import answers, problems
 from deployments.http.admission import AdmissionConfig, Room
 from deployments.http.uploads import (
     FILES,
@@ -133,6 +133,7 @@ class Jobs:
             fields.model_dump(exclude={"webhook"}),
             job_id=job_id,
             fingerprint=fingerprint,
+            request_id=problems.request_id(request),
             idempotency_key=key,
             webhook=fields.webhook,
             max_waiting=self._settings.max_waiting_files,

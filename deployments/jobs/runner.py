@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments import metrics
 from deployments.args import JobSettings
 from deployments.embedded import embedded_stages
 from deployments.graph import Graph, Progress
@@ -94,28 +95,29 @@ class JobRunner:
         claim = await asyncio.to_thread(self._store.claim, self._settings.lease_seconds)
         if claim is None:
             return POLL_SECONDS
-        audio_seconds = 0.0
         try:
             if claim.attempts > self._settings.max_attempts:
                 raise SoundSentryError("Each process that judged this file was lost. Nothing can be said about it.")
-            result, audio_seconds = await self._judge(claim)
+            judged = await self._judge(claim)
         except (StageUnavailable, Overloaded) as error:
             if claim.attempts < self._settings.max_attempts:
                 await _insist(self._store.release, claim, RETRY_SECONDS * claim.attempts)
-                return 0.0
-            result = _failure(claim, error)
+            else:
+                await self._fail(claim, error)
         except SoundSentryError as error:
-            result = _failure(claim, error)
+            await self._fail(claim, error)
         except Exception:
-            logger.exception("A file of a job failed.")
-            result = _failure(claim, SoundSentryError("The service failed on this file. Nothing can be said about it."))
-        if result is not None and await _insist(self._store.finish, claim, result):
-            await asyncio.to_thread(self._sound.delete, claim.job_id, [claim.position])
-            await self._charge(claim, audio_seconds)
+            logger.exception("A file of job %s failed. Request %s sent it.", claim.job_id, claim.request_id)
+            mistake = SoundSentryError("The service failed on this file. Nothing can be said about it.")
+            await self._fail(claim, mistake)
+        else:
+            if judged and await self._finish(claim, judged.model_dump(mode="json")):
+                metrics.count_verdict(judged)
+                await self._charge(claim, judged.duration_seconds)
         return 0.0
 
-    async def _judge(self, claim: Claim) -> tuple[dict[str, Any] | None, float]:
-        """The result of a file, and its length in seconds; None if its job was cancelled or the claim was lost."""
+    async def _judge(self, claim: Claim) -> JudgedFile | None:
+        """The result of a file; None if its job was cancelled or the claim was lost."""
         sound = await asyncio.to_thread(self._sound.read, claim.job_id, claim.position)
         progress = Progress()
         work = asyncio.create_task(self._graph.predict(sound, **claim.options, progress=progress))
@@ -127,14 +129,26 @@ class JobRunner:
                 lease_seconds = self._settings.lease_seconds
                 with suppress(StoreUnavailable):  # the work goes on; whether the result counts is checked at the end
                     if not await asyncio.to_thread(self._store.renew, claim, lease_seconds, stage, share):
-                        return None, 0.0
+                        return None
             verdict = work.result()
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
         self._pace.learn(progress, loop.time())
-        judged = JudgedFile(**dict(verdict), filename=claim.name, status=verdict.outcome)
-        return judged.model_dump(mode="json"), verdict.duration_seconds
+        return JudgedFile(**dict(verdict), filename=claim.name, status=verdict.outcome)
+
+    async def _fail(self, claim: Claim, error: SoundSentryError) -> None:
+        """Store an error as the result of a file."""
+        document = problem(error) | {"request_id": claim.request_id}
+        if await self._finish(claim, {"filename": claim.name, "status": "failed", "error": document}):
+            metrics.count_refusal(error)
+
+    async def _finish(self, claim: Claim, result: dict[str, Any]) -> bool:
+        """Store the result of a file, and delete its sound. False if the claim was lost."""
+        is_written = await _insist(self._store.finish, claim, result)
+        if is_written:
+            await asyncio.to_thread(self._sound.delete, claim.job_id, [claim.position])
+        return is_written
 
     async def _charge(self, claim: Claim, audio_seconds: float) -> None:
         """Subtract the audio of a file from what the key that sent it has left."""
@@ -217,7 +231,3 @@ async def _insist(write: Callable[..., T], *arguments: Any) -> T:
             return await asyncio.to_thread(write, *arguments)
         except StoreUnavailable:
             await asyncio.sleep(OUTAGE_SECONDS)
-
-
-def _failure(claim: Claim, error: SoundSentryError) -> dict[str, Any]:
-    return {"filename": claim.name, "status": "failed", "error": problem(error)}

@@ -51,6 +51,7 @@ _jobs = sa.Table(
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("options", sa.JSON, nullable=False),
     sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("request_id", sa.Text),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float, index=True),
@@ -65,7 +66,7 @@ _jobs = sa.Table(
 
 _webhooks_to_claim = sa.Index("webhooks_to_claim", _jobs.c.webhook_state, _jobs.c.webhook_due_at, _jobs.c.webhook_host)
 
-LATER_COLUMNS = (_jobs.c.webhook_host,)
+LATER_COLUMNS = (_jobs.c.request_id, _jobs.c.webhook_host)
 """The columns that the first version of the table did not have."""
 
 _files = sa.Table(
@@ -129,7 +130,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to judge a file, as long as `lease` is renewed. `attempts` includes the current one."""
+    """The right to judge a file, as long as `lease` is renewed. `attempts` includes the current one; `request_id` is
+    that of the request that sent it."""
 
     job_id: str
     position: int
@@ -138,6 +140,7 @@ class Claim:
     attempts: int
     owner: str
     options: dict[str, Any]
+    request_id: str
 
 
 class JobStore:
@@ -174,6 +177,7 @@ class JobStore:
         *,
         job_id: str,
         fingerprint: str,
+        request_id: str = "",
         idempotency_key: str | None = None,
         webhook: str | None = None,
         max_waiting: int,
@@ -185,7 +189,7 @@ class JobStore:
         """
         now = time.time()
         job = {"id": job_id, "owner": owner, "options": options, "state": "queued", "created_at": now}
-        job |= {"fingerprint": fingerprint, "idempotency_key": idempotency_key}
+        job |= {"fingerprint": fingerprint, "idempotency_key": idempotency_key, "request_id": request_id}
         job |= {"webhook": webhook, "webhook_host": webhook and host_of(webhook)}
         rows = [
             {"job_id": job_id, "position": i, "name": file.name, "size": file.size, "state": "queued"}
@@ -292,7 +296,7 @@ class JobStore:
         left = (_files.c.state == "running") & (_files.c.leased_until < now)
         waiting = (
             sa.select(_files.c.job_id, _files.c.position, _files.c.name, _files.c.attempts)
-            .add_columns(_jobs.c.owner, _jobs.c.options)
+            .add_columns(_jobs.c.owner, _jobs.c.options, _jobs.c.request_id)
             .join(_jobs)
             .where(free | left)
             .order_by(_files.c.created_at, _files.c.job_id, _files.c.position)
@@ -311,6 +315,7 @@ class JobStore:
                 found.attempts + 1,
                 found.owner,
                 found.options,
+                found.request_id or "",
             )
             # The condition is checked again, because another runner may have claimed the file in between.
             taken = connection.execute(

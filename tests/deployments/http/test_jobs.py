@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 
+from deployments import metrics
 from deployments.args import JobLimits, JobSettings
 from deployments.http import jobs as endpoints
 from deployments.http.access import Access, AccessConfig, Key
@@ -189,7 +190,8 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def test_files_are_judged_one_by_one_and_a_broken_one_is_no_reason_to_refuse_the_others(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path) as service:
-            response = await service.post(("one.wav", CLIP), ("notes.txt", b"no audio"), ("two.wav", LONGER))
+            files = (("one.wav", CLIP), ("notes.txt", b"no audio"), ("two.wav", LONGER))
+            response = await service.post(*files, headers={"X-Request-ID": "the-post"})
             created = job(response, 202)
             assert response.headers["location"] == f"/jobs/{created['job_id']}"
             assert (created["status"], created["progress"], created["results"]) == ("queued", 0.0, [])
@@ -199,10 +201,36 @@ def test_files_are_judged_one_by_one_and_a_broken_one_is_no_reason_to_refuse_the
             assert (one["filename"], one["status"], one["duration_seconds"]) == ("one.wav", "no_speech", 1.0)
             assert (two["filename"], two["status"], two["duration_seconds"]) == ("two.wav", "no_speech", 2.0)
             assert notes["status"] == "failed" and notes["error"]["type"] == "/docs#unsupported-format"
+            assert notes["error"]["request_id"] == "the-post"
             assert (done["successful"], done["failed"], done["total_files"]) == (2, 1, 3)
             assert (done["progress"], done["stage"], done["seconds_left"]) == (1.0, None, None)
             assert done["kept_until"] > done["finished_at"] >= done["started_at"] >= done["created_at"]
             await service.until_silent()
+
+    run(test)
+
+
+def test_files_of_jobs_count_in_the_metrics_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    monkeypatch.setattr(metrics, "count_verdict", lambda verdict: counted.append(verdict.overall))
+    monkeypatch.setattr(metrics, "count_refusal", lambda error: counted.append(error.kind()))
+    monkeypatch.setattr(running, "RETRY_SECONDS", 0.1)
+
+    async def test() -> None:
+        async with served(tmp_path) as service:
+            service.stages.errors = [StageUnavailable("down"), ZeroDivisionError()]
+            await service.create(CLIP, CLIP, b"no audio")
+            while len(counted) < 3:
+                await asyncio.sleep(0.05)
+            assert sorted(counted) == ["No Speech", "stage-failed", "unsupported-format"], "the first was tried again"
+            service.stages.go.clear()
+            cancelled = (await service.create(CLIP))["job_id"]
+            while not service.stages.at_work:
+                await asyncio.sleep(0.05)
+            await service.client.delete(f"/jobs/{cancelled}")
+            while service.stages.at_work:
+                await asyncio.sleep(0.05)
+            assert len(counted) == 3
 
     run(test)
 

@@ -35,13 +35,14 @@ def claim(store: JobStore, lease_seconds: float = LEASE_SECONDS) -> Claim:
 
 
 def test_a_job_from_its_first_to_its_last_file(store: JobStore) -> None:
-    job = add(store, "a", files=2)
+    job = add(store, "a", files=2, request_id="r1")
     assert job.state == "queued" and job.started_at is None
     assert [file.state for file in job.files] == ["queued", "queued"]
     assert [file.name for file in job.files] == ["0.wav", "1.wav"]
 
     first = claim(store)
     assert (first.job_id, first.position, first.attempts, first.options) == ("a", 0, 1, {"explain": True})
+    assert first.request_id == "r1"
     assert store.renew(first, LEASE_SECONDS, "Diarizer", 0.5)
     running = store.get("", "a")
     assert running.state == "running" and running.started_at is not None
@@ -300,6 +301,7 @@ def test_a_webhook_that_is_too_late_is_given_up_and_its_job_can_expire(store: Jo
 def test_a_database_of_an_older_version_gets_the_columns_that_it_lacks(store: JobStore, url: str) -> None:
     add(store, "old", webhook="https://slow.example/hook")
     store.finish(claim(store), {})
+    add(store, "unfinished")
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.execute(sa.text("DROP INDEX webhooks_to_claim"))
@@ -308,6 +310,7 @@ def test_a_database_of_an_older_version_gets_the_columns_that_it_lacks(store: Jo
     engine.dispose()
     with closing(JobStore(url)) as newer:
         assert newer.claim_webhook(LEASE_SECONDS, ["slow.example"]) is None
+        assert claim(newer).request_id == ""
         add(newer, "new", webhook="https://other.example/hook")
         newer.finish(claim(newer), {})
         for busy, name in ((["slow.example"], "new"), ([], "old")):
