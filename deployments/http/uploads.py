@@ -15,12 +15,15 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from deployments.http.admission import AdmissionConfig
+from deployments.jobs.webhooks import MAX_URL_LENGTH
 from pipeline.config import Limits, describe_misfits
 from pipeline.errors import InputError, MissingInput, TooManyFiles, UploadTooLarge, UploadTooSlow
 from pipeline.types import MAX_SPEAKERS, Channels, OperatingPoint, SpeakerCount
 
 MAX_FIELDS = 16
-MAX_FIELD_BYTES = 1024
+MAX_FIELD_BYTES = 4 * MAX_URL_LENGTH
+"""The most bytes of a field. The longest is the address of a webhook, whose characters take up to 4 bytes each."""
+
 FRAMING_BYTES = 64 * 1024
 """The most bytes of a form besides its files: boundaries, headers and fields."""
 

@@ -661,6 +661,22 @@ def test_a_cancelled_job_says_that_no_webhook_is_sent(tmp_path: Path, receiver: 
     run(test)
 
 
+@pytest.mark.parametrize("character", ["x", "é", "🎙"], ids=["1 byte", "2 bytes", "4 bytes"])
+def test_a_long_address_of_a_webhook_is_taken_and_a_longer_one_is_told(
+    tmp_path: Path, receiver: Receiver, character: str
+) -> None:
+    async def test() -> None:
+        options: dict[str, Any] = {"webhook_secret_file": secret_file(tmp_path), "webhook_networks": LOOPBACK}
+        async with served(tmp_path / "jobs", runs=False, **options) as service:
+            longest = receiver.url + character * (webhooks.MAX_URL_LENGTH - len(receiver.url))
+            await service.create(CLIP, webhook=longest)
+            if character != "🎙":
+                response = await service.post(CLIP, webhook=longest + character)
+                assert "at most 2000 characters" in problem(response, 422).detail
+
+    run(test)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254"])
 def test_a_webhook_to_a_private_address_is_refused(tmp_path: Path, receiver: Receiver, host: str) -> None:
     async def test() -> None:
