@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -645,6 +645,29 @@ def test_a_webhook_whose_turn_does_not_come_is_given_up_so_that_its_job_expires(
                 while (await service.client.get(f"/jobs/{job_id}")).status_code != 404:
                     await asyncio.sleep(0.1)
             receiver.delay.set()
+
+    run(test)
+
+
+def test_a_webhook_that_waited_while_the_service_was_down_is_still_sent(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "SPARE_SECONDS", 3.0)
+
+    async def test() -> None:
+        options: dict[str, Any] = {"webhook_secret_file": secret_file(tmp_path), "webhook_networks": LOOPBACK}
+        async with served(tmp_path / "jobs", runs=False, webhook_attempts=1, **options) as service:
+            job_id = (await service.create(CLIP, webhook=receiver.url))["job_id"]
+            with closing(JobStore(service.settings.database_url)) as store:
+                claim = store.claim(30)
+                assert claim and store.finish(claim, {"status": "failed"})
+            await asyncio.sleep(3.5)
+            runner = service.start_runner()
+            await runner._sweep()
+            with closing(JobStore(service.settings.database_url)) as store:
+                assert store.get("", job_id).webhook_state != "failed"
+                while store.get("", job_id).webhook_state != "delivered":
+                    await asyncio.sleep(0.05)
 
     run(test)
 
