@@ -1,8 +1,7 @@
 """The metrics for Prometheus in addition to those of Ray Serve: verdicts, scores, speech, stages and refusals.
 
-Verdicts, reasons, probabilities and seconds are those of /predict, /batch-predict and whole streams, not of jobs.
-Certainty and the times of stages also count jobs and every update of a stream. Refusals do not count the failed files
-of jobs.
+Verdicts, reasons, probabilities and seconds are those of /predict, /batch-predict, whole streams and files of jobs.
+Certainty and the times of stages also count every update of a stream.
 
 Ray adds the prefix `ray_` to every name, and the suffix `_total` to every counter. Each function may be called in any
 replica. The metric is made at the first call, because Serve then knows the replica and adds its tags.
