@@ -18,8 +18,10 @@ import subprocess
 import sys
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,7 @@ WARNINGS = {str(word): word for word in AnswerWarning}
 
 _BROKE = "The file breaks the decoder: it is damaged, or made to do harm. Export it again and send the new file."
 _STOPPED = "The decoder was stopped from outside while it read this file. Send it again in a while."
+_NOT_STARTED = "The decoder does not start. Try again in a while."
 _FAILED = "The decoder failed because of an error in the service. Nothing can be said about this recording."
 
 
@@ -78,10 +81,11 @@ class DecoderPool:
     def decode(self, data: bytes, track: int | None = None, checkpoint: Checkpoint = go_on) -> Recording:
         """Like `pipeline.audio.decode.decode`, in a process of its own. Raises the same errors.
 
-        Also raises UnreadableAudio if the decoder crashes on `data`, StageUnavailable if it is killed from outside
-        twice, and StageFailed, which is logged, for a bug of ours. If `checkpoint` raises, the decoder is killed.
+        Also raises UnreadableAudio if the decoder crashes on `data`, StageUnavailable if it does not start or is killed
+        from outside twice, and StageFailed, which is logged, for a bug of ours. If `checkpoint` raises, the decoder is
+        killed.
         """
-        (channel,) = self._order(data, Order(track=track), checkpoint)
+        (channel,) = self._order(data, Order(track=track), partial(self._take, checkpoint), checkpoint)
         assert channel.recording
         return channel.recording
 
@@ -89,23 +93,30 @@ class DecoderPool:
         self, data: bytes, track: int | None = None, checkpoint: Checkpoint = go_on
     ) -> tuple[Channel, ...]:
         """Like `pipeline.audio.decode.decode_channels`, in a process of its own. Raises as `decode` does."""
-        return self._order(data, Order(split=True, track=track), checkpoint)
+        return self._order(data, Order(split=True, track=track), partial(self._take, checkpoint), checkpoint)
 
-    def _order(self, data: bytes, order: Order, checkpoint: Checkpoint) -> tuple[Channel, ...]:
+    def try_out(self, data: bytes) -> None:
+        """Decode `data` on an idle worker; do nothing if all are busy. Raises as `decode` does."""
+        with suppress(queue.Empty):
+            self._order(data, Order(), self._idle.get_nowait, go_on)
+
+    def _order(
+        self, data: bytes, order: Order, take: Callable[[], _Worker], checkpoint: Checkpoint
+    ) -> tuple[Channel, ...]:
+        """The channels of `data`, decoded on a worker that `take` takes out of the idle ones."""
         for _ in range(2):
-            worker = self._take(checkpoint)
+            worker = take()
             try:
+                if not worker.is_sound:
+                    worker = self._replace(worker)
                 return worker.decode(data, order, checkpoint)
             except _StoppedFromOutsideError:
                 logger.warning("A decoder was killed from outside.")
             finally:
-                self._give_back(worker)
+                if not worker.is_sound:
+                    worker.stop()
+                self._idle.put(worker)
         raise StageUnavailable(_STOPPED)
-
-    def try_out(self, data: bytes) -> None:
-        """Decode `data` on an idle worker; do nothing if all are busy. Raises as `decode` does."""
-        if not self._idle.empty():
-            self.decode(data)
 
     def _take(self, checkpoint: Checkpoint) -> _Worker:
         while True:
@@ -113,13 +124,20 @@ class DecoderPool:
             with suppress(queue.Empty):
                 return self._idle.get(timeout=CHECKPOINT_SECONDS)
 
-    def _give_back(self, worker: _Worker) -> None:
-        if not worker.is_sound:
-            worker.stop()
-            self._workers.remove(worker)
-            worker = _Worker(self._limits)
-            self._workers.add(worker)
-        self._idle.put(worker)
+    def _replace(self, worker: _Worker) -> _Worker:
+        """A new worker instead of one that is not sound. Raises StageUnavailable if no process can be started.
+
+        This happens when the worker is needed, not when it is given back: a start that fails is no answer to the upload
+        before, and the next upload tries again.
+        """
+        try:
+            successor = _Worker(self._limits)
+        except OSError as error:
+            logger.error("A process for decoders cannot be started: %s", error)
+            raise StageUnavailable(_NOT_STARTED) from error
+        self._workers.remove(worker)
+        self._workers.add(successor)
+        return successor
 
 
 class _StoppedFromOutsideError(Exception):
@@ -136,7 +154,8 @@ class _Worker:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, ExitStack() as unless_started:
+            unless_started.enter_context(self._control)
             self._process = subprocess.Popen(
                 [sys.executable, "-E", "-m", "pipeline.audio.worker", limits.model_dump_json()],
                 cwd=ROOT,
@@ -147,6 +166,7 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C goes to the service alone, which then ends its workers
             )
+            unless_started.pop_all()
         self.is_sound = True
         self._is_ready = False
 
@@ -181,7 +201,7 @@ class _Worker:
             try:
                 self._next_message(START_SECONDS, checkpoint)
             except _LateError as error:
-                raise StageUnavailable("The decoder does not start. Try again in a while.") from error
+                raise StageUnavailable(_NOT_STARTED) from error
             self._is_ready = True
         with suppress(OSError):  # the wait for the next message finds out why
             socket.send_fds(self._control, [json.dumps(asdict(order)).encode()], [upload, result])
