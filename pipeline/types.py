@@ -29,6 +29,9 @@ Channels = Literal["mix", "split"]
 MAX_SPEAKERS = 50
 """The highest number of speakers that a caller may give for one recording."""
 
+MAX_TRACK = 255
+"""The highest number of an audio track that a caller may ask for. Files with more tracks are not read anyway."""
+
 Checkpoint = Callable[[], None]
 """Called between chunks of long work. It may raise to end the work if nobody waits for the result any more."""
 

@@ -18,7 +18,7 @@ from deployments.http.admission import AdmissionConfig
 from deployments.jobs.webhooks import MAX_URL_LENGTH
 from pipeline.config import Limits, describe_misfits
 from pipeline.errors import InputError, MissingInput, TooManyFiles, UploadTooLarge, UploadTooSlow
-from pipeline.types import MAX_SPEAKERS, Channels, OperatingPoint, SpeakerCount
+from pipeline.types import MAX_SPEAKERS, MAX_TRACK, Channels, OperatingPoint, SpeakerCount
 
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 4 * MAX_URL_LENGTH
@@ -50,7 +50,7 @@ class Options(BaseModel):
     """Say which moments, bands of frequency and layers of the network the answer is based on; takes longer."""
     channels: Channels = "mix"
     """`split` judges each channel by itself. Use it for call recorders, which write each party to a channel."""
-    track: int | None = Field(None, ge=0)
+    track: int | None = Field(None, ge=0, le=MAX_TRACK)
     """The audio track to judge, counted from 0; only needed if the file holds several."""
     num_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
     """How many people speak, if known; only with `use_diarization`, and without the next two."""

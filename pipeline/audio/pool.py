@@ -41,7 +41,7 @@ from pipeline.errors import (
     UnreadableAudio,
     UnsupportedFormat,
 )
-from pipeline.types import Channel, Checkpoint, Recording, Waveform, go_on
+from pipeline.types import MAX_TRACK, Channel, Checkpoint, Recording, Waveform, go_on
 from pipeline.verdict.reasons import AnswerWarning
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,8 @@ class DecoderPool:
         self, data: bytes, order: Order, take: Callable[[], _Worker], checkpoint: Checkpoint
     ) -> tuple[Channel, ...]:
         """The channels of `data`, decoded on a worker that `take` takes out of the idle ones."""
+        if order.track is not None and not 0 <= order.track <= MAX_TRACK:
+            raise UnreadableAudio(f"Choose a track by its number, from 0 to {MAX_TRACK}.")
         for _ in range(2):
             worker = take()
             try:

@@ -90,6 +90,7 @@ def test_a_large_file_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (audio(), {"channels": "both"}, InputError, "channels"),
         (audio(), {"track": "first"}, InputError, "track"),
         (audio(), {"track": "-1"}, InputError, "track"),
+        (audio(), {"track": "9" * 1_000}, InputError, "track"),
         (audio(), {f"field{i}": "x" for i in range(1_500)}, InputError, "too many"),
         (audio(), {"use_diarization": "x" * 5_000_000}, SoundSentryError, ""),
         (audio(), {"use_diarization": "x" * 10_000}, InputError, "too long"),

@@ -293,6 +293,15 @@ def test_trying_out_waits_for_no_worker(pool: DecoderPool, long: bytes, sample_w
     while_decoding(pool, long, try_out)
 
 
+@pytest.mark.parametrize("track", [-1, 256, 10**1_000], ids=["negative", "256", "long"])
+def test_a_track_that_no_file_has_costs_no_worker(track: int, pool: DecoderPool, sample_wav: bytes) -> None:
+    before = workers(pool)
+    for decode_track in (pool.decode, pool.decode_channels):
+        with pytest.raises(UnreadableAudio, match="from 0 to 255"):
+            decode_track(sample_wav, track)
+    assert workers(pool) == before
+
+
 def test_a_cancelled_one_is_killed_at_once(pool: DecoderPool, long: bytes, sample_wav: bytes) -> None:
     abandoned = threading.Event()
 
