@@ -253,23 +253,28 @@ def _read(result: int, limits: Limits, order: Order, file_sha256: str) -> tuple[
             # Reads no more than the file holds: a buffer for the longest recording would take gigabytes.
             left = min(4 * most_samples(limits, order), os.fstat(result).st_size)
             samples = np.frombuffer(file.read(left), np.float32)
-            answer = _parse(header, samples, file_sha256)
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            answer = _parse(header, samples, file_sha256, limits.max_channels if order.split else 1)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UnreadableAudio(_BROKE) from error
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-def _parse(header: Any, samples: NDArray[np.float32], file_sha256: str) -> tuple[Channel, ...] | SoundSentryError:
-    """The channels or the error in a fork's answer. Raises ValueError, LookupError or TypeError for a false answer."""
+def _parse(
+    header: Any, samples: NDArray[np.float32], file_sha256: str, max_channels: int
+) -> tuple[Channel, ...] | SoundSentryError:
+    """The channels or the error in a fork's answer.
+
+    Raises ValueError, LookupError, TypeError or AttributeError for a false answer.
+    """
     match header:
         case {"refused": str(error), "detail": str(detail)}:
             return REFUSALS[error](detail)
         case {"failed": str(stack)}:
             logger.error("The decoder failed:\n%s", stack)
             return StageFailed(_FAILED)
-        case {"channels": [_, *_] as described} if np.isfinite(samples).all():
+        case {"channels": [_, *_] as described} if len(described) <= max_channels and np.isfinite(samples).all():
             channels = []
             for number, channel in enumerate(described):
                 count = channel.get("samples", 0)

@@ -239,6 +239,7 @@ def test_a_mistake_of_ours_is_no_fault_of_the_file(
         b'{"refused": "EmptyAudio"}\n',
         b'{"channels": []}\n',
         b'{"channels": 3}\n',
+        b'{"channels": [3]}\n',
         b'{"channels": [{"note": "silent"}]}\n',
         b'{"channels": [{"note": null, "samples": 1, "format": "wav", "warnings": []}]}\n',
         b'{"channels": [{"note": null, "samples": 1, "format": "wav", "warnings": []}]}\nabc',
@@ -250,10 +251,22 @@ def test_a_mistake_of_ours_is_no_fault_of_the_file(
     ],
 )
 def test_what_a_decoder_writes_is_not_believed(written: bytes) -> None:
+    assert_is_not_believed(written, MIX)
+
+
+@pytest.mark.parametrize(("order", "most"), [(MIX, 1), (worker.Order(split=True), LIMITS.max_channels)])
+def test_more_channels_than_allowed_are_not_believed(order: worker.Order, most: int) -> None:
+    """The header has room for 58,000 of them, which would take minutes to check."""
+    first = '{"note": null, "samples": 1, "format": "wav", "warnings": []}'
+    header = '{"channels": [' + ", ".join([first, *['{"note": "silent"}'] * most]) + "]}\n"
+    assert_is_not_believed(header.encode() + bytes(4), order)
+
+
+def assert_is_not_believed(written: bytes, order: worker.Order) -> None:
     result = os.memfd_create("samples")
     os.write(result, written)
     with pytest.raises(UnreadableAudio, match="breaks the decoder"):
-        pool_module._read(result, LIMITS, MIX, SHA256)
+        pool_module._read(result, LIMITS, order, SHA256)
     os.close(result)
 
 
