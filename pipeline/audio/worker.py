@@ -15,6 +15,7 @@ import io
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -101,10 +102,23 @@ def serve(limits: Limits) -> None:
             os._exit(0)
         os.close(upload)
         os.close(result)
-        os.waitid(os.P_PID, decoder, os.WEXITED | os.WNOWAIT)
+        _wait(decoder, control)
         ended, decoder = decoder, 0  # before another process can get its number
         _, status = os.waitpid(ended, 0)
-        control.send(str(os.waitstatus_to_exitcode(status)).encode())
+        with suppress(ConnectionError):
+            control.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _wait(decoder: int, control: socket.socket) -> None:
+    """Wait until a decoder has ended, without reaping it. If the service is gone before, the decoder is killed."""
+    ended = os.pidfd_open(decoder)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    poll.register(control, 0)  # a hang-up is always reported
+    if ended not in dict(poll.poll()):
+        os.kill(decoder, signal.SIGKILL)
+    os.close(ended)
+    os.waitid(os.P_PID, decoder, os.WEXITED | os.WNOWAIT)
 
 
 def _confine(limits: Limits, order: Order, seccomp: SyscallFilter | None) -> None:

@@ -390,6 +390,31 @@ def test_workers_end_with_a_service_that_is_killed() -> None:
         time.sleep(0.05)
 
 
+def test_decoding_ends_with_a_service_that_is_killed(long: bytes) -> None:
+    script = (
+        "import sys; from pipeline.audio.pool import DecoderPool; from pipeline.config import Limits\n"
+        "pool, data = DecoderPool(Limits(), 1), sys.stdin.buffer.read()\n"
+        "pool.decode(data); print('up', flush=True); pool.decode(data)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as service:
+        assert service.stdin is not None and service.stdout is not None
+        service.stdin.write(long)
+        service.stdin.close()
+        service.stdout.readline()  # the worker has forked to try out its filter before
+        deadline = time.monotonic() + SECONDS
+        while not (found := [fork for worker in children(service.pid) for fork in children(worker)]):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        for decoder in found:
+            os.kill(decoder, signal.SIGSTOP)  # so that it does not end by itself
+        service.kill()
+    deadline = time.monotonic() + SECONDS
+    while any(Path(f"/proc/{decoder}").exists() for decoder in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 ATTEMPTS = """
 import ctypes, json, os, resource, signal, socket, subprocess, sys
 from pipeline.audio import worker
