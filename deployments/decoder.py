@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,6 +39,9 @@ class Decoder:
     def __init__(self, config: DetectorConfig) -> None:
         refusals.log_in_one_line()
         self._pool = DecoderPool(config.limits, config.decoders)
+        # Uploads that wait for a decoder wait in its queue. In asyncio's few threads they would hold up all other work
+        # of this process, such as health checks.
+        self._threads = ThreadPoolExecutor(config.decoders)
         self._probe = probe_file()
         self._pool.decode(self._probe)
         self._memory = Memory()
@@ -58,7 +62,9 @@ class Decoder:
                 raise CancelledError
 
         try:
-            return await asyncio.to_thread(work, data, track, checkpoint)
+            context = contextvars.copy_context()  # Serve's log takes the id of the request from it
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, context.run, work, data, track, checkpoint)
         finally:
             abandoned.set()
 

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,5 +80,25 @@ def test_health_waits_for_no_recording(replica: Any, long: bytes) -> None:
         with pytest.raises(UnreadableAudio):
             await task
         await replica.check_health()
+
+    asyncio.run(run())
+
+
+def test_recordings_that_wait_hold_up_nothing_else(replica: Any, long: bytes, sample_wav: bytes) -> None:
+    """Ray gives asyncio few threads. The health check and other stages in the same process need them."""
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        first, process = await decoding(replica, long)
+        os.kill(process, signal.SIGSTOP)
+        waiting = [asyncio.create_task(replica.decode(long, None)) for _ in range(6)]
+        await asyncio.sleep(0.2)
+        await asyncio.wait_for(asyncio.to_thread(str), 5)
+        await asyncio.wait_for(replica.check_health(), 5)
+        for task in (first, *waiting):
+            task.cancel()
+        await asyncio.wait((first, *waiting))
+        await gone(process)
+        assert (await replica.decode(sample_wav, None)).waveform.duration_seconds == 30
 
     asyncio.run(run())
