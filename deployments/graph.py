@@ -242,7 +242,10 @@ class _Request:
     ) -> Verdict:
         """Run the stages for all channels in parallel. The channels stay where the Decoder put them."""
         found: list[ChannelReference] = await self.result(self.start("Decoder", "decode_channels", data, track))
+        since = asyncio.get_running_loop().time()
         by_channel = {c.name: self.start_segmenting(c.recording, count) for c in found if c.recording}
+        for channel in by_channel.values():
+            channel.since = since
         await asyncio.gather(*(self.segment(channel) for channel in by_channel.values()))
         among = sum(bool(channel.speech.segments) for channel in by_channel.values())
         verdicts = await asyncio.gather(

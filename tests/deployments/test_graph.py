@@ -170,6 +170,13 @@ def test_each_channel_goes_through_the_stages_by_itself() -> None:
     assert outcome.decided_by.channel == "CHANNEL_1"
 
 
+def test_the_time_of_the_diarizer_counts_from_the_decoded_channel() -> None:
+    slow = late(VoiceActivityDetector=0.6, Diarizer=1.2)
+    outcome, _ = run(channels="split", use_diarization=True, Decoder=Handle(two_channels), **slow)
+    assert type(outcome) is StageTimeout
+    assert "Diarizer" in outcome.detail, "not from the end of the stage beside it"
+
+
 def test_a_channel_that_fails_ends_the_others() -> None:
     def work(recording: Recording, *_: Any) -> str:
         if recording.original_format == "second":
