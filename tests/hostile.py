@@ -158,6 +158,9 @@ ROWS = {
     "hls": other(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{OUTSIDE}\n#EXT-X-ENDLIST\n".encode()),
     "hls of a local file": other(b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n"),
     "hls after a tag": other(b"ID3\x04\x00\x00\x00\x00\x00\x02\x00\x00" + f"#EXTM3U\n#EXTINF:1,\n{OUTSIDE}\n".encode()),
+    "a chain of empty tags": Row(
+        lambda: (b"ID3\x04" + bytes(6)) * 100_000, "UnsupportedFormat", "none of the accepted formats"
+    ),
     "dash": other(
         b"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011' type='static'><Period><AdaptationSet>"
         + f"<Representation><BaseURL>{OUTSIDE}</BaseURL></Representation></AdaptationSet></Period></MPD>".encode()

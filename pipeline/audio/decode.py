@@ -116,11 +116,11 @@ class _Decoding:
     def __init__(self, data: bytes, limits: Limits, track: int | None) -> None:
         if not data:
             raise EmptyAudio("The file is empty. Send a recording.")
+        self._deadline = time.monotonic() + limits.max_decode_seconds
         form = sniff(data)
         if form is None:
             raise UnsupportedFormat(f"The file is in none of the accepted formats. {_SEND}")
         self._data, self._format, self._limits, self._track = data, form, limits, track
-        self._deadline = time.monotonic() + limits.max_decode_seconds
         self._truncated = self._damaged = False
 
     def recording(self, samples: NDArray[np.float32], *warnings: AnswerWarning) -> Recording:

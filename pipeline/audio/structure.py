@@ -12,10 +12,16 @@ _MAX_PARTS = 400_000
 """The most parts of a file that are read: an hour of the shortest packets. A file with more parts is hostile."""
 
 
+_MAX_TAGS = 16
+"""The most ID3v2 tags that are skipped. Files have one or two; a chain of millions of empty ones is hostile."""
+
+
 def after_id3(data: bytes) -> int:
-    """Offset of the first byte after any ID3v2 tags (id3.org, ID3v2.4 section 3.1)."""
+    """Offset of the first byte after any ID3v2 tags, up to _MAX_TAGS of them (id3.org, ID3v2.4 section 3.1)."""
     start = 0
-    while data[start : start + 3] == b"ID3" and len(data) >= start + 10:
+    for _ in range(_MAX_TAGS):
+        if data[start : start + 3] != b"ID3" or len(data) < start + 10:
+            break
         size = 0
         for byte in data[start + 6 : start + 10]:
             size = size << 7 | byte & 0x7F

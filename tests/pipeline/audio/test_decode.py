@@ -142,6 +142,14 @@ class TestFormats:
         assert recording.original_format == name
         assert recording.waveform.duration_seconds == pytest.approx(2, abs=0.15)
 
+    @pytest.mark.parametrize("name", ["mp3", "aac", "flac"])
+    def test_too_many_tags_are_not(self, name: str, clips: dict[str, bytes]) -> None:
+        """A chain of millions of empty tags would take minutes to walk."""
+        tag = b"ID3\x04\x00\x00\x00\x00\x7f\x7f" + bytes(2**14 - 1)
+        assert decode(16 * tag + clips[name], LIMITS).original_format == name
+        with pytest.raises(UnsupportedFormat):
+            decode(17 * tag + clips[name], LIMITS)
+
     @pytest.mark.parametrize(
         ("name", "muxer", "codec", "rate"),
         [
