@@ -55,13 +55,14 @@ def crc(data: bytes, polynomial: int, bits: int) -> int:
     return value
 
 
-def flac_of_silence(hours: float, rate: int = 8_000) -> bytes:
-    """Frames of 65,535 equal samples in 13 to 15 bytes each (RFC 9639)."""
-    info = struct.pack(">HH", 65_535, 65_535) + bytes(6) + (rate << 44 | 15 << 36).to_bytes(8, "big") + bytes(16)
+def flac_of_silence(hours: float, rate: int = 8_000, channels: int = 1) -> bytes:
+    """Frames of 65,535 equal samples in 13 to 36 bytes each (RFC 9639)."""
+    stream = rate << 44 | channels - 1 << 41 | 15 << 36
+    info = struct.pack(">HH", 65_535, 65_535) + bytes(6) + stream.to_bytes(8, "big") + bytes(16)
     frames = []
     for number in range(int(hours * 3_600 * rate / 65_535)):
-        head = b"\xff\xf8\x74\x08" + chr(number).encode() + b"\xff\xfe"
-        frame = head + bytes([crc(head, 0x07, 8)]) + bytes(3)
+        head = b"\xff\xf8\x70" + bytes([channels - 1 << 4 | 8]) + chr(number).encode() + b"\xff\xfe"
+        frame = head + bytes([crc(head, 0x07, 8)]) + bytes(3 * channels)
         frames.append(frame + crc(frame, 0x8005, 16).to_bytes(2, "big"))
     return b"fLaC\x80" + len(info).to_bytes(3, "big") + info + b"".join(frames)
 
@@ -183,6 +184,7 @@ ROWS = {
     "zeros": other(bytes(100_000)),
     "a day of flac": Row(lambda: flac_of_silence(24), "RecordingTooLong", "longer than 600 seconds"),
     "a day of opus": Row(lambda: opus_of_nothing(24), "RecordingTooLong", "longer than 600 seconds"),
+    "eight channels at 384 kHz": Row(lambda: flac_of_silence(1 / 30, 384_000, 8), seconds=120.0),
     "claims 2^36 samples": Row(lambda: flac_claims(2**36 - 1), warnings=("truncated",)),
     "claims a second, holds an hour": Row(lambda: wav(4_000, 1, 8_000, 24_000_000), "RecordingTooLong"),
     "claims 2 GiB, holds 2 s": Row(lambda: wav(RATE, 1, 2**31, 64_000), warnings=("truncated",)),

@@ -38,6 +38,11 @@ _RESAMPLER = {"filter_size": "128", "cutoff": "0.97"}
 """The filter is flat up to 7.5 kHz and 80 dB down from 8.1 kHz on. libswresample's default lets 8.5 kHz through at
 -26 dB."""
 
+_HIGH_RATE, _MIDDLE_RATE = 96_000, 48_000
+"""Audio with a sample rate above the first is resampled to the second before. The length of the filter above grows with
+the rate: at 384 kHz it took three times as long as both steps do. libswresample's default filter is good enough for the
+first step, because what it lets through of 24 to 40 kHz does not reach 8 kHz."""
+
 _PRIMING_SECONDS = 0.25
 """Codecs add up to this much silence. It does not count towards a recording's length."""
 
@@ -297,8 +302,13 @@ class _Decoding:
 
 def _configure(graph: Graph, frame: AudioFrame) -> None:
     layout = frame.layout.name
+    first_step = []
+    if frame.sample_rate > _HIGH_RATE:
+        middle = graph.add("aformat", sample_rates=str(_MIDDLE_RATE), sample_fmts="fltp", channel_layouts=layout)
+        first_step = [graph.add("aresample"), middle]
     graph.link_nodes(
         graph.add("abuffer", sample_rate=str(frame.sample_rate), sample_fmt=frame.format.name, channel_layout=layout),
+        *first_step,
         graph.add("aresample", **_RESAMPLER),
         graph.add("aformat", sample_rates=str(SAMPLE_RATE), sample_fmts="flt", channel_layouts=layout),
         graph.add("abuffersink"),

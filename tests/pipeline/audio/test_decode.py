@@ -27,6 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.types import SAMPLE_RATE
 from tests.audio import CODECS, amr_wb, encode, remux, with_ffmpeg
+from tests.hostile import flac_of_silence
 
 LIMITS = Limits()
 Samples = NDArray[np.float32]
@@ -281,17 +282,40 @@ class TestResampling:
         assert level_db(samples) == pytest.approx(0, abs=0.02)
         assert 10 * np.log10(others.sum() / spectrum.sum()) < -80
 
-    @pytest.mark.parametrize("rate", [44_100, 48_000])
+    @pytest.mark.parametrize("rate", [44_100, 48_000, 192_000, 384_000])
     def test_the_band_up_to_seven_and_a_half_kilohertz_is_flat(self, rate: int) -> None:
         for hertz in (100, 3_000, 6_000, 7_400):
             samples = decode(encode(tone(hertz, rate), rate=rate, codec="pcm_f32le"), LIMITS).waveform.samples
             assert level_db(samples) == pytest.approx(0, abs=0.2)
 
-    @pytest.mark.parametrize("rate", [44_100, 48_000, 96_000])
+    @pytest.mark.parametrize("rate", [44_100, 48_000, 96_000, 176_400, 384_000])
     def test_what_lies_above_eight_kilohertz_does_not_fold_back(self, rate: int) -> None:
-        for hertz in (8_200, 9_000, 12_000, 15_000, 20_000):
-            samples = decode(encode(tone(hertz, rate), rate=rate, codec="pcm_f32le"), LIMITS).waveform.samples
-            assert level_db(samples) < -75
+        for hertz in (8_200, 9_000, 12_000, 15_000, 20_000, 30_000, 41_000, 47_000, 87_000, 150_000):
+            if hertz < rate / 2:
+                samples = decode(encode(tone(hertz, rate), rate=rate, codec="pcm_f32le"), LIMITS).waveform.samples
+                assert level_db(samples) < -75, hertz
+
+    @pytest.mark.parametrize("rate", [176_400, 192_000, 384_000])
+    def test_two_steps_give_the_samples_of_one(self, rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        noise = np.random.default_rng(0).normal(scale=0.1, size=2 * rate).astype(np.float32)
+        data = encode(noise, rate=rate, codec="pcm_f32le")
+        two_steps = decode(data, LIMITS).waveform.samples
+        monkeypatch.setattr("pipeline.audio.decode._HIGH_RATE", rate)
+        one_step = decode(data, LIMITS).waveform.samples
+        edge = SAMPLE_RATE // 100  # where the filter reaches beyond the recording
+        np.testing.assert_allclose(two_steps[edge:-edge], one_step[edge:-edge], atol=1e-5, rtol=0)
+
+    def test_two_steps_take_less_time_than_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = flac_of_silence(1 / 360, 384_000, 8)
+
+        def processor_seconds() -> float:
+            before = time.process_time()
+            decode(data, LIMITS)
+            return time.process_time() - before
+
+        two_steps = processor_seconds()
+        monkeypatch.setattr("pipeline.audio.decode._HIGH_RATE", 384_000)
+        assert two_steps < 0.7 * processor_seconds()
 
 
 class TestChannels:
