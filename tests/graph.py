@@ -15,11 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import yaml
@@ -33,6 +34,9 @@ START_ATTEMPTS = 3
 START_SECONDS = 300
 DEPLOY_SECONDS = 600
 STOP_SECONDS = 60
+PORTS = range(20_000, 32_000)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,16 @@ class Cluster:
         application: dict[str, Any] = self.dashboard("GET", "/api/serve/applications/")["applications"].get(name) or {}
         return application
 
+    def gpu_shares(self) -> dict[str, float]:
+        """The share of a GPU of each stage's replica, as Ray counts it. Stages without a GPU are left out."""
+        actors: list[dict[str, Any]] = self.dashboard(
+            "GET",
+            "/api/v0/actors",
+            params={"detail": "true", "filter_keys": "state", "filter_predicates": "=", "filter_values": "ALIVE"},
+        )["data"]["result"]["result"]
+        shares = {actor["class_name"].split(":")[-1]: actor["required_resources"].get("GPU") for actor in actors}
+        return {name: share for name, share in shares.items() if share}
+
     def deploy(self, config: dict[str, Any]) -> None:
         """Deploy `config`, as `serve deploy` does."""
         self.keep_jobs_apart(config)
@@ -71,31 +85,47 @@ class Cluster:
             if jobs and not Path(jobs["folder"]).is_absolute():
                 jobs["folder"] = str(self.folder / "jobs")
 
-    def wait_for(self, status: str, *, seconds: float = DEPLOY_SECONDS) -> dict[str, Any]:
+    def wait_for(
+        self, status: str, *, seconds: float = DEPLOY_SECONDS, unless: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
         """Wait until the application has that status. Raises RuntimeError with Serve's message if that fails."""
-        wait_until(lambda: self.application().get("status") in (status, "DEPLOY_FAILED"), seconds)
-        application = self.application()
-        if application["status"] != status:
-            raise RuntimeError(application["message"])
+        application: dict[str, Any] = {}
+
+        def is_over() -> bool:
+            nonlocal application
+            with suppress(httpx.HTTPError):  # on a busy machine the dashboard may not answer in time
+                application = self.application()
+            return unless() or application.get("status") in (status, "DEPLOY_FAILED")
+
+        wait_until(is_over, seconds)
+        if application.get("status") != status:
+            raise RuntimeError(application.get("message", "the application did not start"))
         return application
 
 
 @contextmanager
 def ray_cluster(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[Cluster]:
-    """A cluster of one node with that many logical CPUs and GPUs.
+    """A cluster of one node with that many logical CPUs and GPUs."""
+    with started(partial(_ray_node, num_cpus, num_gpus)) as cluster:
+        yield cluster
 
-    Ray fails if its processes take more than 30 s to start, which can happen on a busy machine. It is then started
-    again.
+
+@contextmanager
+def started(start: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    """What `start()` yields, which starts Ray.
+
+    Ray fails if its processes take more than 30 s to start, which can happen on a busy machine. If `start()` then
+    raises RuntimeError, it is called again.
     """
     with ExitStack() as stack:
         for attempts_left in reversed(range(START_ATTEMPTS)):
             try:
-                cluster = stack.enter_context(_ray_node(num_cpus, num_gpus))
+                made = stack.enter_context(start())
                 break
             except RuntimeError:
                 if not attempts_left:
                     raise
-        yield cluster
+        yield made
 
 
 @contextmanager
@@ -125,11 +155,11 @@ def _ray_node(num_cpus: int, num_gpus: int) -> Iterator[Cluster]:
         command += [f"--{option}={value}" for option, value in options.items()]
         with running(command, environment, log, signal.SIGTERM) as process:
             with suppress(TimeoutError):
-                wait_until(lambda: address.exists() or process.poll() is not None, START_SECONDS)
-            if not address.exists():
+                wait_until(lambda: bool(written(address)) or process.poll() is not None, START_SECONDS)
+            if not written(address):
                 raise RuntimeError(f"Ray did not start: {log.read_text()}")
             try:
-                yield Cluster(folder, address.read_text(), f"http://127.0.0.1:{dashboard_port}", environment)
+                yield Cluster(folder, written(address), f"http://127.0.0.1:{dashboard_port}", environment)
             finally:
                 kill_family(process.pid)  # if Ray is asked to stop, it waits half a minute for its workers
 
@@ -144,11 +174,10 @@ def served_graph(cluster: Cluster, config: dict[str, Any]) -> Iterator[str]:
     log = cluster.folder / "serve.log"
     # `serve run` is killed: if asked to stop, it would wait for the replicas, which end with their cluster anyway.
     with running(command, cluster.environment, log, signal.SIGKILL) as process:
-        ended = ("RUNNING", "DEPLOY_FAILED")
-        wait_until(lambda: process.poll() is not None or cluster.application().get("status") in ended, DEPLOY_SECONDS)
-        if process.poll() is not None:
-            raise RuntimeError(f"serve run ended: {log.read_text()}")
-        cluster.wait_for("RUNNING")
+        try:
+            cluster.wait_for("RUNNING", unless=lambda: process.poll() is not None)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}\n\nserve run wrote:\n{log.read_text()}") from error
         yield f"http://127.0.0.1:{config['http_options']['port']}"
 
 
@@ -177,6 +206,13 @@ def running(
             process.wait()
 
 
+def written(file: Path) -> str:
+    """What is written in a file; empty if it does not exist."""
+    with suppress(FileNotFoundError):
+        return file.read_text()
+    return ""
+
+
 def family(pid: int) -> list[int]:
     """A process and all its descendants."""
     members = [str(pid)]
@@ -194,10 +230,32 @@ def kill_family(pid: int) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody has. Nobody gets it by chance before it is used: the system chooses ports from
+    32768 on, and Ray chooses those of its workers below 20000."""
+    while True:
+        port = PORTS[secrets.randbelow(len(PORTS))]  # hypothesis makes `random` draw the same in every process
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time of a process so far, in all of its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_idle(pid: int, seconds: float) -> None:
+    """Wait until a process takes less than half a second of CPU time in 3 s. A replica that only answers health checks
+    takes less."""
+    marks: list[tuple[float, float]] = []
+
+    def is_idle() -> bool:
+        marks.append((time.monotonic(), cpu_seconds(pid)))
+        since, used = next((mark for mark in reversed(marks) if mark[0] <= marks[-1][0] - 3.0), (0.0, -1.0))
+        return since > 0 and marks[-1][1] - used < 0.5
+
+    wait_until(is_idle, seconds)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float, every: float = 0.2) -> None:

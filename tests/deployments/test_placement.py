@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 import yaml
 
@@ -76,23 +74,4 @@ def test_each_stage_gets_its_fraction_of_the_one_gpu(gpu_cluster: Cluster) -> No
     assert configured == FRACTIONS
     gpu_cluster.deploy(config)
     gpu_cluster.wait_for("RUNNING")
-    assert gpu_shares(gpu_cluster) == configured
-
-
-def test_without_a_gpu_the_same_file_asks_for_none(service: httpx.Client, cluster: Cluster) -> None:
-    assert gpu_shares(cluster) == {}
-
-
-def gpu_shares(cluster: Cluster) -> dict[str, float]:
-    """The share of a GPU of each stage's replica, as Ray counts it. Stages without a GPU are left out."""
-    actors: list[dict[str, Any]] = cluster.dashboard(
-        "GET",
-        "/api/v0/actors",
-        params={"detail": "true", "filter_keys": "state", "filter_predicates": "=", "filter_values": "ALIVE"},
-    )["data"]["result"]["result"]
-    shares = {}
-    for actor in actors:
-        gpus = actor["required_resources"].get("GPU")
-        if gpus:
-            shares[actor["class_name"].split(":")[-1]] = gpus
-    return shares
+    assert gpu_cluster.gpu_shares() == configured

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +35,7 @@ from pipeline.detector import Detector
 from pipeline.networks.spec import load_spec
 from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
-from tests.graph import family
+from tests.graph import family, started
 from tests.nodes import Sleeper, two_nodes
 from tests.tune.synthetic import stand_in_for_hifigan, write_corpus
 from tune import stress
@@ -90,9 +90,26 @@ def stamps(cache: Path) -> dict[str, int]:
 
 def test_two_actors_work_side_by_side() -> None:
     """Measures only the time when both actors work. How long they take to start depends on the machine."""
-    batches = sorted(map_with_actors(Sleeper, (), range(60), actors=2))
-    assert len(batches) == 60
-    both = next(b for (_, end), (b, _) in pairwise(batches) if b < end)
+    batches: list[tuple[float, float]] = []
+    sent: list[int] = []
+
+    def together() -> list[float]:
+        """When batches began that began before the one before had ended."""
+        return [begun for (_, end), (begun, _) in pairwise(sorted(batches)) if begun < end]
+
+    def rows() -> Iterator[int]:
+        """Rows until both actors have worked for 10 s."""
+        until = time.monotonic() + 300
+        while len(together()) < 40 and time.monotonic() < until:
+            sent.append(len(sent))
+            yield sent[-1]
+
+    for batch in map_with_actors(Sleeper, (), rows(), actors=2):
+        batches.append(batch)
+    assert len(batches) == len(sent)
+    assert together(), "the second actor did not start"
+    both = together()[0]
+    batches.sort()
     last_start = batches[-1][0]
     busy = sum(max(0.0, min(end, last_start) - max(start, both)) for start, end in batches)
     assert busy / (last_start - both) >= 1.7
@@ -121,12 +138,20 @@ sys.stdin.read()
 """
     command = [sys.executable, "-c", program]
     folder = {"TMPDIR": str(tmp_path)} if temporary == "long" else {}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"up\n"
-        found = listening(process.pid)
-        process.communicate()
+
+    @contextmanager
+    def connected() -> Iterator[int]:
+        with subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            if process.stdout.readline() != b"up\n":
+                raise RuntimeError("Ray did not start: see what the program printed")
+            yield process.pid
+            process.communicate()
+
+    with started(connected) as pid:
+        found = listening(pid)
     assert len(found) > 5 and set(found) <= LOOPBACK
 
 
