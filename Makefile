@@ -48,7 +48,7 @@ serve: models
 # The tests start a hundred processes. With this variable each of them would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests that start Ray mostly wait. The other tests run at the same time, with a lower priority.
+# Tests that start Ray mostly wait. Everything else runs at the same time, with a lower priority.
 test: models
 	@bash ops/system-packages test
 	@echo 'Four things at once: style and types, and three parts of the tests. Each prints its results when it is done.'
@@ -66,9 +66,9 @@ test-parts:
 	nice -n 10 $(BIN)/pytest $(addprefix --ignore=,$(SERVED) $(CLUSTERS))
 
 lint: env
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	nice -n 10 $(BIN)/ruff check .
+	nice -n 10 $(BIN)/ruff format --check .
+	nice -n 10 $(BIN)/mypy
 
 bench: models
 	$(BIN)/python -m tests.bench

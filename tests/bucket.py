@@ -25,5 +25,5 @@ def object_store(folder: Path) -> Iterator[Callable[[str], str]]:
         return f"s3://key:secret@{path}?{query}"
 
     with running(command, dict(os.environ), log, signal.SIGTERM):
-        wait_until(lambda: b"Running on" in log.read_bytes(), 60)
+        wait_until(lambda: b"Running on" in log.read_bytes(), 180)
         yield place

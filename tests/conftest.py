@@ -71,15 +71,21 @@ def config() -> dict[str, Any]:
     config = serve_config()
     arguments = config["applications"][0]["args"]
     arguments["cors_origins"] = ["chrome-extension://abcdefghijklmnopabcdefghijklmnop"]
-    # Low limits, so that tests need not wait long or open many streams.
-    arguments["live"] |= {"idle_seconds": 5.0, "close_after_silence_seconds": 8.0, "max_streams": 3}
+    # Low limits, so that tests need not wait long or open many streams. But a busy machine may hold up a test for
+    # seconds, and a stream in it must not count as idle.
+    arguments["live"] |= {"idle_seconds": 20.0, "close_after_silence_seconds": 8.0, "max_streams": 3}
     arguments["jobs"] |= {"lease_seconds": 5}
+    arguments["stages"]["Classifier"]["timeout_seconds"] = 120  # a replica that is killed must start again in this time
+    for deployment in config["applications"][0]["deployments"]:
+        # A replica more would compete with all tests for the CPU, and tests that name the only replica would fail.
+        if scaling := deployment.get("autoscaling_config"):
+            scaling["upscale_delay_s"] = 3_600
     return config
 
 
 @pytest.fixture(scope="session")
 def service(cluster: Cluster, config: dict[str, Any]) -> Iterator[httpx.Client]:
-    with served_graph(cluster, config) as url, httpx.Client(base_url=url, timeout=120) as client:
+    with served_graph(cluster, config) as url, httpx.Client(base_url=url, timeout=600) as client:
         yield client
 
 
@@ -99,6 +105,6 @@ def browser() -> Iterator[Browser]:
     if chromium is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=120_000)
         yield browser
         browser.close()

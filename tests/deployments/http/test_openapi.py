@@ -38,7 +38,7 @@ def ask_everything(service: httpx.Client, examples: int) -> None:
         @settings(max_examples=examples, **SETTINGS)
         @given(case=found.ok().as_strategy())
         def ask(case: schemathesis.Case[Any]) -> None:
-            case.call_and_validate(checks=CHECKS)
+            case.call_and_validate(checks=CHECKS, timeout=120)
 
         ask()
 

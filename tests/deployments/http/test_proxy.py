@@ -74,7 +74,7 @@ def proxy(service: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> It
                 return False
 
         try:
-            wait_until(lambda: nginx.poll() is not None or is_up(), 30)
+            wait_until(lambda: nginx.poll() is not None or is_up(), 180)
             assert nginx.poll() is None, "nginx has ended; it printed the reason"
             yield Proxy(client, trust, f"http://127.0.0.1:{plain}")
         finally:

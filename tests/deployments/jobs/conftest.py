@@ -46,7 +46,7 @@ def postgresql() -> Iterator[str]:
             process = subprocess.Popen(server, stdout=log, stderr=log, cwd=name, user=user)
         try:
             ready: list[Any] = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-            wait_until(lambda: subprocess.run(ready).returncode == 0, 60)
+            wait_until(lambda: subprocess.run(ready).returncode == 0, 180)
             yield f"postgresql://jobs@127.0.0.1:{port}/postgres"
         finally:
             process.send_signal(signal.SIGINT)

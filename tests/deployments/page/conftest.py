@@ -10,6 +10,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 ANSWER_MS = 60_000
 
+expect.set_options(timeout=ANSWER_MS)  # instead of 5 s
+
 
 @pytest.fixture
 def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
@@ -30,7 +32,7 @@ def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
         answer = page.goto(origin)
         assert answer and answer.headers["content-security-policy"].startswith("default-src 'self';")
         # The answer of /info changes the layout. A click before that may miss its target.
-        expect(page.locator("#accepted")).not_to_be_empty(timeout=ANSWER_MS)
+        expect(page.locator("#accepted")).not_to_be_empty()
         yield page
     assert faults == []
 
