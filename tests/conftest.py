@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, sync_playwright
 from threadpoolctl import threadpool_limits
@@ -26,6 +27,12 @@ from tests.graph import Cluster, ray_cluster, serve_config, served_graph
 # If a script runs the tests in the background, they ignore SIGINT, and so do all processes that they start. But some
 # tests send SIGINT to such processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Every run tries the same examples, so a failure is the fault of the change. On a busy machine each step takes long.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 torch.set_num_threads(1)  # as the product does: if there are more threads than free cores, they wait for each other
 

@@ -652,7 +652,7 @@ def test_a_playlist_connects_to_nothing() -> None:
 class TestRobustness:
     """Whatever bytes are decoded, only errors of the product are raised, and decoding never takes long."""
 
-    @settings(max_examples=60, deadline=5_000)
+    @settings(max_examples=60)
     @given(data=st.data())
     @pytest.mark.parametrize("name", FORMATS)
     def test_damaged_files(self, name: str, clips: dict[str, bytes], data: st.DataObject) -> None:
@@ -664,7 +664,7 @@ class TestRobustness:
         end = data.draw(st.one_of(st.just(len(clip)), st.integers(0, len(clip))))
         check(bytes(clip[:end]))
 
-    @settings(max_examples=100, deadline=5_000)
+    @settings(max_examples=100)
     @given(
         magic=st.sampled_from(MAGIC),
         rest=st.binary(max_size=2_000),
@@ -674,6 +674,7 @@ class TestRobustness:
 
 
 def check(data: bytes) -> None:
+    started = time.process_time()  # on a busy machine the time by the clock says little
     try:
         recording = decode(data, Limits(max_decode_seconds=3))
     except InputError as error:
@@ -681,3 +682,4 @@ def check(data: bytes) -> None:
         assert "Errno" not in error.detail
     else:
         assert np.isfinite(recording.waveform.samples).all()
+    assert time.process_time() - started < 5

@@ -7,6 +7,10 @@ from pipeline.networks.spec import TkanSpec
 from pipeline.networks.tkan import STATISTICS, Frames, layer_features
 
 
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
 def features(stretches: list[Tensor], *statistics: str) -> Tensor:
     """The features of neurons. `stretches`: their activations, (neurons, frames) each; a neuron is a channel at the
     only frequency."""
@@ -15,7 +19,7 @@ def features(stretches: list[Tensor], *statistics: str) -> Tensor:
 
 
 def test_statistics_over_stretches_equal_those_of_the_whole() -> None:
-    frames = torch.randn(7, 300) * 3 + 100
+    frames = noise(7, 300) * 3 + 100
     whole = features([frames], "mean", "sd", "skewness", "upper_tail", "lower_tail", "peak")
     parts = features([frames[:, :120], frames[:, 120:]], "mean", "sd", "skewness", "upper_tail", "lower_tail", "peak")
     torch.testing.assert_close(parts, whole)
@@ -37,7 +41,7 @@ def test_moments_and_quantiles_match_numpy_and_scipy() -> None:
 
 
 def test_shape_statistics_are_free_of_gain_and_offset() -> None:
-    frames = torch.randn(5, 400).abs() * 2
+    frames = noise(5, 400).abs() * 2
     shape = ("skewness", "log_kurtosis", "change_1", "change_4", "upper_tail", "lower_tail", "peak")
     torch.testing.assert_close(features([frames * 10 - 3], *shape), features([frames], *shape), rtol=1e-2, atol=2e-2)
 
@@ -49,7 +53,7 @@ def test_change_is_not_measured_across_a_gap() -> None:
 
 
 def test_correlations_are_of_channels_at_the_same_frequency() -> None:
-    frames = torch.randn(4, 7, 300, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    frames = noise(4, 7, 300) * 3 + 1
     found = layer_features(TkanSpec(name="x", layers=("a",), statistics=("correlation",)), "a", [frames])
     by_frequency = np.stack([np.corrcoef(frames[:, f].numpy())[np.triu_indices(4, 1)] for f in range(7)])
     ranges = [by_frequency[part].mean(axis=0) for part in np.array_split(np.arange(7), 5)]
@@ -57,7 +61,7 @@ def test_correlations_are_of_channels_at_the_same_frequency() -> None:
 
 
 def test_one_frame_has_features() -> None:
-    assert torch.isfinite(features([torch.randn(3, 1)], *STATISTICS)).all()
+    assert torch.isfinite(features([noise(3, 1)], *STATISTICS)).all()
 
 
 def test_top_k_takes_the_highest_means() -> None:

@@ -111,8 +111,9 @@ def test_features_in_bfloat16_are_nearly_the_same() -> None:
 
 def test_a_head_serves_as_it_was_tuned() -> None:
     head = TuningHead(hidden=4, dropout=0.5).eval()
-    torch.nn.init.normal_(head.linear.weight, std=0.05)
-    features = torch.randn(5, sum(LAYER_FEATURES.values())) * 2
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(head.linear.weight, std=0.05, generator=generator)
+    features = torch.randn(5, sum(LAYER_FEATURES.values()), generator=generator) * 2
     head.standardizer.follow(features, 0.5)
     with torch.no_grad():
         tuned = head(features).numpy()
