@@ -6,6 +6,7 @@ import importlib.util
 import io
 import shutil
 import signal
+import socket
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,14 @@ def ten_seconds(sample_wav: bytes) -> NDArray[np.float32]:
     with wave.open(io.BytesIO(sample_wav)) as file:
         file.setpos(5 * 16_000)
         return np.frombuffer(file.readframes(10 * 16_000), dtype="<i2").astype(np.float32) / np.float32(2**15)
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that is taken, so that nobody else listens there. But nobody listens there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

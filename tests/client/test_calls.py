@@ -30,7 +30,6 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from tests.client.conftest import Ask
 from tests.client.stand_in import FAKE, HANG_UP, INFO_ANSWER, StandIn, problem
-from tests.graph import free_port
 
 HEALTH = {"status": "unhealthy", "classifier_loaded": False, "timestamp": "2026-01-01T00:00:00Z", "stages": {}}
 
@@ -222,8 +221,8 @@ def test_a_get_may_be_silent_for_a_minute_at_most() -> None:
         assert next(calls.predict(b"audio", None, {})).request.extensions["timeout"]["read"] == 1800
 
 
-def test_a_service_that_is_down_is_named(ask: Ask) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
+def test_a_service_that_is_down_is_named(ask: Ask, dead_port: int) -> None:
+    url = f"http://127.0.0.1:{dead_port}"
     assert "cannot be reached" in str(refused(NoAnswer, ask, url, "info", client={"retries": 0}))
     refusal = str(refused(NoAnswer, ask, "127.0.0.1:8000", "info"))
     assert "protocol" in refusal and not refusal.endswith("..")

@@ -13,7 +13,6 @@ from starlette.websockets import WebSocket
 
 from tests.client.conftest import Listen
 from tests.client.stand_in import FAKE, StandIn, problem
-from tests.graph import free_port
 
 UPDATE = {
     "overall": "Real",
@@ -115,7 +114,7 @@ def test_a_stream_that_breaks_off_has_no_verdict(listen: Listen, server: StandIn
         listen(server.url, [bytes(3_200)] * 10, sample_rate=16_000)
 
 
-def test_a_stream_that_is_not_let_in(listen: Listen, server: StandIn) -> None:
+def test_a_stream_that_is_not_let_in(listen: Listen, server: StandIn, dead_port: int) -> None:
     async def refuse(socket: WebSocket, received: list[str | bytes]) -> None:
         received.append(socket.headers["authorization"])
         answer: Response = problem(401, request_id="a1b2")
@@ -127,7 +126,7 @@ def test_a_stream_that_is_not_let_in(listen: Listen, server: StandIn) -> None:
     assert (caught.value.detail, caught.value.request_id) == ("What to do.", "a1b2")
     assert server.received == ["Bearer secret"]
     with pytest.raises(NoAnswer, match="cannot be reached"):
-        listen(f"http://127.0.0.1:{free_port()}", [bytes(3_200)], sample_rate=16_000)
+        listen(f"http://127.0.0.1:{dead_port}", [bytes(3_200)], sample_rate=16_000)
 
 
 def test_a_fault_of_the_source_is_the_callers(listen: Listen, server: StandIn) -> None:

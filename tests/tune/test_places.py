@@ -10,7 +10,6 @@ from pyarrow.fs import FileSystem
 
 from pipeline.errors import MissingInput
 from tests.bucket import object_store
-from tests.graph import free_port
 from tune.places import fetched, local_folder, make_writable
 
 Place = Callable[[str], str]
@@ -79,8 +78,8 @@ def test_what_is_not_there_is_told(place: Place, missing: str) -> None:
         fetched(place(missing))
 
 
-def test_a_store_that_cannot_be_reached_is_told_in_a_sentence() -> None:
-    query = f"endpoint_override=127.0.0.1:{free_port()}&scheme=http&region=us-east-1"
+def test_a_store_that_cannot_be_reached_is_told_in_a_sentence(dead_port: int) -> None:
+    query = f"endpoint_override=127.0.0.1:{dead_port}&scheme=http&region=us-east-1"
     with pytest.raises(MissingInput, match="s3://corpus/mine cannot be r") as caught:
         fetched(f"s3://key:secret@corpus/mine?{query}")
     assert "secret" not in caught.value.detail

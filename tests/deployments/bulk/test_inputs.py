@@ -13,7 +13,6 @@ from deployments.bulk.inputs import File, Opener, find_files
 from deployments.bulk.scoring import BLOCK_BYTES, BLOCK_FILES, cut
 from pipeline.errors import MissingInput
 from pipeline.storage import locate
-from tests.graph import free_port
 
 
 @pytest.fixture
@@ -78,8 +77,8 @@ def test_a_place_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None
         locate("nosuch://bucket/calls")
 
 
-def test_a_bucket_that_cannot_be_reached_is_told_in_a_sentence() -> None:
-    address = f"s3://key:secret@calls/in?endpoint_override=127.0.0.1:{free_port()}&scheme=http&region=us-east-1"
+def test_a_bucket_that_cannot_be_reached_is_told_in_a_sentence(dead_port: int) -> None:
+    address = f"s3://key:secret@calls/in?endpoint_override=127.0.0.1:{dead_port}&scheme=http&region=us-east-1"
     with pytest.raises(MissingInput, match="calls/in cannot be read: check address") as raised:
         find_files(address)
     assert "secret" not in raised.value.detail

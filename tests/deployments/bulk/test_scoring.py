@@ -28,7 +28,7 @@ from pipeline.detector import Detector
 from pipeline.errors import UnreadableAudio
 from pipeline.writers import as_json
 from tests.bucket import object_store
-from tests.graph import free_port, wait_until
+from tests.graph import wait_until
 from tests.nodes import OBJECT_STORE_BYTES, two_nodes
 
 # Ray itself causes these warnings.
@@ -153,10 +153,10 @@ def test_a_machine_lost_half_way_costs_nothing(cluster: Cluster) -> None:
     assert sorted(answers) == sorted(file.name for file in files)
 
 
-def test_a_cluster_that_is_not_there_is_told_in_a_sentence(clip: bytes, tmp_path: Path) -> None:
+def test_a_cluster_that_is_not_there_is_told_in_a_sentence(clip: bytes, tmp_path: Path, dead_port: int) -> None:
     (tmp_path / "calls").mkdir()
     (tmp_path / "calls" / "a.wav").write_bytes(clip)
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{dead_port}"
     command = [sys.executable, "-m", "deployments.bulk", "calls", "--out", "v.csv", "--address", address]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
