@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import selectors
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
@@ -104,6 +105,32 @@ class Failing:
 
 
 STAGE_SECONDS = 0.4
+FEATURES = ("features", "balanced", False, 1)
+"""What the Classifier gets from the other stand-ins."""
+
+
+class Hurried(selectors.DefaultSelector):
+    """Does not wait for the next timer, but sets its clock to the time when it is due."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found = super().select(timeout if timeout is None else 0)
+        if not found and timeout:
+            self.now += timeout
+        return found
+
+
+class HurriedLoop(asyncio.SelectorEventLoop):
+    """An event loop in which waiting takes no time, and computing takes none of the time that it counts. So a busy
+    machine exceeds no time limit."""
+
+    def __init__(self) -> None:
+        self._clock = Hurried()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now
 
 
 def run(
@@ -128,11 +155,12 @@ def run(
         except SoundSentryError as error:
             return error, stages
 
-    return asyncio.run(predict())
+    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+        return runner.run(predict())
 
 
 def test_the_classifier_gets_the_features() -> None:
-    assert run()[0] == ("features", "balanced", False, 1)
+    assert run()[0] == FEATURES
 
 
 def test_the_diarizer_runs_when_asked() -> None:
@@ -283,7 +311,7 @@ def test_what_a_stage_leaves_of_its_time_is_not_the_next_ones(before: str, stage
 
 
 def test_the_diarizer_has_its_own_time_beside_the_voice_activity_detector() -> None:
-    assert run(use_diarization=True, **late(VoiceActivityDetector=0.6, Diarizer=0.8))[0] != "verdict"
+    assert run(use_diarization=True, **late(VoiceActivityDetector=0.6, Diarizer=0.8))[0] == FEATURES
     outcome, _ = run(use_diarization=True, **late(VoiceActivityDetector=0.6, Diarizer=1.2))
     assert type(outcome) is StageTimeout
     assert "Diarizer" in outcome.detail, "both stages began when the recording was decoded"

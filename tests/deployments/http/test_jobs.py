@@ -9,10 +9,13 @@ import ipaddress
 import json
 import os
 import stat
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -31,7 +34,7 @@ from deployments.jobs import webhooks
 from deployments.jobs.answer import JobAnswer, JobsAnswer
 from deployments.jobs.runner import JobRunner
 from deployments.jobs.sound import SoundFolder
-from deployments.jobs.store import JobStore, NewFile
+from deployments.jobs.store import Job, JobStore, NewFile
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.errors import StageUnavailable
@@ -497,13 +500,26 @@ def test_a_job_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(endpoints, "KEEP_ALIVE_SECONDS", 1.0)
 
     async def test() -> None:
-        async with served(tmp_path, max_followers=1) as service:
+        async with served(tmp_path, max_followers=1, runs=False) as service:
             service.stages.go.clear()
             job_id = (await service.create(CLIP))["job_id"]
+            read, get = threading.Event(), JobStore.get
+
+            def seen(store: JobStore, *arguments: str) -> Job:
+                found = get(store, *arguments)
+                read.set()
+                return found
+
+            monkeypatch.setattr(JobStore, "get", seen)
             following = asyncio.create_task(service.client.get(f"/jobs/{job_id}/events"))
+            while not read.is_set():
+                await asyncio.sleep(0.05)
+            service.start_runner()
             while not service.stages.at_work:
                 await asyncio.sleep(0.05)
             assert "follow jobs" in problem(await service.client.get(f"/jobs/{job_id}/events"), 503).detail
+            while (await service.get(job_id))["stage"] != "VoiceActivityDetector":
+                await asyncio.sleep(0.05)
             await asyncio.sleep(3)
             service.stages.go.set()
             response = await following
@@ -713,12 +729,28 @@ def test_a_webhook_to_a_private_address_is_refused(tmp_path: Path, receiver: Rec
 
 
 def test_results_are_kept_for_so_long_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "SWEEP_SECONDS", 0.2)
+    monkeypatch.setattr(running, "SWEEP_SECONDS", 0.05)
+    later, sweeps, delete = 0.0, 0, JobStore.delete_finished
+
+    def count(store: JobStore, before: float) -> int:
+        nonlocal sweeps
+        deleted = delete(store, before)
+        sweeps += 1
+        return deleted
+
+    monkeypatch.setattr(JobStore, "delete_finished", count)
+    monkeypatch.setattr(running, "time", SimpleNamespace(time=lambda: time.time() + later))
 
     async def test() -> None:
-        async with served(tmp_path, keep_results_hours=2 / 3_600) as service:
+        nonlocal later
+        async with served(tmp_path, keep_results_hours=1) as service:
             job_id = (await service.create(CLIP))["job_id"]
             await service.until(job_id, "done")
+            later, before = 3_000, sweeps
+            while sweeps < before + 2:  # the first may have begun before that
+                await asyncio.sleep(0.05)
+            assert (await service.get(job_id))["status"] == "done"
+            later = 3_601
             while (response := await service.client.get(f"/jobs/{job_id}")).status_code == 200:
                 await asyncio.sleep(0.1)
             problem(response, 404)
