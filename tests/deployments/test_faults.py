@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
@@ -25,7 +24,7 @@ from pipeline.networks.spec import load_spec
 from pipeline.stages.classify import Classifier
 from pipeline.verdict.bundle import save_bundle
 from tests.audio import encode
-from tests.graph import Cluster, wait_until
+from tests.graph import Cluster, cpu_seconds, wait_until, wait_until_idle
 from tests.pipeline.audio.test_pool import children
 from tune.adapt import Adaptation, ScoredClips, adapt
 
@@ -37,13 +36,22 @@ def test_a_replica_dies_with_a_request_in_hand(
 ) -> None:
     (replica,) = cluster.application()["deployments"]["Diarizer"]["replicas"]
     long = encode(np.tile(ten_seconds, 10))
+    used = partial(cpu_seconds, replica["pid"])
+    body: dict[str, Any] = {}
+
+    def is_down() -> bool:
+        nonlocal body
+        response = service.get("/health")
+        body = response.json()
+        return bool(body["stages"]["Diarizer"]["status"] == "down")
+
     with ThreadPoolExecutor(1) as other:
+        before = used()
         answer = other.submit(service.post, "/predict", files={"audio": long}, data={"use_diarization": "true"})
-        time.sleep(2.0)  # the Diarizer is working on it now, and needs many more seconds
+        wait_until(lambda: used() > before + 0.5, 120)  # it is working on the recording, and needs many more seconds
         assert not answer.done()
         os.kill(replica["pid"], signal.SIGKILL)
-        wait_until(lambda: service.get("/health").status_code == 503, 30)
-        body = service.get("/health").json()
+        wait_until(is_down, 120)
         assert body["status"] == "unhealthy"
         assert {stage for stage, state in body["stages"].items() if state["status"] != "healthy"} == {"Diarizer"}
         without = service.post("/predict", files={"audio": sample_wav})
@@ -141,7 +149,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     # The other tests share this graph. They get their bundle back, even if this test fails.
     request.addfinalizer(lambda: deploy(detector.config.bundle))
     deploy(tmp_path / "shifted")
-    wait_until(swapped, 60)
+    wait_until(swapped, 180)
     assert model() == {"name": "shifted", "sha256": new.sha256, "refused_update": None}
 
     features = detector.extractor.extract(*recording_and_speech(detector, clip), None)
@@ -154,7 +162,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     with (damaged / "classifier.safetensors").open("ab") as file:
         file.write(b"x")
     deploy(damaged)
-    wait_until(lambda: model()["refused_update"] is not None, 60)
+    wait_until(lambda: model()["refused_update"] is not None, 180)
     assert "damaged" in model()["refused_update"]
     assert judge()["model"]["sha256"] == new.sha256
 
@@ -166,11 +174,11 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     ):
         save_bundle(tmp_path / name, shifted.model_copy(update=other), old.arrays, f"# {name}", front)
         deploy(tmp_path / name)
-        wait_until(partial(refused, name), 60)
+        wait_until(partial(refused, name), 180)
         assert judge()["model"]["sha256"] == new.sha256
 
     deploy(detector.config.bundle)
-    wait_until(lambda: model() == {"name": old.info.name, "sha256": old.sha256, "refused_update": None}, 60)
+    wait_until(lambda: model() == {"name": old.info.name, "sha256": old.sha256, "refused_update": None}, 180)
     assert replica_ids(cluster) == replicas, "no replica was replaced"
 
 
@@ -200,37 +208,33 @@ def test_work_ends_with_its_client(
     before = used()
     connection = HTTPConnection(service.base_url.host, service.base_url.port)
     connection.request("POST", "/predict", request.read(), dict(request.headers))
-    wait_until(lambda: used() > before + 1.0, 60)
+    wait_until(lambda: used() > before + 1.0, 120)
     connection.close()
-    time.sleep(2.0)
-    after = used()
-    time.sleep(3.0)
-    assert used() < after + 0.5, "the Diarizer only answers health checks"
+    closed_at = used()
+    wait_until_idle(replica["pid"], 120)
+    assert used() < closed_at + 5, "the whole recording takes many times as much"
 
     short = sample_wav[: 44 + 5 * 32_000]
     answer = service.post("/predict", files={"audio": short}, data={"use_diarization": "true"})
     assert answer.status_code == 200, answer.text
 
 
-def cpu_seconds(pid: int) -> float:
-    """The CPU time of a process so far, in all of its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def test_an_ingress_replica_dies_with_requests_in_hand(
     service: httpx.Client, cluster: Cluster, sample_wav: bytes
 ) -> None:
     """Ray's proxy answers instead of the replica. Without our middleware it would answer in plain text."""
-    first, second = cluster.application()["deployments"]["Ingress"]["replicas"]
+    deployments = cluster.application()["deployments"]
+    first, second = deployments["Ingress"]["replicas"]
+    used = partial(cpu_seconds, deployments["Diarizer"]["replicas"][0]["pid"])
+    before = used()
     with ThreadPoolExecutor(8) as others:
         fields = {"use_diarization": "true"}
         answers = [others.submit(service.post, "/predict", files={"audio": sample_wav}, data=fields) for _ in range(8)]
-        time.sleep(1.5)
+        wait_until(lambda: used() > before + 0.5, 120)  # the first is with the Diarizer, which takes them one by one
         os.kill(first["pid"], signal.SIGKILL)
         responses = [answer.result() for answer in answers]
     statuses = {response.status_code for response in responses}
-    assert statuses <= {200, 503}
+    assert 503 in statuses and statuses <= {200, 503}
     for response in responses:
         if response.status_code == 503:
             assert response.headers["content-type"] == "application/problem+json"

@@ -25,7 +25,15 @@ from deployments.jobs.answer import JobAnswer
 from pipeline.detector import Detector
 from tests.audio import encode
 from tests.deployments.jobs.test_webhooks import Receiver, receiver
-from tests.graph import Cluster, ray_cluster, serve_config, served_graph, wait_until
+from tests.graph import (
+    Cluster,
+    cpu_seconds,
+    ray_cluster,
+    serve_config,
+    served_graph,
+    wait_until,
+    wait_until_idle,
+)
 
 __all__ = ["receiver"]
 
@@ -81,17 +89,24 @@ def short(ten_seconds: NDArray[np.float32]) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def minute(sample_wav: bytes) -> bytes:
-    """A recording that takes a while to diarize."""
+def half_minute(sample_wav: bytes) -> NDArray[np.float32]:
+    """pyannote's sample, (time,) at 16 kHz."""
     with wave.open(io.BytesIO(sample_wav)) as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2") / np.float32(2**15)
-    return encode(np.tile(samples, 2))
+        return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
+
+
+@pytest.fixture(scope="module")
+def minute(half_minute: NDArray[np.float32]) -> bytes:
+    """A recording that takes a while to diarize."""
+    return encode(np.tile(half_minute, 2))
 
 
 def test_a_job_is_followed_to_the_verdicts_of_the_detector(
-    service: httpx.Client, cluster: Cluster, detector: Detector, short: bytes, minute: bytes
+    service: httpx.Client, cluster: Cluster, detector: Detector, short: bytes, half_minute: NDArray[np.float32]
 ) -> None:
-    job_id = post(service, short, b"not audio", minute, use_diarization="true")["job_id"]
+    # The runner writes the stage every half second, and the follower reads it as often. So a stage must last for more.
+    long = encode(np.tile(half_minute, 6))
+    job_id = post(service, short, b"not audio", long, use_diarization="true")["job_id"]
     with service.stream("GET", f"/jobs/{job_id}/events", timeout=PATIENCE_SECONDS) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
@@ -104,18 +119,27 @@ def test_a_job_is_followed_to_the_verdicts_of_the_detector(
     assert states[-1] == done and done["status"] == "done"
     first, broken, last = done["results"]
     assert broken["status"] == "failed" and broken["error"]["status"] == 415
-    for result, data in ((first, short), (last, minute)):
+    for result, data in ((first, short), (last, long)):
         assert is_verdict(result, detector, data, use_diarization=True)
     assert not list((cluster.folder / "jobs" / "sound").iterdir()), "sound is kept only until it is judged"
     assert done["job_id"] in {job["job_id"] for job in service.get("/jobs").json()["jobs"]}
 
 
-def test_a_job_is_cancelled_and_its_stage_stops(service: httpx.Client, cluster: Cluster, minute: bytes) -> None:
-    job_id = post(service, minute, minute, use_diarization="true")["job_id"]
-    wait_until(lambda: get(service, job_id)["stage"] == "Diarizer", PATIENCE_SECONDS)
+def test_a_job_is_cancelled_and_its_stage_stops(
+    service: httpx.Client, cluster: Cluster, short: bytes, half_minute: NDArray[np.float32]
+) -> None:
+    (replica,) = cluster.application()["deployments"]["Diarizer"]["replicas"]
+    used = partial(cpu_seconds, replica["pid"])
+    long = encode(np.tile(half_minute, 20))  # to diarize it takes far more than the 5 s below
+    before = used()
+    job_id = post(service, long, long, use_diarization="true")["job_id"]
+    wait_until(lambda: get(service, job_id)["stage"] == "Diarizer" and used() > before + 1.0, PATIENCE_SECONDS)
     assert service.delete(f"/jobs/{job_id}").json()["status"] == "cancelled"
+    cancelled_at = used()
     assert not list((cluster.folder / "jobs" / "sound").iterdir())
-    after = post(service, minute[: 44 + 3 * 32_000])["job_id"]
+    wait_until_idle(replica["pid"], PATIENCE_SECONDS)
+    assert used() < cancelled_at + 5
+    after = post(service, short, use_diarization="true")["job_id"]
     wait_for(service, after, "done")
     cancelled = get(service, job_id)
     assert [file["status"] for file in cancelled["files"]] == ["cancelled", "cancelled"]
