@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -168,13 +167,14 @@ def test_a_replica_is_judged_by_the_probe_and_not_by_what_it_was_sent(
 
 def test_a_recording_that_cannot_begin_holds_up_no_event_loop() -> None:
     async def test(worker: Worker) -> None:
-        long = Long()
-        task = asyncio.create_task(worker.run(long, 1))
-        started = time.monotonic()
-        await asyncio.sleep(0.01)
-        assert not task.done() and time.monotonic() > started
-        long.passed.release()
-        await task
+        first, second = Long(), Long()
+        tasks = [asyncio.create_task(worker.run(long, 1)) for long in (first, second)]
+        await begun(first)
+        await asyncio.sleep(0.01)  # this never ends if the second blocks the event loop
+        assert not second.begun.is_set()
+        for long in (first, second):
+            long.passed.release()
+        assert await asyncio.gather(*tasks) == [1, 1]
 
     run(test)
 
