@@ -80,12 +80,15 @@ class Decision(Strict):
     """The evidence that a verdict needs.
 
     With less speech than `min_speech_seconds` the answer is Inconclusive. A recording whose level is more than
-    `max_drop_db` lower above a telephone's band than inside it is judged as a telephone call. `prior` is the expected
-    share of fakes, 0 to 1.
+    `max_drop_db` lower above a telephone's band than inside it is judged as a telephone call. Below `opus_kbits` Opus
+    makes humans sound like machines: the score's variance then grows by `opus_variance` for each factor of e between
+    the rates. `prior` is the expected share of fakes, 0 to 1.
     """
 
     min_speech_seconds: float = Field(1.0, ge=0)
     max_drop_db: float = Field(35, ge=0)
+    opus_kbits: float = Field(40, gt=0)
+    opus_variance: float = Field(6, ge=0)
     prior: float = Field(0.5, gt=0, lt=1)
 
 

@@ -273,6 +273,7 @@ class LiveStream:
                 snr_db=float(np.average([features.quality.snr_db for _, features in spoken], weights=weights)),
                 bandwidth_hz=max(features.quality.bandwidth_hz for _, features in spoken),
                 drop_db=min(features.quality.drop_db for _, features in spoken),
+                opus_kbits=spoken[-1][1].quality.opus_kbits,
             ),
             speech=replace(speech, segments=segments, duration_seconds=max(duration_seconds, segments[-1].end)),
         )

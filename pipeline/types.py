@@ -95,13 +95,14 @@ class Recording:
     """A decoded upload: 16 kHz mono audio, the format of the file, and warnings about it.
 
     `file_sha256` is the SHA-256 of the upload's bytes in hexadecimal digits; None if the sound did not come from a
-    file.
+    file. `opus_kbits` is the bit rate of Opus in kbit/s, in its denser parts; None for every other codec.
     """
 
     waveform: Waveform
     original_format: str
     warnings: tuple[AnswerWarning, ...] = ()
     file_sha256: str | None = None
+    opus_kbits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,13 @@ class Quality:
     """The quality of a recording.
 
     `snr_db`: its signal-to-noise ratio. `bandwidth_hz`: its bandwidth. `drop_db`: how far its level falls from a
-    telephone's band to the frequencies above.
+    telephone's band to the frequencies above. `opus_kbits`: as in Recording.
     """
 
     snr_db: float
     bandwidth_hz: float
     drop_db: float
+    opus_kbits: float | None = None
 
 
 Occluded = tuple[NDArray[np.float32], ...]

@@ -71,11 +71,12 @@ def encode(
     picture: bool = False,
     live: bool = False,
     options: dict[str, str] | None = None,
+    kbits: int | None = None,
 ) -> bytes:
     """The bytes of a file in the format `name` that holds `samples`, (time,) or (channels, time) at `rate` Hz.
 
     `tracks` is the number of audio tracks, which all hold `samples`. `picture` adds a video track. `live` writes the
-    file as into a pipe, so that it does not declare its length.
+    file as into a pipe, so that it does not declare its length. `kbits` is the bit rate in kbit/s.
     """
     muxer, codec = muxer or CODECS[name][0], codec or CODECS[name][1]
     samples = np.atleast_2d(samples).astype(np.float32)
@@ -91,8 +92,8 @@ def encode(
         for stream in streams:
             if codec == "vorbis":
                 stream.codec_context.options = {"strict": "experimental"}
-            if codec.startswith("wma"):
-                stream.codec_context.bit_rate = 64_000
+            if kbits or codec.startswith("wma"):
+                stream.codec_context.bit_rate = 1_000 * (kbits or 64)
         video = container.add_stream("mpeg4", rate=1, width=16, height=16, pix_fmt="yuv420p") if picture else None
         if video is not None:
             for packet in [*video.encode(av.VideoFrame(16, 16, "yuv420p")), *video.encode(None)]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -127,10 +128,22 @@ class _Decoding:
             raise UnsupportedFormat(f"The file is in none of the accepted formats. {_SEND}")
         self._data, self._format, self._limits, self._track = data, form, limits, track
         self._truncated = self._damaged = False
+        self._opus_packets: Counter[int] = Counter()  # how many packets have this many kbit/s
 
     def recording(self, samples: NDArray[np.float32], *warnings: AnswerWarning) -> Recording:
         """The recording made of `samples`, with its warnings. All blocks must have been read before."""
-        return Recording(Waveform(samples), self._format.name, (*warnings, *self._oddities), self._sha256)
+        warnings = (*warnings, *self._oddities)
+        return Recording(Waveform(samples), self._format.name, warnings, self._sha256, self._opus_kbits)
+
+    @property
+    def _opus_kbits(self) -> float | None:
+        """The bit rate that a quarter of the packets reach. The others may be pauses, which take fewer bits."""
+        left = self._opus_packets.total() // 4
+        for kbits in sorted(self._opus_packets, reverse=True):
+            left -= self._opus_packets[kbits]
+            if left < 0:
+                return float(kbits)
+        return None
 
     @cached_property
     def _oddities(self) -> tuple[AnswerWarning, ...]:
@@ -216,6 +229,9 @@ class _Decoding:
                     continue
                 if frames and cut:
                     self._damaged, cut = True, False
+                duration = sum(frame.samples / frame.sample_rate for frame in frames)
+                if duration and stream.codec_context.name == "opus":
+                    self._opus_packets[round(packet.size * 8 / 1000 / duration)] += 1
                 for frame in frames:
                     self._check(frame)
                     seconds += frame.samples / frame.sample_rate

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import queue
 import select
@@ -288,11 +289,15 @@ def _parse(
 def _parse_channel(number: int, described: Any, samples: NDArray[np.float32], file_sha256: str) -> Channel:
     name, notes = channel_name(number), (None, "silent", *(same_as(earlier) for earlier in range(number)))
     match described:
-        case {"note": note, "samples": int(count), "format": str(form), "warnings": [*words]} if (
-            note in notes and count == len(samples) and form in FORMATS
-        ):
+        case {
+            "note": note,
+            "samples": int(count),
+            "format": str(form),
+            "warnings": [*words],
+            "opus_kbits": None | float() as kbits,
+        } if note in notes and count == len(samples) and form in FORMATS and (kbits is None or 0 <= kbits < math.inf):
             warnings = tuple(WARNINGS[word] for word in words)
-            return Channel(name, Recording(Waveform(samples), form, warnings, file_sha256), note)
+            return Channel(name, Recording(Waveform(samples), form, warnings, file_sha256, kbits), note)
         case {"note": str(note)} if note in notes:
             return Channel(name, None, note)
     raise ValueError

@@ -193,6 +193,7 @@ def _describe(channel: Channel) -> dict[str, Any]:
         described["samples"] = len(recording.waveform.samples)
         described["format"] = recording.original_format
         described["warnings"] = recording.warnings
+        described["opus_kbits"] = recording.opus_kbits
     return described
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -89,7 +90,7 @@ class TkanExtractor:
         If `turns` are given, each window holds the speech of one speaker.
         """
         windows = plan_windows(speech, turns, self.windows)
-        quality = measure_quality(recording.waveform, speech.segments)
+        quality = replace(measure_quality(recording.waveform, speech.segments), opus_kbits=recording.opus_kbits)
         narrow = quality.drop_db > self.max_drop_db
         return Features(
             windows=windows,

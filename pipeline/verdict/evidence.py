@@ -6,12 +6,13 @@ and variance V. The observed score is s = t + noise. The noise is normal with me
     N = window variance / number of windows without overlap    less speech, more noise
       + snr variance     * (decibels below the reference / 10)^2
       + novelty variance * ln(novelty / reference)^2           for sounds unlike the training data
+      + opus variance    * ln(reference / kbit/s)              for Opus at a low bit rate
       + line variance                                          for a narrow band: another line, another score
       + V instead                                              if the bundle is not trusted with a narrow band
       + what `doubt_selection` adds                            for the most suspicious of several parts
 
-N is infinite if there is too little speech to say anything. All variances are measured in training and are in the
-bundle (`Uncertainty`). Given s, t is normal with
+N is infinite if there is too little speech to say anything. The variance for Opus and its reference are in the
+configuration (`Decision`), all others in the bundle (`Uncertainty`). All are measured. Given s, t is normal with
 
     mean m = w s    variance V (1 - w)    where w = V / (V + N)
 
@@ -158,10 +159,12 @@ def find_faults(
         Reason.TOO_SHORT: math.inf if speech_seconds < decision.min_speech_seconds else 0.0,
         Reason.LOW_SNR: uncertainty.snr_variance * (decibels_below / 10) ** 2,
         Reason.OUT_OF_DISTRIBUTION: uncertainty.novelty_variance * log_ratio**2,
-        Reason.NARROW_BAND: 0.0,
     }
-    if narrow:
+    if narrow:  # the variance of lines includes that of their codecs
         variances[Reason.NARROW_BAND] = uncertainty.line_variance if scorer.is_narrow else uncertainty.score_variance
+    elif quality.opus_kbits is not None:
+        factor = decision.opus_kbits / max(quality.opus_kbits, 1.0)
+        variances[Reason.STRONG_COMPRESSION] = decision.opus_variance * math.log(max(factor, 1.0))
     return {reason: variance for reason, variance in variances.items() if variance}
 
 

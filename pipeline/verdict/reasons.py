@@ -29,6 +29,10 @@ class Reason(Word):
         "narrow_band",
         "The sound was cut to a narrow band, as a telephone does: send the original if there is one.",
     )
+    STRONG_COMPRESSION = (
+        "strong_compression",
+        "The file is compressed so strongly that humans sound like machines: send the original if there is one.",
+    )
     OUT_OF_DISTRIBUTION = "out_of_distribution", "It sounds unlike anything the model was trained on."
     NEAR_THRESHOLD = "near_threshold", "The score lies too close to the threshold."
     MIXED_SPEAKERS = "mixed_speakers", "The speakers sound too different for one answer: see each of them."

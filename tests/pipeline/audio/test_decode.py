@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.audio.decode import decode
+from pipeline.audio.decode import decode, decode_channels
 from pipeline.audio.formats import ACCEPTED, FORMATS, SUPPORTED_FORMATS
 from pipeline.config import Limits
 from pipeline.errors import (
@@ -25,9 +25,10 @@ from pipeline.errors import (
     UnreadableAudio,
     UnsupportedFormat,
 )
-from pipeline.types import SAMPLE_RATE
+from pipeline.types import SAMPLE_RATE, Waveform
 from tests.audio import CODECS, amr_wb, encode, remux, with_ffmpeg
 from tests.hostile import flac_of_silence
+from tune.corpora.augment import resample
 
 LIMITS = Limits()
 Samples = NDArray[np.float32]
@@ -609,6 +610,21 @@ class TestUnsupported:
     def test_an_encoding_outside_the_list_is_refused(self) -> None:
         with pytest.raises(UnsupportedFormat, match="WEBM file"):
             decode(encode(tone(440, 48_000), "webm", rate=48_000, codec="wavpack", muxer="matroska"), LIMITS)
+
+
+@pytest.mark.parametrize("kbits", [12, 16, 32, 48])
+@pytest.mark.parametrize("live", [True, False])
+def test_the_bit_rate_of_opus_is_known_and_pauses_do_not_lower_it(sample: Samples, kbits: int, live: bool) -> None:
+    with_pause = np.concatenate([resample(Waveform(sample), 48_000).samples, np.zeros(20 * 48_000, np.float32)])
+    for split in (False, True):
+        data = encode(with_pause, "webm" if live else "opus", rate=48_000, live=live, kbits=kbits)
+        recording = decode_channels(data, LIMITS)[0].recording if split else decode(data, LIMITS)
+        assert recording and recording.opus_kbits == pytest.approx(kbits, rel=0.15)
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"opus", "webm"}))
+def test_other_codecs_have_no_bit_rate_of_opus(name: str, clips: dict[str, bytes]) -> None:
+    assert decode(clips[name], LIMITS).opus_kbits is None
 
 
 class TestStreamsThatBeginLate:

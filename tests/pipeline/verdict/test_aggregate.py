@@ -249,6 +249,7 @@ def test_less_speech_widens_the_interval_and_lowers_no_bar() -> None:
         ("low_snr", {"quality": Quality(snr_db=0.0, bandwidth_hz=8_000, drop_db=20.0)}),
         ("narrow_band", {"narrow": True}),
         ("out_of_distribution", {"novelty": 4.0}),
+        ("strong_compression", {"quality": Quality(snr_db=30.0, bandwidth_hz=8_000.0, drop_db=20.0, opus_kbits=2.0)}),
     ],
 )
 def test_poor_evidence_is_inconclusive_and_its_probability_near_even_odds(reason: str, kwargs: Any) -> None:
