@@ -87,8 +87,8 @@ class Decision(Strict):
 
     min_speech_seconds: float = Field(1.0, ge=0)
     max_drop_db: float = Field(35, ge=0)
-    opus_kbits: float = Field(40, gt=0)
-    opus_variance: float = Field(6, ge=0)
+    opus_kbits: float = Field(56, gt=0)
+    opus_variance: float = Field(4, ge=0)
     prior: float = Field(0.5, gt=0, lt=1)
 
 

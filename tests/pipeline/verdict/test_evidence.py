@@ -135,7 +135,7 @@ def test_the_lower_end_falls_with_the_number_of_candidates(seen: float, noise: f
         (Quality(5.0, 8_000.0, 20.0), False, 1.0, 8.0, {Reason.LOW_SNR: 8.0 * 1.5**2}),
         (GOOD, False, 3.0, 8.0, {Reason.OUT_OF_DISTRIBUTION: 300.0 * math.log(2) ** 2}),
         (GOOD, True, 1.0, 8.0, {Reason.NARROW_BAND: 16.0}),
-        (replace(GOOD, opus_kbits=20.0), False, 1.0, 8.0, {Reason.STRONG_COMPRESSION: 6.0 * math.log(2)}),
+        (replace(GOOD, opus_kbits=20.0), False, 1.0, 8.0, {Reason.STRONG_COMPRESSION: 4.0 * math.log(56 / 20)}),
         (replace(GOOD, opus_kbits=64.0), False, 1.0, 8.0, {}),
         (replace(GOOD, opus_kbits=20.0), True, 1.0, 8.0, {Reason.NARROW_BAND: 16.0}),
     ],
