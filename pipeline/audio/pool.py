@@ -23,7 +23,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,16 +175,12 @@ class _Worker:
 
     def decode(self, data: bytes, order: Order, checkpoint: Checkpoint) -> tuple[Channel, ...]:
         """Like DecoderPool._order. Raises _StoppedFromOutsideError if the decoder did not end because of `data`."""
-        upload, result = os.memfd_create("upload"), os.memfd_create("samples")
-        try:
-            with open(upload, "wb", closefd=False) as file:
-                file.write(data)
-            status = self._run(order, upload, result, checkpoint)
+        with open(os.memfd_create("upload"), "wb") as upload, open(os.memfd_create("samples"), "rb") as result:
+            upload.write(data)
+            upload.flush()
+            status = self._run(order, upload.fileno(), result.fileno(), checkpoint)
             if status == 0:
                 return _read(result, self._limits, order, hashlib.sha256(data).hexdigest())
-        finally:
-            os.close(upload)
-            os.close(result)
         if status == -signal.SIGKILL:
             raise _StoppedFromOutsideError
         logger.warning("A decoder ended with status %d over an upload of %d bytes.", status, len(data))
@@ -245,18 +241,17 @@ class _Worker:
         raise StageFailed(_FAILED)
 
 
-def _read(result: int, limits: Limits, order: Order, file_sha256: str) -> tuple[Channel, ...]:
-    """The channels that a fork wrote to the file `result` in memory. A hijacked fork may write anything there."""
-    with open(result, "rb", closefd=False) as file:
-        file.seek(0)
-        try:
-            header = json.loads(file.readline(HEADER_BYTES))
-            # Reads no more than the file holds: a buffer for the longest recording would take gigabytes.
-            left = min(4 * most_samples(limits, order), os.fstat(result).st_size)
-            samples = np.frombuffer(file.read(left), np.float32)
-            answer = _parse(header, samples, file_sha256, limits.max_channels if order.split else 1)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise UnreadableAudio(_BROKE) from error
+def _read(result: BinaryIO, limits: Limits, order: Order, file_sha256: str) -> tuple[Channel, ...]:
+    """The channels that a fork wrote to `result`, a file in memory. A hijacked fork may write anything there."""
+    result.seek(0)
+    try:
+        header = json.loads(result.readline(HEADER_BYTES))
+        # Reads no more than the file holds: a buffer for the longest recording would take gigabytes.
+        left = min(4 * most_samples(limits, order), os.fstat(result.fileno()).st_size)
+        samples = np.frombuffer(result.read(left), np.float32)
+        answer = _parse(header, samples, file_sha256, limits.max_channels if order.split else 1)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UnreadableAudio(_BROKE) from error
     if isinstance(answer, Exception):
         raise answer
     return answer

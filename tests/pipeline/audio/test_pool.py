@@ -224,12 +224,10 @@ def test_a_mistake_of_ours_is_no_fault_of_the_file(
         raise mistake
 
     monkeypatch.setattr("pipeline.audio.worker.decode", fail)
-    upload, result = os.memfd_create("upload"), os.memfd_create("samples")
-    worker._decode(upload, result, LIMITS, MIX)
-    with pytest.raises(StageFailed) as failed:
-        pool_module._read(result, LIMITS, MIX, SHA256)
-    os.close(upload)
-    os.close(result)
+    with open(os.memfd_create("upload")) as upload, open(os.memfd_create("samples"), "rb") as result:
+        worker._decode(upload.fileno(), result.fileno(), LIMITS, MIX)
+        with pytest.raises(StageFailed) as failed:
+            pool_module._read(result, LIMITS, MIX, SHA256)
     assert "Error" not in failed.value.detail
     assert "Error" in caplog.text, "its stack trace is logged"
 
@@ -269,11 +267,10 @@ def test_more_channels_than_allowed_are_not_believed(order: worker.Order, most: 
 
 
 def assert_is_not_believed(written: bytes, order: worker.Order) -> None:
-    result = os.memfd_create("samples")
-    os.write(result, written)
-    with pytest.raises(UnreadableAudio, match="breaks the decoder"):
-        pool_module._read(result, LIMITS, order, SHA256)
-    os.close(result)
+    with open(os.memfd_create("samples"), "r+b") as result:
+        result.write(written)
+        with pytest.raises(UnreadableAudio, match="breaks the decoder"):
+            pool_module._read(result, LIMITS, order, SHA256)
 
 
 def test_a_worker_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch, sample_wav: bytes) -> None:
@@ -370,6 +367,24 @@ def test_nothing_is_left_open(pool: DecoderPool, sample_wav: bytes) -> None:
     (worker,) = workers(pool)
     assert len(list(Path(f"/proc/{worker}/fd").iterdir())) == 3
     assert len(list(Path(f"/proc/{worker}/task").iterdir())) == 1, "a worker forks, so it must not have other threads"
+
+
+def test_nothing_is_left_open_where_memory_has_no_room(
+    pool: DecoderPool, sample_wav: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, names = os.memfd_create, []
+
+    def create_one(name: str) -> int:
+        names.append(name)
+        if len(names) > 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return create(name)
+
+    monkeypatch.setattr(os, "memfd_create", create_one)
+    with pytest.raises(OSError, match="Too many"):
+        pool.decode(sample_wav)
+    assert names == ["upload", "samples"]
+    assert not [file for file in Path("/proc/self/fd").iterdir() if "memfd:upload" in os.path.realpath(file)]
 
 
 def test_a_pool_that_is_no_longer_used_ends_its_workers(sample_wav: bytes) -> None:
