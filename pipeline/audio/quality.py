@@ -23,7 +23,9 @@ not from the voice."""
 def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:
     """Signal-to-noise ratio and bandwidth of the speech, and how far its level drops above a telephone's band.
 
-    SNR: mean power of the speech frames divided by the 10th percentile of the power of all frames, in dB, at most 80.
+    SNR: mean power of the speech frames divided by the 10th percentile of the power of all frames, in dB, at most 80. A
+    frame's constant offset is not part of its power, because the features do not contain it, either. Frames of exact
+    zeros, as padding has them, are left out: they would hide the noise.
     Bandwidth: the highest 125 Hz band of the long-term average spectrum of speech that is within 60 dB of the strongest
     band. Drop: the mean power from 300 to 3,400 Hz divided by that above 4,500 Hz, in dB.
     """
@@ -35,7 +37,8 @@ def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:
     if not spoken.any():
         spoken[:] = True
     levels, spectrum = _powers(frames, spoken)
-    noise = max(float(np.quantile(levels, 0.1)), 1e-9)
+    heard = levels[levels > 0]
+    noise = max(float(np.quantile(heard, 0.1)), 1e-9) if len(heard) else 1e-9
     snr_db = 10 * np.log10(max(float(levels[spoken].mean()) / noise - 1, 1e-3))
 
     bands = spectrum[1:].reshape(-1, 4).mean(axis=1)
@@ -62,7 +65,8 @@ def _powers(frames: NDArray[np.float32], spoken: NDArray[np.bool]) -> tuple[NDAr
     spectrum = np.zeros(FRAME // 2 + 1)
     for start in range(0, len(frames), BLOCK):
         block = slice(start, start + BLOCK)
-        power = np.square(np.abs(np.fft.rfft(frames[block] * window, axis=1)))
+        centred = frames[block] - frames[block].mean(axis=1, keepdims=True)
+        power = np.square(np.abs(np.fft.rfft(centred * window, axis=1)))
         levels[block] = power.sum(axis=1)
         spectrum += power[spoken[block]].sum(axis=0, dtype=np.float64)
     return levels, spectrum / spoken.sum()

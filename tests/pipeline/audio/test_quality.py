@@ -30,6 +30,26 @@ def test_snr(snr_db: float) -> None:
     assert quality.snr_db == pytest.approx(snr_db, abs=2.0)
 
 
+def test_zeros_around_a_recording_hide_no_noise() -> None:
+    quiet = np.zeros(2 * RATE, dtype=np.float32)
+    padded = Waveform(np.concatenate([bursts(-10.0).samples, quiet]))
+    assert measure_quality(padded, (Segment(1.0, 3.0),)).snr_db == pytest.approx(10, abs=2)
+
+
+@pytest.mark.parametrize("offset", [0.01, 0.1, 0.5])
+def test_a_constant_offset_is_no_noise(offset: float) -> None:
+    speech = bursts(-30.0)
+    shifted = Waveform(speech.samples + np.float32(offset))
+    expected = measure_quality(speech, (Segment(1.0, 3.0),))
+    found = measure_quality(shifted, (Segment(1.0, 3.0),))
+    assert found.snr_db == pytest.approx(expected.snr_db, abs=0.1)
+    assert found.bandwidth_hz == expected.bandwidth_hz
+
+
+def test_zeros_alone_have_no_signal() -> None:
+    assert measure_quality(Waveform(np.zeros(RATE, dtype=np.float32)), (Segment(0.2, 0.8),)).snr_db < 0
+
+
 @pytest.mark.parametrize(("level_db", "drop_db"), [(0.0, 0.0), (-20.0, 20.0), (-50.0, 50.0)])
 def test_the_drop_is_how_far_the_level_above_a_telephones_band_is_below_that_inside(
     level_db: float, drop_db: float
@@ -60,8 +80,8 @@ def test_block_by_block_is_as_all_at_once() -> None:
     samples *= np.linspace(0.01, 0.3, len(samples), dtype=np.float32)
     samples[len(samples) // 2 :] = np.convolve(samples[len(samples) // 2 :], np.ones(4, np.float32) / 4, "same")
     quality = measure_quality(Waveform(samples), (Segment(0.0, len(samples) / RATE),))
-    frames = sliding_window_view(samples, FRAME)[::HOP] * np.hanning(FRAME)
-    power = np.abs(np.fft.rfft(frames)) ** 2
+    frames = sliding_window_view(samples, FRAME)[::HOP]
+    power = np.abs(np.fft.rfft((frames - frames.mean(axis=1, keepdims=True)) * np.hanning(FRAME))) ** 2
     level = power.sum(axis=1)
     assert quality.snr_db == pytest.approx(10 * np.log10(level.mean() / np.quantile(level, 0.1) - 1), abs=1e-3)
     assert quality.bandwidth_hz == 8_000
