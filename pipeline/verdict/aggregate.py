@@ -139,7 +139,7 @@ def build_verdict(
     if decided_by:
         overall = "Fake"
     mean = judged.probability(0)
-    score = float(judged.estimate.score(config.decision.prior)[0])
+    score = float(judged.estimate.score[0])
     timeline = judge_steps(case)
     spoken = [p for p in timeline.probability if p is not None]
     return Verdict(

@@ -18,8 +18,9 @@ configuration (`Decision`), all others in the bundle (`Uncertainty`). All are me
 
 Source: the normal model with known variance, Gelman et al., Bayesian Data Analysis, 3rd ed., 2.5.
 
-The probability is the mean over all possible t, so uncertainty draws it towards the prior. The interval reaches from
-the 10th to the 90th percentile of t. The result follows from the interval alone: Fake if all of it is at or above the
+At even odds, the probability is the mean over all possible t. Its log odds are the score of the answer, and another
+prior adds its own log odds. So uncertainty draws the score to 0 and the probability to the prior. The interval reaches
+from the 10th to the 90th percentile of t. The result follows from the interval alone: Fake if all of it is at or above the
 threshold, Real if all of it is below, else Inconclusive. With a threshold and a prior of even odds, an Inconclusive
 answer has a probability between .1 and .9.
 """
@@ -69,19 +70,17 @@ class Estimate:
         high: Scores = self.mean + INTERVAL_Z * self.sd
         return high
 
-    def probability(self, prior: float) -> Scores:
-        """Mean over t of the probability of fake, (parts,)."""
-        return self._mean_sigmoid(1, prior)
-
-    def score(self, prior: float) -> Scores:
-        """The log-likelihood ratio that belongs to this probability, (parts,)."""
-        ratio: Scores = np.log(self._mean_sigmoid(1, prior)) - np.log(self._mean_sigmoid(-1, prior)) - log_odds(prior)
+    @property
+    def score(self) -> Scores:
+        """The log-likelihood ratio of the evidence, (parts,): at even odds, the log odds of the mean over t of the
+        probability of fake."""
+        possible = self.mean[:, None] + self.sd[:, None] * _NODES
+        ratio: Scores = np.log(sigmoid(possible) @ _WEIGHTS) - np.log(sigmoid(-possible) @ _WEIGHTS)
         return ratio
 
-    def _mean_sigmoid(self, sign: int, prior: float) -> Scores:
-        possible = self.mean[:, None] + self.sd[:, None] * _NODES + log_odds(prior)
-        mean: Scores = sigmoid(sign * possible) @ _WEIGHTS
-        return mean
+    def probability(self, prior: float) -> Scores:
+        """The probability of fake, (parts,)."""
+        return sigmoid(self.score + log_odds(prior))
 
     def interval(self, prior: float) -> Scores:
         """The 80 % interval as probabilities of fake, (parts, 2)."""

@@ -45,21 +45,23 @@ def test_estimate_probability_and_interval_are_those_of_bayes_rule(
     mean = (t * posterior).sum()
     assert found.mean[0] == pytest.approx(mean, abs=1e-6)
     assert found.sd[0] == pytest.approx(math.sqrt(((t - mean) ** 2 * posterior).sum()), abs=1e-6)
-    fake = 1 / (1 + np.exp(-t) * (1 - prior) / prior)
-    assert found.probability(prior)[0] == pytest.approx((fake * posterior).sum(), abs=2e-4)
+    at_even_odds = (posterior / (1 + np.exp(-t))).sum()
+    fake, human = at_even_odds * prior, (1 - at_even_odds) * (1 - prior)
+    assert found.probability(prior)[0] == pytest.approx(fake / (fake + human), abs=2e-4)
     below = np.interp([found.low[0], found.high[0]], t, np.cumsum(posterior))
     assert below == pytest.approx([0.1, 0.9], abs=1e-3)
     odds = np.array([found.low[0], found.high[0]]) + log_odds(prior)
     assert found.interval(prior)[0] == pytest.approx(1 / (1 + np.exp(-odds)))
-    score = found.score(prior)[0] + log_odds(prior)
+    score = found.score[0] + log_odds(prior)
     assert found.probability(prior)[0] == pytest.approx(1 / (1 + math.exp(-score)), abs=1e-9)
 
 
-def test_without_evidence_the_answer_is_the_prior() -> None:
+@pytest.mark.parametrize("prior", [0.5, 0.1, 0.01])
+def test_without_evidence_the_answer_is_the_prior(prior: float) -> None:
     found = estimate(np.array([40.0]), np.array([math.inf]), 16.0)
     assert (found.mean[0], found.sd[0]) == (0.0, 4.0)
-    assert found.probability(0.5)[0] == pytest.approx(0.5)
-    assert found.score(0.5)[0] == pytest.approx(0.0)
+    assert found.probability(prior)[0] == pytest.approx(prior)
+    assert found.score[0] == pytest.approx(0.0)
 
 
 def test_without_noise_the_answer_is_what_was_seen() -> None:
@@ -89,7 +91,7 @@ def test_noise_widens_the_interval_and_draws_the_probability_to_even_odds(
     less, much = (estimate(np.array([seen]), np.array([n]), 16.0) for n in (noise, more * noise))
     assert much.sd[0] > less.sd[0]
     assert abs(much.probability(0.5)[0] - 0.5) <= abs(less.probability(0.5)[0] - 0.5) + 1e-9
-    assert abs(much.score(0.5)[0]) <= abs(less.score(0.5)[0]) + 1e-6
+    assert abs(much.score[0]) <= abs(less.score[0]) + 1e-6
 
 
 @pytest.mark.parametrize(
