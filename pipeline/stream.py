@@ -70,14 +70,14 @@ class PcmOptions(_Options):
             )
         if not 1 <= self.channels <= limits.max_channels:
             raise InputError(f"channels: 1 to {limits.max_channels} are accepted.")
-        return PcmTape(self.sample_rate, self.channels)
+        return PcmTape(self.sample_rate, self.channels, limits.max_duration_seconds)
 
 
 class WebmOptions(_Options):
     format: Literal["webm"]
 
-    def tape(self, _: Limits, kept_seconds: Seconds) -> WebmTape:
-        return WebmTape(kept_seconds)
+    def tape(self, limits: Limits, kept_seconds: Seconds) -> WebmTape:
+        return WebmTape(kept_seconds, limits.max_duration_seconds)
 
 
 StreamOptions = PcmOptions | WebmOptions

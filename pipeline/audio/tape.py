@@ -7,6 +7,7 @@ bytes that are there and with a cap.
 from __future__ import annotations
 
 import io
+import math
 import wave
 from collections import deque
 from collections.abc import Iterator
@@ -33,8 +34,8 @@ _ELEMENTS_PER_SECOND = 1_000
 _MAX_TICKS = 2**63
 """Times of blocks are below this, so that each fits a timestamp of a file."""
 
-_KEYFRAME = b"\x80"
-"""The flag of a block of sound that a decoder can start at."""
+_KEYFRAME, _LACING = 0x80, 0x06
+"""Flags of a block: a decoder can start at it, and how several frames lie in it."""
 
 _GARBAGE = "The stream is not the WebM of a recorder, or part of it is missing. Begin a new stream with its first byte."
 
@@ -52,7 +53,10 @@ class Tape(Protocol):
     def size(self) -> int: ...
 
     def add(self, data: bytes) -> None:
-        """Append what has arrived. Raises UnreadableAudio if it cannot belong to such a stream."""
+        """Append what has arrived. What comes after the tape's limit is dropped.
+
+        Raises UnreadableAudio if it cannot belong to such a stream.
+        """
 
     def stretch(self, start: Seconds, end: Seconds) -> bytes:
         """The sound from `start` to `end`, in seconds, as a file. This stretch must still be kept."""
@@ -62,11 +66,12 @@ class Tape(Protocol):
 
 
 class PcmTape:
-    """A stream of 16-bit little-endian samples with interleaved channels. Its files are WAV."""
+    """A stream of 16-bit little-endian samples with interleaved channels, up to `max_seconds`. Its files are WAV."""
 
-    def __init__(self, sample_rate: int, channels: int) -> None:
+    def __init__(self, sample_rate: int, channels: int, max_seconds: Seconds) -> None:
         self._sample_rate = sample_rate
         self._channels = channels
+        self._max_bytes = math.ceil(max_seconds * sample_rate) * self._frame_bytes
         self._data = bytearray()
 
     @property
@@ -83,6 +88,7 @@ class PcmTape:
 
     def add(self, data: bytes) -> None:
         self._data += data
+        del self._data[self._max_bytes :]
 
     def stretch(self, start: Seconds, end: Seconds) -> bytes:
         first, last = (round(t * self._sample_rate) * self._frame_bytes for t in (start, end))
@@ -108,7 +114,9 @@ class PcmTape:
 
 
 class WebmTape:
-    """A stream of WebM, as a live recorder writes it. The blocks of the last `kept_seconds` are kept for `stretch`.
+    """A stream of WebM, as a live recorder writes it, up to the first block that starts at `max_seconds` or later.
+
+    The blocks of the last `kept_seconds` are kept for `stretch`.
 
     A stretch is cut between blocks, so its ends may be off by one block of 20 to 60 ms. A new decoder reads it: the
     first few hundredths of a second of an Opus stretch are quieter than in the whole stream. Elements are counted while
@@ -116,9 +124,10 @@ class WebmTape:
     Source: RFC 8794 (EBML), RFC 9559 (Matroska).
     """
 
-    def __init__(self, kept_seconds: Seconds) -> None:
+    def __init__(self, kept_seconds: Seconds, max_seconds: Seconds) -> None:
         self.seconds: Seconds = 0.0
         self._kept_seconds = kept_seconds
+        self._max_seconds = max_seconds
         self._data = bytearray()
         self._read_to = 0
         self._head: dict[int, bytes] = {}
@@ -135,8 +144,10 @@ class WebmTape:
     def add(self, data: bytes) -> None:
         self._data += data
         before = self.seconds
-        while self._take_element():
+        while self.seconds < self._max_seconds and self._take_element():
             self._count()
+        if self.seconds >= self._max_seconds:
+            del self._data[self._read_to :]
         gained = _ELEMENTS_PER_SECOND * (self.seconds - before)
         self._elements_left = min(self._most_elements, self._elements_left + gained)
 
@@ -204,11 +215,12 @@ class WebmTape:
         ticks = self._cluster_ticks + int.from_bytes(content[track_bytes : track_bytes + 2], "big", signed=True)
         if not 0 <= ticks < _MAX_TICKS:
             raise UnreadableAudio(_GARBAGE)
+        flags = _KEYFRAME | content[track_bytes + 2] & _LACING
         if self._first_ticks is None:
             self._first_ticks = ticks
         start = max(0.0, (ticks - self._first_ticks) * self._tick_seconds)
         self.seconds = max(self.seconds, start)
-        self._blocks.append(_Block(start, ticks, content[:track_bytes], content[payload:]))
+        self._blocks.append(_Block(start, ticks, content[:track_bytes], flags, content[payload:]))
         while self._blocks[0].start < self.seconds - self._kept_seconds:
             self._blocks.popleft()
 
@@ -219,6 +231,7 @@ class _Block(NamedTuple):
     start: Seconds
     ticks: int
     track: bytes
+    flags: int
     payload: bytes
 
     def element(self, base: int) -> bytes:
@@ -227,7 +240,7 @@ class _Block(NamedTuple):
             ticks = (self.ticks - base).to_bytes(2, "big", signed=True)
         except OverflowError as error:
             raise UnreadableAudio(_GARBAGE) from error
-        return _element(_SIMPLE_BLOCK, self.track + ticks + _KEYFRAME + self.payload)
+        return _element(_SIMPLE_BLOCK, self.track + ticks + bytes([self.flags]) + self.payload)
 
 
 def _element(identifier: int, content: bytes) -> bytes:

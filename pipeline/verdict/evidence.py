@@ -20,9 +20,9 @@ Source: the normal model with known variance, Gelman et al., Bayesian Data Analy
 
 At even odds, the probability is the mean over all possible t. Its log odds are the score of the answer, and another
 prior adds its own log odds. So uncertainty draws the score to 0 and the probability to the prior. The interval reaches
-from the 10th to the 90th percentile of t. The result follows from the interval alone: Fake if all of it is at or above the
-threshold, Real if all of it is below, else Inconclusive. With a threshold and a prior of even odds, an Inconclusive
-answer has a probability between .1 and .9.
+from the 10th to the 90th percentile of t. The result follows from the interval alone: Fake if all of it is at or above
+the threshold, Real if all of it is below, else Inconclusive. With a threshold and a prior of even odds, an
+Inconclusive answer has a probability between .1 and .9.
 """
 
 from __future__ import annotations
