@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -40,17 +41,23 @@ def _slide(parts: Sequence[Segment], config: Windows) -> list[tuple[Segment, ...
         return [tuple(parts)]
     count = 1 + int(np.ceil((total - config.seconds) / config.hop_seconds - 1e-9))
     starts = np.linspace(0, total - config.seconds, count)
-    return [_between(parts, float(start), float(start) + config.seconds) for start in starts]
+    elapsed = np.cumsum([0.0, *(part.duration_seconds for part in parts)])
+    return [_between(parts, elapsed, start, start + config.seconds) for start in starts.tolist()]
 
 
-def _between(parts: Sequence[Segment], start: Seconds, end: Seconds) -> tuple[Segment, ...]:
-    """The parts of the recording that lie from `start` to `end`, counted in seconds of speech."""
-    cut, elapsed = [], 0.0
-    for part in parts:
-        low, high = max(start - elapsed, 0.0), min(end - elapsed, part.duration_seconds)
+def _between(
+    parts: Sequence[Segment], elapsed: NDArray[np.float64], start: Seconds, end: Seconds
+) -> tuple[Segment, ...]:
+    """The parts of the recording that lie from `start` to `end`, counted in seconds of speech.
+
+    `elapsed` (parts + 1,) are the seconds of speech before each part, and before the end.
+    """
+    first, last = np.searchsorted(elapsed, [start, end])
+    cut = []
+    for part, before in zip(parts[max(first - 1, 0) : last], elapsed[max(first - 1, 0) : last].tolist(), strict=True):
+        low, high = max(start - before, 0.0), min(end - before, part.duration_seconds)
         if high - low > 1e-6:
             cut.append(Segment(part.start + low, part.start + high))
-        elapsed += part.duration_seconds
     return tuple(cut)
 
 
@@ -71,18 +78,18 @@ def merge(segments: Iterable[Segment], max_gap_seconds: Seconds = 0.0) -> tuple[
 
 def subtract(segments: Iterable[Segment], others: Iterable[Segment]) -> tuple[Segment, ...]:
     """The time in `segments` that none of `others` covers."""
-    left = list(merge(segments))
-    for other in merge(others):
-        left = [
-            Segment(start, end)
-            for segment in left
-            for start, end in (
-                (segment.start, min(segment.end, other.start)),
-                (max(segment.start, other.end), segment.end),
-            )
-            if end - start > 1e-6
-        ]
-    return tuple(left)
+    left = []
+    covered = deque(merge(others))
+    for segment in merge(segments):
+        start = segment.start
+        while covered and covered[0].start < segment.end:
+            left.append((start, covered[0].start))
+            start = max(start, covered[0].end)
+            if start > segment.end:  # it may cover the next segment, too
+                break
+            covered.popleft()
+        left.append((start, segment.end))
+    return tuple(Segment(start, end) for start, end in left if end - start > 1e-6)
 
 
 def plan_chunks(

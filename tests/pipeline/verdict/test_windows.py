@@ -2,10 +2,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.config import Windows
 from pipeline.types import Segment, Speech, Turn
 from pipeline.verdict.windows import coverage, merge, plan_chunks, plan_windows, subtract, total_seconds
+
+
+STRETCHES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=8)
+"""Starts and lengths of stretches, in seconds."""
 
 
 def speech(*bounds: tuple[float, float]) -> Speech:
@@ -37,6 +43,27 @@ def test_a_speaker_heard_only_over_another_keeps_the_overlap() -> None:
     turns = (Turn(0, 10, "A"), Turn(4, 6, "B"))
     windows = plan_windows(speech((0, 10)), turns, Windows())
     assert [window.parts for window in windows if window.speaker == "B"] == [(Segment(4, 6),)]
+
+
+@given(STRETCHES, STRETCHES)
+def test_what_is_left_is_what_only_the_first_cover(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
+    left = subtract((Segment(a, a + b) for a, b in first), (Segment(a, a + b) for a, b in second))
+
+    def covers(stretches: list[tuple[int, int]], middle: float) -> bool:
+        return any(a < middle < a + b for a, b in stretches)
+
+    expected = [s for s in range(80) if covers(first, s + 0.5) and not covers(second, s + 0.5)]
+    assert [s for s in range(80) for part in left if part.start < s + 0.5 < part.end] == expected
+    assert all(a.end <= b.start for a, b in pairwise(left))
+
+
+def test_windows_of_many_segments_are_those_of_speech_time() -> None:
+    """Each second has half a second of speech: window i starts at speech time 2 i, which is second 4 i."""
+    found = Speech(tuple(Segment(s, s + 0.5) for s in range(1_000)), duration_seconds=1_000, original_format="wav")
+    windows = plan_windows(found, None, Windows())
+    assert len(windows) == 249
+    for i, window in enumerate(windows):
+        assert window.parts == tuple(Segment(4 * i + s, 4 * i + s + 0.5) for s in range(8))
 
 
 def test_chunks_hold_every_window_and_stay_short() -> None:
