@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigurationError
 
@@ -49,6 +49,12 @@ class VoiceActivity(Strict):
     min_speech_seconds: float = Field(0.1, ge=0)
     min_silence_seconds: float = Field(0.1, ge=0)
 
+    @model_validator(mode="after")
+    def _offset_is_not_above(self) -> Self:
+        if self.offset > self.onset:
+            raise ValueError("offset must not be above onset")
+        return self
+
 
 class Diarization(Strict):
     """Who speaks when.
@@ -74,6 +80,12 @@ class Windows(Strict):
     seconds: float = Field(4.0, gt=0)
     hop_seconds: float = Field(2.0, gt=0)
     step_seconds: float = Field(0.5, gt=0)
+
+    @model_validator(mode="after")
+    def _windows_leave_no_gap(self) -> Self:
+        if self.hop_seconds > self.seconds:
+            raise ValueError("hop_seconds must not be above seconds, or speech between the windows would get no score")
+        return self
 
 
 class Decision(Strict):
@@ -128,7 +140,9 @@ def parse(model: type[Model], path: Path) -> Model:
         return model.model_validate({} if values is None else values)
     except FileNotFoundError as error:
         raise ConfigurationError(f"there is no configuration file {path.name}: give the path of one") from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigurationError(f"{path.name} cannot be read: {error.strerror}. Give the path of a file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
     except ValidationError as error:
         raise ConfigurationError(f"{path.name}: {describe_misfits(error, model=model)}") from error

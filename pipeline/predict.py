@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -187,7 +187,8 @@ def answer_all(
             answer = predict(detector, recording, settings, announce)
             peaks: Peaks = ()
             if is_drawn and not isinstance(answer, SoundSentryError):
-                peaks = peaks_of(detector.decoder.decode(recording(), settings["track"]).waveform)
+                with suppress(SoundSentryError):  # the answer is there: the report shows it without a waveform
+                    peaks = peaks_of(detector.decoder.decode(recording(), settings["track"]).waveform)
             bar.advance(task)
         yield path, answer, peaks
 
@@ -229,7 +230,9 @@ def run(options: argparse.Namespace) -> int:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """The options that `settings_of` reads."""
     parser.add_argument("--diarize", action="store_true", help="tell speakers apart and judge each")
-    parser.add_argument("--num-speakers", type=int, metavar="N", help="how many people speak, with --diarize")
+    parser.add_argument(
+        "--num-speakers", type=int, metavar="N", help="how many people speak, per channel; with --diarize"
+    )
     parser.add_argument("--min-speakers", type=int, metavar="N", help="how many at least, with --diarize")
     parser.add_argument("--max-speakers", type=int, metavar="N", help="how many at most, with --diarize")
     parser.add_argument("--operating-point", choices=get_args(OperatingPoint), default="balanced")

@@ -62,10 +62,10 @@ def render_report(recordings: Sequence[Reported]) -> str:
 
 
 def percent(probability: float) -> str:
-    """A probability in percent, for people. If it is nearly certain, it is not shown as certain."""
-    if 0 < probability < 0.01:
+    """A probability in percent, for people. It is never shown as certain: rounding may have made it 0 or 1."""
+    if probability < 0.01:
         return "< 1 %"
-    if 0.99 < probability < 1:
+    if probability > 0.99:
         return "> 99 %"
     return f"{int(100 * probability + 0.5)} %"
 

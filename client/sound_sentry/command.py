@@ -113,7 +113,9 @@ def _judging_arguments() -> argparse.ArgumentParser:
     group.add_argument("--explain", action="store_true", help="say what the verdict is based on (with --json)")
     group.add_argument("--channels", choices=("mix", "split"), help="split: judge each channel by itself")
     group.add_argument("--track", type=int, metavar="N", help="which audio track of the file, 0 for the first")
-    group.add_argument("--num-speakers", type=int, metavar="N", help="how many people speak, with --diarize")
+    group.add_argument(
+        "--num-speakers", type=int, metavar="N", help="how many people speak, per channel; with --diarize"
+    )
     group.add_argument("--min-speakers", type=int, metavar="N", help="how many speak at least")
     group.add_argument("--max-speakers", type=int, metavar="N", help="how many speak at most")
     return parser

@@ -226,7 +226,7 @@ class Verdict(Answer):
     channels: tuple[ChannelVerdict, ...] = ()
     """One entry per channel; empty unless channels were judged one by one."""
     decided_by: DecidedBy | None = None
-    """The part that decided for the whole; None if the whole recording did."""
+    """The part that makes the whole Fake; None if the whole recording does, or if it is not Fake."""
     file_sha256: str | None = None
     """SHA-256 of the file's bytes, in hexadecimal digits."""
     model: ModelName

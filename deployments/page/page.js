@@ -288,8 +288,10 @@ function factsOf(answer) {
     facts.push(['Probability of machine', percent(probability)])
     const [low, high] = interval.map(percent)
     facts.push(low === high ? ['Likely', low] : ['Likely between', `${low} and ${high}`])
-    if (answer.decided_by) facts.push(['Probability for the whole recording', percent(answer.mean_probability)])
-    else facts.push(['The speech is', odds(answer.score)])
+    if (!answer.decided_by) facts.push(['The speech is', odds(answer.score)])
+    else if (!answer.decided_by.channel) {
+      facts.push(['Probability for the whole recording', percent(answer.mean_probability)])
+    }
   }
   facts.push(['Speech', `${answer.speech_seconds.toFixed(1)} s of ${answer.duration_seconds.toFixed(1)} s`])
   facts.push(['Format', answer.original_format.toUpperCase()])

@@ -9,8 +9,8 @@ export function element(tag, properties = {}, ...children) {
 }
 
 export function percent(p) {
-  if (p > 0 && p < 0.01) return '< 1 %'
-  if (p > 0.99 && p < 1) return '> 99 %'
+  if (p < 0.01) return '< 1 %' // never certain: rounding may have made it 0
+  if (p > 0.99) return '> 99 %'
   return `${Math.round(100 * p)} %`
 }
 

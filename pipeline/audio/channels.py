@@ -26,14 +26,15 @@ def mix(blocks: Iterable[Samples]) -> tuple[Samples, int | None]:
 
     `blocks` are (time, channels), up to a second each. The mean of n equal channels has the power of one channel, the
     mean of n unrelated channels has 1/n of it, and the mean of opposite channels has none. A second is lost if its mean
-    has less than a tenth of the power that unrelated channels would leave. The signal is lost if more than a twentieth
+    has less than a tenth of the power that unrelated channels would leave. A constant offset has no power: channels
+    that share one could hide behind it that their mean has no signal. The signal is lost if more than a twentieth
     of the seconds with a signal are lost. Raises EmptyAudio if there are no blocks.
     """
     mono, powers, left = [], [], []
     for block in blocks:
         mono.append(block.mean(axis=1))
-        powers.append(np.mean(np.square(block), axis=0))
-        left.append(np.mean(np.square(mono[-1])))
+        powers.append(block.var(axis=0))
+        left.append(mono[-1].var())
     if not mono:
         raise EmptyAudio(NO_AUDIO)
     power = np.array(powers)  # (blocks, channels)

@@ -87,7 +87,8 @@ def decode(data: bytes, limits: Limits, track: int | None = None) -> Recording:
     samples, loudest = channels.mix(decoding.blocks())
     if loudest is None:
         return decoding.recording(samples)
-    samples = np.concatenate([block[:, loudest] for block in decoding.blocks()])
+    # Copies, because a view would keep all channels of its block in memory.
+    samples = np.concatenate([block[:, loudest].copy() for block in decoding.blocks()])
     return decoding.recording(samples, AnswerWarning.ANTI_PHASE)
 
 

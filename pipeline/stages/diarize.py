@@ -57,7 +57,8 @@ class Diarizer:
 
         It looks for as many speakers as `count` says, but may find another number if some speak too little. Turns of
         different speakers may overlap. The checkpoint is called at each chunk that goes through a network, but not
-        during the clustering, which takes seconds for hours of speech.
+        during the clustering, which takes seconds for hours of speech. If `count` is given, nothing that the process
+        prints meanwhile is shown.
         """
         samples = torch.tensor(recording.waveform.samples)
         if not len(samples):

@@ -145,7 +145,8 @@ class Timeline(Part):
     step_seconds: Annotated[Number, Field(gt=0)]
     """Length of a step, in seconds."""
     probability: tuple[Probability | None, ...]
-    """Probability that the speech is machine-made, 0 to 1, one value per step; null where nobody speaks."""
+    """Probability that the speech is machine-made, 0 to 1, one value per step; null where no speech has a
+    score: nobody speaks, or several speakers at once."""
 
 
 class DurationConfig(Part):
@@ -231,7 +232,8 @@ class Verdict(Part):
     overall: Label
     """The answer: `Real`, `Fake`, `Inconclusive`, or `No Speech` if nobody speaks."""
     mean_probability: Probability | None
-    """Probability that the speech of the whole recording is machine-made, 0 to 1."""
+    """Probability that the speech of the whole recording is machine-made, 0 to 1. If channels were judged one by one,
+    it is that of the channel with the most serious answer; so are `score`, `interval` and `reasons`."""
     max_probability: Probability | None
     """The highest of `mean_probability` and the values of the timeline, 0 to 1."""
     min_probability: Probability | None
@@ -262,7 +264,8 @@ class Verdict(Part):
     channels: tuple[ChannelVerdict, ...] = ()
     """One entry per channel; empty unless channels were judged one by one."""
     decided_by: DecidedBy | None = None
-    """The part that decided for the whole; null if the whole recording did. Its probability is the one to show."""
+    """The part that makes the whole `Fake`; null if the whole recording does, or if it is not `Fake`. Its probability
+    is the one to show."""
     file_sha256: str | None
     """SHA-256 of the file's bytes, in hexadecimal digits; null if the sound did not come from a file."""
     model: ModelName

@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 from pipeline.types import Label, Speech
 from pipeline.verdict.answer import ChannelVerdict, DecidedBy, Detail, Explanation, SpeakerVerdict, Timeline, Verdict
+from pipeline.verdict.reasons import AnswerWarning
 from pipeline.verdict.windows import merge, total_seconds
 
 Names = dict[tuple[str, str | None], str]
@@ -35,8 +36,8 @@ def merge_channels(notes: Mapping[str, str | None], judged: Sequence[JudgedChann
 
     If several channels have that result, it is the one with the highest probability. So the result, the probability,
     the score and the interval of the whole all come from one channel, and agree. If that channel is Fake and not alone,
-    `decided_by` names it. `notes` has the note of every channel by its name, in order. `judged` has at least one
-    channel; a channel that is not in it is silent or the same as another.
+    `decided_by` names it. The reasons and the explanation are its own, too. `notes` has the note of every channel by
+    its name, in order. `judged` has at least one channel; a channel that is not in it is silent or the same as another.
     """
     deciding = max(judged, key=lambda channel: channel.seriousness)
     speaking = [channel.verdict for channel in judged if channel.speech.segments]
@@ -55,7 +56,7 @@ def merge_channels(notes: Mapping[str, str | None], judged: Sequence[JudgedChann
             "channels": tuple(_channel(name, note, by_name) for name, note in notes.items()),
             "explanation": _explanation(deciding, names),
             "decided_by": _decided_by(deciding, names, is_alone=len(speaking) < 2),
-            "warnings": tuple(dict.fromkeys(w for channel in judged for w in channel.verdict.warnings)),
+            "warnings": _warnings(deciding, judged),
         }
     )
 
@@ -108,6 +109,12 @@ def _timeline(timelines: Sequence[Timeline]) -> Timeline:
     steps = zip_longest(*(timeline.probability for timeline in timelines))
     probability = tuple(max((p for p in step if p is not None), default=None) for step in steps)
     return timelines[0].model_copy(update={"probability": probability})
+
+
+def _warnings(deciding: JudgedChannel, judged: Sequence[JudgedChannel]) -> tuple[AnswerWarning, ...]:
+    """What to know about the sound of any channel, and about how the deciding channel was judged."""
+    of_sound = (warning for channel in judged for warning in channel.speech.warnings)
+    return tuple(dict.fromkeys((*of_sound, *deciding.verdict.warnings)))
 
 
 def _channel(name: str, note: str | None, judged: Mapping[str, Verdict]) -> ChannelVerdict:

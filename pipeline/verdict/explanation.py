@@ -35,6 +35,8 @@ NO_WEIGHT = 0.1
 """A share nearer to 0 than this speaks for neither side. It is a log-likelihood ratio: it moves a probability of 0.5 by
 0.025."""
 
+RECORDINGS, MOMENTS_OF_SPEECH = "recordings of humans", "moments of human speech"
+
 Matrix = NDArray[np.float32]
 Scores = NDArray[np.float64]
 
@@ -109,7 +111,7 @@ def with_bands(
     bands = []
     for band, hidden, usual in zip(BANDS, without, ranges, strict=True):
         added = share * float(np.average(with_all - hidden, weights=seconds))
-        sentence = f"{_kilohertz(band)}, {band.description}: {_direction(added, usual)}."
+        sentence = f"{_kilohertz(band)}, {band.description}: {_direction(added, usual, RECORDINGS)}."
         bands.append(BandShare(low_hz=band.low_hz, high_hz=band.high_hz, score=added, humans=usual, sentence=sentence))
     return verdict.explanation.model_copy(update={"bands": tuple(bands)})
 
@@ -150,7 +152,7 @@ def _overlap(one: Window, other: Window) -> bool:
 
 def _moment(window: Window, score: float, humans: Range | None) -> MomentShare:
     start, end = window.parts[0].start, window.parts[-1].end
-    sentence = f"{clock(start)} to {clock(end)}: {_direction(score, humans)}."
+    sentence = f"{clock(start)} to {clock(end)}: {_direction(score, humans, MOMENTS_OF_SPEECH)}."
     return MomentShare(speaker=window.speaker, start=start, end=end, score=score, humans=humans, sentence=sentence)
 
 
@@ -165,12 +167,13 @@ def _layers(standardized: Matrix, weights: Scores, scorer: Scorer, info: BundleI
         fall = with_all - raw_scores(scorer.arrays, without)
         added = scorer.calibration.scale * float(fall @ weights)
         humans = scorer.humans.layers.get(layer) if scorer.humans else None
-        sentence = f"{layer}: {_direction(added, humans)}."
+        sentence = f"{layer}: {_direction(added, humans, RECORDINGS)}."
         found.append(LayerShare(layer=layer, score=added, humans=humans, sentence=sentence))
     return found
 
 
-def _direction(score: float, humans: Range | None) -> str:
+def _direction(score: float, humans: Range | None, among: str) -> str:
+    """What a score speaks for, compared with its range `humans` among many recordings or moments of humans."""
     if abs(score) < NO_WEIGHT:
         return "says little either way"
     much = "strongly " if abs(score) >= math.log(10) else ""
@@ -179,7 +182,7 @@ def _direction(score: float, humans: Range | None) -> str:
     compared = ""
     if humans:
         rare = score > humans[1]
-        compared = ", more than in 95 of 100 recordings of humans" if rare else ", as in some recordings of humans"
+        compared = f", more than in 95 of 100 {among}" if rare else f", as in some {among}"
     return f"speaks {much}for a machine{compared}"
 
 

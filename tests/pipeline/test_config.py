@@ -17,6 +17,8 @@ from pipeline.errors import ConfigurationError
         ("limits: {max_upload: 3}", r"limits.max_upload: there is no such key: did you mean max_upload_mib\?"),
         ("limits: {qqqq: 3}", r"limits.qqqq: there is no such key$"),
         ("limits: {max_files: none}", r"limits.max_files: Input should be a valid integer"),
+        ("windows: {hop_seconds: 8}", r"windows: Value error, hop_seconds must not be above seconds"),
+        ("voice_activity: {onset: 0.3, offset: 0.4}", r"voice_activity: Value error, offset must not be above onset"),
         ("3", r"the file: Input should be a valid dictionary"),
     ],
 )
@@ -24,3 +26,12 @@ def test_a_misfit_is_named(text: str, named: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
     with pytest.raises(ConfigurationError, match=rf"^wrong\.yaml: {named}"):
         parse(DetectorConfig, tmp_path / "wrong.yaml")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigurationError, match=r"^folder cannot be read: Is a directory\. Give the path of a file"):
+        parse(DetectorConfig, tmp_path / "folder")
+    (tmp_path / "latin.yaml").write_bytes(b"device: \xe4")
+    with pytest.raises(ConfigurationError, match=r"^latin\.yaml is not valid YAML"):
+        parse(DetectorConfig, tmp_path / "latin.yaml")

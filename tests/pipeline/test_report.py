@@ -77,7 +77,14 @@ def test_peaks_are_the_loudest_of_each_stretch() -> None:
 
 
 def test_numbers_are_told_as_the_page_tells_them() -> None:
-    assert [percent(p) for p in (0, 0.004, 0.5, 0.125, 0.996, 1)] == ["0 %", "< 1 %", "50 %", "13 %", "> 99 %", "100 %"]
+    assert [percent(p) for p in (0, 0.004, 0.5, 0.125, 0.996, 1)] == [
+        "< 1 %",
+        "< 1 %",
+        "50 %",
+        "13 %",
+        "> 99 %",
+        "> 99 %",
+    ]
     assert [clock(4.25), clock(75.04), clock(3_605, digits=0)] == ["0:04.2", "1:15.0", "60:05"]
     assert clock(59.96) == "1:00.0"
 

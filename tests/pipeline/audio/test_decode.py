@@ -352,6 +352,12 @@ class TestChannels:
         assert recording.warnings == ("anti_phase_loudest_channel_scored",)
         assert np.std(recording.waveform.samples) == pytest.approx(np.std(loud), rel=0.1)
 
+    def test_anti_phase_is_seen_behind_a_common_offset(self, sample: Samples) -> None:
+        loud = sample[:80_000]
+        recording = decode(encode(np.stack([0.05 - loud / 2, 0.05 + 0.6 * loud]), codec="pcm_f32le"), LIMITS)
+        assert recording.warnings == ("anti_phase_loudest_channel_scored",)
+        assert np.std(recording.waveform.samples) == pytest.approx(0.6 * np.std(loud), rel=0.01)
+
     def test_a_part_in_anti_phase_is_enough(self, sample: Samples) -> None:
         clip = sample[:160_000]
         other = np.where(np.arange(len(clip)) < 128_000, clip, -clip)

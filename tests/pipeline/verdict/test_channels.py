@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,17 @@ def test_speakers_are_counted_over_all_channels() -> None:
     assert answer.channels[1].probability == 0.93
     assert answer.speech_seconds == pytest.approx(7.9), "the channels overlap, so this is less than the sum"
     assert answer.warnings == (AnswerWarning.SYNTHETIC_SPEAKER,)
+
+
+def test_warnings_are_those_of_the_sound_and_of_the_deciding_channel() -> None:
+    """How another channel was judged says nothing about this answer."""
+    fake, human = channel("CHANNEL_1", "Fake"), channel("CHANNEL_2", "Real")
+    human = JudgedChannel(
+        "CHANNEL_2",
+        replace(human.speech, warnings=(AnswerWarning.DAMAGED,)),
+        human.verdict.model_copy(update={"warnings": (AnswerWarning.DAMAGED, AnswerWarning.NARROW_BAND_HEAD)}),
+    )
+    assert merged(fake, human).warnings == (AnswerWarning.DAMAGED,)
 
 
 def test_channels_that_were_not_judged_say_why() -> None:

@@ -168,7 +168,7 @@ def test_evidence_is_compared_with_what_humans_show(
     assert explanation is not None
     kinds: list[list[MomentShare | BandShare | LayerShare]]
     kinds = [[*explanation.moments], [*explanation.bands], [*explanation.layers]]
-    for shares in kinds:
+    for shares, among in zip(kinds, ["moments of human speech", *["recordings of humans"] * 2], strict=True):
         assert all(share.humans == usual for share in shares)
         best = max(shares, key=lambda share: share.score)
-        assert best.sentence.endswith(f"for a machine, {phrase} recordings of humans.")
+        assert best.sentence.endswith(f"for a machine, {phrase} {among}.")

@@ -9,7 +9,6 @@ from pipeline.config import Windows
 from pipeline.types import Segment, Speech, Turn
 from pipeline.verdict.windows import coverage, merge, plan_chunks, plan_windows, subtract, total_seconds
 
-
 STRETCHES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=8)
 """Starts and lengths of stretches, in seconds."""
 
