@@ -153,7 +153,7 @@ class ClassifierSettings(Strict):
 
 
 class BatchSettings(Strict):
-    """The TkanExtractor's `user_config`: how many recordings go together, and how long one waits for others."""
+    """The TkanExtractor's `user_config`: how many recordings are in a batch, and how long the first of them waits."""
 
     max_batch_size: int = Field(1, ge=1)
     batch_wait_timeout_seconds: float = Field(0.0, ge=0)

@@ -95,7 +95,8 @@ class Recording:
     """A decoded upload: 16 kHz mono audio, the format of the file, and warnings about it.
 
     `file_sha256` is the SHA-256 of the upload's bytes in hexadecimal digits; None if the sound did not come from a
-    file. `opus_kbits` is the bit rate of Opus in kbit/s, in its denser parts; None for every other codec.
+    file. `opus_kbits` is the bit rate in kbit/s that a quarter of the Opus packets reach; None for every other
+    codec.
     """
 
     waveform: Waveform

@@ -107,7 +107,7 @@ def ten_seconds(sample_wav: bytes) -> NDArray[np.float32]:
 
 @pytest.fixture
 def dead_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that is taken, so that nobody else listens there. But nobody listens there."""
+    """A port of 127.0.0.1 that this test holds without listening, so that every connection is refused."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

@@ -254,7 +254,7 @@ def exchange(
     also_read: int | None = None,
     delay: float = 0.0,
 ) -> Call[Model]:
-    """Send a request until it is answered or the patience is used up. Raises SoundSentryError."""
+    """Send a request until it is answered or `patience` allows no further attempt. Raises SoundSentryError."""
     while True:
         received = yield Attempt(request, delay)
         try:

@@ -38,8 +38,8 @@ T = TypeVar("T")
 class SoundSentry:
     """A client of the service at `url`, for use with `with`, or until `close`. Threads may share it.
 
-    `api_key` is for a service that has keys. `timeout_seconds` is how long an answer may take; an answer for which no
-    recording is judged may take a minute at most. An overloaded or unreachable service is asked again up to `retries`
+    `api_key` is for a service that has keys. `timeout_seconds` is how long an answer may take; the answer to a GET
+    request may take a minute at most. An overloaded or unreachable service is asked again up to `retries`
     times: after the time in its header Retry-After, or after half a second, one second, two seconds and so on. All
     these waits together take no longer than `max_wait_seconds`.
 

@@ -5,7 +5,7 @@ SoundSentryError
 │   ├── RequestRefused           4xx: change the request
 │   │   ├── AccessRefused        401, 403: the key is missing, unknown or not allowed to do this
 │   │   ├── NotFound             404, 410: no such job, or it was deleted
-│   │   └── TooManyRequests      429: more requests than the key may send, even after the retries
+│   │   └── TooManyRequests      429: the key has used up a limit, even after the retries
 │   └── ServiceFailed            5xx: nothing can be said about the recording
 │       └── ServiceUnavailable   503: a stage is down or overloaded, even after the retries
 ├── NoAnswer                     the service cannot be reached, closed the connection, or takes too long
@@ -77,7 +77,7 @@ class NotFound(RequestRefused):
 
 
 class TooManyRequests(RequestRefused):
-    """429: more requests than the key may send."""
+    """429: the key has used up a limit, of requests or of seconds of audio."""
 
     passing = True
 

@@ -38,7 +38,7 @@ export async function listen(chosen, scale, sentence) {
     $('live-word').textContent = 'The whole recording is being judged.'
     $('live-stop').disabled = true
   }
-  let isOver = false // on this side
+  let isOver = false // whether the recording ended before the stream
   file.then(() => {
     isOver = true
     send('{"end": true}')

@@ -575,8 +575,8 @@ function showWaveform(sound, answer) {
   for (const event of ['play', 'pause', 'finish']) wave.on(event, () => ($('play').textContent = wave?.isPlaying() ? 'Pause' : 'Play'))
 }
 
-// WaveSurfer brings its style inline, which a strict policy blocks; a constructed sheet is not inline. This is done
-// before it enters the page, or the browser would complain.
+// WaveSurfer has an inline style, which a strict Content-Security-Policy blocks. So the style becomes a constructed
+// sheet before WaveSurfer enters the page; else the browser would report an error.
 function adoptStyle(root) {
   const style = root.querySelector('style')
   const sheet = new CSSStyleSheet()

@@ -165,7 +165,7 @@ function randomName() {
 // connection. If the service has no room for one more listener, it asks for the job itself and then listens again.
 // Throws if nothing is heard of the job for OUTAGE_SECONDS after a failure.
 async function follow(id, signal, tell) {
-  let failed = null // when the first failure was since the job was last heard of
+  let failed = null // the time of the first failure after the last news of the job
   const show = ({ status, progress }) => {
     failed = null
     tell(status === 'queued' ? 'Waiting in the queue' : 'Analysing', progress)

@@ -130,8 +130,8 @@ class DecoderPool:
     def _replace(self, worker: _Worker) -> _Worker:
         """A new worker instead of one that is not sound. Raises StageUnavailable if no process can be started.
 
-        This happens when the worker is needed, not when it is given back: a start that fails is no answer to the upload
-        before, and the next upload tries again.
+        A worker is replaced when the next upload needs it, not when it is given back. So a start that fails does not
+        change the answer to the last upload, and the next upload tries again.
         """
         try:
             successor = _Worker(self._limits)

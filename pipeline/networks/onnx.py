@@ -27,7 +27,8 @@ def for_cpu(network: nn.Module, example: Tensor) -> Callable[[Tensor], tuple[Ten
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         with warnings.catch_warnings(), torch.no_grad():
-            # It warns about its older exporter, which needs no other package, and about lengths that become constants.
+            # torch warns that this exporter is the older one; the newer one needs another package. It also warns about
+            # lengths that become constants.
             warnings.simplefilter("ignore")
             axes = {"input": {example.ndim - 1: "length"}}
             torch.onnx.export(network.eval(), (example,), file, dynamo=False, input_names=["input"], dynamic_axes=axes)

@@ -189,6 +189,6 @@ class BlockwiseDiarization(SpeakerDiarization):
 
 
 class NoPlda(PLDA):
-    """A PLDA for pyannote's pipelines whose clustering does not use it. Without one they fetch it from the hub."""
+    """An empty PLDA, for pyannote's pipelines whose clustering uses none. Without it they would download one."""
 
     def __init__(self) -> None: ...

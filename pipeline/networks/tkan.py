@@ -60,7 +60,7 @@ class Frames:
         return values / (self.sd + SMALL)
 
     def quantile(self, share: float) -> Tensor:
-        """The lowest value that at least this share of the frames do not exceed, (neurons,)."""
+        """The lowest value that more than this share of the frames do not exceed, (neurons,). For 1, the highest."""
         count = self.all.shape[1]
         return self.all.kthvalue(min(count, int(share * count) + 1), dim=1).values
 

@@ -12,7 +12,8 @@ and variance V. The observed score is s = t + noise. The noise is normal with me
       + what `doubt_selection` adds                            for the most suspicious of several parts
 
 N is infinite if there is too little speech to say anything. The variance for Opus and its reference are in the
-configuration (`Decision`), all others in the bundle (`Uncertainty`). All are measured. Given s, t is normal with
+configuration (`Decision`), all others in the bundle (`Uncertainty`). Those in the bundle are measured in training;
+those for Opus were chosen on held-out clips (docs/detection-log.md, row 182). Given s, t is normal with
 
     mean m = w s    variance V (1 - w)    where w = V / (V + N)
 
@@ -42,7 +43,7 @@ from pipeline.verdict.reasons import Reason
 Scores = NDArray[np.float64]
 
 INTERVAL_Z = 1.2816
-"""Half the width of a 80 % interval, in standard deviations."""
+"""Half the width of an 80 % interval, in standard deviations."""
 
 ENOUGH_SECONDS: Seconds = 6.0
 """This much speech is enough: a recording with it is never called too short. The category `normal` begins here."""
@@ -116,7 +117,7 @@ def doubt_selection(found: Estimate, seen: Scores, candidates: int, fake: float,
 
 
 def sigmoid(log_odds: Scores) -> Scores:
-    """Log odds -> probability. It is also exact for large log odds."""
+    """Log odds -> probability, without overflow for large log odds."""
     probability: Scores = np.exp(-np.logaddexp(0, -log_odds))
     return probability
 

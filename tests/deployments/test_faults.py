@@ -74,7 +74,7 @@ def test_a_decoder_that_crashes_costs_one_request(
     long = encode(np.tile(ten_seconds, 50), "mp3")
 
     def crash() -> httpx.Response:
-        """The answer for a recording of which one decoding process was killed. It may have been done before."""
+        """The answer for a recording. A decoding process is killed meanwhile; it may have decoded it before."""
         with ThreadPoolExecutor(1) as other:
             answer = other.submit(service.post, "/predict", files={"audio": long})
             forks: list[int] = []

@@ -41,8 +41,8 @@ def unless_gone(error: OSError) -> None:
 
 
 def test_nothing_of_a_request_is_left_behind(service: httpx.Client, cluster: Cluster) -> None:
-    """The service writes only to Ray's folder. It has all logs, and everything that Ray writes to the disk if memory is
-    short."""
+    """The service writes only to Ray's folder. This folder has all logs, and everything that Ray writes to the disk
+    if memory is short."""
     noise = np.random.default_rng().uniform(-0.5, 0.5, 3 * 16_000).astype(np.float32)
     data = encode(noise)
     name, key = f"private-{secrets.token_hex(8)}", f"ss_{secrets.token_hex(16)}"
