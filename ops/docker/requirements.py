@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     kept = needed((ROOT / "requirements.lock").read_text(encoding="utf-8"), development)
     cuda = {name for name in kept if name.startswith("nvidia-")} | {"triton"}
     if arguments == ["--torch"]:
-        print(" ".join(kept[name].split()[0] for name in sorted(TORCH)))
+        print("\n".join(kept[name].split()[0] for name in sorted(TORCH)))
     elif arguments == ["--no-torch"]:
         print("".join(entry for name, entry in kept.items() if name not in TORCH | cuda))
     else:
