@@ -77,6 +77,17 @@ def test_it_runs_as_nobody_special_and_verifies_the_weights_as_such() -> None:
         assert user < verification
 
 
+def test_python_in_a_login_shell_is_the_environments(tmp_path: Path) -> None:
+    (linked,) = re.findall(r"ln -s (.+) /usr/local/bin/", DOCKERFILE.read_text(encoding="utf-8"))
+    (path,) = (ROOT / path.removeprefix("/app/") for path in linked.split() if Path(path).name == "python")
+    script = tmp_path / "script"
+    script.write_text(path.read_text(encoding="utf-8").replace("/app/.venv", sys.prefix), encoding="utf-8")
+    script.chmod(path.stat().st_mode)
+    (tmp_path / "python").symlink_to(script)
+    command: list[str | Path] = [tmp_path / "python", "-c", "import sys; print(sys.prefix)"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == sys.prefix
+
+
 def sent_to_the_builder(path: str) -> bool:
     """Whether the builder gets a file, by the lines of .dockerignore. The last line that matches the path counts."""
     sent = True
