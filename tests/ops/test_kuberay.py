@@ -111,6 +111,7 @@ class Upgrade(Object):
 class Spec(Object):
     serveConfigV2: str
     upgradeStrategy: Upgrade
+    rayClusterDeletionDelaySeconds: int = Field(60, ge=0)
     excludeHeadPodFromServeSvc: bool = False
     rayClusterConfig: Cluster
 
@@ -200,6 +201,14 @@ def test_the_graph_is_in_the_manifest_and_listens_to_other_pods(overlay: str, ac
         for container in group.template["spec"]["containers"]
     ]
     assert ("1" in requests) is (accelerator == "gpu")
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_old_cluster_may_finish_its_requests(overlay: str) -> None:
+    spec = ray_service(overlay).spec
+    arguments = yaml.safe_load(spec.serveConfigV2)["applications"][0]["args"]
+    assert spec.rayClusterDeletionDelaySeconds >= arguments["request_timeout_seconds"]
 
 
 @needs_kubectl
