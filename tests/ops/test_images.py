@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from ops.cluster_config import cluster_config
 from ops.docker.requirements import entries, needed
 from pipeline.config import ROOT
 
@@ -86,6 +87,18 @@ def test_python_in_a_login_shell_is_the_environments(tmp_path: Path) -> None:
     (tmp_path / "python").symlink_to(script)
     command: list[str | Path] = [tmp_path / "python", "-c", "import sys; print(sys.prefix)"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == sys.prefix
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+def test_all_stages_in_a_container_fit_on_two_cpus(accelerator: str) -> None:
+    """As in serve_config.yaml. In a cluster each would need a CPU of its own."""
+    assert f"cluster_config --one-node{' --accelerator gpu' * (accelerator == 'gpu')} >" in DOCKERFILE.read_text()
+    (application,) = cluster_config(accelerator, one_node=True)["applications"]
+    shares = [stage.get("cpu_share", 0) for stage in application["args"]["stages"].values()]
+    for deployment in application["deployments"]:
+        replicas = deployment["autoscaling_config"]["min_replicas"]
+        shares.append(deployment.get("ray_actor_options", {}).get("num_cpus", 0) * replicas)
+    assert 1 < sum(shares) <= 2
 
 
 def sent_to_the_builder(path: str) -> bool:

@@ -205,6 +205,25 @@ def test_the_graph_is_in_the_manifest_and_listens_to_other_pods(overlay: str, ac
 
 @needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_first_pods_hold_the_first_replicas_and_another_needs_a_core(overlay: str) -> None:
+    service = ray_service(overlay)
+    (application,) = yaml.safe_load(service.spec.serveConfigV2)["applications"]
+    deployments = {deployment["name"]: deployment for deployment in application["deployments"]}
+    cpus: dict[str, float] = {"cpu": 0, "gpu": 0}
+    for name, stage in application["args"]["stages"].items():
+        share = stage.get("cpu_share") or deployments[name]["ray_actor_options"]["num_cpus"]
+        assert share == 1, name
+        uses_gpu = overlay != "cpu" and stage.get("gpu_fraction")
+        cpus["gpu" if uses_gpu else "cpu"] += share * deployments[name]["autoscaling_config"]["min_replicas"]
+    ingress = deployments["Ingress"]
+    cpus["cpu"] += ingress["ray_actor_options"]["num_cpus"] * ingress["autoscaling_config"]["min_replicas"]
+    for group in service.spec.rayClusterConfig.workerGroupSpecs:
+        (container,) = group.template["spec"]["containers"]
+        assert cpus[group.groupName] <= int(container["resources"]["requests"]["cpu"]), group.groupName
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_old_cluster_may_finish_its_requests(overlay: str) -> None:
     spec = ray_service(overlay).spec
     arguments = yaml.safe_load(spec.serveConfigV2)["applications"][0]["args"]
