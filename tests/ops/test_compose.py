@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import ROOT
+from pipeline.config import ROOT, DetectorConfig
 
 COMPOSE = ROOT / "ops" / "compose"
 CHECK = Path(sys.executable).with_name("check-jsonschema")
@@ -44,6 +45,17 @@ def test_files_that_services_mount_are_there() -> None:
     for service in services.values():
         if "build" in service:
             assert (COMPOSE / service["build"]["context"] / service["build"]["dockerfile"]).exists()
+
+
+def test_one_address_fills_at_most_half_of_the_room_for_uploads() -> None:
+    service: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]["proxy"]
+    text = (COMPOSE / "nginx.conf").read_text()
+    one, batch = (int(size) for size in re.findall(r"client_max_body_size (\d+)m;", text))
+    connections, batches = (int(re.findall(rf"limit_conn {zone} (\d+);", text)[0]) for zone in ("address", "batches"))
+    (room_gb,) = (int(re.findall(r"size=(\d+)g", mount)[0]) for mount in service["tmpfs"])
+    assert batches * batch + (connections - batches) * one <= room_gb * 1024 / 2
+    limits = DetectorConfig.load(ROOT / "configs" / "detector.yaml").limits
+    assert one > limits.max_upload_mib + 1 and batch > limits.max_files * limits.max_upload_mib + 1
 
 
 def test_every_service_is_closed_and_only_the_proxy_is_reached_from_elsewhere() -> None:

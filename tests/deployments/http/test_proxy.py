@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import ssl
-import subprocess
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -18,67 +13,18 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from pipeline.config import ROOT
 from pipeline.stream import StreamVerdict
-from tests.graph import free_port, wait_until
+from tests.graph import wait_until
+from tests.proxy import Proxy, needs_nginx, proxy_of
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("nginx") is None, reason="needs nginx: on Debian, apt-get install nginx-light"
-)
-
-CONFIGURATION = ROOT / "ops" / "compose" / "nginx.conf"
-
-
-class Proxy(NamedTuple):
-    """A running nginx: a client over TLS, the certificates to trust, and the address without TLS."""
-
-    client: httpx.Client
-    trust: ssl.SSLContext
-    plain: str
+pytestmark = needs_nginx
 
 
 @pytest.fixture(scope="module")
 def proxy(service: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Only addresses and folders of the configuration are replaced."""
-    folder = tmp_path_factory.mktemp("nginx")
-    certificate, key = folder / "tls.crt", folder / "tls.key"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-days", "1"]
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject]
-    subprocess.run([*make, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    plain, secure = free_port(), free_port()
-    text = CONFIGURATION.read_text(encoding="utf-8")
-    for theirs, ours in (
-        (" /tmp/", f" {folder}/"),  # first, because the others may begin like this
-        ("/run/secrets/tls_certificate", str(certificate)),
-        ("/run/secrets/tls_key", str(key)),
-        ("listen 8080", f"listen 127.0.0.1:{plain}"),
-        ("listen 8443", f"listen 127.0.0.1:{secure}"),
-        ("http://sound-sentry:8000", str(service.base_url).rstrip("/")),
-    ):
-        assert theirs in text, theirs
-        text = text.replace(theirs, ours)
-    if os.geteuid() == 0:
-        text = "user root;\n" + text  # the folder of this test is closed to others
-    (folder / "nginx.conf").write_text(text, encoding="utf-8")
-    command = ["nginx", "-e", "stderr", "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
-    trust = ssl.create_default_context(cafile=str(certificate))
-    with (
-        subprocess.Popen(command) as nginx,
-        httpx.Client(base_url=f"https://127.0.0.1:{secure}", verify=trust, timeout=120) as client,
-    ):
-
-        def is_up() -> bool:
-            try:
-                return client.get("/health").status_code == 200
-            except httpx.ConnectError:
-                return False
-
-        try:
-            wait_until(lambda: nginx.poll() is not None or is_up(), 180)
-            assert nginx.poll() is None, "nginx has ended; it printed the reason"
-            yield Proxy(client, trust, f"http://127.0.0.1:{plain}")
-        finally:
-            nginx.terminate()
+    with proxy_of(str(service.base_url).rstrip("/"), tmp_path_factory.mktemp("nginx")) as running:
+        wait_until(lambda: running.client.get("/health").status_code == 200, 180)
+        yield running
 
 
 def test_a_recording_gets_the_same_answer(proxy: Proxy, service: httpx.Client, sample_wav: bytes) -> None:
