@@ -62,6 +62,7 @@ def test_every_service_is_closed_and_only_the_proxy_is_reached_from_elsewhere() 
     services: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
     for name, service in services.items():
         assert service["read_only"] is True, name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, "logs do not fill the disk"
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         if name != "proxy":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +89,36 @@ def test_python_in_a_login_shell_is_the_environments(tmp_path: Path) -> None:
     (tmp_path / "python").symlink_to(script)
     command: list[str | Path] = [tmp_path / "python", "-c", "import sys; print(sys.prefix)"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == sys.prefix
+
+
+def test_a_container_starts_ray_in_shared_memory_and_keeps_the_logs_of_one_earlier_run(tmp_path: Path) -> None:
+    """The script runs with programs that only write down how they were called."""
+    for number, name in enumerate(["session_2026-01-01", "session_2026-01-03", "session_2026-01-02"]):
+        (tmp_path / "ray" / name / "logs").mkdir(parents=True)
+        os.utime(tmp_path / "ray" / name, (number, number))
+    (tmp_path / "ray" / "prom_metrics_service_discovery.json").touch()
+    (tmp_path / "bin").mkdir()
+    for name in ("ray", "serve"):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
+    text = (ROOT / "ops" / "docker" / "serve").read_text(encoding="utf-8")
+    assert "/tmp/ray/" in text
+    done = subprocess.run(
+        ["sh", "-c", text.replace("/tmp/ray/", f"{tmp_path}/ray/")],
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {path.name for path in (tmp_path / "ray").iterdir()} == {
+        "session_2026-01-02",
+        "prom_metrics_service_discovery.json",
+    }
+    start, run = done.stdout.splitlines()
+    memory = re.findall(r"--object-store-memory=(\d+)$", start)
+    assert start.startswith("ray start --head ") and 0 < int(memory[0]) < shutil.disk_usage("/dev/shm").total
+    assert run.startswith("serve run ")
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
