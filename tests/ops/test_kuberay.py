@@ -204,6 +204,22 @@ def test_the_graph_is_in_the_manifest_and_listens_to_other_pods(overlay: str, ac
 
 
 @needs_kubectl
+def test_the_autoscaler_reads_the_folder_of_the_head() -> None:
+    """KubeRay adds its container to the head's pod, with the volume `ray-logs` as /tmp/ray."""
+    (head,) = ray_service("cpu").spec.rayClusterConfig.headGroupSpec.template["spec"]["containers"]
+    assert {"name": "ray-logs", "mountPath": "/tmp/ray"} in head["volumeMounts"]
+
+
+@needs_kubectl
+def test_kuberay_reaches_the_dashboard_however_it_was_installed() -> None:
+    (policy,) = (document for document in built("cpu") if document["kind"] == "NetworkPolicy")
+    (rule,) = (rule for rule in policy["spec"]["ingress"] if {"protocol": "TCP", "port": 8265} in rule.get("ports", []))
+    labels = [source["podSelector"]["matchLabels"] for source in rule["from"]]
+    assert {"app.kubernetes.io/name": "kuberay-operator"} in labels, "Helm"
+    assert {"app.kubernetes.io/component": "kuberay-operator"} in labels, "kustomize"
+
+
+@needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_first_pods_hold_the_first_replicas_and_another_needs_a_core(overlay: str) -> None:
     service = ray_service(overlay)
