@@ -80,6 +80,15 @@ def test_it_runs_as_nobody_special_and_verifies_the_weights_as_such() -> None:
         assert user < verification
 
 
+def test_a_change_of_the_source_does_not_copy_the_environment_again_and_all_is_compiled() -> None:
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    for stage in text.split("\nFROM ")[-2:]:
+        assert 0 < stage.index("/app/.venv .venv") < stage.index("COPY --from=source")
+    *_, build_cuda, build_cpu, source, _, _, _ = text.split("\nFROM ")
+    for stage in (build_cuda, build_cpu, source):
+        assert "-m compileall" in stage
+
+
 def test_python_in_a_login_shell_is_the_environments(tmp_path: Path) -> None:
     (linked,) = re.findall(r"ln -s (.+) /usr/local/bin/", DOCKERFILE.read_text(encoding="utf-8"))
     (path,) = (ROOT / path.removeprefix("/app/") for path in linked.split() if Path(path).name == "python")
