@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import tomllib
 from functools import cache
 from typing import Any, Literal
 
@@ -201,6 +202,14 @@ def test_the_graph_is_in_the_manifest_and_listens_to_other_pods(overlay: str, ac
         for container in group.template["spec"]["containers"]
     ]
     assert ("1" in requests) is (accelerator == "gpu")
+
+
+@needs_kubectl
+@pytest.mark.parametrize(("overlay", "targets"), [("cpu", {"cpu"}), ("gpu", {"cpu", "cuda"}), ("production", {"cpu", "cuda"})])
+def test_images_are_of_the_registry_and_of_the_version(overlay: str, targets: set[str]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    images = {one["image"] for group in groups(ray_service(overlay)) for one in group.template["spec"]["containers"]}
+    assert images == {f"registry.example.org/sound-sentry-{target}:{version}" for target in targets}
 
 
 @needs_kubectl
