@@ -275,6 +275,19 @@ def test_only_production_survives_its_head() -> None:
 
 
 @needs_kubectl
+def test_in_production_a_node_can_be_drained_and_a_worker_of_each_group_stays() -> None:
+    budgets = {
+        document["spec"]["selector"]["matchLabels"]["ray.io/group"]: document["spec"]["minAvailable"]
+        for document in built("production")
+        if document["kind"] == "PodDisruptionBudget"
+    }
+    workers = ray_service("production").spec.rayClusterConfig.workerGroupSpecs
+    assert budgets.keys() == {group.groupName for group in workers}
+    for group in workers:
+        assert 1 <= budgets[group.groupName] < group.minReplicas <= group.replicas
+
+
+@needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_no_manifest_carries_a_secret(overlay: str) -> None:
     assert "Secret" not in {document["kind"] for document in built(overlay)}
