@@ -74,6 +74,15 @@ def test_the_builder_sees_what_is_copied(copied: str) -> None:
         assert [file for file in found if sent_to_the_builder(str(file.relative_to(ROOT)))], path
 
 
+def test_images_of_others_are_pinned_to_a_patch_release() -> None:
+    files = ("docker/Dockerfile", "compose/compose.yaml", "kuberay/components/gcs-fault-tolerance/redis.yaml")
+    text = "\n".join((ROOT / "ops" / file).read_text(encoding="utf-8") for file in files)
+    images = dict(re.findall(r"(?:image: |BASE=)([\w./-]+):(\S+)$", text, re.MULTILINE))
+    assert len(images) == 6
+    for name, tag in images.items():
+        assert len(re.findall(r"\d+", tag)) >= (2 if name in ("debian", "postgres") else 3), name
+
+
 def test_it_runs_as_nobody_special_and_verifies_the_weights_as_such() -> None:
     for stage in DOCKERFILE.read_text(encoding="utf-8").split("\nFROM ")[-2:]:
         user, verification = stage.index("USER 10001"), stage.index("pipeline.models campplus segmentation-3.0 silero")
