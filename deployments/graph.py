@@ -328,10 +328,7 @@ class _Request:
         except Exception as error:
             if patience.expired():
                 logger.error("The %s did not answer within %g s.", call.stage, seconds)
-                raise StageTimeout(
-                    f"The {call.stage} did not answer within {seconds:g} seconds. "
-                    "Try again later or send a shorter recording."
-                ) from error
+                raise StageTimeout.after(seconds, call.stage) from error
             for source in call.sources:
                 await _raise_if_at_fault(source)
             raise _explain(call.stage, error) from error

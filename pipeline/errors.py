@@ -35,6 +35,8 @@ SoundSentryError
 `detail` is a sentence for the user that says what to do. It never holds a path, a stack trace or a decoder's message.
 """
 
+from typing import Self
+
 
 class SoundSentryError(Exception):
     """Base of the hierarchy. `status` is the HTTP status, `title` the class of problem in words."""
@@ -195,3 +197,9 @@ class StageUnavailable(StageError):
 class StageTimeout(StageError):
     status = 504
     title = "Stage timed out"
+
+    @classmethod
+    def after(cls, seconds: float, stage: str) -> Self:
+        """The error of a stage that did not answer within `seconds`."""
+        again = "Try again later or send a shorter recording."
+        return cls(f"The {stage} did not answer within {seconds:g} seconds. {again}")

@@ -25,7 +25,7 @@ needs_nginx = pytest.mark.skipif(
 
 
 class Proxy(NamedTuple):
-    """A running nginx: a client over TLS, the certificates to trust, the address without TLS, and the file of its log."""
+    """A running nginx: a client over TLS, the certificates to trust, the address without TLS, and its log."""
 
     client: httpx.Client
     trust: ssl.SSLContext

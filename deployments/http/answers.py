@@ -153,7 +153,7 @@ def problem(error: SoundSentryError) -> dict[str, Any]:
 STAGE_ERRORS = (
     StageFailed("The TkanExtractor failed on this recording. Nothing can be said about it."),
     StageUnavailable("The TkanExtractor is down or has too many requests waiting. Try again in a while."),
-    StageTimeout("The Diarizer did not answer within 900 seconds. Try again later or send a shorter recording."),
+    StageTimeout.after(900, "Diarizer"),
     RequestTimeout(
         "The request was not answered within 1200 seconds: it was waiting for the Diarizer. Send a shorter recording, "
         "or try again later."
@@ -205,7 +205,7 @@ def problems(*errors: SoundSentryError) -> dict[int | str, dict[str, Any]]:
 
 HOME = ok(
     HomeAnswer,
-    online={"service": "Sound Sentry", "version": "0.1.0", "status": "online", "timestamp": TIMESTAMP},
+    online={"service": "Sound Sentry", "version": "1.2.3", "status": "online", "timestamp": TIMESTAMP},
 )
 HOME[200]["content"]["text/html"] = {}
 HOME |= problems(*ACCESS_ERRORS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.models import weights_sha256
 from pipeline.networks.campplus import band_centres, filterbank, load_campplus
 from pipeline.networks.front import FrontsForCpu, Parameters, load_fronts, pair, parameters_sha256, published_front
+from pipeline.networks.spec import BackboneName
 from pipeline.types import SAMPLE_RATE, Hertz, Spectrum, Waveform
 
 MIN_SAMPLES = SAMPLE_RATE // 2
@@ -150,8 +151,7 @@ def load_backbone(
             sha256 = weights_sha256(name)
             return Backbone(name, embedding, lambda samples, _: samples[None, None], device, sha256, has_bands=False)
         case _:
-            known = "campplus, campplus-front, pyannote/embedding or wespeaker"
-            raise ConfigurationError(f"there is no backbone {name}: choose {known}")
+            raise ConfigurationError(f"there is no backbone {name}: choose one of {', '.join(get_args(BackboneName))}")
     # CAM++ takes (time, frequency); its front takes (frequency, time), like an image.
     turned = name == "campplus-front"
     centres = band_centres(spectrum)

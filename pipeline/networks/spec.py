@@ -15,6 +15,8 @@ from pipeline.config import ROOT, Strict, parse
 from pipeline.errors import ConfigurationError
 from pipeline.types import Spectrum
 
+BackboneName = Literal["campplus", "campplus-front", "pyannote/embedding", "wespeaker"]
+
 Statistic = Literal[
     "mean",
     "sd",
@@ -47,7 +49,7 @@ class TkanSpec(Strict):
     """
 
     name: str
-    backbone: Literal["campplus", "campplus-front", "pyannote/embedding", "wespeaker"] = "campplus"
+    backbone: BackboneName = "campplus"
     spectrum: Spectrum = "mel"
     layers: tuple[str, ...] = Field(min_length=1)
     statistics: tuple[Statistic, ...] | dict[str, tuple[Statistic, ...]] = Field(("mean",), min_length=1)

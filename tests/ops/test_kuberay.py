@@ -205,8 +205,9 @@ def test_the_graph_is_in_the_manifest_and_listens_to_other_pods(overlay: str, ac
 
 
 @needs_kubectl
-@pytest.mark.parametrize(("overlay", "targets"), [("cpu", {"cpu"}), ("gpu", {"cpu", "cuda"}), ("production", {"cpu", "cuda"})])
-def test_images_are_of_the_registry_and_of_the_version(overlay: str, targets: set[str]) -> None:
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_are_of_the_registry_and_of_the_version(overlay: str) -> None:
+    targets = {"cpu"} if overlay == "cpu" else {"cpu", "cuda"}
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     images = {one["image"] for group in groups(ray_service(overlay)) for one in group.template["spec"]["containers"]}
     assert images == {f"registry.example.org/sound-sentry-{target}:{version}" for target in targets}

@@ -41,6 +41,13 @@ def test_every_alert_is_raised_when_it_should_be_and_not_before() -> None:
     assert raised == alerts
 
 
+def test_the_page_of_operation_lists_the_metrics_of_the_graph() -> None:
+    code = (ROOT / "deployments" / "metrics.py").read_text(encoding="utf-8")
+    page = (ROOT / "ops" / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`(sound_sentry_\w+)`", page))
+    assert {name.removesuffix("_total") for name in listed} == set(re.findall(r'"(sound_sentry_\w+)"', code))
+
+
 def test_panels_that_rules_speak_of_exist() -> None:
     titles = {panel["title"] for panel in DASHBOARD["panels"]}
     named = set(re.findall(r'panel "([^"]+)"', (PROMETHEUS / "rules.yml").read_text(encoding="utf-8")))
