@@ -67,20 +67,27 @@ class Clip:
 
 def read_manifest(path: Path) -> list[Clip]:
     """The clips of a manifest. Raises CorpusError that names the wrong column or rows."""
+    rows: list[tuple[int, dict[str, Any]]] = []
     try:
         with path.open(newline="", encoding="utf-8-sig", errors=FILE_NAMES) as file:
-            reader = csv.DictReader(file)
+            # Without `strict`, a quote that is never closed swallows all rows after it.
+            reader = csv.DictReader(file, strict=True)
             header = [(name or "").strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
-            rows = list(reader)
+            # The inner reader counts the lines. The outer one does not count blank lines.
+            rows.extend((reader.reader.line_num, row) for row in reader)
     except FileNotFoundError as error:
         raise CorpusError(f"there is no manifest {path}: give the path of a CSV file, or of a folder") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise CorpusError(
+            f"the manifest {path.name} cannot be read after line {rows[-1][0] if rows else 0} ({error}): close every "
+            "quote, and put quotes only around whole values"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"the manifest {path.name} cannot be read: it must be a UTF-8 CSV file") from error
     _check_columns(path.name, header)
     clips, problems = [], []
-    # The header is line 1, so the numbers are those that an editor shows.
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         values = {column: (row.get(column) or "").strip() for column in COLUMNS}
         label = LABELS.get(values["label"].lower())
         if not values["path"]:

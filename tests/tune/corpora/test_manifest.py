@@ -40,6 +40,9 @@ def test_ignores_columns_it_does_not_know_and_a_byte_order_mark(tmp_path: Path) 
         ("path,label\na.wav,real\nb.wav,human\n", "line 3.*'human'"),
         ("path,label\n,real\n", "line 2: no path"),
         ("path,label\na.wav,real,extra\n", "line 2: more values"),
+        ("path,label\n\n\na.wav,real\n\nb.wav,human\n", "line 6.*'human'"),
+        ('path,label\na.wav,real\n"b.wav,fake\nc.wav,fake\n', "cannot be read after line 2 .*: close every quote"),
+        ('path,label\na.wav,real\n"b.wav,fake\n"c.wav",fake\n', "cannot be read after line 2 .*: close every quote"),
         ("path,label\n", "no rows"),
     ],
 )
