@@ -76,11 +76,11 @@ def robustness(
     """EER and AUC of the held-out clips through each condition. `clean` is without a condition."""
     rows = {}
     for name, table in tables.items():
-        index = {clip.path: i for i, clip in enumerate(table.clips)}
         scores = np.full(len(table.clips), np.nan)
         for detector, fold in zip(trained, folds, strict=True):
-            held_out = [index[clean.clips[i].path] for i in fold.test if clean.clips[i].path in index]
-            part = np.array(held_out, dtype=np.intp)
+            # A file may be in the corpus twice, so a path may be that of several clips.
+            held_out = {clean.clips[i].path for i in fold.test}
+            part = np.array([i for i, clip in enumerate(table.clips) if clip.path in held_out], dtype=np.intp)
             scores[part] = detector.score(table, part)
         rows[name] = {"eer": eer(table.labels, scores), "auc": auc(table.labels, scores), "clips": len(scores)}
     return rows
@@ -177,6 +177,11 @@ def mixtures(judge: Judge, clips: Sequence[Clip], rng: np.random.Generator, coun
                 rows.append({"kind": "step", "spoof": inside, "probability": probability})
         rows.append({"kind": "splice", "spoof": True, "result": verdict.overall, "reasons": list(verdict.reasons)})
     return rows
+
+
+def shares(count: int, parts: int) -> list[int]:
+    """`count` divided among `parts` as evenly as whole numbers allow."""
+    return [count // parts + (part < count % parts) for part in range(parts)]
 
 
 def pick(clips: Sequence[Clip], rng: np.random.Generator, count: int) -> list[Clip]:
@@ -278,14 +283,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     alarms: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     mixed: list[dict[str, Any]] = []
     voice_activity, extractor = VoiceActivityDetector(recipe.detector), TkanExtractor(recipe.detector, recipe.spec)
-    for detector, fold in zip(trained, folds, strict=True):
+    for detector, fold, count in zip(trained, folds, shares(arguments.mixtures, len(folds)), strict=True):
         bundle = Bundle(describe(config, clean, detector, "stress"), detector.arrays, "")
         judge = Judge(voice_activity, extractor, Classifier(recipe.detector, bundle))
         held_out = [clean.clips[i] for i in fold.test]
         for length, counts in false_alarms(judge, held_out, rng, arguments.seconds / len(folds)).items():
-            for result, count in counts.items():
-                alarms[length][result] += count
-        mixed += mixtures(judge, held_out, rng, arguments.mixtures // len(folds))
+            for result, times in counts.items():
+                alarms[length][result] += times
+        mixed += mixtures(judge, held_out, rng, count)
     results |= {"false_alarms": alarms, "mixed": summarise(mixed)}
     with local_folder(arguments.out) as out:
         out.mkdir(parents=True, exist_ok=True)

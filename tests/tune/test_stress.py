@@ -9,7 +9,7 @@ from tests.audio import encode
 from tests.tune.synthetic import make_clips, make_table
 from tune.corpora.manifest import Clip
 from tune.errors import LeakError
-from tune.stress import assemble, lay_turns, report, robustness, summarise
+from tune.stress import assemble, lay_turns, report, robustness, shares, summarise
 from tune.training.folds import FoldsConfig, make_folds
 from tune.training.table import Table
 from tune.training.validate import TrainingConfig, train
@@ -52,6 +52,20 @@ def test_robustness_compares_conditions_on_held_out_clips() -> None:
     assert rows["clean"]["eer"] < 0.1 < rows["noisy"]["eer"]
     with pytest.raises(LeakError):
         robustness(trained[::-1], folds, clean, {"clean": clean})
+
+
+def test_a_file_that_is_listed_twice_is_judged_twice() -> None:
+    clips = make_clips()
+    clean = make_table([*clips, clips[0]], separation=3)
+    folds = make_folds(clean.clips, FoldsConfig(by="site", at_once=2))
+    trained = [train(CONFIG, clean, fold.train) for fold in folds]
+    assert robustness(trained, folds, clean, {"clean": clean})["clean"]["clips"] == len(clips) + 1
+
+
+@pytest.mark.parametrize(("count", "parts"), [(40, 25), (40, 50), (40, 5), (0, 3)])
+def test_mixtures_are_divided_without_a_remainder(count: int, parts: int) -> None:
+    divided = shares(count, parts)
+    assert sum(divided) == count and len(divided) == parts and max(divided) - min(divided) <= 1
 
 
 def test_summary_and_report() -> None:
