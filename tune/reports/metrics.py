@@ -54,7 +54,8 @@ def error_curve(labels: Labels, scores: Scores) -> tuple[Scores, Scores, Scores]
     spoofs = np.bincount(position, weights=labels, minlength=len(thresholds))
     others = np.bincount(position, weights=~labels, minlength=len(thresholds))
     miss = np.concatenate([[0.0], np.cumsum(spoofs)]) / labels.sum()
-    false_alarm = 1 - np.concatenate([[0.0], np.cumsum(others)]) / (~labels).sum()
+    # Subtracted as counts: the share of one in twenty must be exactly .05, and 1 - 19 / 20 is above that.
+    false_alarm = ((~labels).sum() - np.concatenate([[0.0], np.cumsum(others)])) / (~labels).sum()
     return np.append(thresholds, np.inf), miss, false_alarm
 
 

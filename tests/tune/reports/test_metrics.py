@@ -88,6 +88,14 @@ def test_two_classes_are_needed_by(name: str) -> None:
             metrics.SUMMARY[name](np.full(4, label), np.arange(4.0))
 
 
+@pytest.mark.parametrize("count", [20, 40, 60, 100, 120])
+def test_a_share_of_errors_that_is_just_allowed_is_allowed(count: int) -> None:
+    labels = np.repeat([False, True], count)
+    scores = np.concatenate([np.arange(count), np.arange(count) + count / 2]).astype(np.float64)
+    thresholds = choose_thresholds(labels, scores, OperatingPoints(recall_miss=0.05, precision_false_alarm=0.05))
+    assert (scores[~labels] >= thresholds.precision).mean() == 0.05
+
+
 def test_perfect_reversed_and_constant_scores() -> None:
     labels = np.array([True] * 3 + [False] * 5)
     scores = np.where(labels, 5.0, -5.0)
