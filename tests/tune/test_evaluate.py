@@ -96,6 +96,7 @@ def test_the_report_shows_the_interval_of_a_row_and_where_there_is_none(tmp_path
     # For one speaker there is no interval.
     assert german == ["de", "3", "3", "0.500", "0.500", "1.000", "0.000"]
     assert re.fullmatch(r"0\.\d{3} \[0\.\d{3} – 0\.\d{3}\]", english[5])
+    assert "such an interval\nholds the value for all speakers of this kind" in report
 
 
 def test_what_could_not_be_scored_counts_as_the_worst_error() -> None:
