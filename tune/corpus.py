@@ -109,9 +109,7 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
         measured = list(with_progress(pool.map(measure, [clip.path for clip in clips]), len(clips), "clips"))
     good = [(clip, traits) for clip, traits in zip(clips, measured, strict=True) if isinstance(traits, Traits)]
     unreadable = [
-        (clip.listed or str(clip.path), found)
-        for clip, found in zip(clips, measured, strict=True)
-        if isinstance(found, str)
+        (_name(clip), found) for clip, found in zip(clips, measured, strict=True) if isinstance(found, str)
     ]
     copies: dict[str, list[Clip]] = defaultdict(list)
     for clip, traits in good:
@@ -129,9 +127,9 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
         "clips": len(clips),
         "missing": [name for name, what in unreadable if what.startswith("missing")],
         "unreadable": [f"{name}: {what}" for name, what in unreadable if not what.startswith("missing")],
-        "duplicated": [[clip.path.name for clip in same] for same in repeated],
+        "duplicated": [[_name(clip) for clip in same] for same in repeated],
         "duplicated_in_both_classes": [
-            [clip.path.name for clip in same] for same in repeated if len({clip.label for clip in same}) > 1
+            [_name(clip) for clip in same] for same in repeated if len({clip.label for clip in same}) > 1
         ],
         "without_speaker": sum(not clip.speaker for clip in clips),
         "speakers_in_both_classes": sorted(speakers["bonafide"] & speakers["spoof"]),
@@ -147,6 +145,11 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
         "leaks": leaks(good),
     }
     return result, good
+
+
+def _name(clip: Clip) -> str:
+    """The path of a clip as its manifest gives it. A bare file name may be that of many clips."""
+    return clip.listed or str(clip.path)
 
 
 def leaks(good: Sequence[tuple[Clip, Traits]]) -> dict[str, dict[str, Any]]:
@@ -286,11 +289,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
             plot_corpus(labels, columns).savefig(arguments.out / "check.png", dpi=110)
         broken = bool(result["missing"] or result["unreadable"] or result["duplicated_in_both_classes"])
+        # Other commands read only manifests and plain folders.
+        train = f"python -m tune.train --manifest {arguments.path} --out runs/mine"
+        if arguments.kind not in (None, "manifest"):
+            train = f"python -m tune.corpus build {arguments.path} --kind {arguments.kind} --out corpora/mine.csv"
         finish(
             f"check.json and check.png in {arguments.out}" if arguments.out else "nothing: --out DIR keeps the figures",
             "repair the files named above, and check again"
             if broken
-            else f"python -m tune.train --manifest {arguments.path} --out runs/mine",
+            else train,
         )
         if broken:
             sys.exit(1)

@@ -132,6 +132,18 @@ def test_a_plain_folder_is_checked_as_it_is(corpus: Path, tmp_path: Path, capsys
         main(["check", str(tmp_path / "gone")])
 
 
+def test_duplicates_are_named_by_their_path_and_another_layout_is_built_before_it_is_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("real/ann/0.wav", "real/bob/0.wav", "fake/vits/0.wav", "fake/vits/1.wav")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encode(speech_like(1, max(number, 1))))
+    main(["check", str(tmp_path), "--kind", "folder"])
+    printed, then = capsys.readouterr()
+    assert "duplicated: 1 (real/ann/0.wav = real/bob/0.wav)" in printed
+    assert f"next: python -m tune.corpus build {tmp_path} --kind folder --out" in then
+
+
 def test_only_a_trait_that_tells_more_than_chance_leaks() -> None:
     rng = np.random.default_rng(0)
 
