@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.audio.formats import recordings_in
-from tune.corpora.manifest import LABELS, Clip, Label, read_manifest
+from tune.corpora.manifest import LABELS, Clip, Label, read_manifest, some
 from tune.errors import CorpusError
 
 
@@ -140,6 +141,13 @@ def read_folder(root: Path) -> list[Clip]:
             generator, speaker, *_ = (*names, "", "") if label == "spoof" else ("", *names, "")
             listed = path.relative_to(root).as_posix()
             clips.append(Clip(path, label, speaker, generator, root.name, listed=listed))
+    if both := sorted({clip.speaker for clip in clips} & {clip.generator for clip in clips} - {""}):
+        print(
+            f"warning: {some(both)}: the same folder name is that of a speaker and of a generator. The folders in "
+            "fake/ are read as generators. If these are speakers, put a folder for the generator around them, such as "
+            f"fake/unknown/{both[0]}. Otherwise a voice may be both in training and in the test.",
+            file=sys.stderr,
+        )
     return clips
 
 

@@ -109,6 +109,15 @@ def test_plain_folder(tmp_path: Path) -> None:
     }
 
 
+def test_a_speaker_who_is_read_as_a_generator_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grow(tmp_path, "real/ann/a.wav", "real/bob/b.wav", "fake/vits/ann/c.wav", "fake/d.wav")
+    read_corpus("folder", tmp_path)
+    assert capsys.readouterr().err == ""
+    grow(tmp_path, "fake/ann/e.wav")
+    read_corpus("folder", tmp_path)
+    assert capsys.readouterr().err.startswith("warning: ann: the same folder name")
+
+
 def test_a_folder_holds_every_kind_of_recording_but_nothing_hidden(tmp_path: Path) -> None:
     grow(tmp_path, "real/a.wav", "real/b.WAVE", "fake/c.m4v", "fake/d.aifc", "fake/e.rf64", "real/.trash/f.wav")
     (tmp_path / "real" / "._a.wav").write_bytes(b"\0\5\x16\7 what macOS keeps beside a file on other disks")
