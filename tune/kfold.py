@@ -21,6 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 from pipeline.config import parse
 from tune.cluster import connect
 from tune.command import finish, run
+from tune.corpora.generators import plain_name
 from tune.corpora.manifest import write_csv
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
@@ -64,10 +65,16 @@ def evaluate_folds(config: TrainingConfig, table: Table, folds: Sequence[Fold], 
 
 def write_scores(path: Path, table: Table, folds: Sequence[Fold], scores: Scores) -> None:
     """One row for each tested clip, in the order of the folds: its score by the detector of its fold, and whether its
-    generator was in the training part."""
+    generator was in the training part; empty if it names no generator."""
     met = generators_met(table.clips, folds)
     rows = [
-        (table.clips[i].listed, table.clips[i].label, f"{scores[i]:.4f}", fold.name, int(met[i]))
+        (
+            table.clips[i].listed,
+            table.clips[i].label,
+            f"{scores[i]:.4f}",
+            fold.name,
+            int(met[i]) if plain_name(table.clips[i].generator) else "",
+        )
         for fold in folds
         for i in fold.test
     ]

@@ -209,7 +209,7 @@ def measure_held_out(
     """
     labels = np.array([clip.is_spoof for clip in judged])
     metrics = bootstrap(SUMMARY, labels, evidence.scores, [clip.voice for clip in judged])
-    names = {plain_name(clip.generator) for clip in tuned_on if clip.is_spoof}
+    names = {plain_name(clip.generator) for clip in tuned_on if clip.is_spoof} - {""}
     met = np.array([clip.is_spoof and plain_name(clip.generator) in names for clip in judged])
     return metrics, {
         "of": f"clips of {len({clip.site for clip in judged})} sites left out of training",

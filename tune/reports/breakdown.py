@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune.corpora.generators import FAMILIES, look_up
+from tune.corpora.generators import FAMILIES, look_up, plain_name
 from tune.corpora.manifest import Clip
 from tune.reports.metrics import (
     Indices,
@@ -57,8 +57,8 @@ def break_down(
     """The metrics of the scores of `clips`, part by part, with 95 % intervals over speakers.
 
     The error rates are at the fixed `threshold`. `met` (clips,) says for each spoof whether its generator was in the
-    training; None if unknown. The spoofs of each generator, family and year are compared with all recordings. Raises
-    CorpusError if a score is NaN or a class has no clip.
+    training; None if unknown. It is not used for spoofs that name no generator. The spoofs of each generator, family
+    and year are compared with all recordings. Raises CorpusError if a score is NaN or a class has no clip.
     """
     labels = np.array([clip.is_spoof for clip in clips])
     speakers = np.array([clip.voice for clip in clips])
@@ -71,7 +71,7 @@ def break_down(
     }
     if met is not None:
         parts["generator"] = [
-            ("met in training" if is_met else "not met") if clip.is_spoof else ""
+            ("met in training" if is_met else "not met") if clip.is_spoof and plain_name(clip.generator) else ""
             for clip, is_met in zip(clips, met, strict=True)
         ]
     order = {name: number for number, name in enumerate(FAMILIES)}

@@ -95,10 +95,11 @@ def make_folds(clips: Sequence[Clip], config: FoldsConfig) -> list[Fold]:
 
 
 def generators_met(clips: Sequence[Clip], folds: Iterable[Fold]) -> NDArray[np.bool_]:
-    """(clips,) whether the generator of a spoof is in the training part of the fold that tests the spoof."""
+    """(clips,) whether the generator of a spoof is in the training part of the fold that tests the spoof; false if the
+    spoof names no generator."""
     met = np.zeros(len(clips), dtype=bool)
     for fold in folds:
-        trained = {plain_name(clips[i].generator) for i in fold.train if clips[i].is_spoof}
+        trained = {plain_name(clips[i].generator) for i in fold.train if clips[i].is_spoof} - {""}
         met[fold.test] = [clips[i].is_spoof and plain_name(clips[i].generator) in trained for i in fold.test]
     return met
 

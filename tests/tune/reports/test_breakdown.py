@@ -102,6 +102,14 @@ def test_families_years_and_languages_have_rows_of_their_own() -> None:
     assert "worst first: page 0" in table
 
 
+def test_whether_a_spoof_without_a_name_was_met_is_not_told() -> None:
+    clips = [replace(clip, generator="" if clip.site < "page 02" else clip.generator) for clip in corpus(pages=4)]
+    named = sum(clip.is_spoof and bool(clip.generator) for clip in clips)
+    for met in (np.zeros(len(clips), dtype=bool), np.ones(len(clips), dtype=bool)):
+        (row,) = break_down(clips, scores_of(clips, set()), met=met, draws=10)["by"]["generator"]
+        assert row["spoof"] == named < sum(clip.is_spoof for clip in clips)
+
+
 def test_the_threshold_of_the_errors_is_the_one_given() -> None:
     clips = corpus()
     scores = scores_of(clips, set())

@@ -153,6 +153,12 @@ def test_generators_of_the_names_tested_do_not_train_where_they_are_to_be_new() 
         assert met.sum() == (0 if new else sum(clip.is_spoof for clip in clips))
 
 
+def test_spoofs_without_a_name_are_no_generator_that_was_met() -> None:
+    clips = [replace(clip, generator="" if clip.site < "site2" else clip.generator) for clip in make_clips()]
+    met = generators_met(clips, make_folds(clips, FoldsConfig(k=4)))
+    assert [bool(one) for one in met] == [bool(clip.generator) for clip in clips]
+
+
 def test_a_famous_voice_does_not_train_for_another_site_unless_speakers_are_of_their_site() -> None:
     clips = [replace(clip, speaker="LJ") if clip.speaker in ("speaker0", "speaker1") else clip for clip in make_clips()]
     of_site = [replace(clip, speaker=f"{clip.site}: {clip.voice}") for clip in clips]
