@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -30,12 +31,12 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Strict, parse
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, SoundSentryError
 from tune.cluster import connect
 from tune.command import finish, run
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.places import local_folder
+from tune.places import local_folder, make_writable
 from tune.reports.metrics import Interval, Scores, auc, eer
 from tune.reports.plots import plot_parallel_coordinates
 from tune.training.folds import Fold, make_folds
@@ -44,15 +45,15 @@ from tune.training.validate import TrainingConfig, fold_scores, measure, require
 
 Point = dict[str, Any]
 
+RECORD = "search.json"
+"""The file that says which search a folder holds."""
+
 
 class Grid(Strict):
     """Every combination of the values given for each key, such as `estimator.head.penalty`."""
 
     kind: Literal["grid"]
     space: dict[str, Annotated[list[Any], Field(min_length=1)]]
-
-    def param_space(self) -> dict[str, Any]:
-        return {key: ray_tune.grid_search(values) for key, values in self.space.items()}
 
 
 class Range(Strict):
@@ -68,7 +69,11 @@ class Range(Strict):
             raise ValueError("low must be below high, and above 0 on a logarithmic scale")
         return self
 
-    def domain(self) -> Any:
+    def domain(self, *, whole: bool) -> Any:
+        """What Ray Tune draws from. `whole` says that the key has whole numbers only; `high` is then one of them."""
+        if whole:
+            draw = ray_tune.lograndint if self.log else ray_tune.randint
+            return draw(round(self.low), round(self.high) + 1)
         return ray_tune.loguniform(self.low, self.high) if self.log else ray_tune.uniform(self.low, self.high)
 
 
@@ -79,12 +84,6 @@ class Optuna(Strict):
     samples: int = Field(32, ge=1)
     seed: int = 0
     space: dict[str, Range | Annotated[list[Any], Field(min_length=1)]]
-
-    def param_space(self) -> dict[str, Any]:
-        return {
-            key: values.domain() if isinstance(values, Range) else ray_tune.choice(values)
-            for key, values in self.space.items()
-        }
 
 
 class SearchConfig(TrainingConfig):
@@ -98,30 +97,65 @@ class SearchConfig(TrainingConfig):
         """The training configuration at `point`. Raises ConfigurationError that names an unknown key or bad value."""
         values = self.model_dump(exclude={"search", "asha"})
         for key, value in point.items():
-            *parents, last = key.split(".")
-            section: Any = values
-            for parent in parents:
-                section = section.get(parent, {}) if isinstance(section, dict) else {}
-            if not isinstance(section, dict) or last not in section:
-                likely = get_close_matches(last, section if isinstance(section, dict) else values, n=1)
-                meant = f": did you mean {likely[0]}?" if likely else ""
-                raise ConfigurationError(f"search.space: there is no key {key} in the training configuration{meant}")
+            section, last = _find(values, key)
             section[last] = value
         try:
             return TrainingConfig.model_validate(values)
         except ValidationError as error:
             raise ConfigurationError(f"search.space: at {point}: {error.errors()[0]['msg']}") from error
 
-    def require_space(self) -> None:
-        """Raises ConfigurationError for a key that does not exist, and for a value or an end of a range that it cannot
-        have. A trial would find this out only after all features are computed."""
+    def require_space(self, *, nested: bool = False) -> None:
+        """Raises ConfigurationError for a key that does not exist or changes nothing, for a value or an end of a range
+        that it cannot have, and for a kind of search that cannot be nested. A trial would find this out only after all
+        features are computed, or never."""
+        searched = ("features", "estimator", "calibration") if nested else ("features", "estimator")
         for key, values in self.search.space.items():
             for value in (values.low, values.high) if isinstance(values, Range) else values:
                 self.at({key: value})
+            if key.split(".")[0] not in searched:
+                raise ConfigurationError(
+                    f"search.space: {key} changes nothing in a search: vary features and keys of estimator, and with "
+                    "--nested also keys of calibration"
+                )
+        if nested and self.asha:
+            raise ConfigurationError("asha: a nested search needs every fold of every point: set asha to false")
+        if nested and isinstance(self.search, Optuna):
+            raise ConfigurationError(
+                "search.kind: Optuna proposes points by their errors on all folds, so no figure of it may be quoted: "
+                "set kind to grid, or leave out --nested"
+            )
+
+    def param_space(self) -> dict[str, Any]:
+        """The points of the search, as Ray Tune wants them."""
+        if isinstance(self.search, Grid):
+            return {key: ray_tune.grid_search(values) for key, values in self.search.space.items()}
+        values = self.model_dump(exclude={"search", "asha"})
+        found: dict[str, Any] = {}
+        for key, wanted in self.search.space.items():
+            section, last = _find(values, key)
+            found[key] = (
+                wanted.domain(whole=isinstance(section[last], int))
+                if isinstance(wanted, Range)
+                else ray_tune.choice(wanted)
+            )
+        return found
 
     def presets(self) -> list[str]:
         """The feature recipes that the search may need."""
         return list(self.search.space.get("features", [self.features]))
+
+
+def _find(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The section of a configuration that holds `key`, such as `estimator.head.penalty`, and the key's last part."""
+    *parents, last = key.split(".")
+    section: Any = values
+    for parent in parents:
+        section = section.get(parent, {}) if isinstance(section, dict) else {}
+    if not isinstance(section, dict) or last not in section:
+        likely = get_close_matches(last, section if isinstance(section, dict) else values, n=1)
+        meant = f": did you mean {likely[0]}?" if likely else ""
+        raise ConfigurationError(f"search.space: there is no key {key} in the training configuration{meant}")
+    return section, last
 
 
 class ScoreKeeper:
@@ -195,7 +229,6 @@ def search(
     *,
     resume: bool = False,
     nested: bool = False,
-    gpu_share: float = 0,
     mlflow: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run the search on the cluster this process is connected to, and write its results to `out`.
@@ -207,8 +240,6 @@ def search(
     for name, other in tables.items():
         if other.clips != table.clips:
             raise CorpusError(f"not every clip has features {name}: leave out the clips named above")
-    if nested and config.asha:
-        raise ConfigurationError("asha: a nested search needs every fold of every point: set asha to false")
     out = out.resolve()
     identity = {
         "config": config.model_dump(mode="json"),
@@ -222,7 +253,7 @@ def search(
     keeper = ray.remote(ScoreKeeper).options(num_cpus=0, scheduling_strategy=here).remote(folder)
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(run_trial, config=config, tables=tables, folds=folds, keeper=keeper, nested=nested),
-        {"cpu": 1, "gpu": gpu_share},
+        {"cpu": 1},
     )
     if resume and _restorable(out / "trials"):
         tuner = ray_tune.Tuner.restore(str(out / "trials"), trainable, resume_unfinished=True, restart_errored=True)
@@ -230,7 +261,7 @@ def search(
         wanted = config.search
         tuner = ray_tune.Tuner(
             trainable,
-            param_space=wanted.param_space(),
+            param_space=config.param_space(),
             tune_config=ray_tune.TuneConfig(
                 metric="eer",
                 mode="min",
@@ -245,7 +276,9 @@ def search(
         )
     trials = tuner.fit()
     if trials.errors:
-        raise CorpusError(f"{len(trials.errors)} of {len(trials)} trials failed, the first with: {trials.errors[0]}")
+        raise CorpusError(
+            f"{len(trials.errors)} of {len(trials)} trials failed, the first with: {_sentence(trials.errors[0])}"
+        )
     rows: list[dict[str, Any]] = []
     for trial in (trials[index] for index in range(len(trials))):
         assert trial.config is not None and trial.metrics is not None
@@ -253,35 +286,52 @@ def search(
     rows.sort(key=lambda row: (row["folds"] < len(folds), row["eer"], json.dumps(row, sort_keys=True)))
     _write_results(out, config, rows, len(folds))
     if nested:
-        quoted = nested_estimate(table, folds, folder)
+        points = [{key: row[key] for key in config.search.space} for row in rows]
+        quoted = nested_estimate(table, folds, [folder / f"{point_id(point)}.npz" for point in points])
         (out / "nested.json").write_text(json.dumps(quoted, indent=2) + "\n", encoding="utf-8")
     return rows
 
 
-def nested_estimate(table: Table, folds: Sequence[Fold], folder: Path) -> dict[str, Any]:
-    """EER and AUC if each fold is scored at the point that was best on the other folds. This figure may be quoted."""
-    trials = [np.load(path) for path in sorted(folder.glob("*.npz"))]
+def _sentence(error: Exception) -> str:
+    """What went wrong in a trial, without Ray's traceback."""
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return cause.detail if isinstance(cause, SoundSentryError) else str(cause).strip().splitlines()[-1]
+
+
+def nested_estimate(table: Table, folds: Sequence[Fold], points: Sequence[Path]) -> dict[str, Any]:
+    """EER and AUC if each fold is scored at the point that was best on the other folds. This figure may be quoted.
+
+    `points` are the files of the points' scores.
+    """
+    trials: list[tuple[Scores, list[float]]] = []
+    for path in sorted(points):
+        with np.load(path) as saved:
+            trials.append((saved["scores"], saved["held_out_eer"].tolist()))
     scores = np.full(len(table.clips), np.nan)
     for number, fold in enumerate(folds):
-        best = min(trials, key=lambda trial: float(trial["held_out_eer"][number]))
-        scores[fold.test] = best["scores"][fold.test]
+        best, _ = min(trials, key=lambda trial: trial[1][number])
+        scores[fold.test] = best[fold.test]
     found = measure({"eer": eer, "auc": auc}, table, scores)
     return {name: interval._asdict() for name, interval in found.items()}
+
+
+def require_free(out: Path, *, resume: bool) -> None:
+    """Raises ConfigurationError if `out` holds a search, or with `resume` if it holds none."""
+    if resume and not (out / RECORD).exists():
+        raise ConfigurationError(f"--resume: {out.name} holds no search to go on with: leave out --resume")
+    if not resume and (out / RECORD).exists():
+        raise ConfigurationError(f"{out.name} holds a search already: go on with --resume, or choose another --out")
 
 
 def _claim(out: Path, identity: dict[str, Any], resume: bool) -> None:
     """Mark `out` as the folder of this search. Raises ConfigurationError if it holds another search, or if there is
     none to resume."""
-    record = out / "search.json"
-    if resume:
-        if not record.exists():
-            raise ConfigurationError(f"--resume: {out.name} holds no search to go on with")
-        if json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(identity)):
-            raise ConfigurationError(
-                f"--resume: the search in {out.name} is of another configuration or other features; start a new one"
-            )
-    elif record.exists():
-        raise ConfigurationError(f"{out.name} holds a search already: go on with --resume, or choose another --out")
+    require_free(out, resume=resume)
+    record = out / RECORD
+    if resume and json.loads(record.read_text(encoding="utf-8")) != json.loads(json.dumps(identity)):
+        raise ConfigurationError(
+            f"--resume: the search in {out.name} is of another configuration or other features; start a new one"
+        )
     out.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
 
@@ -314,11 +364,8 @@ def _asha(folds: int) -> ASHAScheduler:
 def _callbacks(out: Path, mlflow: str | None) -> list[ray_tune.Callback]:
     callbacks: list[ray_tune.Callback] = [_Progress()]
     if mlflow is not None:
-        try:
-            import mlflow as _installed  # noqa: F401
-            from ray.air.integrations.mlflow import MLflowLoggerCallback
-        except ImportError as error:
-            raise ConfigurationError("--mlflow needs the package mlflow: pip install mlflow") from error
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
         callbacks.append(MLflowLoggerCallback(tracking_uri=mlflow, experiment_name=out.name))
     return callbacks
 
@@ -346,22 +393,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mlflow", metavar="URI", help="log the trials to this MLflow server or folder, too")
     arguments = parser.parse_args(argv)
     config = parse(SearchConfig, arguments.config)
+    # All that can be refused is refused before the work.
     require_no_front(config)
-    config.require_space()
+    config.require_space(nested=arguments.nested)
+    if arguments.mlflow is not None and find_spec("mlflow") is None:
+        raise ConfigurationError("--mlflow needs the package mlflow: pip install mlflow")
     clips = load_clips(arguments, config.speakers_of)
     folds = make_folds(clips, config.folds)
     if arguments.nested:
         require_calibration(clips, folds, config.calibration)
-    tables = {preset: load_table(arguments, clips, preset, config.draws, config.vocoded) for preset in config.presets()}
-    connect(arguments.address)
     with local_folder(arguments.out) as out:
+        require_free(out, resume=arguments.resume)
+        make_writable(out)
+        tables = {
+            preset: load_table(arguments, clips, preset, config.draws, config.vocoded) for preset in config.presets()
+        }
+        connect(arguments.address)
         rows = search(
             config,
             tables,
             out,
             resume=arguments.resume,
             nested=arguments.nested,
-            gpu_share=arguments.gpu,
             mlflow=arguments.mlflow,
         )
         print((out / "results.csv").read_text(encoding="utf-8"), end="")
