@@ -23,7 +23,7 @@ from scipy.special import expit
 
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
-from pipeline.errors import InputError
+from pipeline.errors import BundleError, InputError
 from pipeline.progress import with_progress
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
@@ -34,6 +34,7 @@ from tune.command import finish, run
 from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split, require_usable, with_contents
 from tune.corpora.readers import read_corpus
 from tune.errors import CorpusError
+from tune.places import make_writable
 from tune.reports.breakdown import rates
 from tune.reports.metrics import (
     Indices,
@@ -44,6 +45,7 @@ from tune.reports.metrics import (
     bootstrap,
     bootstrap_statistics,
     cllr,
+    coverage_errors,
     eer,
     min_cllr,
 )
@@ -318,8 +320,9 @@ def adapt(
 
     `after` (clips,) are the scores of `nested_scores`. Variances grow with the square of the scale. The novelty of most
     of the clips now counts as normal. If the head for wide bands is adapted, new operating points are chosen if
-    their class has enough clips; both heads use the operating points. If the head for narrow bands is adapted, it
-    may give answers if its EER is low enough.
+    their class has enough clips; both heads use the operating points. The metric `coverage` is then measured with these
+    clips, because a service compares its scores with it. If the head for narrow bands is adapted, it may give answers
+    if its EER is low enough.
     """
     info, scorer = bundle.info, bundle.scorer(narrow=narrow)
     calibration = Calibration(
@@ -353,8 +356,15 @@ def adapt(
         recall=min((chosen if scored.labels.sum() >= THRESHOLD_CLIPS else kept).recall, 0.0),
         precision=max((chosen if (~scored.labels).sum() >= THRESHOLD_CLIPS else kept).precision, 0.0),
     )
+    metrics = {**info.metrics, "coverage": coverage_errors(scored.labels, after)}
     # The ranges for recordings of humans are dropped, because they were measured with the old head.
-    return info.model_copy(update={**changed, "thresholds": thresholds, "humans": None}), arrays
+    return info.model_copy(update={**changed, "thresholds": thresholds, "humans": None, "metrics": metrics}), arrays
+
+
+def with_record(metrics: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a bundle with the record of an adaptation. Earlier records are kept, the oldest first."""
+    earlier = [*metrics.get("adapted_before", []), *([metrics["adapted"]] if "adapted" in metrics else [])]
+    return {**metrics, "adapted": record} | ({"adapted_before": earlier} if earlier else {})
 
 
 def as_table(found: dict[str, Intervals]) -> str:
@@ -373,6 +383,16 @@ def as_table(found: dict[str, Intervals]) -> str:
         for name, unit in units.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def read_card(bundle: Path) -> str:
+    """The model card of a bundle. Raises BundleError if it cannot be read."""
+    try:
+        return (bundle / "model_card.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"model bundle {bundle.name} has no model_card.md that can be read: copy the bundle again"
+        ) from error
 
 
 def _card(old: str, bundle: Bundle, record: dict[str, Any], table: str) -> str:
@@ -398,10 +418,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.out.resolve() == arguments.bundle.resolve():
         parser.error("--out is the bundle to start from: choose another folder")
+    # All that can be refused is refused before the work.
+    bundle = Bundle.load(arguments.bundle)
+    old_card = read_card(arguments.bundle)
+    # The folder itself is made only if there is a bundle to write.
+    make_writable(arguments.out if arguments.out.exists() else arguments.out.parent)
     clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
     require_usable(clips)
     clips = with_contents(clips)
-    bundle = Bundle.load(arguments.bundle)
     config = DetectorConfig.load(arguments.detector).model_copy(update={"bundle": arguments.bundle.resolve()})
     hashes = {clip.sha256[:12] for clip in clips}
     if known := len(hashes & set(bundle.info.corpus.get("clips", ()))):
@@ -434,11 +458,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = info.model_copy(
         update={
             "name": arguments.name or arguments.out.resolve().name,
-            "metrics": {**info.metrics, "adapted": record},
+            "metrics": with_record(info.metrics, record),
             "corpus": {**info.corpus, "clips": sorted({*info.corpus.get("clips", ()), *hashes})},
         }
     )
-    card = _card((arguments.bundle / "model_card.md").read_text(encoding="utf-8"), bundle, record, table)
+    card = _card(old_card, bundle, record, table)
     adapted = save_bundle(arguments.out, info, arrays, card, bundle.front)
     print(f"{record['what']}: Cllr falls by {gain.text()}, measured by leaving out each {scored.unit} in turn")
     finish(

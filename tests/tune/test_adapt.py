@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.detector import Detector
+from pipeline.errors import BundleError
 from pipeline.verdict.bundle import Bundle, Calibration, save_bundle
 from pipeline.verdict.head import raw_scores
 from tune.adapt import (
@@ -28,10 +29,11 @@ from tune.adapt import (
     is_beyond_chance,
     main,
     nested_scores,
+    with_record,
 )
 from tune.corpora.manifest import Clip, read_manifest, write_manifest
 from tune.errors import CorpusError
-from tune.reports.metrics import cllr, eer
+from tune.reports.metrics import cllr, coverage_errors, eer
 
 PAGES = ROOT.parent / "shared" / "field-dev"
 
@@ -203,6 +205,33 @@ def test_a_head_for_narrow_bands_may_answer_only_if_it_tells_the_classes_apart()
         info, _ = adapt(before, Adaptation(1.0, 0.0, None), scored, after, narrow=True)
         assert info.narrow is not None and info.narrow.trusted == trusted
         assert info.calibration == shipped.info.calibration
+
+
+def test_certainty_is_that_of_the_adapted_scores() -> None:
+    """Scores of the service are compared with the metric `coverage`, so it must have their scale."""
+    shipped = Bundle.load(DetectorConfig().bundle_path)
+    scored = channel(40, seed=0, evidence=2.5)
+    after = 10 * scored.scores
+    wide, narrow = (
+        adapt(shipped, Adaptation(10.0, 0.0, None), scored, after, narrow=is_narrow)[0] for is_narrow in (False, True)
+    )
+    assert wide.metrics["coverage"] == coverage_errors(scored.labels, after) != shipped.info.metrics["coverage"]
+    assert narrow.metrics["coverage"] == shipped.info.metrics["coverage"]
+
+
+def test_a_second_adaptation_keeps_the_record_of_the_first() -> None:
+    metrics: dict[str, object] = {"eer": 0.1}
+    for number in range(3):
+        metrics = with_record(metrics, {"number": number})
+        assert metrics["adapted"] == {"number": number}
+    assert metrics["adapted_before"] == [{"number": 0}, {"number": 1}]
+
+
+def test_a_bundle_without_a_card_is_refused_before_the_work(tmp_path: Path) -> None:
+    shutil.copytree(DetectorConfig().bundle_path, tmp_path / "bundle")
+    (tmp_path / "bundle" / "model_card.md").unlink()
+    with pytest.raises(BundleError, match=r"bundle has no model_card\.md"):
+        main([f"--bundle={tmp_path / 'bundle'}", f"--manifest={tmp_path / 'm.csv'}", f"--out={tmp_path / 'out'}"])
 
 
 @pytest.fixture(scope="module")
