@@ -31,10 +31,13 @@ def connect(address: str | None) -> None:
     `address` is the address of the cluster; `auto` finds a cluster on this machine. If `address` is None, the variable
     RAY_ADDRESS gives it; Ray sets this variable for its jobs. If neither is given, a private cluster is started. It has
     a temporary folder and listens only on the loopback address. If this process is already connected, nothing is done.
-    Raises ConfigurationError if there is no cluster at the address.
+    Raises ConfigurationError if this is no address, or if there is no cluster at it.
     """
     if ray.is_initialized():
         return
+    place = address or os.environ.get("RAY_ADDRESS", "")
+    if place and not re.fullmatch(r"auto|local|\S+:\d+|\w+://\S+", place):
+        raise ConfigurationError(f"{place!r} is no address of a Ray cluster: write HOST:PORT, or auto.")
     # Without this, Ray's core prints messages about itself to the terminal, as errors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -49,7 +52,6 @@ def connect(address: str | None) -> None:
         options |= {"_temp_dir": folder, "include_dashboard": False}
     # At exit Python calls the function registered last first. So Ray stops before its folder is deleted.
     atexit.register(ray.shutdown)
-    place = address or os.environ.get("RAY_ADDRESS", "")
     try:
         # Ray itself would try to connect for minutes.
         if found := re.fullmatch(r"([^:/]+):(\d+)", place):
@@ -75,8 +77,15 @@ def map_with_actors(
     Yields what their method `answer` returns, in the order in which the answers are ready.
 
     A row is read only when an actor has room for it. It is sent to the actor, so no node needs the disk of another. If
-    a node is lost, its actors start again on other nodes and get their rows again. Raises what `answer` raises.
+    a node is lost, its actors start again on other nodes and get their rows again. Raises what `answer` raises, and
+    ConfigurationError if the cluster has no GPU for an actor.
     """
+    # Ray would wait for a GPU without an end.
+    if num_gpus > (there := ray.cluster_resources().get("GPU", 0)):
+        raise ConfigurationError(
+            f"--gpu {num_gpus:g}: the Ray cluster has {there:g} GPUs, so no process could start. Leave out --gpu, or "
+            "name a cluster with GPUs by --address."
+        )
     remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(actor)
     held = [ray.put(argument) for argument in arguments]  # kept, because an actor that starts again needs them
     pool = [remote.remote(*held) for _ in range(actors)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -26,6 +27,17 @@ def run(main: Callable[[], None]) -> None:
     except SoundSentryError as error:
         print(f"{error.title}: {error.detail}", file=sys.stderr)
         sys.exit(2)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for an option: a whole number, not below `least`."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is too small: give at least {least}")
+        return int(text)
+
+    return number
 
 
 def finish(wrote: str, then: str) -> None:

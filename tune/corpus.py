@@ -39,6 +39,7 @@ from tune.corpora.build import add_build_arguments, build
 from tune.corpora.manifest import Clip, add_split_argument, of_split, slash_hint, some, write_manifest
 from tune.corpora.readers import READERS, read_corpus
 from tune.errors import CorpusError
+from tune.places import make_writable
 from tune.reports.metrics import Labels, auc
 from tune.reports.plots import plot_corpus
 
@@ -108,9 +109,7 @@ def check(clips: Sequence[Clip]) -> tuple[dict[str, Any], list[tuple[Clip, Trait
     with ThreadPoolExecutor() as pool:
         measured = list(with_progress(pool.map(measure, [clip.path for clip in clips]), len(clips), "clips"))
     good = [(clip, traits) for clip, traits in zip(clips, measured, strict=True) if isinstance(traits, Traits)]
-    unreadable = [
-        (_name(clip), found) for clip, found in zip(clips, measured, strict=True) if isinstance(found, str)
-    ]
+    unreadable = [(_name(clip), found) for clip, found in zip(clips, measured, strict=True) if isinstance(found, str)]
     copies: dict[str, list[Clip]] = defaultdict(list)
     for clip, traits in good:
         copies[traits.content_sha256].append(clip)
@@ -278,10 +277,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_build_arguments(building)
     arguments = parser.parse_args(argv)
     if arguments.verb == "check":
+        if arguments.out:
+            make_writable(arguments.out)
         result, good = check(of_split(read_corpus(arguments.kind, arguments.path), arguments.split))
         print(describe(result))
         if arguments.out:
-            arguments.out.mkdir(parents=True, exist_ok=True)
             (arguments.out / "check.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
             labels = np.array([clip.is_spoof for clip, _ in good])
             columns: dict[str, Sequence[Any]] = {
@@ -295,19 +295,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             train = f"python -m tune.corpus build {arguments.path} --kind {arguments.kind} --out corpora/mine.csv"
         finish(
             f"check.json and check.png in {arguments.out}" if arguments.out else "nothing: --out DIR keeps the figures",
-            "repair the files named above, and check again"
-            if broken
-            else train,
+            "repair the files named above, and check again" if broken else train,
         )
         if broken:
             sys.exit(1)
     elif arguments.kind:
         if arguments.path is None or arguments.out is None:
             building.error("--kind needs the PATH of the corpus and --out for its manifest")
-        clips = read_corpus(arguments.kind, arguments.path)
+        if arguments.part or arguments.mirror:
+            building.error("--part and --mirror are for the starter corpus, not for --kind: leave them out")
+        if arguments.out.is_dir():
+            building.error(f"--out is the folder {arguments.out}: name a file in it, such as manifest.csv")
+        make_writable(arguments.out.parent)
+        clips = of_split(read_corpus(arguments.kind, arguments.path), arguments.split)
         write_manifest(arguments.out, clips)
         finish(f"{arguments.out}: {len(clips)} clips", f"python -m tune.corpus check {arguments.out}")
     else:
+        if arguments.path is not None:
+            building.error(f"the corpus {arguments.path} needs --kind: name its layout, or leave it out")
+        if arguments.part != "demo-pages" and (arguments.split or arguments.mirror):
+            building.error("--split and --mirror are for --part demo-pages: leave them out")
         build(arguments)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os.path
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ import numpy as np
 
 from pipeline.config import DetectorConfig
 from pipeline.progress import with_progress
-from tune.command import finish, run
+from tune.command import at_least, finish, run
 from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, add_split_argument, missing_files, name_nobody, of_split, write_csv
 from tune.corpora.readers import read_corpus
@@ -192,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--address", help="Ray cluster to use, such as auto (default: RAY_ADDRESS, or a private one)")
     parser.add_argument(
         "--actors",
-        type=int,
+        type=at_least(1),
         help="number of processes (default: one for each CPU), or with --url of requests at a time (default: 4)",
     )
     parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU that each process takes")
@@ -200,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
     require_two_classes(np.array([clip.is_spoof for clip in clips]))
     if missing := missing_files(clips):
-        if len({clip.label for clip in clips if clip.path.is_file()}) < 2:
+        if len({clip.label for clip in clips if os.path.isfile(clip.path)}) < 2:
             raise CorpusError(missing)
         print(f"warning: {missing}. They count as errors.", file=sys.stderr)
     if name_nobody(clips):

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ from pipeline.progress import with_progress
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.stages.vad import VoiceActivityDetector
 from tune.cluster import connect, default_actors, map_with_actors
-from tune.command import finish, run
+from tune.command import at_least, finish, run
 from tune.corpora.augment import AUGMENT_VERSION, RANDOM_CHANNEL, augment
 from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES
 from tune.corpora.copy_synthesis import COPIES_VERSION
@@ -48,7 +49,7 @@ from tune.corpora.manifest import (
 from tune.corpora.readers import read_corpus
 from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
-from tune.places import fetched, local_folder
+from tune.places import fetched, local_folder, make_writable
 from tune.training.table import FeatureKind, Table
 
 DEFAULT_CACHE = Path(".cache") / "features"
@@ -271,8 +272,12 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for the packages with the vocoder, if the training uses it (default %(default)s)",
     )
     parser.add_argument("--address", help="Ray cluster to use, such as auto (default: RAY_ADDRESS, or a private one)")
-    parser.add_argument("--actors", type=int, help="number of processes that extract (default: one for each CPU)")
-    parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU that each process takes")
+    parser.add_argument(
+        "--actors", type=at_least(1), help="number of processes that extract (default: one for each CPU)"
+    )
+    parser.add_argument(
+        "--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU for each process that extracts"
+    )
 
 
 def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "site"] = "corpus") -> list[Clip]:
@@ -325,21 +330,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.extract", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
     parser.add_argument("--features", default="linear-textures", help="preset (default %(default)s) or YAML file")
-    parser.add_argument("--draws", type=int, default=0, help="augmented copies of each clip (default %(default)s)")
+    parser.add_argument(
+        "--draws", type=at_least(0), default=0, help="augmented copies of each clip (default %(default)s)"
+    )
     parser.add_argument("--vocoded", action="store_true", help="also use copies of bona fide clips by HiFi-GAN")
     parser.add_argument("--out", help="folder or URI for features.npy, labels.npy and clips.csv (the clip of each row)")
     arguments = parser.parse_args(argv)
-    table = load_table(arguments, load_clips(arguments), arguments.features, arguments.draws, arguments.vocoded)
-    windows, dimension = table.vectors.shape
-    print(f"{len(table.clips)} clips, {windows} windows, {dimension} features each, in {arguments.cache}")
-    manifests = " ".join(str(path) for path in arguments.manifest)
-    train = f"python -m tune.train --manifest {manifests} --out runs/mine, which uses these features"
-    if arguments.out:
-        with local_folder(arguments.out) as out:
+    clips = load_clips(arguments)
+    with local_folder(arguments.out) if arguments.out else nullcontext() as out:
+        if out:
+            make_writable(out)
+        table = load_table(arguments, clips, arguments.features, arguments.draws, arguments.vocoded)
+        windows, dimension = table.vectors.shape
+        print(f"{len(table.clips)} clips, {windows} windows, {dimension} features each, in {arguments.cache}")
+        if out:
             write_arrays(out, table)
-            finish(f"features.npy, labels.npy and clips.csv in {out}", train)
-    else:
-        finish(f"the features in {arguments.cache}", train)
+        manifests = " ".join(str(path) for path in arguments.manifest)
+        finish(
+            f"features.npy, labels.npy and clips.csv in {out}" if out else f"the features in {arguments.cache}",
+            f"python -m tune.train --manifest {manifests} --out runs/mine, which uses these features",
+        )
 
 
 def write_arrays(folder: Path, table: Table) -> None:
@@ -347,7 +357,6 @@ def write_arrays(folder: Path, table: Table) -> None:
 
     `clips.csv` has the path, speaker and pair of each window. A split without leaks needs them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "features.npy", table.vectors)
     np.save(folder / "labels.npy", table.spoof.astype(np.int64))
     rows = ((clip.path, clip.speaker, clip.pair_id) for clip in (table.clips[i] for i in table.owner))

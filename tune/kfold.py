@@ -20,12 +20,12 @@ from sklearn.model_selection import StratifiedKFold
 
 from pipeline.config import parse
 from tune.cluster import connect
-from tune.command import finish, run
+from tune.command import at_least, finish, run
 from tune.corpora.generators import plain_name
 from tune.corpora.manifest import write_csv
 from tune.errors import CorpusError
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.places import local_folder
+from tune.places import local_folder, make_writable
 from tune.reports import breakdown
 from tune.reports.metrics import SUMMARY, Interval, Scores, auc, eer
 from tune.train import DEFAULT_CONFIG, train_folds
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=("speaker", "generator", "site", "source", "language"),
         help="what to leave out (default: as in the configuration)",
     )
-    parser.add_argument("--k", type=int, help="number of speaker folds (default: as in the configuration)")
+    parser.add_argument("--k", type=at_least(2), help="number of speaker folds (default: as in the configuration)")
     parser.add_argument("--random-split", action="store_true", help="also show the EER of random folds (too good)")
     parser.add_argument("--out", help="folder or URI for kfold.json, kfold.md and the scores of each recipe")
     arguments = parser.parse_args(argv)
@@ -137,8 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = config.model_copy(update={"folds": changed})
     clips = load_clips(arguments, config.speakers_of)
     require_calibration(clips, make_folds(clips, config.folds), config.calibration)
-    connect(arguments.address)
     with local_folder(arguments.out) if arguments.out else nullcontext() as out:
+        if out:
+            make_writable(out)
+        connect(arguments.address)
         results = []
         for features in arguments.features or [config.features]:
             table = load_table(arguments, clips, features, config.draws, config.vocoded)
@@ -149,7 +151,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 result["random_split_eer"] = random_split_eer(config.estimator, table)
             results.append(result)
             if out:
-                out.mkdir(parents=True, exist_ok=True)
                 write_scores(out / f"scores-{table.kind.spec.name}.csv", table, folds, scores)
         shown = as_markdown(results) + "".join(
             f"\n`{result['features']}`, part by part:\n\n{breakdown.as_markdown(result['breakdown'])}"

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, parse
+from pipeline.errors import MissingInput
 from pipeline.networks.spec import load_spec
 from pipeline.stages.classify import Classifier
 from pipeline.stages.extract import TkanExtractor
@@ -31,12 +32,12 @@ from pipeline.types import SAMPLE_RATE, Recording, Seconds, Turn, Waveform
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.bundle import Bundle
 from tune.cluster import connect
-from tune.command import finish, run
+from tune.command import at_least, finish, run
 from tune.corpora.augment import CONDITIONS
 from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
 from tune.extract import Recipe, add_corpus_arguments, extract, load_clips, load_table
-from tune.places import local_folder
+from tune.places import local_folder, make_writable
 from tune.reports.metrics import auc, eer
 from tune.train import describe, train_folds
 from tune.training.folds import Fold, FoldsConfig, make_folds
@@ -244,12 +245,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="configuration of the training, as for tune.train")
     parser.add_argument("--out", required=True, help="folder or URI of stress.json and stress.md")
     parser.add_argument(
-        "--clips", type=int, default=400, help="clips sent through each condition (default %(default)s)"
+        "--clips", type=at_least(1), default=400, help="clips sent through each condition (default %(default)s)"
     )
     parser.add_argument(
         "--seconds", type=float, default=1200, help="seconds of real speech for each length (default %(default)s)"
     )
-    parser.add_argument("--mixtures", type=int, default=40, help="mixed recordings of each kind (default %(default)s)")
+    parser.add_argument(
+        "--mixtures", type=at_least(0), default=40, help="mixed recordings of each kind (default %(default)s)"
+    )
     parser.add_argument("--card", type=Path, help="model card to put the tables into")
     arguments = parser.parse_args(argv)
     config = parse(TrainingConfig, arguments.config)
@@ -257,6 +260,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     clips = load_clips(arguments, config.speakers_of)
     require_calibration(clips, make_folds(clips, FOLDS), config.calibration)
     require_real_speech(clips, make_folds(clips, FOLDS))
+    if arguments.card:
+        require_card(arguments.card)
+    with local_folder(arguments.out) as out:
+        make_writable(out)
+        results = measure(arguments, config, clips)
+        (out / "stress.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (out / "stress.md").write_text(report(results), encoding="utf-8")
+        print(report(results))
+        if arguments.card:
+            card = arguments.card.read_text(encoding="utf-8")
+            arguments.card.write_text(with_section(card, f"{PREAMBLE}\n{report(results)}"), encoding="utf-8")
+        finish(
+            f"stress.json and stress.md in {out}",
+            "see in stress.md which channels, lengths and mixtures cause the most errors; --card writes its tables "
+            "into a model card",
+        )
+
+
+def require_card(card: Path) -> None:
+    """Raises MissingInput unless `card` is a file that can be read and written."""
+    try:
+        card.open("r+b").close()
+    except OSError as error:
+        raise MissingInput(
+            f"The model card {card.name} cannot be read and written: {error.strerror}. Name another by --card."
+        ) from error
+
+
+def with_section(card: str, section: str) -> str:
+    """The card with `section` under HEADING, instead of what was there before. Later sections stay."""
+    before, heading, after = card.partition(HEADING)
+    _, next_heading, later = after.partition("\n## ")
+    rest = f"\n## {later}" if heading and next_heading else ""
+    return f"{before.rstrip()}\n\n{HEADING}\n{section}{rest}"
+
+
+def measure(arguments: argparse.Namespace, config: TrainingConfig, clips: Sequence[Clip]) -> dict[str, Any]:
+    """Train the detectors of the folds on `clips`, and test each on its fold: the content of `stress.json`."""
     clean = load_table(arguments, clips, config.features, config.draws, config.vocoded)
     folds = make_folds(clean.clips, FOLDS)
     require_real_speech(clean.clips, folds)  # again, because bad files are left out now
@@ -278,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 actors=arguments.actors,
                 num_gpus=arguments.gpu,
             )
-    results: dict[str, Any] = {"robustness": robustness(trained, folds, clean, tables)}
+    robust = robustness(trained, folds, clean, tables)
 
     alarms: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     mixed: list[dict[str, Any]] = []
@@ -291,20 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for result, times in counts.items():
                 alarms[length][result] += times
         mixed += mixtures(judge, held_out, rng, count)
-    results |= {"false_alarms": alarms, "mixed": summarise(mixed)}
-    with local_folder(arguments.out) as out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "stress.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (out / "stress.md").write_text(report(results), encoding="utf-8")
-        print(report(results))
-        if arguments.card:
-            card = arguments.card.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
-            arguments.card.write_text(f"{card}\n\n{HEADING}\n{PREAMBLE}\n{report(results)}", encoding="utf-8")
-        finish(
-            f"stress.json and stress.md in {out}",
-            "see in stress.md which channels, lengths and mixtures cause the most errors; --card writes its tables "
-            "into a model card",
-        )
+    return {"robustness": robust, "false_alarms": alarms, "mixed": summarise(mixed)}
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.errors import MissingInput
 from tests.audio import encode
 from tune.corpora.manifest import Clip, read_manifest, write_manifest
 from tune.corpus import Traits, leaks, main, measure
@@ -113,6 +115,45 @@ def test_build_writes_the_manifest_of_a_corpus_that_is_there(tmp_path: Path) -> 
     main(["build", "--kind", "folder", str(tmp_path), "--out", str(tmp_path / "manifest.csv")])
     speakers = {clip.label: clip.speaker for clip in read_manifest(tmp_path / "manifest.csv")}
     assert speakers == {"bonafide": "ann", "spoof": ""}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["FOLDER", "--out=OUT"], "needs --kind"),
+        (["--split=dev", "--out=OUT"], "--split and --mirror are for --part demo-pages"),
+        (["--part=packages", "--mirror=FOLDER"], "--split and --mirror are for --part demo-pages"),
+        (["FOLDER", "--kind=folder", "--mirror=FOLDER", "--out=OUT"], "--part and --mirror are for the starter corpus"),
+        (["FOLDER", "--kind=folder", "--part=packages", "--out=OUT"], "--part and --mirror are for the starter corpus"),
+        (["FOLDER", "--kind=folder", "--out=FOLDER"], "name a file in it, such as manifest.csv"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("real/ann/a.wav", "fake/vits/b.wav"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    places = {"FOLDER": str(tmp_path), "OUT": str(tmp_path / "out")}
+    with pytest.raises(SystemExit):
+        main(["build", *(re.sub("FOLDER|OUT", lambda found: places[found[0]], one) for one in arguments)])
+    assert named in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_of_a_corpus_that_is_there_only_a_split_is_taken_where_one_is_named(corpus: Path, tmp_path: Path) -> None:
+    clips = read_manifest(corpus)
+    splits = [replace(clip, split="dev" if number < 5 else "check") for number, clip in enumerate(clips)]
+    write_manifest(corpus, splits)
+    main(["build", str(corpus), "--kind=manifest", "--split=dev", f"--out={tmp_path / 'dev.csv'}"])
+    assert read_manifest(tmp_path / "dev.csv") == splits[:5]
+
+
+@pytest.mark.parametrize("verb", ["check", "build"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(verb: str, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    kind = ["--kind=manifest"] if verb == "build" else []
+    with pytest.raises(MissingInput, match="Choose another --out"):
+        main([verb, str(corpus), *kind, f"--out={tmp_path / 'file' / 'out'}"])
 
 
 def test_a_plain_folder_is_checked_as_it_is(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

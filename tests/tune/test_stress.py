@@ -5,11 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.errors import MissingInput
 from tests.audio import encode
 from tests.tune.synthetic import make_clips, make_table
 from tune.corpora.manifest import Clip
 from tune.errors import LeakError
-from tune.stress import assemble, lay_turns, report, robustness, shares, summarise
+from tune.stress import (
+    HEADING,
+    assemble,
+    lay_turns,
+    report,
+    require_card,
+    robustness,
+    shares,
+    summarise,
+    with_section,
+)
 from tune.training.folds import FoldsConfig, make_folds
 from tune.training.table import Table
 from tune.training.validate import TrainingConfig, train
@@ -66,6 +77,21 @@ def test_a_file_that_is_listed_twice_is_judged_twice() -> None:
 def test_mixtures_are_divided_without_a_remainder(count: int, parts: int) -> None:
     divided = shares(count, parts)
     assert sum(divided) == count and len(divided) == parts and max(divided) - min(divided) <= 1
+
+
+def test_a_card_keeps_its_other_sections() -> None:
+    card = f"# A card\n\n{HEADING}\nold\n\n| old |\n\n## Adapted to a channel\nkept\n\n## Limits\n- kept\n"
+    expected = f"# A card\n\n{HEADING}\nnew\n\n## Adapted to a channel\nkept\n\n## Limits\n- kept\n"
+    assert with_section(card, "new\n") == expected
+    assert with_section("# A card\n", "new\n") == f"# A card\n\n{HEADING}\nnew\n"
+
+
+def test_a_card_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=r"The model card gone\.md cannot be read and written: No such file"):
+        require_card(tmp_path / "gone.md")
+    (tmp_path / "card.md").write_text("# A card\n")
+    require_card(tmp_path / "card.md")
+    assert (tmp_path / "card.md").read_text() == "# A card\n"
 
 
 def test_summary_and_report() -> None:

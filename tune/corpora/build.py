@@ -34,7 +34,7 @@ from pipeline.config import ROOT, Limits, Strict, parse
 from pipeline.errors import SoundSentryError
 from pipeline.progress import with_progress
 from pipeline.types import Seconds, Segment, Waveform
-from tune.command import finish
+from tune.command import at_least, finish
 from tune.corpora.augment import AUGMENT_VERSION
 from tune.corpora.copy_synthesis import COPIES_VERSION, copy_pair, load_vocoders
 from tune.corpora.manifest import Clip, add_split_argument, of_split, read_manifest, write_manifest
@@ -53,6 +53,7 @@ from tune.corpora.packages import (
     speak,
 )
 from tune.errors import CorpusError
+from tune.places import make_writable
 
 CLIPS_VERSION = 1
 """The version of this module. Raise it when the same packages give different clips although AUGMENT_VERSION and
@@ -111,21 +112,24 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help="folder of the corpus (default .cache/corpus/PART), or with --kind its manifest"
     )
-    parser.add_argument("--part", choices=PARTS, default="packages", help="which part (default %(default)s)")
+    parser.add_argument("--part", choices=PARTS, help="which part (default packages)")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="configuration of the starter corpus")
     parser.add_argument(
         "--cache", type=Path, default=DEFAULT_CACHE, help="folder of the packages (default %(default)s)"
     )
     parser.add_argument("--mirror", type=Path, help="folder to take the pages' clips from, instead of the network")
     add_split_argument(parser)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one for each CPU)")
+    parser.add_argument(
+        "--jobs", type=at_least(1), default=os.cpu_count() or 1, help="processes (default: one for each CPU)"
+    )
 
 
 def build(arguments: argparse.Namespace) -> None:
     """Make a part of the starter corpus, and print how much it holds."""
     corpus = parse(StarterCorpus, arguments.config)
-    out = arguments.out or Path(".cache") / "corpus" / arguments.part
-    if arguments.part == "packages":
+    part = arguments.part or "packages"
+    out = arguments.out or Path(".cache") / "corpus" / part
+    if part == "packages":
         build_packages(corpus, out, arguments.cache, arguments.jobs)
     else:
         build_pages(corpus, arguments.config.parent, out, arguments.mirror, arguments.split)
@@ -150,6 +154,7 @@ def build_packages(corpus: StarterCorpus, out: Path, cache: Path, jobs: int) -> 
     vocoders = load_vocoders(unpacked.hifigan)
     if unknown := sorted(set(corpus.vocoders) - set(vocoders)):
         raise CorpusError(f"there is no vocoder {unknown[0]!r}: choose among {', '.join(vocoders)}")
+    make_writable(out)
     tasks = plan(corpus, out, cache)
     pending = [task for task in tasks if not task.is_done]
     if pending:
@@ -291,6 +296,7 @@ def build_pages(corpus: StarterCorpus, folder: Path, out: Path, mirror: Path | N
         rows = {row["path"]: row for row in csv.DictReader(file)}
     if lacking := sorted({"origin_repo", "origin_commit", "origin_path", "cut"} - set(rows[clips[0].listed])):
         raise CorpusError(f"the list of pages {listed.name} has no column {lacking[0]!r}")
+    make_writable(out)
 
     def get(clip: Clip) -> str:
         target = out / clip.listed

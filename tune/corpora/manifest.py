@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import os.path
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -150,13 +151,25 @@ def name_nobody(clips: Iterable[Clip]) -> bool:
 
 
 def with_contents(clips: Iterable[Clip]) -> list[Clip]:
-    """The clips with the SHA-256 of their files, which must be there."""
-    return [replace(clip, sha256=hashlib.sha256(clip.path.read_bytes()).hexdigest()) for clip in clips]
+    """The clips with the SHA-256 of their files. Raises CorpusError that names the files that cannot be read."""
+    found, refused = [], []
+    for clip in clips:
+        try:
+            found.append(replace(clip, sha256=hashlib.sha256(clip.path.read_bytes()).hexdigest()))
+        except OSError as error:
+            refused.append(f"{clip.listed or clip.path.name} ({error.strerror})")
+    if refused:
+        raise CorpusError(
+            f"{len(refused)} of {len(found) + len(refused)} files cannot be read: {some(refused)}. Allow reading them, "
+            "or take them out of the manifest"
+        )
+    return found
 
 
 def missing_files(clips: Sequence[Clip]) -> str:
     """How many files are missing and which, as a sentence without a full stop; empty if all are there."""
-    missing = [clip.listed or clip.path.name for clip in clips if not clip.path.is_file()]
+    # pathlib raises an error for a name that is too long for the system.
+    missing = [clip.listed or clip.path.name for clip in clips if not os.path.isfile(clip.path)]
     return f"{len(missing)} of {len(clips)} files are missing: {some(missing)}{slash_hint(missing)}" if missing else ""
 
 

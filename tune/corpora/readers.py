@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os.path
 import re
 import sys
 from collections.abc import Callable
@@ -167,7 +168,7 @@ def read_corpus(kind: str | None, path: Path) -> list[Clip]:
     Without `kind`, a file is a manifest; a folder is read by its `manifest.csv`, or as a plain folder if it has none.
     Raises CorpusError if there is no corpus in this layout.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise CorpusError(f"there is no {path}: give a manifest, or the folder of a corpus")
     if kind not in (None, "manifest") and not path.is_dir():
         raise CorpusError(f"{path.name} is a file: a corpus in the layout of kind {kind} is a folder")

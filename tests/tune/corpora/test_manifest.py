@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tune.corpora.manifest import Clip, of_split, read_manifest, require_usable, write_manifest
+from tune.corpora.manifest import Clip, of_split, read_manifest, require_usable, with_contents, write_manifest
 from tune.errors import CorpusError
 
 
@@ -84,6 +84,20 @@ def test_missing_files_and_a_missing_class_are_found_before_work_starts(tmp_path
         require_usable([there, gone])
     with pytest.raises(CorpusError, match="no spoof clip"):
         require_usable([there])
+
+
+def test_a_name_that_is_too_long_is_that_of_a_missing_file(tmp_path: Path) -> None:
+    name = f"{'a' * 300}.wav"
+    with pytest.raises(CorpusError, match=f"1 of 1 files are missing: {name}"):
+        require_usable(read_manifest(write(tmp_path / "m.csv", f"path,label\n{name},real\n")))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "b.wav").mkdir()  # stands for a file without the right to read it: root may read every file
+    clips = [Clip(tmp_path / name, "bonafide") for name in ("a.wav", "b.wav")]
+    with pytest.raises(CorpusError, match=r"^1 of 2 files cannot be read: b\.wav \(Is a directory\)\. Allow reading"):
+        with_contents(clips)
 
 
 def test_a_split_is_kept_and_chosen_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

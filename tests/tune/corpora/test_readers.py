@@ -135,8 +135,9 @@ def test_a_folder_holds_every_kind_of_recording_but_nothing_hidden(tmp_path: Pat
 def test_a_tree_of_another_layout_is_an_error(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CorpusError):
         read_corpus(kind, grow(tmp_path / "corpus", "readme.txt"))
-    with pytest.raises(CorpusError, match="there is no"):
-        read_corpus(kind, tmp_path / "absent")
+    for absent in ("absent", "a" * 300):
+        with pytest.raises(CorpusError, match="there is no"):
+            read_corpus(kind, tmp_path / absent)
 
 
 def test_without_a_kind_a_file_is_a_manifest_and_a_folder_what_it_holds(tmp_path: Path) -> None:
