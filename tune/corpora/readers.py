@@ -42,25 +42,39 @@ ASVSPOOF_LINES = {
     13: (0, 1, 4, 5),  # 2021 DF
     10: (0, 1, 7, 8),  # ASVspoof 5
 }
+REPLAYED = 12
+"""Number of fields in a line of the protocol of 2021 PA."""
 
 
 def read_asvspoof(root: Path) -> list[Clip]:
-    """ASVspoof 2019, 2021 and 5: every countermeasure protocol below `root`, and the FLAC files it names."""
-    protocols = [
-        path
-        for pattern in ("*.cm.*.txt", "trial_metadata.txt", "ASVspoof5.*.tsv")
-        for path in sorted(root.rglob(pattern))
-    ]
+    """ASVspoof 2019, 2021 (LA and DF) and 5: every countermeasure protocol below `root`, and the FLAC files it names.
+
+    Protocols of speaker verification and lists without labels lie beside them, and are not read. Nor is 2021 PA: its
+    spoofs are recordings of humans that were played again.
+    """
+    protocols: dict[Path, list[list[str]]] = {}
+    for pattern in ("*.cm.*.txt", "trial_metadata.txt", "ASVspoof5.*.tsv"):
+        for path in sorted(root.rglob(pattern)):
+            if path.parent.name == "ASV" or ".track_2." in path.name:
+                continue
+            lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+            if lines and all(len(fields) == REPLAYED for fields in lines):
+                print(
+                    f"left out: {path.relative_to(root)}: ASVspoof 2021 PA is not read, because its spoofs are "
+                    "recordings of humans that were played again",
+                    file=sys.stderr,
+                )
+            elif not all(len(fields) == 1 for fields in lines):
+                protocols[path] = lines
     if not protocols:
         raise CorpusError(
-            f"{root.name} holds no ASVspoof protocol: expected *.cm.*.txt (2019), trial_metadata.txt (2021) or "
-            "ASVspoof5.*.tsv"
+            f"{root.name} holds no ASVspoof protocol with labels: expected *.cm.*.txt (2019), trial_metadata.txt "
+            "(2021: download the keys, too) or ASVspoof5.*.tsv"
         )
     audio = {path.stem: path for path in sorted(root.rglob("*.flac"))}
     clips = []
-    for protocol in protocols:
-        for number, line in enumerate(protocol.read_text(encoding="utf-8").splitlines(), start=1):
-            fields = line.split()
+    for protocol, lines in protocols.items():
+        for number, fields in enumerate(lines, start=1):
             positions = ASVSPOOF_LINES.get(len(fields))
             if positions is None or fields[positions[3]] not in ("bonafide", "spoof"):
                 raise CorpusError(f"{protocol.name}, line {number}, is not a line of an ASVspoof protocol")

@@ -63,6 +63,38 @@ def test_asvspoof(tmp_path: Path, protocol: str, line: str, audio: str, expected
     assert clip.path == tmp_path / audio
 
 
+def test_asvspoof_as_it_is_distributed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lists without labels, the protocols of speaker verification, and PA lie in the same tree."""
+    protocols = {
+        "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.eval.trl.txt": "LA_0039 LA_E_1 - A11 spoof",
+        "LA/ASVspoof2019_LA_asv_protocols/ASVspoof2019.LA.asv.eval.gi.trl.txt": "LA_0001 LA_E_2 bonafide target",
+        "ASVspoof2021_LA_eval/ASVspoof2021.LA.cm.eval.trl.txt": "LA_E_9",
+        "keys/LA/CM/trial_metadata.txt": "LA_0009 LA_E_9 alaw ita_tx A07 spoof notrim eval",
+        "keys/LA/ASV/trial_metadata.txt": "LA_0007-alaw-ita_tx LA_E_5 alaw ita_tx bonafide nontarget notrim eval",
+        "ASVspoof2021_DF_eval/ASVspoof2021.DF.cm.eval.trl.txt": "DF_E_2",
+        "keys/DF/CM/trial_metadata.txt": "LA_0023 DF_E_2 low_mp3 asvspoof A09 spoof notrim eval vocoder - - - -",
+        "keys/PA/CM/trial_metadata.txt": "PA_0010 PA_E_3 r1 m1 s4 c4 d1 r1 spoof spoof notrim eval",
+        "ASVspoof5.train.tsv": "T_4850 T_0000000000 F - - - AC3 A05 spoof -",
+        "ASVspoof5.eval.track_1.tsv": "E_1607 E_0000000001 F C01 2 E_0000000009 AC1 A17 spoof -",
+        "ASVspoof5.eval.track_2.enroll.tsv": "E_1607\tE_A0000000001,E_A0000000002",
+        "ASVspoof5.eval.track_2.trial.tsv": "E_1607 E_0009538969 F spoof A18",
+    }
+    grow(tmp_path, *protocols)
+    for name, line in protocols.items():
+        (tmp_path / name).write_text(f"{line}\n")
+    clips = read_corpus("asvspoof", tmp_path)
+    assert {clip.path.stem for clip in clips} == {"LA_E_1", "LA_E_9", "DF_E_2", "T_0000000000", "E_0000000001"}
+    assert all(clip.is_spoof for clip in clips) and len(clips) == 5
+    assert capsys.readouterr().err.startswith("left out: keys/PA/CM/trial_metadata.txt: ASVspoof 2021 PA is not read")
+
+
+def test_asvspoof_2021_without_its_keys_says_so(tmp_path: Path) -> None:
+    grow(tmp_path, "ASVspoof2021.LA.cm.eval.trl.txt")
+    (tmp_path / "ASVspoof2021.LA.cm.eval.trl.txt").write_text("LA_E_9\n")
+    with pytest.raises(CorpusError, match=r"no ASVspoof protocol with labels: .* download the keys"):
+        read_corpus("asvspoof", tmp_path)
+
+
 def test_a_bad_protocol_line_is_named(tmp_path: Path) -> None:
     grow(tmp_path, "a.cm.b.txt")
     (tmp_path / "a.cm.b.txt").write_text("LA_0079 LA_T_1 - A04 spoof\nwhat is this\n")
