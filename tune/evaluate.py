@@ -188,7 +188,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder or URI for metrics.json, scores.csv and report.html")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--bundle", type=Path, help="model bundle (default: the configuration's)")
-    what.add_argument("--url", help="a deployment to ask instead, such as http://localhost:8000")
+    what.add_argument(
+        "--url",
+        help="a deployment to ask instead, such as http://localhost:8000; if it asks for a key, the environment "
+        "variable SOUND_SENTRY_API_KEY gives it",
+    )
     parser.add_argument("--detector", type=Path, help="configuration of the detector (default: configs/detector.yaml)")
     parser.add_argument("--address", help="Ray cluster to use, such as auto (default: RAY_ADDRESS, or a private one)")
     parser.add_argument(

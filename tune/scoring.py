@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +26,11 @@ from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
 
 HTTP_SECONDS = 120
+TRIES = 6
+"""How often a deployment that has too much to do is asked."""
+LONGEST_WAIT_SECONDS = 60
+KEY_VARIABLE = "SOUND_SENTRY_API_KEY"
+"""The environment variable with the key for a deployment that asks for one. The client reads the same."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +147,16 @@ def score_over_http(clips: Sequence[Clip], url: str, *, clients: int) -> Iterato
 
 
 def deployed_model(url: str) -> Model:
-    """The model of the deployment at `url`. Raises CorpusError if no deployment answers."""
+    """The model of the deployment at `url`. Raises CorpusError if no deployment answers, or if it refuses."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/info", timeout=HTTP_SECONDS) as response:
-            info = json.load(response)
+        info = _answer(_request(url, "/info"))
         thresholds = {name: point["threshold"] for name, point in info["operating_points"].items()}
         return Model(info["model"]["name"], info["model"]["sha256"], thresholds)
-    except (OSError, ValueError, KeyError) as error:
-        raise CorpusError(f"no deployment of Sound Sentry answers at {url}") from error
+    except urllib.error.HTTPError as error:
+        hint = f" Set the environment variable {KEY_VARIABLE} to your key." if error.code in (401, 403) else ""
+        raise CorpusError(f"the deployment at {url} refuses: {_reason(error)}{hint}") from error
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"no deployment of Sound Sentry answers at {url}: start one, or check the address") from error
 
 
 def _post(url: str, path: Path) -> Scored:
@@ -156,24 +166,49 @@ def _post(url: str, path: Path) -> Scored:
         return failed("the file is missing or cannot be read")
     boundary = secrets.token_hex(16)
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="audio"; filename="audio"\r\n\r\n'
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/predict",
-        data=head.encode() + data + f"\r\n--{boundary}--\r\n".encode(),
-        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
-    )
+    request = _request(url, "/predict", head.encode() + data + f"\r\n--{boundary}--\r\n".encode())
+    request.add_header("Content-Type", f"multipart/form-data; boundary={boundary}")
     try:
-        with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as response:
-            return from_body(json.load(response), hashlib.sha256(data).hexdigest())
+        return from_body(_answer(request), hashlib.sha256(data).hexdigest())
     except urllib.error.HTTPError as error:
-        with error:
-            return failed(f"HTTP {error.code}: {_detail(error.read())}")
-    except (OSError, ValueError):
+        return failed(_reason(error))
+    except (OSError, HTTPException, ValueError):
         return failed("the deployment did not answer")
+    except (KeyError, TypeError):
+        return failed("the answer is not that of a deployment of Sound Sentry")
 
 
-def _detail(body: bytes) -> str:
-    """The sentence of a problem document (RFC 9457)."""
-    try:
-        return str(json.loads(body)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return "no reason given"
+def _request(url: str, path: str, data: bytes | None = None) -> urllib.request.Request:
+    request = urllib.request.Request(f"{url.rstrip('/')}{path}", data)
+    if key := os.environ.get(KEY_VARIABLE, "").strip():
+        # If the service redirects to another host, that host does not get the key.
+        request.add_unredirected_header("X-API-Key", key)
+    return request
+
+
+def _answer(request: urllib.request.Request) -> Any:
+    """The JSON of the answer. A deployment that has too much to do is asked again when it says so: an error would count
+    as an error of the model."""
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            wait = error.headers.get("Retry-After", "1")
+            seconds = int(wait) if wait.isdecimal() else 1
+            if error.code not in (429, 503) or tries == TRIES or seconds > LONGEST_WAIT_SECONDS:
+                raise
+            error.close()
+            time.sleep(seconds)
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """The status of an answer, and the sentence of its problem document (RFC 9457)."""
+    with error:
+        try:
+            detail = str(json.loads(error.read())["detail"])
+        except (OSError, HTTPException, ValueError, KeyError, TypeError):
+            detail = "no reason given"
+    return f"HTTP {error.code}: {detail}"
