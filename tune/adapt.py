@@ -31,7 +31,15 @@ from pipeline.verdict.bundle import NARROW, Arrays, Bundle, BundleInfo, Calibrat
 from pipeline.verdict.head import raw_scores, standardize
 from pipeline.verdict.parts import window_seconds
 from tune.command import finish, run
-from tune.corpora.manifest import Clip, add_split_argument, name_nobody, of_split, require_usable, with_contents
+from tune.corpora.manifest import (
+    NO_SPEECH,
+    Clip,
+    add_split_argument,
+    name_nobody,
+    of_split,
+    require_usable,
+    with_contents,
+)
 from tune.corpora.readers import read_corpus
 from tune.errors import CorpusError
 from tune.places import make_writable
@@ -255,7 +263,7 @@ def score_clips(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -
             continue
         speech = voice_activity.detect(recording)
         if not speech.segments:
-            _leave_out(clip, "there is no speech in it")
+            _leave_out(clip, NO_SPEECH)
             continue
         features = extractor.extract(recording, speech, turns=None)
         narrow = features.narrow and bundle.info.narrow is not None

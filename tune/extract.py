@@ -38,6 +38,7 @@ from tune.corpora.augment import AUGMENT_VERSION, RANDOM_CHANNEL, augment
 from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES
 from tune.corpora.copy_synthesis import COPIES_VERSION
 from tune.corpora.manifest import (
+    NO_SPEECH,
     Clip,
     add_split_argument,
     name_nobody,
@@ -61,8 +62,6 @@ ALONE = (
 FEATURES_VERSION = 3
 """The version of the features. Raise it when the same recording and recipe give different features. Old caches are
 then ignored. A test fails if you forget."""
-
-NO_SPEECH = "there is no speech in it"
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,11 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
 
 @dataclass(frozen=True)
 class Material:
-    """What the front is tuned on for one clip: its samples, and the textures of these. `held_out`: whether the first
-    detector is measured with the clip. `is_new`: whether only the second detector is tuned on it."""
+    """What the front is tuned on for one clip: its samples, the clip itself first, and the textures of these.
+
+    `held_out`: whether the first detector is measured with the clip. `is_new`: whether only the second detector is
+    tuned on it.
+    """
 
     clip: Clip
     samples: list[Sample]
@@ -128,7 +131,7 @@ def train_tuned_bundle(
     make_writable(beside)
     material = gather(config, tuning, clips, detector, packages)
     kept = [row for row in material if not row.is_new]
-    judged = [row for row in material if row.held_out and row.samples]
+    judged = [row for row in material if row.held_out]
 
     device = choose_device(detector.device)
     watch = tell("without the sites held out", tuning.first)

@@ -22,6 +22,9 @@ REQUIRED = ("path", "label")
 COLUMNS = (*REQUIRED, "speaker", "generator", "source", "language", "site", "pair_id", "split")
 """The columns that this product uses. Other columns are ignored."""
 
+NO_SPEECH = "there is no speech in it"
+"""Why a clip is left out."""
+
 FILE_NAMES = "surrogateescape"
 """How Python reads and writes bytes of file names that are not UTF-8. So such names survive a CSV file."""
 

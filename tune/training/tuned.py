@@ -27,7 +27,7 @@ from pipeline.types import Hertz, Label, Recording, Seconds, Segment, Speech, Wa
 from pipeline.verdict.bundle import NARROW, Arrays, Calibration, NarrowBand, Thresholds, Uncertainty
 from pipeline.verdict.windows import plan_windows
 from tune.corpora.augment import RANDOM_CHANNEL, TELEPHONE, add_noise, augment
-from tune.corpora.manifest import Clip
+from tune.corpora.manifest import NO_SPEECH, Clip
 from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
 from tune.errors import CorpusError
 from tune.reports.metrics import Labels, Scores
@@ -121,11 +121,11 @@ def is_for_tests(clip: Clip, config: TuningConfig) -> bool:
 def read_samples(
     config: DetectorConfig, packages: Path | None, recordings: Sequence[tuple[Clip, bytes]]
 ) -> list[list[Sample] | str]:
-    """The samples of each clip: the clip itself, and both clips of its copy-synthesis pair. For a clip that cannot be
-    read, the reason.
+    """The samples of each clip: the clip itself first, then both clips of its copy-synthesis pair. For a clip that
+    cannot be read, or has no speech, the reason.
 
     `recordings` has each clip with the bytes of its file. The pair is only made for bona fide clips outside the
-    background, and only if `packages`, the folder for HiFi-GAN, is given. A sample without speech is left out.
+    background, and only if `packages`, the folder for HiFi-GAN, is given. A clip of a pair without speech is left out.
     """
     torch.set_num_threads(1)
     voice_activity = VoiceActivityDetector(config)
@@ -151,6 +151,8 @@ def _read(
             kind = clip.generator or clip.source or "recording"
             page = clip.site or clip.source
             samples.append(Sample(sound.samples, speech, spoof, page, kind, clip.background, vocoded))
+        elif not vocoded:
+            return NO_SPEECH
     return samples
 
 

@@ -10,10 +10,12 @@ import pytest
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.types import SAMPLE_RATE, Segment, Waveform
+from tests.audio import encode
 from tests.tune.synthetic import make_clips
 from tune.corpora.copy_synthesis import through_griffin_lim
-from tune.corpora.manifest import Clip
+from tune.corpora.manifest import NO_SPEECH, Clip
 from tune.errors import CorpusError
+from tune.training import tuned as tuned_module
 from tune.training.calibrate import OperatingPoints
 from tune.training.front import FrontConfig, Sample, Tuned, tune_front
 from tune.training.textures import TexturesConfig
@@ -134,3 +136,15 @@ def test_clips_are_read_and_of_a_broken_one_the_reason_is_told() -> None:
     (sample,) = found
     assert (sample.page, sample.kind, sample.spoof, sample.vocoded) == ("page", "pyannote", False, False)
     assert sample.speech[0].start > 6  # nobody speaks before 6 s
+
+
+def test_of_a_clip_without_speech_no_copy_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A copy by a vocoder may sound like speech where the clip itself does not."""
+    speech = decode(SPEECH.read_bytes(), CONFIG.limits).waveform
+    monkeypatch.setattr(tuned_module, "fetch_hifigan", lambda _: None)
+    monkeypatch.setattr(tuned_module, "vocode", lambda *_: speech)
+    silence = encode(np.zeros(48_000, np.float32))
+    clip = Clip(Path("silent.wav"), "bonafide", source="page", site="page")
+    assert read_samples(CONFIG, tmp_path, [(clip, silence)]) == [NO_SPEECH]
+    (found,) = read_samples(CONFIG, tmp_path, [(clip, SPEECH.read_bytes())])
+    assert not isinstance(found, str) and [sample.vocoded for sample in found] == [False, True, True]
