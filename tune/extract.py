@@ -120,13 +120,14 @@ def _sha256(path: Path) -> str:
 class Extraction:
     """An actor that computes the features of rows, one by one.
 
-    `packages` is the folder for the packages with the vocoder. They are fetched, and the vocoder is loaded, when a row
-    needs them for the first time.
+    `packages` is the folder for the packages with the vocoder. They are fetched if they are missing, when a row needs
+    them for the first time.
     """
 
     def __init__(self, recipe: Recipe, packages: Path = DEFAULT_PACKAGES) -> None:
         torch.set_num_threads(1)
         self.packages = packages
+        self.has_vocoder = False
         self.limits = recipe.detector.limits
         self.voice_activity = VoiceActivityDetector(recipe.detector)
         self.extractor = TkanExtractor(recipe.detector, recipe.spec)
@@ -139,7 +140,9 @@ class Extraction:
         try:
             recording = decode(row.data, self.limits)
             if row.augmentation in (PARTNER, VOCODED):
-                fetch_hifigan(self.packages)
+                if not self.has_vocoder:
+                    fetch_hifigan(self.packages)
+                    self.has_vocoder = True
                 recording = replace(recording, waveform=vocode(recording.waveform, row.augmentation, self.packages))
             elif row.augmentation != "clean":
                 recording = replace(recording, waveform=augment(recording.waveform, row.augmentation, row.draw))
@@ -354,12 +357,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 def write_arrays(folder: Path, table: Table) -> None:
     """Write `features.npy` (windows, dimension), `labels.npy` (windows,) with 1 = spoof, and `clips.csv`.
 
-    `clips.csv` has the path, speaker and pair of each window. A split without leaks needs them.
+    `clips.csv` has what a split without leaks needs, for each window. `voice`: the speaker, or what stands for one if
+    none is named; windows of one voice or one pair belong on one side. `copy`: 0 for the clip itself, 1, 2, ... for its
+    copies. `vocoded`: 1 for copies by a vocoder, which are spoofs. `background`: 1 for clips that only train. Copies
+    and background are never tested.
     """
     np.save(folder / "features.npy", table.vectors)
     np.save(folder / "labels.npy", table.spoof.astype(np.int64))
-    rows = ((clip.path, clip.speaker, clip.pair_id) for clip in (table.clips[i] for i in table.owner))
-    write_csv(folder / "clips.csv", ("path", "speaker", "pair_id"), rows)
+    rows = (
+        (clip.path, clip.speaker, clip.pair_id, clip.voice, int(copy), int(vocoded), int(clip.background))
+        for owner, copy, vocoded in zip(table.owner, table.copy, table.vocoded, strict=True)
+        for clip in [table.clips[owner]]
+    )
+    columns = ("path", "speaker", "pair_id", "voice", "copy", "vocoded", "background")
+    write_csv(folder / "clips.csv", columns, rows)
 
 
 if __name__ == "__main__":

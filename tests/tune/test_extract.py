@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,11 @@ from pipeline.networks.spec import load_spec
 from pipeline.stages.extract import TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Recording, Waveform
-from tune.corpora.manifest import Clip, write_manifest
+from tests.audio import encode
+from tests.tune.synthetic import make_clips, make_table
+from tune import extract
+from tune.corpora.manifest import NO_SPEECH, Clip, write_manifest
+from tune.corpora.vocoded import PARTNER, VOCODED
 from tune.errors import CorpusError
 from tune.extract import FEATURES_VERSION, Recipe, add_corpus_arguments, load_clips
 from tune.training.folds import FoldsConfig, make_folds
@@ -47,6 +52,43 @@ def test_features_with_other_bands_hidden_are_other_features() -> None:
     spec = load_spec("linear-textures")
     detectors = [DetectorConfig(decision=Decision(max_drop_db=decibels)) for decibels in (25, 35, 1_000)]
     assert len({Recipe(spec, detector).key("0" * 64) for detector in detectors}) == 3
+
+
+def test_arrays_say_which_windows_may_be_tested(tmp_path: Path) -> None:
+    clips = make_clips(speakers=4, per_speaker=2, sites=2)
+    clips[-1] = replace(clips[-1], background=True, speaker="")
+    table = make_table(clips, copies=1, vocoded=True)
+    extract.write_arrays(tmp_path, table)
+    with (tmp_path / "clips.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = np.load(tmp_path / "labels.npy")
+    assert len(rows) == len(labels) == len(np.load(tmp_path / "features.npy"))
+    assert [int(row["copy"]) for row in rows] == table.copy.tolist()
+    assert [row["vocoded"] == "1" for row in rows] == table.vocoded.tolist()
+    assert {row["path"] for row in rows if row["background"] == "1"} == {str(clips[-1].path)}
+    assert {row["voice"] for row in rows if row["background"] == "1"} == {clips[-1].voice} != {""}
+    assert all(label == 1 for row, label in zip(rows, labels, strict=True) if row["vocoded"] == "1")
+
+
+def test_an_actor_fetches_the_vocoder_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Silent:
+        segments = ()
+
+        def __init__(self, *_: object) -> None: ...
+
+        def detect(self, _: Recording) -> Silent:
+            return self
+
+    fetched: list[Path] = []
+    for name, stand_in in (("VoiceActivityDetector", Silent), ("TkanExtractor", Silent)):
+        monkeypatch.setattr(extract, name, stand_in)
+    monkeypatch.setattr(extract, "fetch_hifigan", fetched.append)
+    monkeypatch.setattr(extract, "vocode", lambda waveform, *_: waveform)
+    actor = extract.Extraction(Recipe(load_spec("linear-textures"), DetectorConfig()), tmp_path)
+    sound = encode(np.sin(np.arange(16_000) / 9).astype(np.float32))
+    rows = [extract.Row(tmp_path, how, 0, tmp_path, sound) for how in ("clean", VOCODED, PARTNER, VOCODED)]
+    assert [actor.extract(row) for row in rows[:1]] == [NO_SPEECH] and not fetched
+    assert [actor.extract(row) for row in rows[1:]] == [NO_SPEECH] * 3 and fetched == [tmp_path]
 
 
 def corpus_of(*arguments: str) -> list[Clip]:
