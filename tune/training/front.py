@@ -93,6 +93,7 @@ class Drawing:
 
     First the class is drawn, then a page that has it, then a kind. Pages and kinds are drawn with a probability in
     proportion to the square root of their number of clips. So a page that has both classes does not reveal the class.
+    The background is drawn only for the classes that it has.
     """
 
     def __init__(self, samples: Sequence[Sample], config: FrontConfig) -> None:
@@ -105,6 +106,7 @@ class Drawing:
                 continue
             classes = self.pools[sample.background].setdefault(sample.page, {})
             classes.setdefault(sample.spoof, defaultdict(list))[sample.kind].append(index)
+        self.background = {spoof for classes in self.pools[True].values() for spoof in classes}
         self.shares = {
             background: _shares(
                 [sum(len(c) for kinds in classes.values() for c in kinds.values()) for classes in pages.values()]
@@ -115,6 +117,7 @@ class Drawing:
     def __call__(self, rng: np.random.Generator) -> int:
         background = bool(self.pools[True]) and rng.random() < self.config.background_share
         spoof = bool(rng.random() < 0.5)
+        background = background and spoof in self.background
         pages = list(self.pools[background])
         for _ in range(100):
             page = pages[rng.choice(len(pages), p=self.shares[background])]

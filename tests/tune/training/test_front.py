@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,16 @@ def test_pages_and_classes_are_drawn_alike() -> None:
     drawn = Counter((samples[index].page, samples[index].spoof) for index in (draw(rng) for _ in range(4_000)))
     assert sum(count for (_, spoof), count in drawn.items() if spoof) == pytest.approx(2_000, abs=150)
     assert (drawn["large", True] + drawn["large", False]) / 4_000 == pytest.approx(10 / 12, abs=0.03)
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_a_background_of_one_class_is_drawn_for_this_class_alone(only: bool) -> None:
+    samples = [make_sample(spoof=spoof, page="page") for spoof in (True, False)]
+    samples.append(replace(make_sample(spoof=only, page="other"), background=True))
+    draw, rng = Drawing(samples, FrontConfig(background_share=0.5)), np.random.default_rng(0)
+    drawn = Counter((samples[index].background, samples[index].spoof) for index in (draw(rng) for _ in range(1_000)))
+    assert drawn[True, only] == pytest.approx(250, abs=50) and drawn[True, not only] == 0
+    assert drawn[False, not only] == pytest.approx(500, abs=60)
 
 
 def test_a_crop_is_cut_from_speech_and_says_which_frames_hold_any() -> None:
