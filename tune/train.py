@@ -267,7 +267,7 @@ def save_tuned(
         metrics=tested,
         corpus=describe_corpus(clips),
         versions={package: version(package) for package in PACKAGES},
-        seed=config.estimator.seed,
+        seed=config.front.first.seed if config.front else config.estimator.seed,
     )
     return save_bundle(folder, info, arrays, model_card(info, config, clips, metrics), fronts)
 
@@ -345,6 +345,9 @@ def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], 
         )
     # With a front the estimator is not used.
     recipe = config.front or config.estimator
+    seeds = f"seed {info.seed}"
+    if config.front:
+        seeds = f"seeds {config.front.seed} (sites held out), {config.front.first.seed} and {config.front.further.seed}"
     sources = Counter(clip.source or clip.site or "unnamed" for clip in clips if not clip.is_spoof)
     generators = Counter(clip.generator or "unnamed" for clip in clips if clip.is_spoof)
     return f"""# {info.name}
@@ -391,7 +394,7 @@ that of precision.
 - Singing, music, and speech changed by heavy editing were not tested.
 - A verdict is evidence to be weighed with other evidence, not proof.{limits}
 
-Made by `python -m tune.train`, seed {info.seed}, with {", ".join(f"{k} {v}" for k, v in info.versions.items())}.
+Made by `python -m tune.train`, {seeds}, with {", ".join(f"{k} {v}" for k, v in info.versions.items())}.
 """
 
 

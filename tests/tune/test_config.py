@@ -32,6 +32,8 @@ from tune.training.validate import TrainingConfig
         # The head is one of several models. `kind` says which.
         (TrainingConfig, "estimator: {head: {kind: ridge, penlty: 3}}", r"penlty: .* did you mean penalty\?"),
         (SearchConfig, "search: {kind: grid, spaces: {}}", r"search.grid.spaces: .* did you mean space\?"),
+        (TrainingConfig, "{front: {}, draws: 1}", "draws are not for a front"),
+        (TrainingConfig, "{front: {}, features: linear-textures}", "a front has the features tuned-front"),
     ],
 )
 def test_a_misfit_is_named(model: type[BaseModel], text: str, named: str, tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Strict
 from pipeline.errors import ConfigurationError
@@ -22,7 +22,7 @@ from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_cali
 from tune.training.estimator import EstimatorConfig, fit, score_windows
 from tune.training.folds import Fold, FoldsConfig, Indices, generators_met, make_fold, make_folds, refuse_overlap
 from tune.training.table import Table
-from tune.training.tuned import TuningConfig
+from tune.training.tuned import TUNED_PRESET, TuningConfig
 
 NOVELTY_QUANTILE = 0.95
 """The share of held-out clips whose novelty counts as normal."""
@@ -43,7 +43,8 @@ class TrainingConfig(Strict):
 
     `draws` is the number of augmented copies of each clip to train on. `vocoded` adds two clips for each bona fide
     clip: its copy by HiFi-GAN as a spoof, and the clip through the same resampling as bona fide. With `front` the front
-    of the network is tuned as in `tune.training.tuned`; estimator, folds, calibration and draws are then not used.
+    of the network is tuned as in `tune.training.tuned`; estimator, folds and calibration are then not used, draws are
+    refused, and the features are those of TUNED_PRESET.
     `folds` divide the corpus for the quoted figures. `calibration` divides each training part again, for the scores
     that calibration and thresholds are fitted to. With `speakers_of: site` a speaker's name counts within one site
     only, so leaving out a site does not also leave out its famous voices on other sites.
@@ -58,6 +59,14 @@ class TrainingConfig(Strict):
     folds: FoldsConfig = FoldsConfig()
     calibration: FoldsConfig = FoldsConfig(k=5)
     operating_points: OperatingPoints = OperatingPoints()
+
+    @model_validator(mode="after")
+    def _front_has_its_own(self) -> Self:
+        if self.front and self.draws:
+            raise ValueError("draws are not for a front, which draws copies by itself: leave draws out")
+        if self.front and "features" in self.model_fields_set and self.features != TUNED_PRESET:
+            raise ValueError(f"a front has the features {TUNED_PRESET}: leave features out")
+        return self
 
 
 def require_no_front(config: TrainingConfig) -> None:
