@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from urllib.parse import urlsplit
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
@@ -46,7 +47,8 @@ def local_folder(place: str) -> Iterator[Path]:
     """The path on this machine of the folder at `place`, which is a path or a URI.
 
     If `place` is a URI, this is a folder below `runs`. The files in the store are copied to it first. At the end it is
-    copied to the store. Raises MissingInput if the store cannot be used.
+    copied to the store, also if the work fails or is interrupted, so that it can go on elsewhere. Raises MissingInput
+    if the store cannot be used.
     """
     if "://" not in place:
         yield Path(place)
@@ -58,10 +60,28 @@ def local_folder(place: str) -> Iterator[Path]:
     with _explained(place, "read"):
         if filesystem.get_file_info(path).type is FileType.Directory:
             _copy(filesystem, path, LocalFileSystem(), here)
-    yield folder
-    with _explained(place, "written"):
-        _copy(LocalFileSystem(), here, filesystem, path)
-    print(f"copied {folder} to {shown(place)}", file=sys.stderr)
+
+    def copy_back() -> None:
+        with _explained(place, "written"):
+            _copy(LocalFileSystem(), here, filesystem, path)
+        print(f"copied {folder} to {shown(place)}", file=sys.stderr)
+
+    try:
+        yield folder
+    except BaseException:
+        # What ended the work is told, not what this copy may end with.
+        with suppress(MissingInput):
+            copy_back()
+        raise
+    copy_back()
+
+
+def beside(place: str, ending: str) -> str:
+    """The place beside `place` whose name has `ending` added."""
+    if "://" not in place:
+        return f"{Path(place).resolve()}{ending}"
+    parts = urlsplit(place)
+    return parts._replace(path=f"{parts.path.rstrip('/')}{ending}").geturl()
 
 
 def make_writable(folder: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,7 @@ from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, with_contents
 from tune.corpora.vocoded import fetch_hifigan
 from tune.extract import add_corpus_arguments, load_clips, load_table
-from tune.places import local_folder, make_writable
+from tune.places import beside, local_folder, make_writable
 from tune.reports.breakdown import as_markdown, break_down
 from tune.reports.metrics import SUMMARY, Interval, Intervals, Labels, Scores, auc, bootstrap, coverage_errors, eer
 from tune.scoring import read_bundle
@@ -121,15 +122,14 @@ def train_tuned_bundle(
     packages: Path,
     name: str,
     folder: Path,
+    held_out_folder: Path,
 ) -> Bundle:
     """Tune the front without the held-out sites, measure and calibrate with these sites, then tune the front further on
     all sites. Write the bundle to `folder`.
 
     The figures in the bundle are those of the first detector, which was not tuned on the held-out sites. The first
-    detector is also written, to a folder beside `folder` with -held-out at the end of its name.
+    detector is also written, to `held_out_folder`.
     """
-    beside = folder.with_name(f"{folder.name}-held-out")
-    make_writable(beside)
     material = gather(config, tuning, clips, detector, packages)
     kept = [row for row in material if not row.is_new]
     judged = [row for row in material if row.held_out]
@@ -143,8 +143,8 @@ def train_tuned_bundle(
     evidence = calibrate(versions, config.operating_points, tuning, detector.windows.seconds)
     tuned_on, judged_clips = [row.clip for row in kept], [row.clip for row in judged]
     metrics, tested = measure_held_out(judged_clips, evidence, tuned_on)
-    save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", beside)
-    humans = listen_to_humans(detector, beside, judged_clips)
+    save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", held_out_folder)
+    humans = listen_to_humans(detector, held_out_folder, judged_clips)
 
     # Clips that are new to the front count three times.
     drawn = [sample for row in material for sample in row.samples * (3 if row.is_new else 1)]
@@ -422,14 +422,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         require_calibration(clips, make_folds(clips, config.folds), config.calibration)
         make_folds(clips, config.calibration)  # also checked for the bundle itself, which is trained on all clips
-    with local_folder(arguments.out) as out:
+    with ExitStack() as stack:
+        out = stack.enter_context(local_folder(arguments.out))
         make_writable(out)
         name = arguments.name or out.resolve().name
         if config.front:
+            held_out = stack.enter_context(local_folder(beside(arguments.out, "-held-out")))
+            make_writable(held_out)
             connect(arguments.address)
             detector = DetectorConfig.load(arguments.detector)
             clips = with_contents(clips)
-            bundle = train_tuned_bundle(config, config.front, clips, detector, arguments.packages, name, out)
+            bundle = train_tuned_bundle(config, config.front, clips, detector, arguments.packages, name, out, held_out)
         else:
             table = load_table(arguments, clips, config.features, config.draws, config.vocoded)
             connect(arguments.address)

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from pipeline.errors import MissingInput
 from tests.bucket import object_store
-from tune.places import fetched, local_folder, make_writable
+from tune import places
+from tune.errors import CorpusError
+from tune.places import beside, fetched, local_folder, make_writable
 
 Place = Callable[[str], str]
 
@@ -63,6 +65,58 @@ def test_results_go_to_the_store_and_go_on_from_there(
         assert another != folder and another.name == folder.name
     output = capsys.readouterr().err
     assert f"copied {folder} to s3://corpus/runs/grid" in output and "secret" not in output
+
+
+def test_what_was_done_before_an_error_goes_to_the_store(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(place, {})
+    for error in (CorpusError("a trial failed"), KeyboardInterrupt(), SystemExit(15)):
+        with pytest.raises(type(error)), local_folder(place("corpus/runs/failed")) as folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / type(error).__name__).touch()
+            raise error
+    bucket, _ = FileSystem.from_uri(place("corpus"))
+    found = {info.base_name for info in bucket.get_file_info(FileSelector("corpus/runs/failed"))}
+    assert found == {"CorpusError", "KeyboardInterrupt", "SystemExit"}
+
+
+def test_an_error_of_the_work_is_not_hidden_by_one_of_the_store(
+    dead_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "locate", lambda _: (BrokenStore(), "corpus/runs/failed"))
+    with pytest.raises(CorpusError, match="a trial failed"), local_folder("s3://corpus/runs/failed") as folder:
+        make_writable(folder)
+        (folder / "scores").touch()
+        raise CorpusError("a trial failed")
+
+
+class BrokenStore:
+    """A store that can be read, but not written."""
+
+    def get_file_info(self, what: str | FileSelector) -> FileInfo | list[FileInfo]:
+        return [] if isinstance(what, FileSelector) else FileInfo(what, FileType.NotFound)
+
+    def create_dir(self, *_: object, **__: object) -> None:
+        raise OSError("no right to write")
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        (
+            "s3://key:secret@bucket/runs/mine/?region=x&scheme=http",
+            "s3://key:secret@bucket/runs/mine-held-out?region=x&scheme=http",
+        ),
+        ("gs://bucket/mine", "gs://bucket/mine-held-out"),
+        (".", f"{Path.cwd()}-held-out"),
+        ("runs/mine/", f"{Path.cwd()}/runs/mine-held-out"),
+    ],
+)
+def test_a_place_beside_another_has_its_name_with_an_ending(place: str, expected: str) -> None:
+    assert beside(place, "-held-out") == expected
 
 
 def test_what_is_on_this_disk_stays_where_it_is(tmp_path: Path) -> None:
