@@ -171,7 +171,9 @@ def test_a_wrong_answer_that_a_part_decided_is_told_and_listed_first(tmp_path: P
     assert [row["path"] for row in metrics["worst"]["bonafide"][:2]] == [f"{decided}.wav", f"{worst_score}.wav"]
     labels = np.array([clip.is_spoof for clip in clips])
     write_report(tmp_path / "report.html", metrics, labels, worst_where_unscored(labels, answers))
-    summary = (tmp_path / "report.html").read_text().split('<div class="summary">')[1].split("</div>")[0]
+    report = (tmp_path / "report.html").read_text()
+    assert "uncertainty, as of short\nor noisy recordings, has drawn them towards 0" in report
+    summary = report.split('<div class="summary">')[1].split("</div>")[0]
     assert re.search(r"and 0\.0 % .*of recordings score above the threshold", summary)
     assert "Users get the answer Fake for 1 of 72 recordings" in summary
 
