@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar
@@ -14,6 +15,7 @@ from ray import ObjectRef, serve
 from ray.exceptions import ObjectLostError, RayActorError, RayError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.schema import ServeStatus
 
 from deployments import metrics
 from deployments.decoder import ChannelReference
@@ -94,6 +96,10 @@ class Graph:
         self._states: dict[str, StageState] = {}
         self._states_age = -STATE_SECONDS
         self._asking = asyncio.Lock()
+        # The question to the controller has a thread of its own: it waits for no other work, and it is not asked again
+        # before it is answered, so that a controller that hangs does not keep a thread for each health check.
+        self._thread = ThreadPoolExecutor(1, "serve-status")
+        self._question: asyncio.Future[ServeStatus] | None = None
 
     async def predict(
         self,
@@ -193,7 +199,11 @@ class Graph:
     async def _ask_controller(self) -> dict[str, StageState]:
         application = serve.get_replica_context().app_name
         try:
-            status = await asyncio.wait_for(asyncio.to_thread(serve.status), CONTROLLER_SECONDS)
+            if self._question is None or self._question.done():
+                self._question = asyncio.get_running_loop().run_in_executor(self._thread, serve.status)
+                # An answer that comes too late may be an error. Nobody reads it then.
+                self._question.add_done_callback(lambda done: done.cancelled() or done.exception())
+            status = await asyncio.wait_for(asyncio.shield(self._question), CONTROLLER_SECONDS)
             deployments = status.applications[application].deployments
         except Exception:
             logger.exception("The Serve controller did not report the state of the stages.")

@@ -3,8 +3,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import selectors
+import threading
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from deployments import graph as module
 from deployments.decoder import ChannelReference
 from deployments.graph import Graph
 from pipeline.errors import (
@@ -325,3 +329,42 @@ def test_the_deadline_of_the_whole_request_names_the_stage_it_waited_for(stage: 
     assert type(outcome) is RequestTimeout
     assert f"within {STAGE_SECONDS / 2} seconds: it was waiting for the {stage}" in outcome.detail
     assert stages[stage].answers[0].cancelled
+
+
+def test_a_controller_that_hangs_is_asked_once_whatever_else_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    asks, answers = threading.Event(), threading.Event()
+    replicas = SimpleNamespace(replica_states={"RUNNING": 1})
+    applications = {"app": SimpleNamespace(deployments=dict.fromkeys(STAGES, replicas))}
+
+    def status() -> Any:
+        asked.append(1)
+        asks.set()
+        answers.wait(60)
+        if len(asked) == 1:
+            raise ConnectionError("the controller is gone")
+        return SimpleNamespace(applications=applications)
+
+    context = SimpleNamespace(app_name="app")
+    monkeypatch.setattr(module, "serve", SimpleNamespace(status=status, get_replica_context=lambda: context))
+    monkeypatch.setattr(module, "STATE_SECONDS", 0.0)
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        work = asyncio.create_task(asyncio.to_thread(answers.wait, 60))
+        graph = Graph(dict.fromkeys(STAGES, Handle(str)), {}, 30.0)
+        monkeypatch.setattr(module, "CONTROLLER_SECONDS", 0.1)
+        for _ in range(4):
+            assert {state["status"] for state in (await graph.states()).values()} == {"unknown"}
+        assert asks.wait(60), "it waited for other work"
+        assert len(asked) == 1
+        answers.set()
+        await work
+        monkeypatch.setattr(module, "CONTROLLER_SECONDS", 60.0)
+        while {state["status"] for state in (await graph.states()).values()} != {"healthy"}:
+            assert len(asked) < 3, "the error of the first question may have been the answer of the second"
+
+    try:
+        asyncio.run(test())
+    finally:
+        answers.set()
