@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from ray import ObjectRef, serve
 from deployments import refusals
 from deployments.memory import Memory
 from deployments.probe import probe_file
+from deployments.threads import in_threads
 from pipeline.audio.pool import DecoderPool
 from pipeline.config import DetectorConfig
 from pipeline.types import Checkpoint, Recording
@@ -62,9 +62,7 @@ class Decoder:
                 raise CancelledError
 
         try:
-            context = contextvars.copy_context()  # Serve's log takes the id of the request from it
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, context.run, work, data, track, checkpoint)
+            return await in_threads(self._threads, work, data, track, checkpoint)
         finally:
             abandoned.set()
 

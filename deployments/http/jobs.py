@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, BinaryIO
 
@@ -34,6 +35,7 @@ from deployments.jobs import answer
 from deployments.jobs.sound import NO_ROOM, SoundFolder
 from deployments.jobs.store import UNFINISHED, Job, JobStore, NewFile, not_found
 from deployments.jobs.webhooks import Webhooks, read_secret
+from deployments.threads import in_threads
 from pipeline.config import Limits, Strict, describe_misfits
 from pipeline.errors import (
     IdempotencyConflict,
@@ -53,6 +55,9 @@ KEEP_ALIVE_SECONDS = 15.0
 
 UPLOADS_AT_ONCE = 2
 """How many of the largest jobs a replica receives at a time, or more smaller ones of as many bytes."""
+
+THREADS = 8
+"""How many calls of the database, and files that are flushed to the disk, a replica waits for at a time."""
 
 ID_PATTERN = "^[0-9a-f]{32}$"
 """What the id of a job looks like. No other text is looked for in the database, which cannot store every text."""
@@ -86,6 +91,7 @@ class Jobs:
         self._sound.create()
         secret = settings.webhook_secret_file
         self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
+        self._threads = ThreadPoolExecutor(THREADS, "jobs")
         self._followers = 0
         self._uploads = Room(UPLOADS_AT_ONCE * max_form_bytes(self._limits, self._limits.max_files))
 
@@ -120,13 +126,16 @@ class Jobs:
             raise InputError(f"Idempotency-Key: send 1 to {MAX_KEY_LENGTH} printable characters.")
         job_id = secrets.token_hex(16)
         with self._uploads.take(body_bytes(request, self._limits, self._limits.max_files)):
-            await asyncio.to_thread(self._store.check_room, owner(request), key, self._settings.max_waiting_files)
+            await in_threads(
+                self._threads, self._store.check_room, owner(request), key, self._settings.max_waiting_files
+            )
             try:
                 files, fields, fingerprint = await self._receive(request, job_id)
             except BaseException:
                 self._sound.delete(job_id, range(self._limits.max_files))
                 raise
-        adding = asyncio.to_thread(
+        adding = in_threads(
+            self._threads,
             self._store.add,
             owner(request),
             files,
@@ -154,7 +163,7 @@ class Jobs:
             page = Page.model_validate(dict(request.query_params))
         except ValidationError as error:
             raise InputError(describe_misfits(error)) from error
-        jobs = await asyncio.to_thread(self._store.latest, owner(request), page.limit, page.before)
+        jobs = await in_threads(self._threads, self._store.latest, owner(request), page.limit, page.before)
         summaries = [answer.summary(job, self._settings.keep_seconds) for job in jobs]
         return JSONResponse({"jobs": summaries, "next": jobs[-1].id if len(jobs) == page.limit else None})
 
@@ -167,10 +176,10 @@ class Jobs:
         state."""
         job = await self._find(request, job_id)
         if job.state in UNFINISHED:
-            job = await asyncio.to_thread(self._store.cancel, owner(request), job_id)
+            job = await in_threads(self._threads, self._store.cancel, owner(request), job_id)
             self._sound.delete(job_id, range(len(job.files)))
         else:
-            await asyncio.to_thread(self._store.delete, owner(request), job_id)
+            await in_threads(self._threads, self._store.delete, owner(request), job_id)
         return JSONResponse(self._document(job))
 
     async def events(self, request: Request, job_id: str) -> StreamingResponse:
@@ -183,7 +192,7 @@ class Jobs:
         """A job of the calling key. Raises JobNotFound."""
         if not re.fullmatch(ID_PATTERN, job_id):
             raise not_found()
-        return await asyncio.to_thread(self._store.get, owner(request), job_id)
+        return await in_threads(self._threads, self._store.get, owner(request), job_id)
 
     async def _count_follower(self) -> AsyncIterator[None]:
         """Counts a request until its answer is over, however it ends. Raises Overloaded if there are too many."""
@@ -211,7 +220,7 @@ class Jobs:
                 return
             await asyncio.sleep(POLL_SECONDS)
             try:
-                job = await asyncio.to_thread(self._store.get, job.owner, job.id)
+                job = await in_threads(self._threads, self._store.get, job.owner, job.id)
             except JobNotFound:
                 return
 
@@ -228,7 +237,7 @@ class Jobs:
                 files = [NewFile(display_name(part.filename), part.size or 0) for part in parts]
                 if any(file.size > limits.max_upload_bytes for file in files):
                     raise UploadTooLarge(f"Send at most {limits.max_upload_mib:g} MiB a file.")
-                digests = [await asyncio.to_thread(_settle, part.file) for part in parts]
+                digests = [await in_threads(self._threads, _settle, part.file) for part in parts]
         except OSError as error:
             raise StoreUnavailable(NO_ROOM) from error
         if fields.webhook is not None:

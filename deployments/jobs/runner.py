@@ -7,9 +7,10 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -25,11 +26,13 @@ from deployments.jobs.progress import Pace
 from deployments.jobs.sound import UNKNOWN_SECONDS, SoundFolder
 from deployments.jobs.store import Claim, Job, JobStore
 from deployments.jobs.webhooks import Webhooks, host_of, patience_seconds, pause_seconds, read_secret
+from deployments.threads import in_threads
 from pipeline.config import DetectorConfig
 from pipeline.errors import Overloaded, SoundSentryError, StageUnavailable, StoreUnavailable
 
 logger = logging.getLogger("ray.serve")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 POLL_SECONDS = 0.5
@@ -78,6 +81,8 @@ class JobRunner:
         self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
         self._patience = patience_seconds(settings.webhook_attempts, settings.webhook_first_pause_seconds)
         self._started_at = time.time()
+        # A thread for each call that may block at the same time, so that no lease waits for another call.
+        self._threads = ThreadPoolExecutor(settings.parallel_files + PARALLEL_WEBHOOKS + 1, "jobs")
         self._sending: dict[str, asyncio.Task[None]] = {}  # by host, while a webhook is being sent to it
         turns = [*[self._judge_next] * settings.parallel_files, self._sweep]
         self._loops = [asyncio.create_task(_repeat(turn)) for turn in turns]
@@ -92,7 +97,7 @@ class JobRunner:
 
     async def _judge_next(self) -> float:
         """Judge the file that has waited longest. Returns how long to wait before the next call."""
-        claim = await asyncio.to_thread(self._store.claim, self._settings.lease_seconds)
+        claim = await in_threads(self._threads, self._store.claim, self._settings.lease_seconds)
         if claim is None:
             return POLL_SECONDS
         try:
@@ -101,7 +106,7 @@ class JobRunner:
             judged = await self._judge(claim)
         except (StageUnavailable, Overloaded) as error:
             if claim.attempts < self._settings.max_attempts:
-                await _insist(self._store.release, claim, RETRY_SECONDS * claim.attempts)
+                await self._insist(self._store.release, claim, RETRY_SECONDS * claim.attempts)
             else:
                 await self._fail(claim, error)
         except SoundSentryError as error:
@@ -118,7 +123,7 @@ class JobRunner:
 
     async def _judge(self, claim: Claim) -> JudgedFile | None:
         """The result of a file; None if its job was cancelled or the claim was lost."""
-        sound = await asyncio.to_thread(self._sound.read, claim.job_id, claim.position)
+        sound = await in_threads(self._threads, self._sound.read, claim.job_id, claim.position)
         progress = Progress()
         work = asyncio.create_task(self._graph.predict(sound, **claim.options, progress=progress))
         loop = asyncio.get_running_loop()
@@ -128,7 +133,7 @@ class JobRunner:
                 stage = progress.stages[-1][0] if progress.stages else None
                 lease_seconds = self._settings.lease_seconds
                 with suppress(StoreUnavailable):  # the work goes on; whether the result counts is checked at the end
-                    if not await asyncio.to_thread(self._store.renew, claim, lease_seconds, stage, share):
+                    if not await in_threads(self._threads, self._store.renew, claim, lease_seconds, stage, share):
                         return None
             verdict = work.result()
         finally:
@@ -145,9 +150,9 @@ class JobRunner:
 
     async def _finish(self, claim: Claim, result: dict[str, Any]) -> bool:
         """Store the result of a file, and delete its sound. False if the claim was lost."""
-        is_written = await _insist(self._store.finish, claim, result)
+        is_written = await self._insist(self._store.finish, claim, result)
         if is_written:
-            await asyncio.to_thread(self._sound.delete, claim.job_id, [claim.position])
+            await in_threads(self._threads, self._sound.delete, claim.job_id, [claim.position])
         return is_written
 
     async def _charge(self, claim: Claim, audio_seconds: float) -> None:
@@ -166,7 +171,7 @@ class JobRunner:
         """Begin to send the next webhook that is due."""
         job = None
         if len(self._sending) < PARALLEL_WEBHOOKS:
-            job = await asyncio.to_thread(self._store.claim_webhook, WEBHOOK_LEASE_SECONDS, list(self._sending))
+            job = await in_threads(self._threads, self._store.claim_webhook, WEBHOOK_LEASE_SECONDS, list(self._sending))
         if job:
             host = host_of(job.webhook or "")
             self._sending[host] = group.create_task(self._send_webhook(job))
@@ -185,22 +190,22 @@ class JobRunner:
         if self._webhooks and job.webhook:
             reason = await self._webhooks.send(job.webhook, job.id, body)
         if reason is None:
-            await _insist(self._store.settle_webhook, job.id, "delivered")
+            await self._insist(self._store.settle_webhook, job.id, "delivered")
             return
         logger.info("The webhook of job %s failed: %s.", job.id, reason)
         if job.webhook_attempts >= settings.webhook_attempts:
-            await _insist(self._store.settle_webhook, job.id, "failed")
+            await self._insist(self._store.settle_webhook, job.id, "failed")
         else:
             pause = pause_seconds(job.webhook_attempts, settings.webhook_first_pause_seconds)
-            await _insist(self._store.settle_webhook, job.id, "pending", pause)
+            await self._insist(self._store.settle_webhook, job.id, "pending", pause)
 
     async def _sweep(self) -> float:
         """Delete jobs that are too old, and sound that no job needs any more. Give up webhooks that are too late."""
         late = time.time() - self._patience
         if self._started_at < late:  # else it may be the service that was down, and not the receiver
-            await asyncio.to_thread(self._store.give_up_webhooks, late)
-        await asyncio.to_thread(self._store.delete_finished, time.time() - self._settings.keep_seconds)
-        await asyncio.to_thread(self._sweep_sound)
+            await in_threads(self._threads, self._store.give_up_webhooks, late)
+        await in_threads(self._threads, self._store.delete_finished, time.time() - self._settings.keep_seconds)
+        await in_threads(self._threads, self._sweep_sound)
         return SWEEP_SECONDS
 
     def _sweep_sound(self) -> None:
@@ -213,6 +218,14 @@ class JobRunner:
             if is_over and (job_id, position) not in needed:
                 self._sound.delete(job_id, [position])
 
+    async def _insist(self, write: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Write to the database. If it does not answer, try again until it does."""
+        while True:
+            try:
+                return await in_threads(self._threads, write, *arguments, **options)
+            except StoreUnavailable:
+                await asyncio.sleep(OUTAGE_SECONDS)
+
 
 async def _repeat(turn: Callable[[], Awaitable[float]]) -> None:
     """Call `turn` again and again. After each call it waits as long as the call returned."""
@@ -222,12 +235,3 @@ async def _repeat(turn: Callable[[], Awaitable[float]]) -> None:
         except StoreUnavailable:  # which the store has logged
             rest = OUTAGE_SECONDS
         await asyncio.sleep(rest)
-
-
-async def _insist(write: Callable[..., T], *arguments: Any) -> T:
-    """Write to the database. If it does not answer, try again until it does."""
-    while True:
-        try:
-            return await asyncio.to_thread(write, *arguments)
-        except StoreUnavailable:
-            await asyncio.sleep(OUTAGE_SECONDS)

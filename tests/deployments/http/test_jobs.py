@@ -12,6 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -386,6 +387,43 @@ def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
             assert not service.sounds()
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [(JobStore, "latest"), (endpoints, "_settle"), (JobStore, "claim")],
+    ids=["read", "flush", "claim"],
+)
+def test_a_database_or_a_disk_that_hangs_holds_up_nothing_but_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
+) -> None:
+    """Ray gives asyncio few threads. Health checks need them."""
+    begun, goes_on, act = threading.Event(), threading.Event(), getattr(where, what)
+
+    def hang(*arguments: Any) -> Any:
+        begun.set()
+        goes_on.wait(60)
+        return act(*arguments)
+
+    monkeypatch.setattr(where, what, hang)
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        async with served(tmp_path) as service:
+            sent = [asyncio.create_task(service.create(CLIP)) for _ in range(3)]
+            asked = [asyncio.create_task(service.client.get("/jobs")) for _ in range(3)]
+            while not begun.is_set():
+                await asyncio.sleep(0.02)
+            await asyncio.wait_for(asyncio.to_thread(int), 5)
+            goes_on.set()
+            assert {response.status_code for response in await asyncio.gather(*asked)} == {200}
+            for created in await asyncio.gather(*sent):
+                await service.until(created["job_id"], "done")
+
+    try:
+        run(test)
+    finally:
+        goes_on.set()
 
 
 def test_no_more_files_wait_than_may(tmp_path: Path) -> None:
