@@ -34,6 +34,12 @@ UNFINISHED: tuple[State, ...] = ("queued", "running")
 BUSY_SECONDS = 30
 """How long SQLite waits for another process that is writing."""
 
+CONNECT_SECONDS = 10
+"""How long PostgreSQL may take to accept a connection."""
+
+STATEMENT_SECONDS = 30
+"""How long a statement may take in PostgreSQL, with its wait for others, and how long its machine may be silent."""
+
 TABLES_LOCK = 0x536F756E64
 """The number of the advisory lock. Any number works if no other user of the database locks it."""
 
@@ -151,9 +157,11 @@ class JobStore:
 
     def __init__(self, url: str) -> None:
         # Parameters are hidden, because they hold names of files, results and addresses, and errors get into the log.
-        self._engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
-        if self._engine.dialect.name == "sqlite":
-            _prepare_sqlite(self._engine)
+        is_sqlite = sa.make_url(url).get_backend_name() == "sqlite"
+        limits = {} if is_sqlite else _time_limits()
+        self._engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=limits)
+        prepare = _prepare_sqlite if is_sqlite else _prepare_postgresql
+        prepare(self._engine)
         self._has_tables = False
 
     def close(self) -> None:
@@ -540,6 +548,25 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(0.01)
+
+
+def _time_limits() -> dict[str, int]:
+    """What libpq must know so that no call waits long for a PostgreSQL whose machine or network is gone."""
+    return {
+        "connect_timeout": CONNECT_SECONDS,  # seconds
+        "tcp_user_timeout": STATEMENT_SECONDS * 1000,  # milliseconds without an answer of its machine
+        "keepalives_idle": CONNECT_SECONDS,  # seconds after which a silent machine is asked whether it is there
+    }
+
+
+def _prepare_postgresql(engine: sa.Engine) -> None:
+    """Limit the time of each statement. Not among the arguments of a connection: there it would replace the `options`
+    in the URL."""
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.execute(f"SET statement_timeout TO {STATEMENT_SECONDS * 1000}")
+        connection.commit()
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:

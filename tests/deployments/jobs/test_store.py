@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import socket
 import sqlite3
 import threading
 import time
@@ -433,6 +434,30 @@ def test_a_database_that_is_not_there_is_a_sentence() -> None:
     for url in ("sqlite:////nowhere/at/all.sqlite3", "postgresql+psycopg://jobs@127.0.0.1:1/none"):
         with pytest.raises(StoreUnavailable, match=r"Try again in a while\.$"):
             JobStore(url).get("", "a")
+
+
+def test_a_postgresql_that_never_answers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://jobs@127.0.0.1:{silent.getsockname()[1]}/none"
+        with closing(JobStore(url)) as store, pytest.raises(StoreUnavailable, match=r"Try again in a while\.$"):
+            store.get("", "a")
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_postgresql_that_takes_too_long_is_a_sentence(
+    store: JobStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, "a")
+    monkeypatch.setattr(module, "STATEMENT_SECONDS", 3)
+    engine = sa.create_engine(url)
+    with engine.begin() as locking, closing(JobStore(url)) as hurried:
+        hurried.create_tables()
+        locking.execute(sa.text("SELECT * FROM jobs FOR UPDATE"))
+        with pytest.raises(StoreUnavailable, match=r"Try again in a while\.$"):
+            hurried.cancel("", "a")
+    engine.dispose()
+    assert store.cancel("", "a").state == "cancelled"
 
 
 @pytest.mark.parametrize("missing", ["jobs.webhook", "job_files.name", "job_files.result"])
