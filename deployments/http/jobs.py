@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, BinaryIO
 
@@ -184,15 +185,15 @@ class Jobs:
 
     async def events(self, request: Request, job_id: str) -> StreamingResponse:
         """The job after each change, as server-sent events, until it is finished. The last event has the results."""
-        job = await self._find(request, job_id)
+        job = await self._find(request, job_id, with_results=False)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
         return StreamingResponse(self._follow(job), headers=headers, media_type="text/event-stream")
 
-    async def _find(self, request: Request, job_id: str) -> Job:
+    async def _find(self, request: Request, job_id: str, *, with_results: bool = True) -> Job:
         """A job of the calling key. Raises JobNotFound."""
         if not re.fullmatch(ID_PATTERN, job_id):
             raise not_found()
-        return await in_threads(self._threads, self._store.get, owner(request), job_id)
+        return await in_threads(self._threads, self._store.get, owner(request), job_id, with_results=with_results)
 
     async def _count_follower(self) -> AsyncIterator[None]:
         """Counts a request until its answer is over, however it ends. Raises Overloaded if there are too many."""
@@ -205,24 +206,22 @@ class Jobs:
             self._followers -= 1
 
     async def _follow(self, job: Job) -> AsyncIterator[str]:
+        """The events of a job, which was read without its results: only the last event has them."""
         sent, sent_at = "", 0.0
-        while True:
-            is_finished = job.state not in UNFINISHED
-            state = self._document(job) if is_finished else answer.summary(job, self._settings.keep_seconds)
-            what = json.dumps(state | {"seconds_left": None})
-            if what != sent:
-                yield f"event: state\ndata: {json.dumps(state)}\n\n"
-                sent, sent_at = what, time.monotonic()
-            elif time.monotonic() - sent_at > KEEP_ALIVE_SECONDS:
-                yield ": the job goes on\n\n"
-                sent_at = time.monotonic()
-            if is_finished:
-                return
-            await asyncio.sleep(POLL_SECONDS)
-            try:
-                job = await in_threads(self._threads, self._store.get, job.owner, job.id)
-            except JobNotFound:
-                return
+        with suppress(JobNotFound):
+            while job.state in UNFINISHED:
+                state = answer.summary(job, self._settings.keep_seconds)
+                what = json.dumps(state | {"seconds_left": None})
+                if what != sent:
+                    yield _event(state)
+                    sent, sent_at = what, time.monotonic()
+                elif time.monotonic() - sent_at > KEEP_ALIVE_SECONDS:
+                    yield ": the job goes on\n\n"
+                    sent_at = time.monotonic()
+                await asyncio.sleep(POLL_SECONDS)
+                job = await in_threads(self._threads, self._store.get, job.owner, job.id, with_results=False)
+            job = await in_threads(self._threads, self._store.get, job.owner, job.id)
+            yield _event(self._document(job))
 
     async def _receive(self, request: Request, job_id: str) -> tuple[list[NewFile], JobFields, str]:
         """Write the files of a form to the folder. Returns them, the fields, and a fingerprint of both."""
@@ -256,6 +255,10 @@ def owner(request: Request) -> str:
     """The owner of a request's jobs: the name of its key; empty if the service has no keys."""
     key = getattr(request.state, "key", None)
     return key.name if key else ""
+
+
+def _event(state: dict[str, Any]) -> str:
+    return f"event: state\ndata: {json.dumps(state)}\n\n"
 
 
 def _settle(file: BinaryIO) -> str:

@@ -94,6 +94,8 @@ _files = sa.Table(
     sa.Index("files_to_claim", "state", "created_at", "position"),
 )
 
+_without_result = [column if column.name != "result" else sa.null().label("result") for column in _files.c]
+
 
 @dataclass(frozen=True)
 class NewFile:
@@ -226,10 +228,10 @@ class JobStore:
             if not (idempotency_key and connection.scalar(sa.select(sa.exists().where(mine)))):
                 _check_room(connection, 1, max_waiting)
 
-    def get(self, owner: str, job_id: str) -> Job:
+    def get(self, owner: str, job_id: str, *, with_results: bool = True) -> Job:
         """A job of this owner. Raises JobNotFound."""
         with self._transaction(reads_only=True) as connection:
-            job = self._read(connection, job_id)
+            job = self._read(connection, job_id, with_results=with_results)
         if job.owner != owner:
             raise not_found()
         return job
@@ -242,23 +244,24 @@ class JobStore:
         with self._transaction(reads_only=True) as connection:
             chosen = sa.select(_jobs).where(_jobs.c.owner == owner)
             if before is not None:
-                last = self._read(connection, before)
-                if last.owner != owner:
+                last = connection.execute(
+                    sa.select(_jobs.c.created_at, _jobs.c.id).where((_jobs.c.id == before) & (_jobs.c.owner == owner))
+                ).first()
+                if last is None:
                     raise not_found()
                 chosen = chosen.where(
                     sa.tuple_(_jobs.c.created_at, _jobs.c.id) < sa.tuple_(sa.literal(last.created_at), last.id)
                 )
             chosen = chosen.order_by(_jobs.c.created_at.desc(), _jobs.c.id.desc()).limit(limit)
             jobs = connection.execute(chosen).mappings().all()
-            columns = [column for column in _files.c if column.name != "result"]
             files = connection.execute(
-                sa.select(*columns)
+                sa.select(*_without_result)
                 .where(_files.c.job_id.in_([job["id"] for job in jobs]))
                 .order_by(_files.c.job_id, _files.c.position)
             ).mappings()
             by_job: dict[str, list[JobFile]] = {job["id"]: [] for job in jobs}
             for row in files:
-                by_job[row["job_id"]].append(_file({**row, "result": None}))
+                by_job[row["job_id"]].append(_file(row))
         return [_job(job, by_job[job["id"]]) for job in jobs]
 
     def cancel(self, owner: str, job_id: str) -> Job:
@@ -462,12 +465,13 @@ class JobStore:
         """
         return connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id).with_for_update()).first()
 
-    def _read(self, connection: sa.Connection, job_id: str) -> Job:
+    def _read(self, connection: sa.Connection, job_id: str, *, with_results: bool = True) -> Job:
         job = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).mappings().first()
         if job is None:
             raise not_found()
+        columns = _files.c if with_results else _without_result
         files = connection.execute(
-            sa.select(_files).where(_files.c.job_id == job_id).order_by(_files.c.position)
+            sa.select(*columns).where(_files.c.job_id == job_id).order_by(_files.c.position)
         ).mappings()
         return _job(job, [_file(row) for row in files])
 

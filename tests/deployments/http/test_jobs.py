@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import json
 import os
+import sqlite3
 import stat
 import threading
 import time
@@ -315,7 +316,7 @@ def test_what_is_not_an_id_is_not_looked_for(tmp_path: Path, job_id: str, monkey
 
     async def test() -> None:
         async with served(tmp_path, runs=False) as service:
-            monkeypatch.setattr(JobStore, "get", lambda *_: 1 / 0)
+            monkeypatch.setattr(JobStore, "get", lambda *_, **__: 1 / 0)
             for response in (
                 await service.client.get(f"/jobs/{job_id}"),
                 await service.client.delete(f"/jobs/{job_id}"),
@@ -543,8 +544,8 @@ def test_a_job_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
             job_id = (await service.create(CLIP))["job_id"]
             read, get = threading.Event(), JobStore.get
 
-            def seen(store: JobStore, *arguments: str) -> Job:
-                found = get(store, *arguments)
+            def seen(store: JobStore, *arguments: str, **options: Any) -> Job:
+                found = get(store, *arguments, **options)
                 read.set()
                 return found
 
@@ -569,6 +570,39 @@ def test_a_job_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
             assert received[-1] == await service.get(job_id) and received[-1]["status"] == "done"
             assert ": the job goes on\n\n" in response.text
             assert states((await service.client.get(f"/jobs/{job_id}/events")).text) == [received[-1]]
+
+    run(test)
+
+
+def test_the_results_of_a_job_that_is_followed_are_read_when_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of long calls has megabytes of them, and its state is read twice a second."""
+    reads, get = 0, JobStore.get
+
+    def count(store: JobStore, *arguments: str, **options: Any) -> Job:
+        nonlocal reads
+        reads += 1
+        return get(store, *arguments, **options)
+
+    monkeypatch.setattr(JobStore, "get", count)
+
+    def rename(name: str, other: str) -> None:
+        with closing(sqlite3.connect(tmp_path / "jobs.sqlite3", timeout=60)) as database:
+            database.execute(f"ALTER TABLE job_files RENAME COLUMN {name} TO {other}")
+
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            job_id = (await service.create(CLIP))["job_id"]
+            rename("result", "gone")
+            following = asyncio.create_task(service.client.get(f"/jobs/{job_id}/events"))
+            while reads < 4:
+                await asyncio.sleep(0.05)
+                assert not following.done(), following.result().text
+            rename("gone", "result")
+            service.start_runner()
+            (*earlier, last) = states((await following).text)
+            assert last["results"] and not any("results" in state for state in earlier)
 
     run(test)
 

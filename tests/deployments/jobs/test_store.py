@@ -204,6 +204,19 @@ def test_jobs_page_by_page(store: JobStore) -> None:
         store.latest("somebody else", 2, before="job3")
 
 
+def test_what_needs_no_results_reads_none(store: JobStore, url: str) -> None:
+    for name in ("a", "b"):
+        add(store, name, files=2)
+    store.finish(claim(store), {"overall": "Real"})
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE job_files RENAME COLUMN result TO gone"))
+    engine.dispose()
+    job = store.get("", "a", with_results=False)
+    assert [(file.state, file.result) for file in job.files] == [("done", None), ("queued", None)]
+    assert store.latest("", 2, before="b") == [job]
+
+
 def test_results_are_kept_so_long_and_no_longer(store: JobStore) -> None:
     add(store, "old")
     store.finish(claim(store), {"overall": "Real"})
