@@ -22,7 +22,8 @@ SoundSentryError
 │   ├── JobNotFound           404  a job that does not exist or was deleted
 │   ├── IdempotencyConflict   409  an idempotency key that was used for another request
 │   ├── SoundLost             500  the files of a job are no longer in its folder
-│   └── StoreUnavailable      503  the database or the folder of the jobs cannot be used
+│   ├── StoreUnavailable      503  the database or the folder of the jobs cannot be used
+│   └── NamesUnavailable      503  the name of a webhook cannot be looked up at present
 ├── ConfigurationError        500  a key or value in a configuration file
 ├── ModelUnavailable          503  weights missing, unverified or not licensed to this token
 ├── BundleError               500  a model bundle that is damaged or does not fit
@@ -161,6 +162,11 @@ class SoundLost(JobError):
 class StoreUnavailable(JobError):
     status = 503
     title = "Jobs unavailable"
+
+
+class NamesUnavailable(JobError):
+    status = 503
+    title = "Names unavailable"
 
 
 class ConfigurationError(SoundSentryError):

@@ -35,13 +35,14 @@ from deployments.http.uploads import (
 from deployments.jobs import answer
 from deployments.jobs.sound import NO_ROOM, SoundFolder
 from deployments.jobs.store import UNFINISHED, Job, JobStore, NewFile, not_found
-from deployments.jobs.webhooks import Webhooks, read_secret
+from deployments.jobs.webhooks import NO_NAMES, NOT_REACHED, Webhooks, read_secret
 from deployments.threads import in_threads
 from pipeline.config import Limits, Strict, describe_misfits
 from pipeline.errors import (
     IdempotencyConflict,
     InputError,
     JobNotFound,
+    NamesUnavailable,
     Overloaded,
     StoreUnavailable,
     UploadTooLarge,
@@ -323,8 +324,9 @@ CREATE = {
     **answers.problems(
         *answers.ACCESS_ERRORS,
         *answers.FORM_ERRORS,
-        WebhookRefused("webhook: its address is in a private network, where this service sends nothing."),
+        WebhookRefused(NOT_REACHED),
         IdempotencyConflict("This Idempotency-Key came with another request before. Use a new key for each job."),
+        NamesUnavailable(NO_NAMES),
         JOB_ERRORS[1],
     ),
 }

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from pipeline.errors import ConfigurationError, WebhookRefused
+from pipeline.errors import ConfigurationError, NamesUnavailable, WebhookRefused
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,6 +52,17 @@ NO_ADDRESS = (
     f"webhook: send an http or https address of at most {MAX_URL_LENGTH} characters, without a user name and without "
     "unprintable characters."
 )
+
+NOT_REACHED = (
+    "webhook: the host of its address is unknown, or in a private network, where this service sends nothing. Check the "
+    "address."
+)
+"""The same sentence for both, so that nobody can find out which names of a private network exist."""
+
+NO_NAMES = "webhook: the name in its address cannot be looked up at present. Try again in a while."
+
+PASSING = (socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM)
+"""The errors of a resolver that say nothing about the name."""
 
 Network = IPv4Network | IPv6Network
 
@@ -88,7 +99,7 @@ class Webhooks:
         self._resolver = Resolver()
 
     async def check(self, url: str) -> None:
-        """Raises WebhookRefused if a webhook to `url` could never be sent."""
+        """Raises WebhookRefused if a webhook to `url` could never be sent, or NamesUnavailable if that is not known."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -100,10 +111,12 @@ class Webhooks:
             raise WebhookRefused(NO_ADDRESS)
         try:
             found = await self._resolver.resolve(host, port or 0)
-        except (OSError, UnicodeError, TimeoutError) as error:
-            raise WebhookRefused(f"webhook: the name {host} cannot be resolved. Check it.") from error
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, TimeoutError) or (isinstance(error, socket.gaierror) and error.errno in PASSING):
+                raise NamesUnavailable(NO_NAMES) from error
+            raise WebhookRefused(NOT_REACHED) from error
         if not any(self._may_reach(address["host"]) for address in found):
-            raise WebhookRefused("webhook: its address is in a private network, where this service sends nothing.")
+            raise WebhookRefused(NOT_REACHED)
 
     async def send(self, url: str, job_id: str, body: bytes) -> str | None:
         """POST `body` once. Returns None if the receiver answered with success, else what went wrong."""

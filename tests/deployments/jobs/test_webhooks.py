@@ -19,7 +19,7 @@ import pytest
 
 from deployments.jobs import webhooks as module
 from deployments.jobs.webhooks import Webhooks, is_public, patience_seconds, pause_seconds
-from pipeline.errors import WebhookRefused
+from pipeline.errors import NamesUnavailable, SoundSentryError, WebhookRefused
 
 SECRET = b"a secret of the tests"
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -163,11 +163,11 @@ def test_names_that_hang_hold_up_nothing_else(receiver: Receiver, monkeypatch: p
         checks = [webhooks.check(url) for url in hanging]
         sent, *refused = await asyncio.gather(webhooks.send(hanging[0], "job", BODY), *checks, return_exceptions=True)
         assert sent == "it did not answer within 0.5 seconds"
-        assert {type(error) for error in refused} == {WebhookRefused}
+        assert {type(error) for error in refused} == {NamesUnavailable}
         async with asyncio.timeout(5):
             await asyncio.to_thread(int)
         good = f"http://good.example:{receiver.port}/"
-        with pytest.raises(WebhookRefused, match="cannot be resolved"):
+        with pytest.raises(NamesUnavailable, match="Try again"):
             await webhooks.check(good)
         answers.set()
         await webhooks.check(good)
@@ -179,6 +179,36 @@ def test_names_that_hang_hold_up_nothing_else(receiver: Receiver, monkeypatch: p
     finally:
         answers.set()
     assert len(receiver.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "refusal"),
+    [
+        (socket.EAI_AGAIN, NamesUnavailable),
+        (socket.EAI_SYSTEM, NamesUnavailable),
+        (socket.EAI_NONAME, WebhookRefused),
+        (socket.EAI_NODATA, WebhookRefused),
+    ],
+)
+def test_only_a_name_that_does_not_exist_is_the_clients_mistake(
+    monkeypatch: pytest.MonkeyPatch, code: int, refusal: type[SoundSentryError]
+) -> None:
+    def resolve(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(code, "as the resolver says")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(refusal) as refused:
+        check("http://receiver.example/")
+    assert ("Try again" in refused.value.detail) == (refused.value.status == 503)
+
+
+def test_a_refusal_does_not_tell_whether_a_private_name_exists() -> None:
+    told = set()
+    for host in ("name.invalid", "localhost", "10.0.0.1"):
+        with pytest.raises(WebhookRefused) as refused:
+            check(f"http://{host}/")
+        told.add(refused.value.detail)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(
