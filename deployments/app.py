@@ -87,7 +87,9 @@ def build(args: BuildArgs) -> Application:
         request_seconds=args.request_timeout_seconds,
         live=args.live,
         jobs=args.jobs,
-        runner=runner.bind(larger, args.jobs, args.access, stages_of_jobs) if args.jobs else None,
+        runner=runner.bind(larger, args.jobs, args.access, args.admission.max_body_seconds, stages_of_jobs)
+        if args.jobs
+        else None,
         stages=stages,
     )
 

@@ -23,7 +23,7 @@ from deployments.http.access import Access, AccessConfig, Limits
 from deployments.http.answers import JudgedFile, problem
 from deployments.jobs import answer
 from deployments.jobs.progress import Pace
-from deployments.jobs.sound import UNKNOWN_SECONDS, SoundFolder
+from deployments.jobs.sound import SPARE_SECONDS, SoundFolder
 from deployments.jobs.store import Claim, Job, JobStore
 from deployments.jobs.webhooks import Webhooks, host_of, patience_seconds, pause_seconds, read_secret
 from deployments.threads import in_threads
@@ -58,7 +58,7 @@ class JobRunner:
     """Judges the files of jobs, sends webhooks, and deletes old jobs. It takes no requests.
 
     If it dies, another runner, or the same after a restart, continues its files. Without `stages` it runs the stages
-    itself.
+    itself. `max_body_seconds` is how long the upload of a job may take.
     """
 
     def __init__(
@@ -66,11 +66,13 @@ class JobRunner:
         config: DetectorConfig,
         settings: JobSettings,
         access: AccessConfig,
+        max_body_seconds: float,
         stages: dict[str, DeploymentHandle[Any]] | None,
     ) -> None:
         self._settings = settings
         self._access = Access(access, Limits() if access.keys else None)
         self._keys = {key.name: key for key in access.keys}
+        self._arriving_seconds = max_body_seconds + SPARE_SECONDS
         self._sound = SoundFolder(settings.sound_path)
         self._sound.create()  # first: the database may lie in this folder
         self._store = JobStore(settings.database_url)
@@ -214,7 +216,7 @@ class JobRunner:
         known = self._store.known([job_id for job_id, _ in ages])
         needed = self._store.unfinished(list(ages))
         for (job_id, position), age in ages.items():
-            is_over = job_id in known or age > UNKNOWN_SECONDS
+            is_over = job_id in known or age > self._arriving_seconds
             if is_over and (job_id, position) not in needed:
                 self._sound.delete(job_id, [position])
 

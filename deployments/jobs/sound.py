@@ -1,8 +1,8 @@
 """Stores the sound of jobs until it is judged. The service writes recordings to a disk only here.
 
 A file exists from the start of its upload until it is judged, or until its job is cancelled or deleted. Files that a
-crash left behind are deleted when a runner starts and every minute; those of an unfinished upload stay up to an hour
-(`UNKNOWN_SECONDS`). Only the service's own user may read the files.
+crash left behind are deleted when a runner starts and every minute; those of an unfinished upload stay an hour
+(`SPARE_SECONDS`) longer than an upload may take. Only the service's own user may read the files.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from pipeline.errors import ConfigurationError, SoundLost, StoreUnavailable
 
-UNKNOWN_SECONDS = 3600.0
-"""How long the sound of a job that is not in the database is kept, because its upload may still be running."""
+SPARE_SECONDS = 3600.0
+"""How much longer than an upload may take the sound of a job that is not in the database is kept."""
 
 NO_ROOM = "The service cannot take files for jobs at present. Try again in a while."
 

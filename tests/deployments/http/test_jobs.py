@@ -53,6 +53,7 @@ __all__ = ["receiver"]
 CONFIG = DetectorConfig()
 CLIP = encode(np.zeros(16_000, np.float32))
 LONGER = encode(np.zeros(32_000, np.float32))
+BODY_SECONDS = 7_200.0
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 SECRET = b"0123456789abcdef0123456789abcdef"
 
@@ -101,7 +102,7 @@ class Service:
 
     def start_runner(self) -> Any:
         runner = cast(Any, JobRunner).func_or_class(
-            DetectorConfig(), self.settings, AccessConfig(), self.stages.handles
+            DetectorConfig(), self.settings, AccessConfig(), BODY_SECONDS, self.stages.handles
         )
         runner._access = Access(self.access, self.limits)  # with limits in this process, not in a Ray actor
         runner._keys = {key.name: key for key in self.access.keys}
@@ -842,11 +843,14 @@ def test_sound_that_nobody_needs_is_swept_away_at_start(tmp_path: Path) -> None:
             (folder / "unknown.0").write_bytes(CLIP)
             os.utime(folder / "unknown.0", (0, 0))
             (folder / "arriving.0").write_bytes(CLIP)
+            for name, seconds in (("arriving.1", BODY_SECONDS), ("stopped.0", BODY_SECONDS + 3_600)):
+                (folder / name).write_bytes(CLIP)
+                os.utime(folder / name, (time.time() - seconds,) * 2)
             (folder / "README").write_text("not ours")
             service.start_runner()
-            while {f"{cancelled}.0", "unknown.0"} & service.sounds():
+            while {f"{cancelled}.0", "unknown.0", "stopped.0"} & service.sounds():
                 await asyncio.sleep(0.05)
-            assert service.sounds() == {f"{waiting}.0", "arriving.0", "README"}
+            assert service.sounds() == {f"{waiting}.0", "arriving.0", "arriving.1", "README"}
 
     run(test)
 
