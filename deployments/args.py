@@ -56,11 +56,11 @@ class JobSettings(Strict):
     another: `sqlite:///PATH` or `postgresql://USER@HOST/NAME`. If the graph has several nodes, all of them must see the
     folder, and the database must be PostgreSQL.
 
-    Each replica of the JobRunner judges `parallel_files` at a time, and `max_waiting_files` may wait. A file may take
-    `file_seconds`. A file whose stage or runner is lost is tried `max_attempts` times. A runner that does not renew its
-    lease for `lease_seconds` counts as lost. Finished jobs and their results are kept for `keep_results_hours`, and
-    while their webhook is pending. Each replica of the ingress serves /jobs/{job_id}/events to `max_followers` clients
-    at a time.
+    Each replica of the JobRunner judges `parallel_files` at a time. `max_waiting_files` may wait, half of them of one
+    key. A file may take `file_seconds`. A file whose stage or runner is lost is tried `max_attempts` times. A runner
+    that does not renew its lease for `lease_seconds` counts as lost. Finished jobs and their results are kept for
+    `keep_results_hours`, and while their webhook is pending. Each replica of the ingress serves /jobs/{job_id}/events
+    to `max_followers` clients at a time.
 
     Webhooks are signed with the secret in `webhook_secret_file`, at least 16 bytes. Its path should be absolute,
     because it is not relative to the repository root. Without such a file there are no webhooks. They may reach public

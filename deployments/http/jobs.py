@@ -44,6 +44,7 @@ from pipeline.errors import (
     JobNotFound,
     NamesUnavailable,
     Overloaded,
+    RateExceeded,
     StoreUnavailable,
     UploadTooLarge,
     WebhookRefused,
@@ -152,7 +153,7 @@ class Jobs:
         # After any other error the sound stays, because the job may exist by now. If not, it is deleted later.
         try:
             job, is_new = await adding
-        except (IdempotencyConflict, Overloaded):
+        except (IdempotencyConflict, Overloaded, RateExceeded):
             self._sound.delete(job_id, range(len(files)))
             raise
         if not is_new:

@@ -83,6 +83,7 @@ class JobRunner:
         self._webhooks = Webhooks(read_secret(secret), settings.webhook_networks) if secret else None
         self._patience = patience_seconds(settings.webhook_attempts, settings.webhook_first_pause_seconds)
         self._started_at = time.time()
+        self._last_owner = ""  # of the file that was begun last
         # A thread for each call that may block at the same time, so that no lease waits for another call.
         self._threads = ThreadPoolExecutor(settings.parallel_files + PARALLEL_WEBHOOKS + 1, "jobs")
         self._sending: dict[str, asyncio.Task[None]] = {}  # by host, while a webhook is being sent to it
@@ -98,10 +99,11 @@ class JobRunner:
         await self._graph.check_embedded()
 
     async def _judge_next(self) -> float:
-        """Judge the file that has waited longest. Returns how long to wait before the next call."""
-        claim = await in_threads(self._threads, self._store.claim, self._settings.lease_seconds)
+        """Judge the file whose turn it is. Returns how long to wait before the next call."""
+        claim = await in_threads(self._threads, self._store.claim, self._settings.lease_seconds, self._last_owner)
         if claim is None:
             return POLL_SECONDS
+        self._last_owner = claim.owner
         try:
             if claim.attempts > self._settings.max_attempts:
                 raise SoundSentryError("Each process that judged this file was lost. Nothing can be said about it.")

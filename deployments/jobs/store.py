@@ -23,13 +23,19 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from deployments.jobs.webhooks import host_of
-from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, StoreUnavailable
+from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, RateExceeded, StoreUnavailable
 
 logger = logging.getLogger("ray.serve")
 
 State = Literal["queued", "running", "done", "cancelled"]
 WebhookState = Literal["pending", "delivered", "failed"]
 UNFINISHED: tuple[State, ...] = ("queued", "running")
+
+OWN_FILES = (
+    "Too many files of this key are waiting: a key may have half of all. Try again when some of them are judged."
+)
+OWN_FILES_SECONDS = 30.0
+"""When to try again: a guess, because nobody knows how long the files will take."""
 
 BUSY_SECONDS = 30
 """How long SQLite waits for another process that is writing."""
@@ -194,8 +200,8 @@ class JobStore:
     ) -> tuple[Job, bool]:
         """A new job and True, or the existing job with the owner's idempotency key and False.
 
-        Raises IdempotencyConflict if the existing job came from another request, and Overloaded if `max_waiting` files
-        wait.
+        Raises IdempotencyConflict if the existing job came from another request, Overloaded if `max_waiting` files
+        wait, and RateExceeded if half of them are this owner's.
         """
         now = time.time()
         job = {"id": job_id, "owner": owner, "options": options, "state": "queued", "created_at": now}
@@ -210,7 +216,7 @@ class JobStore:
             with self._transaction() as connection:
                 if idempotency_key and (known := self._by_key(connection, owner, idempotency_key, fingerprint)):
                     return known, False
-                _check_room(connection, len(rows), max_waiting)
+                _check_room(connection, owner, len(rows), max_waiting)
                 connection.execute(_jobs.insert(), job)
                 connection.execute(_files.insert(), rows)
                 return self._read(connection, job_id), True
@@ -222,11 +228,11 @@ class JobStore:
             return known, False
 
     def check_room(self, owner: str, idempotency_key: str | None, max_waiting: int) -> None:
-        """Raises Overloaded if `add` would refuse any new job, and the owner has none with the idempotency key."""
+        """Raises as `add` if it would refuse any new job, and the owner has none with the idempotency key."""
         with self._transaction(reads_only=True) as connection:
             mine = (_jobs.c.owner == owner) & (_jobs.c.idempotency_key == idempotency_key)
             if not (idempotency_key and connection.scalar(sa.select(sa.exists().where(mine)))):
-                _check_room(connection, 1, max_waiting)
+                _check_room(connection, owner, 1, max_waiting)
 
     def get(self, owner: str, job_id: str, *, with_results: bool = True) -> Job:
         """A job of this owner. Raises JobNotFound."""
@@ -296,20 +302,32 @@ class JobStore:
             is_settled = _jobs.c.webhook_state.is_distinct_from("pending")
             return _delete(connection, (_jobs.c.finished_at < before) & is_settled)
 
-    def claim(self, lease_seconds: float) -> Claim | None:
-        """Claim the file that has waited longest; None if there is none.
+    def claim(self, lease_seconds: float, last_owner: str = "") -> Claim | None:
+        """Claim the file whose turn it is; None if there is none.
 
-        Files that no runner has, and files whose lease is over, can be claimed. A job that another process is changing
-        at this moment is skipped.
+        It is the oldest file of the owner with the fewest files in work. Among several such owners, it is the turn of
+        the one after `last_owner`, by name, and after the last name that of the first. Files that no runner has, and
+        files whose lease is over, can be claimed. A job that another process is changing at this moment is skipped.
         """
         now = time.time()
         free = (_files.c.state == "queued") & (_files.c.due_at <= now)
         left = (_files.c.state == "running") & (_files.c.leased_until < now)
+        held = (_files.c.state == "running") & (_files.c.leased_until >= now)
+        in_work = (
+            sa.select(_jobs.c.owner, sa.func.count().label("files"))
+            .select_from(_files)
+            .join(_jobs)
+            .where(held)
+            .group_by(_jobs.c.owner)
+            .subquery()
+        )
         waiting = (
             sa.select(_files.c.job_id, _files.c.position, _files.c.name, _files.c.attempts)
             .add_columns(_jobs.c.owner, _jobs.c.options, _jobs.c.request_id)
             .join(_jobs)
+            .outerjoin(in_work, in_work.c.owner == _jobs.c.owner)
             .where(free | left)
+            .order_by(sa.func.coalesce(in_work.c.files, 0), _jobs.c.owner <= last_owner, _jobs.c.owner)
             .order_by(_files.c.created_at, _files.c.job_id, _files.c.position)
             .limit(1)
             .with_for_update(of=_jobs, skip_locked=True)
@@ -507,10 +525,15 @@ def _add_later_columns(connection: sa.Connection) -> None:
         connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(webhook_host=host_of(url)))
 
 
-def _check_room(connection: sa.Connection, files: int, max_waiting: int) -> None:
-    waiting = sa.select(sa.func.count()).where(_files.c.state.in_(UNFINISHED))
-    if (connection.scalar(waiting.select_from(_files)) or 0) + files > max_waiting:
+def _check_room(connection: sa.Connection, owner: str, files: int, max_waiting: int) -> None:
+    """Raises Overloaded or RateExceeded. An owner without a file may send any job for which there is room."""
+    count = sa.func.count()
+    unfinished = sa.select(count, count.filter(_jobs.c.owner == owner)).select_from(_files).join(_jobs)
+    everybodys, own = connection.execute(unfinished.where(_files.c.state.in_(UNFINISHED))).one()
+    if everybodys + files > max_waiting:
         raise Overloaded("Too many files are waiting. Try again in a while.")
+    if owner and own and own + files > max_waiting / 2:
+        raise RateExceeded(OWN_FILES, OWN_FILES_SECONDS)
 
 
 def _is_file(claim: Claim) -> sa.ColumnElement[bool]:

@@ -36,7 +36,7 @@ from deployments.jobs import webhooks
 from deployments.jobs.answer import JobAnswer, JobsAnswer
 from deployments.jobs.runner import JobRunner
 from deployments.jobs.sound import SoundFolder
-from deployments.jobs.store import Job, JobStore, NewFile
+from deployments.jobs.store import Claim, Job, JobStore, NewFile
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.errors import StageUnavailable
@@ -435,6 +435,41 @@ def test_no_more_files_wait_than_may(tmp_path: Path) -> None:
             response = await service.post(CLIP, LONGER)
             assert "Try again" in problem(response, 503).detail and int(response.headers["retry-after"]) > 0
             await service.create(CLIP)
+
+    run(test)
+
+
+def test_one_key_fills_no_more_than_half_of_the_queue_and_the_keys_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    claim = JobStore.claim
+
+    def record(store: JobStore, *arguments: Any) -> Claim | None:
+        claimed = claim(store, *arguments)
+        begun.extend([claimed.owner] if claimed else [])
+        return claimed
+
+    monkeypatch.setattr(JobStore, "claim", record)
+
+    async def test() -> None:
+        keys = (key("ann's", "ann"), key("bob's", "bob"))
+        ann, bob = ({"Authorization": f"Bearer {secret}"} for secret in ("ann's", "bob's"))
+        async with served(tmp_path, keys=keys, max_waiting_files=6, runs=False) as service:
+            await service.create(CLIP, CLIP, headers=ann)
+            read = await service.post(CLIP, CLIP, headers=ann)  # refused when its two files are known
+            await service.create(CLIP, headers=ann)
+            unread = await service.post(CLIP, headers=ann)
+            for response in (read, unread):
+                assert "a key may have half" in problem(response, 429).detail
+                assert int(response.headers["retry-after"]) > 0
+            assert len(service.sounds()) == 3
+            last = await service.create(CLIP, CLIP, headers=bob)
+            service.start_runner()
+            while (await service.get(last["job_id"], headers=bob))["status"] != "done":
+                await asyncio.sleep(0.05)
+            await service.until_silent()
+            assert begun == ["ann", "bob", "ann", "bob", "ann"]
 
     run(test)
 
@@ -977,7 +1012,7 @@ def test_a_runner_whose_part_has_ended_is_not_healthy(tmp_path: Path, monkeypatc
         async with served(tmp_path) as service:
             runner = service.runners[0]
             await runner.check_health()
-            monkeypatch.setattr(runner._store, "claim", lambda _: 1 / 0)
+            monkeypatch.setattr(runner._store, "claim", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 while True:
                     await asyncio.sleep(0.05)

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from deployments.jobs import store as module
 from deployments.jobs.store import LATER_COLUMNS, Claim, Job, JobStore, NewFile, WebhookState
-from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, StoreUnavailable
+from pipeline.errors import IdempotencyConflict, JobNotFound, Overloaded, RateExceeded, StoreUnavailable
 
 LEASE_SECONDS = 30.0
 
@@ -33,8 +33,8 @@ def add(store: JobStore, job_id: str, *, owner: str = "", files: int = 1, **opti
     return store.add(owner, names, {"explain": True}, job_id=job_id, **given)[0]
 
 
-def claim(store: JobStore, lease_seconds: float = LEASE_SECONDS) -> Claim:
-    claimed = store.claim(lease_seconds)
+def claim(store: JobStore, lease_seconds: float = LEASE_SECONDS, last_owner: str = "") -> Claim:
+    claimed = store.claim(lease_seconds, last_owner)
     assert claimed is not None
     return claimed
 
@@ -90,6 +90,53 @@ def test_the_oldest_file_is_next(store: JobStore) -> None:
         add(store, name, files=2)
     order = [claim(store) for _ in range(6)]
     assert [(one.job_id, one.position) for one in order] == [(name, i) for name in "bac" for i in (0, 1)]
+
+
+def test_keys_take_turns_when_one_file_is_judged_at_a_time(store: JobStore) -> None:
+    for name, owner, files in (("a", "cat", 1), ("b", "ann", 2), ("c", "bob", 2), ("d", "ann", 1)):
+        add(store, name, owner=owner, files=files)
+    order, last = [], "ann"
+    for _ in range(6):
+        claimed = claim(store, last_owner=last)
+        last = claimed.owner
+        order.append((claimed.job_id, claimed.position))
+        store.finish(claimed, {})
+    assert order == [("c", 0), ("a", 0), ("b", 0), ("c", 1), ("b", 1), ("d", 0)]
+
+
+def test_the_key_with_the_fewest_files_in_work_is_next(store: JobStore, clock: Clock) -> None:
+    add(store, "a", owner="ann", files=5)
+    add(store, "b", owner="bob", files=3)
+    assert [claim(store, last_owner="").owner for _ in range(3)] == ["ann", "bob", "ann"]
+    assert claim(store, last_owner="ann").owner == "bob"
+    long = claim(store, lease_seconds=100, last_owner="bob")
+    assert long.owner == "ann"
+    clock.now += LEASE_SECONDS + 1
+    assert claim(store, last_owner="").owner == "bob", "files of runners that are gone are not in work"
+
+
+def test_a_key_may_have_half_of_the_files_that_wait(store: JobStore) -> None:
+    add(store, "a", owner="ann", files=3, max_waiting=6)
+    for check in (lambda: store.check_room("ann", None, 6), lambda: add(store, "b", owner="ann", max_waiting=6)):
+        with pytest.raises(RateExceeded, match="Try again when") as refused:
+            check()
+        assert refused.value.wait_seconds > 0
+    add(store, "c", owner="bob", files=2, max_waiting=6)
+    store.finish(claim(store, last_owner="bob"), {})
+    add(store, "d", owner="ann", max_waiting=6)
+    with pytest.raises(Overloaded):
+        add(store, "e", owner="cat", files=2, max_waiting=6)
+
+
+def test_a_job_of_more_than_half_of_the_files_is_taken_if_its_key_has_no_other(store: JobStore) -> None:
+    add(store, "a", owner="ann", files=4, max_waiting=6)
+    with pytest.raises(RateExceeded):
+        add(store, "b", owner="ann", max_waiting=6)
+
+
+def test_without_keys_there_is_no_limit_but_that_of_all(store: JobStore) -> None:
+    add(store, "a", files=3, max_waiting=6)
+    add(store, "b", files=3, max_waiting=6)
 
 
 def test_a_runner_that_is_gone_loses_its_file_and_can_write_nothing_more(store: JobStore, clock: Clock) -> None:
