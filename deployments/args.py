@@ -77,7 +77,7 @@ class JobSettings(Strict):
     file_seconds: float = Field(7_200, gt=0)
     max_attempts: int = Field(3, ge=1)
     lease_seconds: float = Field(30, ge=5)
-    keep_results_hours: float = Field(24, gt=0)
+    keep_results_hours: float = Field(24, gt=0, le=876_000)  # a century, so that the day of its end is a date
     max_followers: int = Field(16, ge=0)
     webhook_secret_file: Path | None = None
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()

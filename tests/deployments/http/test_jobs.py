@@ -23,6 +23,7 @@ from typing import Any, cast
 import httpx
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from deployments import metrics
 from deployments.args import JobLimits, JobSettings
@@ -864,6 +865,20 @@ def test_results_are_kept_for_so_long_and_no_longer(tmp_path: Path, monkeypatch:
             problem(response, 404)
 
     run(test)
+
+
+def test_results_are_kept_for_a_century_at_most(tmp_path: Path) -> None:
+    """The day until which they are kept must have a date."""
+    century = 876_000
+
+    async def test() -> None:
+        async with served(tmp_path, keep_results_hours=century) as service:
+            done = await service.until((await service.create(CLIP))["job_id"], "done")
+            assert int(done["kept_until"][:4]) - int(done["finished_at"][:4]) in (99, 100)
+
+    run(test)
+    with pytest.raises(ValidationError, match="keep_results_hours"):
+        JobSettings(keep_results_hours=century + 1)
 
 
 def test_sound_that_nobody_needs_is_swept_away_at_start(tmp_path: Path) -> None:
