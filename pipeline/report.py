@@ -5,6 +5,7 @@ Colour is never the only sign: the height of a bar shows its probability, and ea
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -103,19 +104,20 @@ def marks(verdict: Verdict) -> Iterator[tuple[float, str]]:
 
 
 def lanes(verdict: Verdict) -> Iterator[tuple[str, tuple[tuple[float, float, Detail], ...]]]:
-    """One lane per speaker, or one lane for all speech if there are no speakers.
+    """One lane per different speaker, or one lane for all speech if there are no speakers.
 
     A lane is its name, and for each stretch of speech where it begins, how wide it is, and its Detail.
     """
-
-    def placed(details: Sequence[Detail]) -> tuple[tuple[float, float, Detail], ...]:
-        duration = verdict.duration_seconds
-        return tuple((_x(d.start, duration), _x(d.end - d.start, duration), d) for d in details)
-
+    duration = verdict.duration_seconds
+    speech: dict[tuple[str | None, str | None], list[tuple[float, float, Detail]]] = defaultdict(list)
+    for detail in verdict.details:
+        who = (detail.speaker, detail.channel) if verdict.speakers else (None, None)
+        speech[who].append((_x(detail.start, duration), _x(detail.end - detail.start, duration), detail))
     if not verdict.speakers and verdict.details:
-        yield "Speech", placed(verdict.details)
-    for speaker in verdict.speakers:
-        yield speaker_name(speaker), placed([d for d in verdict.details if d.speaker == speaker.speaker])
+        yield "Speech", tuple(speech[None, None])
+    # An answer that was forged may name a speaker many times.
+    for speaker in {(speaker.speaker, speaker.channel): speaker for speaker in verdict.speakers}.values():
+        yield speaker_name(speaker), tuple(speech[speaker.speaker, speaker.channel])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
 from pipeline.errors import EmptyAudio
-from pipeline.report import MAX_BARS, MAX_MARKS, MAX_PEAKS, Reported, marks, peaks_of, percent, render_report
+from pipeline.report import MAX_BARS, MAX_MARKS, MAX_PEAKS, Reported, lanes, marks, peaks_of, percent, render_report
 from pipeline.types import SAMPLE_RATE, Waveform
 from pipeline.verdict.answer import EXAMPLES, MEANINGS, ChannelVerdict, Timeline, Verdict
 from pipeline.verdict.explanation import clock
@@ -53,6 +53,19 @@ def test_a_silent_channel_has_its_note() -> None:
     channel = ChannelVerdict(channel="CHANNEL_2", result="No Speech", probability=None, speech_seconds=0, note="silent")
     text = render_report([reported(EXAMPLES["fake"].model_copy(update={"channels": (channel,)}))])
     assert '<th scope="row">CHANNEL_2</th><td>No Speech</td><td></td><td>Silent.</td>' in text
+
+
+def test_each_speaker_has_one_lane_however_often_an_answer_names_them() -> None:
+    """With a lane for each time, a forged answer of 4 MiB would be a report of gigabytes."""
+    (detail,), (speaker,) = EXAMPLES["fake"].details, EXAMPLES["fake"].speakers
+    channels = ("CHANNEL_1", "CHANNEL_2")
+    details = tuple(detail.model_copy(update={"channel": channel}) for channel in channels for _ in range(100))
+    speakers = tuple(speaker.model_copy(update={"channel": channel}) for channel in channels for _ in range(100))
+    verdict = EXAMPLES["fake"].model_copy(update={"details": details, "speakers": speakers})
+    found = list(lanes(verdict))
+    assert [name for name, _ in found] == [f"SPEAKER_00 on {channel}" for channel in channels]
+    assert [[placed for *_, placed in stretches] for _, stretches in found] == [[*details[:100]], [*details[100:]]]
+    assert render_report([reported(verdict)]).count('<rect class="outline') == len(details) + 3  # of the key
 
 
 @pytest.mark.parametrize("duration", [0.0, 1e-300, 0.7, 36_000.0, 1e300])
