@@ -15,6 +15,9 @@ from pipeline.errors import ConfigurationError
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = ROOT / "configs" / "detector.yaml"
 
+MAX_MISFITS = 100
+"""Up to this number of wrong keys and values are named. To name the million that a request may have takes 10 s."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -149,10 +152,13 @@ def parse(model: type[Model], path: Path) -> Model:
 
 
 def describe_misfits(error: ValidationError, where: str = "", model: type[BaseModel] | None = None) -> str:
-    """Each key that pydantic refused, and why. A key is written as `where` followed by its path.
+    """Each key that pydantic refused, and why; only their number if they are many. A key is written as `where` followed
+    by its path.
 
     If `model` is given, the text also suggests a known key for each unknown one.
     """
+    if error.error_count() > MAX_MISFITS:
+        return f"{error.error_count()} keys or values are wrong, too many to name"
     found = []
     for problem in error.errors():
         *section, key = problem["loc"] or ("",)

@@ -82,17 +82,20 @@ class WebmOptions(_Options):
 
 StreamOptions = PcmOptions | WebmOptions
 _OPTIONS: TypeAdapter[StreamOptions] = TypeAdapter(Annotated[StreamOptions, Field(discriminator="format")])
+_VALID = 'Begin with {"format": "pcm_s16le", "sample_rate": 16000, "channels": 1} or {"format": "webm"}.'
+
+MAX_OPTIONS_LENGTH = 4_096
+"""The longest first message that is parsed, in characters."""
 
 
 def parse_options(message: str) -> StreamOptions:
     """The options in the first message of a stream. Raises InputError that shows valid messages."""
+    if len(message) > MAX_OPTIONS_LENGTH:
+        raise InputError(f"The first message is too long. {_VALID}")
     try:
         return _OPTIONS.validate_json(message)
     except ValidationError as error:
-        raise InputError(
-            f'{describe_misfits(error)}. Begin with {{"format": "pcm_s16le", "sample_rate": 16000, "channels": 1}} or '
-            '{"format": "webm"}.'
-        ) from error
+        raise InputError(f"{describe_misfits(error)}. {_VALID}") from error
 
 
 class StreamMoment(Part):

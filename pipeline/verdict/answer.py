@@ -7,9 +7,9 @@ errors and mean nothing. No number is NaN or infinite.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainSerializer
 
 from pipeline.types import Label
 from pipeline.verdict.reasons import AnswerWarning, Reason, Word, sentences
@@ -24,6 +24,10 @@ Number = Annotated[float, PlainSerializer(_round, return_type=float, when_used="
 NonNegative = Annotated[Number, Field(ge=0)]
 Probability = Annotated[_Share, PlainSerializer(_round, return_type=_Share, when_used="json")]
 Interval = tuple[Probability, Probability]
+
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], FailFast()]
+"""A sequence whose check ends at the first value that does not fit. A forged answer may hold a million of them."""
 
 
 MEANINGS: dict[Label, str] = {
@@ -144,7 +148,7 @@ class Timeline(Part):
     """Where the first step begins, in seconds from the start of the recording."""
     step_seconds: Annotated[Number, Field(gt=0)]
     """Length of a step, in seconds."""
-    probability: tuple[Probability | None, ...]
+    probability: Several[Probability | None]
     """Probability that the speech is machine-made, 0 to 1, one value per step; null where no speech has a
     score: nobody speaks, or several speakers at once."""
 
@@ -218,11 +222,11 @@ class LayerShare(Part):
 class Explanation(Part):
     """What the answer is based on. If a part decided for the whole, this explains that part."""
 
-    moments: tuple[MomentShare, ...]
+    moments: Several[MomentShare]
     """At most six moments with the most weight, the heaviest first. They do not overlap."""
-    bands: tuple[BandShare, ...]
+    bands: Several[BandShare]
     """One entry per band of frequency, the lowest first; empty for a model without bands."""
-    layers: tuple[LayerShare, ...]
+    layers: Several[LayerShare]
     """One entry per layer, in the order of the network."""
 
 
@@ -244,12 +248,12 @@ class Verdict(Part):
     """Calibrated log-likelihood ratio (natural logarithm) of the whole recording; higher is more machine-like."""
     interval: Interval | None
     """80 % interval of `mean_probability`, lower end first; `overall` follows from it, unless `decided_by` is given."""
-    reasons: tuple[Reason, ...] = Field(
+    reasons: Several[Reason] = Field(
         description=f"Why the answer is Inconclusive; empty if it is not. {_listed(Reason)}"
     )
-    details: tuple[Detail, ...]
+    details: Several[Detail]
     """One entry per turn if speakers were told apart, else one per speech segment."""
-    speakers: tuple[SpeakerVerdict, ...]
+    speakers: Several[SpeakerVerdict]
     """One entry per speaker; empty if speakers were not told apart."""
     timeline: Timeline
     """The probability from moment to moment."""
@@ -261,7 +265,7 @@ class Verdict(Part):
     """How long somebody speaks in it, in seconds."""
     original_format: str
     """Format of the file, recognised by its content."""
-    channels: tuple[ChannelVerdict, ...] = ()
+    channels: Several[ChannelVerdict] = ()
     """One entry per channel; empty unless channels were judged one by one."""
     decided_by: DecidedBy | None = None
     """The part that makes the whole `Fake`; null if the whole recording does, or if it is not `Fake`. Its probability
@@ -270,7 +274,7 @@ class Verdict(Part):
     """SHA-256 of the file's bytes, in hexadecimal digits; null if the sound did not come from a file."""
     model: ModelName
     """The model that judged."""
-    warnings: tuple[AnswerWarning, ...] = Field(
+    warnings: Several[AnswerWarning] = Field(
         description=f"What else to know about the recording or its judgement. {_listed(AnswerWarning)}"
     )
     explanation: Explanation | None = Field(None, exclude_if=_absent)
@@ -286,7 +290,7 @@ class Verdict(Part):
         return self.mean_probability, self.interval
 
     @property
-    def without_speakers(self) -> tuple[ChannelVerdict, ...]:
+    def without_speakers(self) -> Several[ChannelVerdict]:
         """The channels without speakers of their own: silent channels, and copies of others."""
         with_speakers = {speaker.channel for speaker in self.speakers}
         return tuple(channel for channel in self.channels if channel.channel not in with_speakers)

@@ -35,3 +35,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"device: \xe4")
     with pytest.raises(ConfigurationError, match=r"^latin\.yaml is not valid YAML"):
         parse(DetectorConfig, tmp_path / "latin.yaml")
+
+
+def test_many_misfits_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("\n".join(f"key{number}: 1" for number in range(1_000)))
+    with pytest.raises(ConfigurationError, match=r"^wrong\.yaml: 1000 keys or values are wrong, too many to name$"):
+        parse(DetectorConfig, tmp_path / "wrong.yaml")

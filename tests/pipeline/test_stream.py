@@ -206,6 +206,11 @@ def test_a_wrong_first_message_is_told_what_a_right_one_is(first: str, named: st
     assert named in refused.value.detail
 
 
+def test_a_long_first_message_is_not_parsed() -> None:
+    with pytest.raises(InputError, match="too long"):
+        parse_options(json.dumps(PCM) + " " * 5_000)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"sample_rate": 3_999}, {"sample_rate": 400_000}, {"channels": 0}, {"channels": 9}], ids=str
 )
