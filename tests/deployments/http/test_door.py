@@ -179,29 +179,35 @@ def test_a_key_comes_in_one_of_three_ways() -> None:
     assert presented_key({}) == ""
 
 
+async def stream(ingress: Any, headers: dict[str, str]) -> list[dict[str, Any]]:
+    """What the service sends to a client that opens a stream with these headers, and leaves it at once."""
+    app = type(ingress).__serve_build_asgi_app__(ingress)
+    sent: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return received.pop(0)
+
+    scope = {
+        "type": "websocket",
+        "path": "/stream",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        "query_string": b"",
+        "subprotocols": [],
+        "extensions": {"websocket.http.response": {}},
+    }
+    await app(scope, receive, send)
+    return sent
+
+
 def test_a_websocket_without_a_key_is_refused_before_it_opens() -> None:
     async def test() -> None:
         async with served((key("right"),)) as (_, ingress):
-            app = type(ingress).__serve_build_asgi_app__(ingress)
-            sent: list[dict[str, Any]] = []
-
-            async def send(message: dict[str, Any]) -> None:
-                sent.append(message)
-
-            async def receive() -> dict[str, Any]:
-                return {"type": "websocket.connect"}
-
-            extensions: dict[str, Any] = {"websocket.http.response": {}}
-            scope = {
-                "type": "websocket",
-                "path": "/stream",
-                "headers": [],
-                "query_string": b"",
-                "extensions": extensions,
-            }
-            await app(scope, receive, send)
-            assert [message["type"] for message in sent][:1] == ["websocket.http.response.start"]
-            assert sent[0]["status"] == 401
+            first, *_ = await stream(ingress, {})
+            assert (first["type"], first["status"]) == ("websocket.http.response.start", 401)
 
     run(test)
 
@@ -226,6 +232,47 @@ def test_the_command_makes_a_key_that_its_configuration_lets_in() -> None:
     assert secret not in again.stdout
     bad = subprocess.run([*command[:3], "a b"], cwd=ROOT, capture_output=True, text=True)
     assert bad.returncode == 1 and "Traceback" not in bad.stderr
+
+
+# ---- other web sites
+
+OWN, OTHER = {"Origin": "http://test"}, {"Origin": "https://other.example"}
+NO_ORIGIN = {"Origin": "null"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_foreign"),
+    [
+        ({}, False),
+        (OWN, False),
+        (OTHER, True),
+        (NO_ORIGIN, True),
+        ({"Origin": "http://test:8000"}, True),
+        ({"Origin": EXTENSION}, False),
+        ({"Origin": EXTENSION, "Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-origin"}, False),
+        (NO_ORIGIN | {"Sec-Fetch-Site": "same-origin"}, False),
+        ({"Sec-Fetch-Site": "none"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, True),
+        (OWN | {"Sec-Fetch-Site": "same-site"}, True),
+    ],
+    ids=str,
+)
+def test_another_web_site_starts_no_work_and_opens_no_stream(headers: dict[str, str], is_foreign: bool) -> None:
+    async def test() -> None:
+        async with served() as (client, ingress):
+            for path in ("/predict", "/batch-predict", "/report"):
+                answer = await client.post(path, headers=headers)
+                refused = problem(answer, 403 if is_foreign else 422)
+                assert ("cors_origins" in refused.detail) == is_foreign
+            assert (await client.delete("/jobs/1", headers=headers)).status_code == (403 if is_foreign else 404)
+            assert (await client.get("/", headers=headers)).status_code == 200
+            assert (await client.head("/docs", headers=headers)).status_code == 200
+            (first, *_) = await stream(ingress, {"Host": "test"} | headers)
+            assert first["type"] == ("websocket.http.response.start" if is_foreign else "websocket.accept")
+            assert first.get("status") == (403 if is_foreign else None)
+
+    run(test)
 
 
 # ---- limits
