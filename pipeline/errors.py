@@ -2,7 +2,7 @@
 
 SoundSentryError
 ├── InputError                     the caller can correct it
-│   ├── MissingInput          422  no file, or an empty field
+│   ├── MissingInput          422  no file
 │   ├── EmptyAudio            422  a file of no bytes, or with no audio samples
 │   ├── UnsupportedFormat     415  not one of the accepted formats
 │   ├── UploadTooLarge        413  more bytes than allowed

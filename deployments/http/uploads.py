@@ -123,7 +123,8 @@ async def receive_form(
 ) -> AsyncIterator[tuple[list[UploadFile], Fields]]:
     """The files in `field` and the other fields of a multipart form. The files are closed afterwards.
 
-    A file is kept in memory, or in the file that `open_file` opens for it. After the upload it is at its beginning.
+    A file is kept in memory, or in the file that `open_file` opens for it. After the upload it is at its beginning. A
+    field without a value counts as absent: a browser sends all fields of a form, also those that were left empty.
     Raises MissingInput (as soon as a file in another field begins), TooManyFiles, UploadTooLarge (as soon as the form
     is too large, however it is sent), UploadTooSlow, or InputError for a form that is broken or has a bad value.
     """
@@ -142,7 +143,7 @@ async def receive_form(
         for name, value in (await parser.parse()).multi_items():
             if isinstance(value, UploadFile):
                 files.append(value)
-            else:
+            elif value:
                 values[name] = value
         if not files:
             raise MissingInput(f"Send the recording as a file in the field {field}.")
