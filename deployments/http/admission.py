@@ -23,7 +23,7 @@ class AdmissionConfig(Strict):
     graph at a time, and at most `max_slow` of them belong to slow requests, so that the others do not wait for these.
     `max_waiting` slow recordings, and as many others, may wait for their turn when a request is admitted; a higher
     value allows longer waits. A request is admitted with all its recordings, or not at all. A body may take
-    `max_body_seconds`, and must arrive at `min_bytes_per_second` on average.
+    `max_body_seconds`. On average it must arrive at `min_bytes_per_second`, or faster if it would take too long.
     """
 
     max_mib_in_flight: float = Field(48, gt=0)

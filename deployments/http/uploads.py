@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ it is read, so that the error can say so."""
 
 GRACE_SECONDS = 10.0
 """How long a body may take to begin."""
+
+SLOW_UPLINK_BYTES_PER_SECOND = 32 * 1024
+"""What a body that declares no size need not exceed: a slow connection of a household sends more."""
 
 MAX_NAME_LENGTH = 120
 
@@ -92,12 +96,26 @@ def body_bytes(request: Request, limits: Limits, max_files: int) -> int:
     Raises UploadTooLarge for a body that could hold several times the allowed files.
     """
     most = max_form_bytes(limits, max_files)
-    declared = request.headers.get("content-length", "")
-    if not (declared.isascii() and declared.isdigit()):
+    declared = _declared_bytes(request)
+    if declared is None:
         return most
-    if int(declared) > SEVERAL * most:
+    if declared > SEVERAL * most:
         raise _too_large(limits)
-    return min(int(declared), most)
+    return min(declared, most)
+
+
+def slowest_bytes_per_second(request: Request, max_bytes: int, pace: AdmissionConfig) -> float:
+    """How fast the body must arrive at least, on average.
+
+    A body takes room for its size. So it must be fast enough to be complete in time, or it would take that room for
+    nothing. A body that declares no size takes room for `max_bytes`, but it may be a small one from a slow sender.
+    """
+    declared = _declared_bytes(request)
+    if declared is None:
+        fitting = min(max_bytes / pace.max_body_seconds, SLOW_UPLINK_BYTES_PER_SECOND)
+    else:
+        fitting = min(declared, max_bytes) / pace.max_body_seconds
+    return max(pace.min_bytes_per_second, fitting)
 
 
 async def read_form(
@@ -130,9 +148,10 @@ async def receive_form(
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise MissingInput(f"Send a multipart/form-data form with a file in the field {field}.")
+    max_bytes = max_form_bytes(limits, max_files)
     parser = _Parser(
         request.headers,
-        _at_most(max_form_bytes(limits, max_files), _in_time(request, pace), limits),
+        _at_most(max_bytes, _in_time(request, max_bytes, pace), limits),
         max_files=max_files,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
@@ -173,10 +192,10 @@ def describe_form(field: str, files: dict[str, Any], fields: type[BaseModel]) ->
 
 async def read_body(request: Request, max_mib: float, pace: AdmissionConfig) -> bytes:
     """A body that is not a form. Raises UploadTooLarge or UploadTooSlow."""
-    body = bytearray()
-    async for chunk in _in_time(request, pace):
+    body, max_bytes = bytearray(), int(max_mib * 2**20)
+    async for chunk in _in_time(request, max_bytes, pace):
         body += chunk
-        if len(body) > max_mib * 2**20:
+        if len(body) > max_bytes:
             raise UploadTooLarge(f"Send at most {max_mib:g} MiB.")
     return bytes(body)
 
@@ -242,25 +261,31 @@ class _Parser(MultiPartParser):
             file.close()
 
 
-async def _in_time(request: Request, pace: AdmissionConfig) -> AsyncGenerator[bytes, None]:
+async def _in_time(request: Request, max_bytes: int, pace: AdmissionConfig) -> AsyncGenerator[bytes, None]:
     """The body in chunks as they arrive. Raises UploadTooSlow if it takes too long or is too slow on average."""
     started = asyncio.get_running_loop().time()
-    received = 0
+    received, slowest = 0, slowest_bytes_per_second(request, max_bytes, pace)
     chunks = request.stream()
     while True:
-        patience = min(pace.max_body_seconds, GRACE_SECONDS + received / pace.min_bytes_per_second)
+        patience = min(pace.max_body_seconds, GRACE_SECONDS + received / slowest)
         try:
             async with asyncio.timeout_at(started + patience):
                 chunk = await anext(chunks, None)
         except TimeoutError as error:
             raise UploadTooSlow(
-                f"The upload is too slow: send at least {pace.min_bytes_per_second:g} bytes a second, and all of it "
-                f"within {pace.max_body_seconds:g} seconds."
+                f"The upload is too slow: send at least {math.ceil(slowest)} bytes a second, and all of it within "
+                f"{pace.max_body_seconds:g} seconds."
             ) from error
         if chunk is None:
             return
         received += len(chunk)
         yield chunk
+
+
+def _declared_bytes(request: Request) -> int | None:
+    """The size that a body declares; None if it declares none."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() else None
 
 
 def max_form_bytes(limits: Limits, max_files: int) -> int:

@@ -497,6 +497,25 @@ def test_a_body_that_comes_too_slowly_is_refused(pause: float, size: int, monkey
     run(test)
 
 
+def test_a_body_that_cannot_be_complete_in_time_is_refused_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep its room for minutes, although it is faster than any body must be."""
+    monkeypatch.setattr(uploads, "GRACE_SECONDS", 0.2)
+
+    async def test() -> None:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"--b\r\n"
+            while True:
+                await asyncio.sleep(0.02)
+                yield b"x" * 10
+
+        async with served(min_bytes_per_second=1, max_body_seconds=600) as (client, _):
+            headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Length": str(25 * 2**20)}
+            refused = problem(await client.post("/predict", content=body(), headers=headers), 408)
+            assert "at least 43691 bytes a second" in refused.detail
+
+    run(test)
+
+
 # ---- every request
 
 

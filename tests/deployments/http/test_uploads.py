@@ -9,7 +9,15 @@ import pytest
 from fastapi import Request
 
 from deployments.http.admission import AdmissionConfig
-from deployments.http.uploads import FRAMING_BYTES, Options, Upload, body_bytes, display_name, read_form
+from deployments.http.uploads import (
+    FRAMING_BYTES,
+    Options,
+    Upload,
+    body_bytes,
+    display_name,
+    read_form,
+    slowest_bytes_per_second,
+)
 from pipeline.config import Limits
 from pipeline.errors import InputError, MissingInput, SoundSentryError, TooManyFiles, UploadTooLarge
 
@@ -148,6 +156,24 @@ def test_a_declared_size_is_refused_unread() -> None:
     request = Request({"type": "http", "headers": [(b"content-length", b"1000000000")]})
     with pytest.raises(UploadTooLarge, match="1 MiB"):
         body_bytes(request, LIMITS, 1)
+
+
+@pytest.mark.parametrize(
+    ("declared", "max_mib", "slowest"),
+    [
+        (100_000, 25, 4_096),
+        (25 * 2**20, 25, 25 * 2**20 / 600),
+        (80 * 2**20, 25, 25 * 2**20 / 600),
+        (None, 4, 4 * 2**20 / 600),
+        (None, 25, 32_768),
+        (1_000 * 2**20, 4_000, 1_000 * 2**20 / 600),
+        (None, 4_000, 32_768),
+    ],
+)
+def test_a_body_must_be_as_fast_as_its_size_needs(declared: int | None, max_mib: int, slowest: float) -> None:
+    headers = [] if declared is None else [(b"content-length", str(declared).encode())]
+    request = Request({"type": "http", "headers": headers})
+    assert slowest_bytes_per_second(request, max_mib * 2**20, AdmissionConfig()) == slowest
 
 
 def test_an_undeclared_size_is_refused_while_reading() -> None:
