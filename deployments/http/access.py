@@ -9,8 +9,10 @@ key itself is stored nowhere. Keys are 256 random bits, so a plain hash does not
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import hmac
+import logging
 import secrets
 import sys
 import time
@@ -24,6 +26,8 @@ from ray.exceptions import RayError
 
 from pipeline.config import Strict
 from pipeline.errors import KeyMissing, NotAllowed, RateExceeded, StageUnavailable
+
+logger = logging.getLogger("ray.serve")
 
 Right = Literal["predict", "admin"]
 
@@ -45,6 +49,9 @@ SUBPROTOCOL = "sound-sentry-key."
 """The prefix of the WebSocket subprotocol that holds a key. Browsers use it, because they cannot set a header there."""
 
 MINUTE_SECONDS = 60.0
+
+ANSWER_SECONDS = 5.0
+"""How long a request waits for the actor that counts. If its node is lost, Ray notices that only after a while."""
 
 
 class Key(Strict):
@@ -99,9 +106,13 @@ class Access:
         return key
 
     async def charge(self, key: Key | None, audio_seconds: float) -> None:
-        """Subtract the audio of a request from what its key has left."""
+        """Subtract the audio of a request from what its key has left. If that fails, it is only logged: the work is
+        done by now, and its result should not be lost."""
         if key and key.audio_seconds_per_minute and self._limits:
-            await self._limits.charge(key, audio_seconds)
+            try:
+                await self._limits.charge(key, audio_seconds)
+            except StageUnavailable:
+                logger.warning("%g s of audio were not counted.", audio_seconds)
 
     async def usage(self) -> dict[str, dict[str, float]]:
         """What each limited key has left of its limits."""
@@ -220,8 +231,9 @@ class Limits:
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         try:
-            return await getattr(self._actor, method).remote(*arguments)
-        except RayError as error:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await getattr(self._actor, method).remote(*arguments)
+        except (RayError, TimeoutError) as error:
             raise StageUnavailable("The service cannot count requests at present. Try again in a while.") from error
 
 

@@ -122,7 +122,7 @@ class JobRunner:
         else:
             if judged and await self._finish(claim, judged.model_dump(mode="json")):
                 metrics.count_verdict(judged)
-                await self._charge(claim, judged.duration_seconds)
+                await self._access.charge(self._keys.get(claim.owner), judged.duration_seconds)
         return 0.0
 
     async def _judge(self, claim: Claim) -> JudgedFile | None:
@@ -158,13 +158,6 @@ class JobRunner:
         if is_written:
             await in_threads(self._threads, self._sound.delete, claim.job_id, [claim.position])
         return is_written
-
-    async def _charge(self, claim: Claim, audio_seconds: float) -> None:
-        """Subtract the audio of a file from what the key that sent it has left."""
-        try:
-            await self._access.charge(self._keys.get(claim.owner), audio_seconds)
-        except StageUnavailable:
-            logger.warning("%g s of audio of job %s were not counted.", audio_seconds, claim.job_id)
 
     async def _send_webhooks(self) -> None:
         """Send the webhooks, several at a time, but only one to a host: a slow receiver delays only its own."""

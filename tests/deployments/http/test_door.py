@@ -9,20 +9,21 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
 import numpy as np
 import pytest
 
-from deployments.http import uploads
+from deployments.http import access, uploads
 from deployments.http.access import Access, AccessConfig, Buckets, Key, Limits, presented_key
 from deployments.http.admission import Admission, AdmissionConfig
 from deployments.http.answers import Problem, UsageAnswer
 from deployments.http.ingress import Ingress
 from pipeline.audio.decode import decode
 from pipeline.config import ROOT, DetectorConfig
-from pipeline.errors import Overloaded, RateExceeded
+from pipeline.errors import Overloaded, RateExceeded, StageUnavailable
 from pipeline.stages.classify import Classifier
 from pipeline.stream import LiveSettings
 from pipeline.types import Speech
@@ -341,6 +342,39 @@ def test_less_than_one_request_per_minute_is_one_every_few_minutes() -> None:
     run(test)
 
 
+class Silent:
+    """An actor that never answers."""
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=lambda *_: asyncio.Event().wait())
+
+
+def test_an_actor_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "ANSWER_SECONDS", 0.05)
+    limits = Limits.__new__(Limits)
+    limits._actor = Silent()
+
+    async def test() -> None:
+        with pytest.raises(StageUnavailable, match="cannot count"):
+            await limits.take(key("a", requests_per_minute=1), brings_audio=True)
+        await Access(AccessConfig(), limits).charge(key("a", audio_seconds_per_minute=1), 1.0)  # logs it
+
+    run(test)
+
+
+def test_a_verdict_whose_audio_cannot_be_counted_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any) -> None:
+        raise StageUnavailable("The service cannot count.")
+
+    monkeypatch.setattr(LocalLimits, "charge", fail)
+
+    async def test() -> None:
+        async with served((key("a", audio_seconds_per_minute=60),)) as (client, _):
+            assert (await post(client, "a")).status_code == 200
+
+    run(test)
+
+
 # ---- how much at once
 
 
@@ -554,6 +588,7 @@ key = Key(name="k", sha256="0" * 64, requests_per_minute=1, audio_seconds_per_mi
 
 async def ask():
     limits = Limits()
+    ray.get(limits._actor.__ray_ready__.remote())  # on a busy machine an actor may start slowly
     waits = [await limits.take(key, brings_audio=True) > 0 for _ in range(2)]
     await limits.charge(key, 3_600)  # so much that the time of the test does not matter, even on a slow machine
     return waits, round((await limits.left((key,)))["k"]["audio_seconds"] / 3_600)
