@@ -124,6 +124,7 @@ class Ingress:
             version=self._version,
             docs_url=None,  # replaced by our own page, which needs no content delivery network
             redoc_url=None,
+            redirect_slashes=False,  # its Location would name whatever host the client did, and http behind a TLS proxy
             middleware=[
                 Middleware(Cors, allow_origins=list(self._cors_origins), **CORS),
                 Middleware(Gate, access=self._access, origins=self._cors_origins),

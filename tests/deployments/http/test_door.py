@@ -557,6 +557,8 @@ def test_unknown_paths_wrong_methods_and_refused_preflights_are_problems() -> No
     async def test() -> None:
         async with served() as (client, _):
             problem(await client.get("/nothing"), 404)
+            for path in ("/predict/", "/jobs/", "/page"):
+                problem(await client.post(path, headers={"Host": "elsewhere.example"}), 404)
             problem(await client.delete("/predict"), 405)
             assert (await client.head("/")).status_code == 200
             assert (await client.head("/docs")).status_code == 200
