@@ -4,14 +4,15 @@
 
 import asyncio
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -136,14 +137,6 @@ class Ingress:
         app.add_api_route("/health", self.health, responses=answers.HEALTH)
         app.add_api_route("/info", self.info, responses=answers.INFO)
         app.add_api_route("/usage", self.usage, responses=answers.USAGE)
-        pages: dict[str, Callable[..., Any]] = {
-            "/": self.home,
-            "/docs": self.docs,
-            "/health": self.health,
-            "/info": self.info,
-        }
-        for path, endpoint in pages.items():
-            app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
         app.add_api_route(
             "/predict", self.predict, methods=["POST"], responses=answers.PREDICT, openapi_extra=PREDICT_FORM
         )
@@ -166,6 +159,9 @@ class Ingress:
         app.add_api_websocket_route("/stream", self._streams.serve)
         if self._jobs:
             self._jobs.add_routes(app)
+        for route in [route for route in app.routes if isinstance(route, APIRoute)]:
+            if route.methods == {"GET"} and route.response_class is not StreamingResponse:
+                app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
         app.mount("/page", PageFiles(directory=PAGE))
         app.openapi()["components"]["schemas"].update(report_schemas)
         # FastAPI leaves every null out of its document, but a null in an example has a meaning.

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.routing import Match, Route
 
 from deployments import metrics
 from deployments.http import answers
@@ -19,6 +20,9 @@ from pipeline.errors import InputError, KeyMissing, RateExceeded, SoundSentryErr
 logger = logging.getLogger("ray.serve")
 
 MEDIA_TYPE = "application/problem+json"
+
+FILE_METHODS = {"GET", "HEAD"}
+"""The methods of the files of the page, which are no Route."""
 
 
 def respond(request: HTTPConnection, error: SoundSentryError) -> JSONResponse:
@@ -58,7 +62,21 @@ async def answer_error(request: HTTPConnection, error: SoundSentryError) -> JSON
 async def answer_http_error(request: HTTPConnection, error: HTTPException) -> JSONResponse:
     """The answer for a request that Starlette refuses."""
     detail = f"{HTTPStatus(error.status_code).phrase}: see /docs for the endpoints."
-    return refuse(request, error.status_code, detail, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return refuse(request, error.status_code, detail, headers)
+
+
+def _methods(request: HTTPConnection) -> set[str]:
+    """The methods of all routes with the path of a request (RFC 9110 section 15.5.6). Starlette names one route's."""
+    # A mount that refused the request has put its own path here.
+    scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(scope)[0] is not Match.NONE:
+            methods |= (isinstance(route, Route) and route.methods) or FILE_METHODS
+    return methods
 
 
 async def answer_nobody(request: HTTPConnection, error: ClientDisconnect) -> JSONResponse:

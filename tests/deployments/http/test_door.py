@@ -559,9 +559,12 @@ def test_unknown_paths_wrong_methods_and_refused_preflights_are_problems() -> No
             problem(await client.get("/nothing"), 404)
             for path in ("/predict/", "/jobs/", "/page"):
                 problem(await client.post(path, headers={"Host": "elsewhere.example"}), 404)
-            problem(await client.delete("/predict"), 405)
-            assert (await client.head("/")).status_code == 200
-            assert (await client.head("/docs")).status_code == 200
+            for path, methods in {"/predict": "POST", "/docs": "GET, HEAD", "/page/predict": "GET, HEAD"}.items():
+                refused = await client.delete(path)
+                problem(refused, 405)
+                assert refused.headers["allow"] == methods
+            for path in ("/", "/docs", "/usage", "/openapi.json", "/page/page.js"):
+                assert (await client.head(path)).status_code == 200, path
             preflight = {"Access-Control-Request-Method": "POST"}
             problem(await client.options("/predict", headers={"Origin": "https://a.example", **preflight}), 400)
             allowed = await client.options("/predict", headers={"Origin": EXTENSION, **preflight})

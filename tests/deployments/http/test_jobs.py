@@ -546,6 +546,23 @@ def test_jobs_page_by_page(tmp_path: Path) -> None:
     run(test)
 
 
+def test_the_methods_of_jobs(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            job_id = (await service.create(CLIP))["job_id"]
+            for path, methods in {
+                "/jobs": "GET, HEAD, POST",
+                f"/jobs/{job_id}": "DELETE, GET, HEAD",
+                f"/jobs/{job_id}/events": "GET",
+            }.items():
+                refused = await service.client.put(path)
+                problem(refused, 405)
+                assert refused.headers["allow"] == methods
+                assert (await service.client.head(path)).status_code == (200 if "HEAD" in methods else 405)
+
+    run(test)
+
+
 def test_jobs_are_seen_by_the_key_that_sent_them_and_their_sound_counts_against_it(tmp_path: Path) -> None:
     async def test() -> None:
         keys = (key("ann's", "ann", audio_seconds_per_minute=60), key("bob's", "bob"))
