@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here, because FastAPI reads the annotations of the endpoints.
 
 import asyncio
+import logging
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -51,6 +52,8 @@ from pipeline.stream import LiveSettings
 from pipeline.types import Label
 from pipeline.verdict.answer import MEANINGS, Verdict
 from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
+
+logger = logging.getLogger("ray.serve")
 
 PAGE = ROOT / "deployments" / "page"
 
@@ -288,11 +291,18 @@ class Ingress:
         try:
             verdict = await self._judge(request, upload, options)
         except SoundSentryError as error:
-            metrics.count_refusal(error)
-            document = answers.problem(error) | {"request_id": problems.request_id(request)}
-            return {"filename": upload.name, "status": "failed", "error": document}
+            return self._failed(request, upload, error)
+        except Exception:  # a bug of ours; the other files are answered all the same
+            logger.exception("A file of a batch failed.")
+            mistake = SoundSentryError("The service failed on this file. Nothing can be said about it.")
+            return self._failed(request, upload, mistake)
         judged = answers.JudgedFile(**dict(verdict), filename=upload.name, status=verdict.outcome)
         return judged.model_dump(mode="json")
+
+    def _failed(self, request: Request, upload: Upload, error: SoundSentryError) -> dict[str, Any]:
+        metrics.count_refusal(error)
+        document = answers.problem(error) | {"request_id": problems.request_id(request)}
+        return {"filename": upload.name, "status": "failed", "error": document}
 
 
 class PageFiles(StaticFiles):

@@ -19,7 +19,7 @@ import pytest
 from deployments.http import access, uploads
 from deployments.http.access import Access, AccessConfig, Buckets, Key, Limits, presented_key
 from deployments.http.admission import Admission, AdmissionConfig
-from deployments.http.answers import Problem, UsageAnswer
+from deployments.http.answers import BatchAnswer, Problem, UsageAnswer
 from deployments.http.ingress import Ingress
 from pipeline.audio.decode import decode
 from pipeline.config import ROOT, DetectorConfig
@@ -491,6 +491,25 @@ def test_every_file_of_a_batch_that_was_admitted_is_judged() -> None:
         async with served(**limits) as (client, _):
             batch = await client.post("/batch-predict", files=[("files", CLIP)] * CONFIG.limits.max_files)
             assert [result["status"] for result in batch.json()["results"]] == ["no_speech"] * CONFIG.limits.max_files
+
+    run(test)
+
+
+def test_a_bug_on_one_file_of_a_batch_costs_only_that_file() -> None:
+    async def test() -> None:
+        async with served() as (client, ingress):
+            judge = ingress._graph.predict
+
+            async def fail_on_broken(data: bytes, **options: Any) -> Any:
+                return 1 / 0 if data == b"broken" else await judge(data, **options)
+
+            ingress._graph.predict = fail_on_broken
+            batch = await client.post("/batch-predict", files=[("files", data) for data in (CLIP, b"broken", CLIP)])
+            results = BatchAnswer.model_validate_json(batch.text).results
+            assert [result.status for result in results] == ["no_speech", "failed", "no_speech"]
+            document = batch.json()["results"][1]["error"]
+            assert (document["status"], document["type"]) == (500, "/docs#sound-sentry-error")
+            assert "failed on this file" in document["detail"]
 
     run(test)
 
