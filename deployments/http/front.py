@@ -53,6 +53,7 @@ STEERING = {
 them Ray takes `_` for `-`."""
 
 SECURITY_HEADERS = {
+    b"cache-control": b"no-store",
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
     b"content-security-policy": b"frame-ancestors 'none'",

@@ -105,6 +105,7 @@ def test_every_answer_has_the_headers_and_names_no_server(url: str) -> None:
     for path in ("/", "/refused", "/lost", "/full", "/-/healthz"):
         response = httpx.get(url + path)
         assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cache-control"] == "no-store"
         assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
         assert response.headers.get_list("referrer-policy") == [
             "origin" if path in ("/", "/refused") else "no-referrer"
