@@ -43,6 +43,7 @@ AUDIO_PATHS = {"/predict", "/batch-predict", "/jobs", "/stream"}
 PREFIX = "ss_"
 NO_KEY = "Send a valid key in the header Authorization, as `Bearer KEY`, or X-API-Key."
 NOT_ALLOWED = "This key may not do that. Ask the operator of the service for a key that may."
+CANNOT_COUNT = "The service cannot count requests at present. Try again in a while."
 USED_UP = "This key has used up its allowance for now. Try again later."
 
 SUBPROTOCOL = "sound-sentry-key."
@@ -234,7 +235,7 @@ class Limits:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await getattr(self._actor, method).remote(*arguments)
         except (RayError, TimeoutError) as error:
-            raise StageUnavailable("The service cannot count requests at present. Try again in a while.") from error
+            raise StageUnavailable(CANNOT_COUNT) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

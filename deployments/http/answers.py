@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.http.access import NO_KEY, NOT_ALLOWED, USED_UP
+from deployments.http.access import CANNOT_COUNT, NO_KEY, NOT_ALLOWED, USED_UP
 from deployments.http.admission import BUSY, AdmissionConfig
 from pipeline.audio.formats import ACCEPTED, SUPPORTED_FORMATS
 from pipeline.config import Decision, Limits
@@ -164,6 +164,7 @@ ACCESS_ERRORS = (
     KeyMissing(NO_KEY),
     NotAllowed(NOT_ALLOWED),
     RateExceeded(USED_UP, wait_seconds=12),
+    StageUnavailable(CANNOT_COUNT),
 )
 
 FORM_ERRORS = (

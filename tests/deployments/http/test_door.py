@@ -173,6 +173,17 @@ def test_a_key_may_do_what_it_is_for() -> None:
     run(test)
 
 
+def test_every_answer_about_keys_is_documented() -> None:
+    async def test() -> None:
+        async with served() as (client, _):
+            paths = (await client.get("/openapi.json")).json()["paths"]
+            for path in sorted(paths.keys() - {"/health"}):
+                for operation in paths[path].values():
+                    assert operation["responses"].keys() >= {"401", "403", "429", "503"}, path
+
+    run(test)
+
+
 def test_a_key_comes_in_one_of_three_ways() -> None:
     assert presented_key({"authorization": "Basic abc", "x-api-key": "k"}) == "k"
     assert presented_key({"authorization": "Bearer token-of-a-gateway", "x-api-key": "k"}) == "k"
