@@ -204,9 +204,14 @@ class Buckets:
 
 
 class Limits:
-    """The Buckets of the whole cluster. They are one named actor, which Ray restarts if it dies."""
+    """The Buckets of the whole cluster. They are one named actor, which Ray restarts if it dies.
 
-    NAME = "sound-sentry-limits"
+    The actor outlives an update of the code, so its name holds VERSION. Raise it with each change of what Buckets does
+    or takes: then a replica of the new code never calls an actor of the old one.
+    """
+
+    VERSION = 1
+    NAME = f"sound-sentry-limits-{VERSION}"
 
     def __init__(self) -> None:
         options: dict[str, Any] = {"name": self.NAME, "namespace": "serve", "get_if_exists": True, "num_cpus": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import io
 import subprocess
 import sys
@@ -351,6 +352,22 @@ def test_less_than_one_request_per_minute_is_one_every_few_minutes() -> None:
             assert [(await post(client, "a")).status_code for _ in range(2)] == [200, 429]
 
     run(test)
+
+
+def test_another_version_of_the_buckets_is_another_actor() -> None:
+    """The actor outlives an update of the code. If this fails, raise Limits.VERSION, and write down the new methods."""
+    methods = {name: str(inspect.signature(method)) for name, method in vars(Buckets).items() if name[0] != "_"}
+    assert (Limits.VERSION, methods) == (
+        1,
+        {
+            "take": "(self, name: 'str', requests_per_minute: 'float | None', audio_seconds_per_minute: 'float | None')"
+            " -> 'float'",
+            "charge": "(self, name: 'str', audio_seconds_per_minute: 'float', audio_seconds: 'float') -> 'None'",
+            "left": "(self, name: 'str', what: \"Literal['requests', 'audio_seconds']\", per_minute: 'float')"
+            " -> 'float'",
+        },
+    )
+    assert str(Limits.VERSION) in Limits.NAME
 
 
 class Silent:
