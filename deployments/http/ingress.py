@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
 
 from deployments import metrics
@@ -131,6 +132,8 @@ class Ingress:
             redirect_slashes=False,  # its Location would name whatever host the client did, and http behind a TLS proxy
             middleware=[
                 Middleware(Cors, allow_origins=list(self._cors_origins), **CORS),
+                # FastAPI's own is outside of Cors: a site on the list could not read that the service failed.
+                Middleware(ServerErrorMiddleware, handler=problems.answer_unforeseen),
                 Middleware(Gate, access=self._access, origins=self._cors_origins),
             ],
             exception_handlers=problems.HANDLERS,

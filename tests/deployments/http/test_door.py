@@ -288,6 +288,17 @@ def test_another_web_site_starts_no_work_and_opens_no_stream(headers: dict[str, 
     run(test)
 
 
+def test_a_site_on_the_list_can_read_that_the_service_failed() -> None:
+    async def test() -> None:
+        async with served() as (client, ingress):
+            ingress._graph = None
+            answer = await client.post("/predict", files={"audio": CLIP}, headers={"Origin": EXTENSION})
+            assert "failed on this request" in problem(answer, 500).detail
+            assert answer.headers["access-control-allow-origin"] == EXTENSION
+
+    run(test)
+
+
 # ---- limits
 
 
