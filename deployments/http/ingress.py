@@ -170,14 +170,7 @@ class Ingress:
                 app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
         app.mount("/page", PageFiles(directory=PAGE))
         app.openapi()["components"]["schemas"].update(report_schemas)
-        # FastAPI leaves every null out of its document, but a null in an example has a meaning.
-        for path, operations in app.openapi()["paths"].items():
-            for operation in operations.values():
-                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                    del operation["responses"]["422"]  # FastAPI's own, but any text is a job id
-                for status, response in operation["responses"].items():
-                    for media_type, content in response["content"].items():
-                        content.update(EXAMPLES[path].get(int(status), {}).get("content", {}).get(media_type, {}))
+        documentation.correct(app.openapi(), EXAMPLES)
         return app
 
     async def check_health(self) -> None:
