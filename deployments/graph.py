@@ -398,7 +398,7 @@ def _explain(stage: str, error: Exception) -> SoundSentryError:
     logger.error("The %s failed: %s", stage, error)
     if isinstance(cause, UNAVAILABLE):
         return StageUnavailable(f"The {stage} is down or has too many requests waiting. Try again in a while.")
-    return StageFailed(f"The {stage} failed on this recording. Nothing can be said about it.")
+    return StageFailed(f"The {stage} failed on this recording. There is no verdict on it.")
 
 
 def _cancel(call: Call) -> None:

@@ -223,7 +223,7 @@ def nested_scores(scored: ScoredClips) -> Scores:
 def compare(scored: ScoredClips, after: Scores, *, draws: int = 1000) -> dict[str, Intervals]:
     """Metrics with their intervals: `before` for the scores of the bundle, `after` for those of the adapted bundle.
 
-    `gain` has the fall of Cllr. For its interval, both values of Cllr are computed from the same drawn clips.
+    `gain` says how much Cllr falls. For its interval, both values of Cllr are computed from the same drawn clips.
     """
     metrics = {"eer": eer, "cllr": cllr, "min_cllr": min_cllr, **rates(0.0)}
     speakers = [str(group) for group in scored.groups]

@@ -377,7 +377,7 @@ Rates are at the balanced threshold. Intervals: {info.metrics["interval"]}.
 {shown}
 
 ## Where it errs
-The same clips; errors are at the balanced threshold. Generators are compared with all recordings.
+The same clips; errors are at the balanced threshold. Spoofs of each generator are compared with all bona fide clips.
 
 {as_markdown(info.metrics["breakdown"])}
 ## Fewer errors with Inconclusive answers

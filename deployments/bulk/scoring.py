@@ -72,7 +72,7 @@ def score(
             if left.pop(answer["filename"], None):
                 yield answer
     for name in left:
-        yield as_json(name, StageFailed("The file killed the process that scored it. Nothing can be said about it."))
+        yield as_json(name, StageFailed("The file killed the process that scored it. There is no verdict on it."))
 
 
 def _pass(

@@ -163,7 +163,7 @@ class Bucket:
 
 
 def capacity(per_minute: float) -> float:
-    """How much a full bucket has: the amount of a minute, but at least one, or there would never be a whole request."""
+    """What a full bucket holds: the amount of a minute, but at least 1. With less, no request could ever be taken."""
     return max(1.0, per_minute)
 
 
@@ -175,7 +175,7 @@ class Buckets:
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def take(self, name: str, requests_per_minute: float | None, audio_seconds_per_minute: float | None) -> float:
-        """Take one request. If none is left, take nothing and return in how many seconds there will be one, else 0.
+        """Take one request and return 0. If a limit is used up, take nothing and return how many seconds to wait.
 
         The length of the audio is only known later, so one request may exceed the limit. The next ones then wait.
         """

@@ -151,7 +151,7 @@ def problem(error: SoundSentryError) -> dict[str, Any]:
 
 
 STAGE_ERRORS = (
-    StageFailed("The TkanExtractor failed on this recording. Nothing can be said about it."),
+    StageFailed("The TkanExtractor failed on this recording. There is no verdict on it."),
     StageUnavailable("The TkanExtractor is down or has too many requests waiting. Try again in a while."),
     StageTimeout.after(900, "Diarizer"),
     RequestTimeout(

@@ -290,7 +290,7 @@ class Ingress:
             return self._failed(request, upload, error)
         except Exception:  # a bug of ours; the other files are answered all the same
             logger.exception("A file of a batch failed.")
-            mistake = SoundSentryError("The service failed on this file. Nothing can be said about it.")
+            mistake = SoundSentryError("The service failed on this file. There is no verdict on it.")
             return self._failed(request, upload, mistake)
         judged = answers.JudgedFile(**dict(verdict), filename=upload.name, status=verdict.outcome)
         return judged.model_dump(mode="json")

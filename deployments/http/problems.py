@@ -86,7 +86,7 @@ async def answer_nobody(request: HTTPConnection, error: ClientDisconnect) -> JSO
 
 async def answer_unforeseen(request: HTTPConnection, error: Exception) -> JSONResponse:
     """The answer for a bug of ours. Serve logs the stack trace."""
-    return respond(request, SoundSentryError("The service failed on this request. Nothing can be said about it."))
+    return respond(request, SoundSentryError("The service failed on this request. There is no verdict on it."))
 
 
 HANDLERS: dict[Any, Any] = {

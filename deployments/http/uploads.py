@@ -225,7 +225,7 @@ class _Parser(MultiPartParser):
         self._open_file = open_file
 
     async def parse(self) -> FormData:
-        """Raises MultiPartException, also where a charset that the form names cannot decode it.
+        """Raises MultiPartException, also if the form is not in the charset that it names.
 
         Raises InputError for a form without its last boundary, whose last file or field would be left out.
         """

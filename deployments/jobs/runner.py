@@ -106,7 +106,7 @@ class JobRunner:
         self._last_owner = claim.owner
         try:
             if claim.attempts > self._settings.max_attempts:
-                raise SoundSentryError("Each process that judged this file was lost. Nothing can be said about it.")
+                raise SoundSentryError("Each process that judged this file was lost. There is no verdict on it.")
             judged = await self._judge(claim)
         except (StageUnavailable, Overloaded) as error:
             if claim.attempts < self._settings.max_attempts:
@@ -117,7 +117,7 @@ class JobRunner:
             await self._fail(claim, error)
         except Exception:
             logger.exception("A file of job %s failed. Request %s sent it.", claim.job_id, claim.request_id)
-            mistake = SoundSentryError("The service failed on this file. Nothing can be said about it.")
+            mistake = SoundSentryError("The service failed on this file. There is no verdict on it.")
             await self._fail(claim, mistake)
         else:
             if judged and await self._finish(claim, judged.model_dump(mode="json")):

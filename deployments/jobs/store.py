@@ -413,7 +413,7 @@ class JobStore:
     def claim_webhook(self, lease_seconds: float, busy_hosts: Collection[str] = ()) -> Job | None:
         """A finished job whose webhook is due and goes to none of the busy hosts.
 
-        It is due again after the lease, unless it is settled before.
+        The webhook is due again when the lease ends, unless `settle_webhook` stores its outcome before.
         """
         now = time.time()
         is_due = (_jobs.c.webhook_state == "pending") & (_jobs.c.webhook_due_at <= now)

@@ -28,10 +28,10 @@ TEXTURES = {f"published.{layer}": RANGES * CHANNELS * (CHANNELS - 1) // 2 for la
 class TexturesConfig(Strict):
     """How the textures are fitted.
 
-    `penalty`: the penalty on the squared weights; the features are divided by the square root of their number. `share`:
-    the factor of this score when it is added to the logit of the tuned head; the score is near -1 for recordings and 1
-    for spoofs. A clip has weight 1, each clip of a copy-synthesis pair `vocoded_weight`, and a copy through a channel
-    `copies_weight`. The whole background has `background_share` of the weight of all other clips.
+    `penalty`: the penalty on the squared weights; the features are divided by the square root of their number. The
+    ridge has scores near -1 for bona fide clips and near 1 for spoofs. `share` times this score is added to the logit
+    of the tuned head. A clip has weight 1, each clip of a copy-synthesis pair `vocoded_weight`, and a copy through a
+    channel `copies_weight`. The whole background has `background_share` of the weight of all other clips.
     """
 
     penalty: float = Field(0.2, gt=0)
