@@ -57,8 +57,8 @@ def break_down(
     """The metrics of the scores of `clips`, part by part, with 95 % intervals over speakers.
 
     The error rates are at the fixed `threshold`. `met` (clips,) says for each spoof whether its generator was in the
-    training; None if unknown. It is not used for spoofs that name no generator. The spoofs of each generator, family and
-    year are compared with all bona fide clips. Raises CorpusError if a score is NaN or a class has no clip.
+    training; None if unknown. It is not used for spoofs that name no generator. The spoofs of each generator, family
+    and year are compared with all bona fide clips. Raises CorpusError if a score is NaN or a class has no clip.
     """
     labels = np.array([clip.is_spoof for clip in clips])
     speakers = np.array([clip.voice for clip in clips])
