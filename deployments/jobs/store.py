@@ -31,10 +31,10 @@ State = Literal["queued", "running", "done", "cancelled"]
 WebhookState = Literal["pending", "delivered", "failed"]
 UNFINISHED: tuple[State, ...] = ("queued", "running")
 
-OWN_FILES = (
+TOO_MANY_FILES = (
     "Too many files of this key are waiting: a key may have half of all. Try again when some of them are judged."
 )
-OWN_FILES_SECONDS = 30.0
+RETRY_FILES_SECONDS = 30.0
 """When to try again: a guess, because nobody knows how long the files will take."""
 
 BUSY_SECONDS = 30
@@ -529,11 +529,11 @@ def _check_room(connection: sa.Connection, owner: str, files: int, max_waiting: 
     """Raises Overloaded or RateExceeded. An owner without a file may send any job for which there is room."""
     count = sa.func.count()
     unfinished = sa.select(count, count.filter(_jobs.c.owner == owner)).select_from(_files).join(_jobs)
-    everybodys, own = connection.execute(unfinished.where(_files.c.state.in_(UNFINISHED))).one()
-    if everybodys + files > max_waiting:
+    all_files, owners_files = connection.execute(unfinished.where(_files.c.state.in_(UNFINISHED))).one()
+    if all_files + files > max_waiting:
         raise Overloaded("Too many files are waiting. Try again in a while.")
-    if owner and own and own + files > max_waiting / 2:
-        raise RateExceeded(OWN_FILES, OWN_FILES_SECONDS)
+    if owner and owners_files and owners_files + files > max_waiting / 2:
+        raise RateExceeded(TOO_MANY_FILES, RETRY_FILES_SECONDS)
 
 
 def _is_file(claim: Claim) -> sa.ColumnElement[bool]:

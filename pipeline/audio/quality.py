@@ -37,8 +37,8 @@ def measure_quality(waveform: Waveform, speech: tuple[Segment, ...]) -> Quality:
     if not spoken.any():
         spoken[:] = True
     levels, spectrum = _powers(frames, spoken)
-    heard = levels[levels > 0]
-    noise = max(float(np.quantile(heard, 0.1)), 1e-9) if len(heard) else 1e-9
+    nonzero = levels[levels > 0]
+    noise = max(float(np.quantile(nonzero, 0.1)), 1e-9) if len(nonzero) else 1e-9
     snr_db = 10 * np.log10(max(float(levels[spoken].mean()) / noise - 1, 1e-3))
 
     bands = spectrum[1:].reshape(-1, 4).mean(axis=1)

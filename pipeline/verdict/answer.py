@@ -290,7 +290,7 @@ class Verdict(Part):
         return self.mean_probability, self.interval
 
     @property
-    def without_speakers(self) -> Several[ChannelVerdict]:
+    def without_speakers(self) -> tuple[ChannelVerdict, ...]:
         """The channels without speakers of their own: silent channels, and copies of others."""
         with_speakers = {speaker.channel for speaker in self.speakers}
         return tuple(channel for channel in self.channels if channel.channel not in with_speakers)
