@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,9 +132,14 @@ def test_a_long_recording_gives_its_memory_back(model: str, sample_wav: bytes) -
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak (proc(5))
     assert detector.predict(data).duration_seconds == 300
     assert mib("VmHWM") < before + 150
-    settled = mib("VmRSS")  # the allocator keeps some of it for the next recording
+
+    def in_use() -> float:
+        ctypes.CDLL(None).malloc_trim(0)  # without what the allocator keeps, which varies by 50 MiB
+        return mib("VmRSS")
+
+    settled = in_use()
     detector.predict(data)
-    assert mib("VmRSS") < settled + 50
+    assert in_use() < settled + 15
 
 
 def test_an_explanation_names_moments_bands_and_every_layer(detector: Detector, sample_wav: bytes) -> None:
