@@ -206,7 +206,7 @@ class _Worker:
             socket.send_fds(self._control, [json.dumps(asdict(order)).encode()], [upload, result])
         try:
             status = int(self._next_message(self._limits.max_decode_seconds + GRACE_SECONDS, checkpoint))
-        except (_StoppedFromOutsideError, StageFailed):
+        except (_StoppedFromOutsideError, StageUnavailable, StageFailed):
             raise
         except BaseException as error:
             self._process.send_signal(signal.SIGTERM)  # the worker then kills its decoder
@@ -238,6 +238,8 @@ class _Worker:
         if self._process.returncode == -signal.SIGKILL:
             raise _StoppedFromOutsideError
         logger.error("A process for decoders ended with status %d.", self._process.returncode)
+        if self._process.returncode == os.EX_TEMPFAIL:
+            raise StageUnavailable(_NOT_STARTED)
         raise StageFailed(_FAILED)
 
 

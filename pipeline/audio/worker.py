@@ -94,7 +94,7 @@ def serve(limits: Limits) -> None:
             return
         order = Order(**json.loads(message))
         upload, result = files
-        decoder = os.fork()
+        decoder = _fork()
         if decoder == 0:
             os.dup2(sys.stderr.fileno(), control.fileno())
             _confine(limits, order, seccomp)
@@ -107,6 +107,15 @@ def serve(limits: Limits) -> None:
         _, status = os.waitpid(ended, 0)
         with suppress(ConnectionError):
             control.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _fork() -> int:
+    """Like os.fork. If the system has no process or memory left, this process ends with EX_TEMPFAIL."""
+    try:
+        return os.fork()
+    except OSError as error:
+        print(f"A decoder cannot be forked: {error.strerror}", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
 
 
 def _wait(decoder: int, control: socket.socket) -> None:
@@ -154,7 +163,7 @@ def _system_call_filter() -> SyscallFilter | None:
             seccomp.add_rule(pyseccomp.ALLOW, name)
     except (OSError, RuntimeError):
         return None
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
         with suppress(OSError):
             seccomp.load()

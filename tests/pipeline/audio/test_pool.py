@@ -300,6 +300,43 @@ def test_a_worker_that_cannot_be_replaced_is_replaced_later(
     assert_still_works(pool, sample_wav)
 
 
+@pytest.mark.parametrize("forks", [0, 1, 2])
+def test_a_system_without_a_process_for_a_decoder_is_told(
+    forks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample_wav: bytes
+) -> None:
+    """A mock: os.fork fails after `forks` calls. The limit on processes does not hold for root."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "$(cat {tmp_path}/worker.py)" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "worker.py").write_text(WITHOUT_PROCESSES.format(forks=forks))
+    monkeypatch.setattr(sys, "executable", str(python))
+    pool = DecoderPool(LIMITS, workers=1)
+    for _ in range(forks - 1):
+        pool.decode(sample_wav)
+    with pytest.raises(StageUnavailable, match="does not start"):
+        pool.decode(sample_wav)
+    monkeypatch.undo()
+    assert_still_works(pool, sample_wav)
+
+
+WITHOUT_PROCESSES = """
+import os, runpy, sys
+
+fork, left = os.fork, {forks}
+
+def fail_later():
+    global left
+    left -= 1
+    if left < 0:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+
+os.fork = fail_later
+sys.argv = sys.argv[3:]  # after -E -m
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
 def test_trying_out_waits_for_no_worker(pool: DecoderPool, long: bytes, sample_wav: bytes) -> None:
     def try_out(decoder: int) -> None:
         os.kill(decoder, signal.SIGSTOP)
