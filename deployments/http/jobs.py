@@ -135,7 +135,7 @@ class Jobs:
             try:
                 files, fields, fingerprint = await self._receive(request, job_id)
             except BaseException:
-                self._sound.delete(job_id, range(self._limits.max_files))
+                await in_threads(self._threads, self._sound.delete, job_id, range(self._limits.max_files))
                 raise
         adding = in_threads(
             self._threads,
@@ -154,10 +154,10 @@ class Jobs:
         try:
             job, is_new = await adding
         except (IdempotencyConflict, Overloaded, RateExceeded):
-            self._sound.delete(job_id, range(len(files)))
+            await in_threads(self._threads, self._sound.delete, job_id, range(len(files)))
             raise
         if not is_new:
-            self._sound.delete(job_id, range(len(files)))
+            await in_threads(self._threads, self._sound.delete, job_id, range(len(files)))
         return JSONResponse(self._document(job), HTTPStatus.ACCEPTED, {"Location": f"/jobs/{job.id}"})
 
     async def latest(self, request: Request) -> JSONResponse:
@@ -180,22 +180,20 @@ class Jobs:
         job = await self._find(request, job_id)
         if job.state in UNFINISHED:
             job = await in_threads(self._threads, self._store.cancel, owner(request), job_id)
-            self._sound.delete(job_id, range(len(job.files)))
+            await in_threads(self._threads, self._sound.delete, job_id, range(len(job.files)))
         else:
             await in_threads(self._threads, self._store.delete, owner(request), job_id)
         return JSONResponse(self._document(job))
 
     async def events(self, request: Request, job_id: str) -> StreamingResponse:
         """The job after each change, as server-sent events, until it is finished. The last event has the results."""
-        job = await self._find(request, job_id, with_results=False)
+        job = await self._current(owner(request), checked_id(job_id))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
         return StreamingResponse(self._follow(job), headers=headers, media_type="text/event-stream")
 
-    async def _find(self, request: Request, job_id: str, *, with_results: bool = True) -> Job:
+    async def _find(self, request: Request, job_id: str) -> Job:
         """A job of the calling key. Raises JobNotFound."""
-        if not re.fullmatch(ID_PATTERN, job_id):
-            raise not_found()
-        return await in_threads(self._threads, self._store.get, owner(request), job_id, with_results=with_results)
+        return await in_threads(self._threads, self._store.get, owner(request), checked_id(job_id))
 
     async def _count_follower(self) -> AsyncIterator[None]:
         """Counts a request until its answer is over, however it ends. Raises Overloaded if there are too many."""
@@ -208,7 +206,7 @@ class Jobs:
             self._followers -= 1
 
     async def _follow(self, job: Job) -> AsyncIterator[str]:
-        """The events of a job, which was read without its results: only the last event has them."""
+        """The events of a job. Only the last has its results. While the database does not answer, there are none."""
         sent, sent_at = "", 0.0
         with suppress(JobNotFound):
             while job.state in UNFINISHED:
@@ -221,9 +219,16 @@ class Jobs:
                     yield ": the job goes on\n\n"
                     sent_at = time.monotonic()
                 await asyncio.sleep(POLL_SECONDS)
-                job = await in_threads(self._threads, self._store.get, job.owner, job.id, with_results=False)
-            job = await in_threads(self._threads, self._store.get, job.owner, job.id)
+                with suppress(StoreUnavailable):
+                    job = await self._current(job.owner, job.id)
             yield _event(self._document(job))
+
+    async def _current(self, owner: str, job_id: str) -> Job:
+        """A job as it is now, with its results only if it is finished. Raises JobNotFound."""
+        job = await in_threads(self._threads, self._store.get, owner, job_id, with_results=False)
+        if job.state in UNFINISHED:
+            return job
+        return await in_threads(self._threads, self._store.get, owner, job_id)
 
     async def _receive(self, request: Request, job_id: str) -> tuple[list[NewFile], JobFields, str]:
         """Write the files of a form to the folder. Returns them, the fields, and a fingerprint of both."""
@@ -257,6 +262,13 @@ def owner(request: Request) -> str:
     """The owner of a request's jobs: the name of its key; empty if the service has no keys."""
     key = getattr(request.state, "key", None)
     return key.name if key else ""
+
+
+def checked_id(job_id: str) -> str:
+    """The id of a job, as it came in a path. Raises JobNotFound if it cannot be one."""
+    if not re.fullmatch(ID_PATTERN, job_id):
+        raise not_found()
+    return job_id
 
 
 def _event(state: dict[str, Any]) -> str:

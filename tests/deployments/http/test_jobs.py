@@ -40,7 +40,7 @@ from deployments.jobs.sound import SoundFolder
 from deployments.jobs.store import Claim, Job, JobStore, NewFile
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
-from pipeline.errors import StageUnavailable
+from pipeline.errors import StageUnavailable, StoreUnavailable
 from pipeline.stages.classify import Classifier
 from pipeline.stream import LiveSettings
 from pipeline.types import Recording, Speech
@@ -657,6 +657,39 @@ def test_the_results_of_a_job_that_is_followed_are_read_when_it_is_finished(
             service.start_runner()
             (*earlier, last) = states((await following).text)
             assert last["results"] and not any("results" in state for state in earlier)
+
+    run(test)
+
+
+@pytest.mark.parametrize("failing", ["during the work", "at the end"])
+def test_a_client_follows_on_after_the_database_was_away(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "KEEP_ALIVE_SECONDS", 1.0)
+    outage, failed, get = threading.Event(), threading.Event(), JobStore.get
+
+    def get_later(store: JobStore, *arguments: str, with_results: bool = True) -> Job:
+        if outage.is_set() and with_results == (failing == "at the end"):
+            failed.set()
+            raise StoreUnavailable("The jobs cannot be reached at present. Try again in a while.")
+        return get(store, *arguments, with_results=with_results)
+
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            job_id = (await service.create(CLIP))["job_id"]
+            monkeypatch.setattr(JobStore, "get", get_later)
+            following = asyncio.create_task(service.client.get(f"/jobs/{job_id}/events"))
+            await asyncio.sleep(0.3)
+            outage.set()
+            service.start_runner()
+            while not failed.is_set():
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(2.5)
+            assert not following.done()
+            outage.clear()
+            text = (await following).text
+            assert states(text)[-1]["status"] == "done" and states(text)[-1]["results"]
+            assert ": the job goes on\n\n" in text
 
     run(test)
 
