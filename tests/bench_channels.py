@@ -25,7 +25,7 @@ from pipeline.types import Label, Waveform
 from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
 from tune.command import run
-from tune.corpora.augment import CONDITIONS, Codec, high_pass, low_pass, resample, through_codec
+from tune.corpora.augment import CONDITIONS, Codec, add_noise, high_pass, low_pass, resample, through_codec
 from tune.corpora.manifest import Clip, add_split_argument, of_split, with_contents
 from tune.corpora.readers import read_corpus
 from tune.reports.metrics import auc, eer
@@ -57,6 +57,9 @@ SOUNDS: dict[str, Callable[[Waveform], Waveform]] = {
     "reverberation": CONDITIONS["reverb"],
     "noise, 10 dB": CONDITIONS["noise_10db"],
     "telephone, µ-law": line(Codec("mulaw", 8_000)),
+    "telephone, µ-law, noise at 30 dB": lambda waveform: add_noise(
+        line(Codec("mulaw", 8_000))(waveform), 30, slope=0, rng=np.random.default_rng(0)
+    ),
     "telephone, A-law": line(Codec("alaw", 8_000)),
     "telephone, Opus, 12 kbit/s": line(Codec("opus", 8_000, 12)),
     "telephone, AMR, 12.2 kbit/s": line(Codec("amr", 8_000, 12.2)),

@@ -59,7 +59,7 @@ ALONE = (
     "then be both in training and in the test. The errors found are then lower than on new voices. Name the speakers "
     "in the manifest, or put the recordings of each speaker into a separate folder."
 )
-FEATURES_VERSION = 3
+FEATURES_VERSION = 4
 """The version of the features. Raise it when the same recording and recipe give different features. Old caches are
 then ignored. A test fails if you forget."""
 

@@ -29,8 +29,8 @@ from tune.training.folds import FoldsConfig, make_folds
 @pytest.mark.parametrize(
     ("preset", "version", "pinned"),
     [
-        ("linear-textures", 3, [-0.1558, 0.2373, 2.4292, 2.1184]),
-        ("sound-sentry-45", 3, [0.8228, 6.0409, 15.0668, 6.0787]),
+        ("linear-textures", 4, [-0.1558, 0.2373, 2.4292, 2.1184]),
+        ("sound-sentry-45", 4, [0.8228, 6.0409, 15.0668, 6.0787]),
     ],
 )
 def test_other_features_from_the_same_recording_want_another_version(

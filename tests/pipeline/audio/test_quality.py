@@ -3,9 +3,11 @@ import tracemalloc
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 
 from pipeline.audio.quality import BLOCK, FRAME, HOP, measure_quality
+from pipeline.config import DetectorConfig
 from pipeline.types import Segment, Waveform
 
 RATE = 16_000
@@ -50,16 +52,30 @@ def test_zeros_alone_have_no_signal() -> None:
     assert measure_quality(Waveform(np.zeros(RATE, dtype=np.float32)), (Segment(0.2, 0.8),)).snr_db < 0
 
 
+def syllables(level_db: float) -> NDArray[np.float64]:
+    """Five seconds of noise that comes and goes, below 3,900 Hz and, at `level_db` relative to it, above 4,000 Hz."""
+    noise = np.random.default_rng(0).standard_normal((2, 5 * RATE))
+    inside: NDArray[np.float64] = sosfiltfilt(butter(10, 3_900, fs=RATE, output="sos"), noise[0])
+    outside: NDArray[np.float64] = sosfiltfilt(butter(10, 4_000, "highpass", fs=RATE, output="sos"), noise[1])
+    loudness: NDArray[np.float64] = 1e-4 + np.sin(2 * np.pi * np.arange(5 * RATE) / RATE) ** 2
+    return 0.05 * (inside + 10 ** (level_db / 20) * outside) * loudness
+
+
 @pytest.mark.parametrize(("level_db", "drop_db"), [(0.0, 0.0), (-20.0, 20.0), (-50.0, 50.0)])
 def test_the_drop_is_how_far_the_level_above_a_telephones_band_is_below_that_inside(
     level_db: float, drop_db: float
 ) -> None:
-    noise = np.random.default_rng(0).standard_normal((2, 5 * RATE))
-    inside = sosfiltfilt(butter(10, 3_900, fs=RATE, output="sos"), noise[0])
-    outside = sosfiltfilt(butter(10, 4_000, "highpass", fs=RATE, output="sos"), noise[1])
-    samples = 0.05 * (inside + 10 ** (level_db / 20) * outside)
-    quality = measure_quality(Waveform(samples.astype(np.float32)), (Segment(0.0, 5.0),))
+    quality = measure_quality(Waveform(syllables(level_db).astype(np.float32)), (Segment(0.0, 5.0),))
     assert quality.drop_db == pytest.approx(drop_db, abs=1)
+
+
+@pytest.mark.parametrize(("level_db", "is_a_telephone"), [(-60.0, True), (-20.0, False)])
+@pytest.mark.parametrize("snr_db", [25, 30, 40])
+def test_noise_above_its_band_does_not_hide_a_telephone(snr_db: float, level_db: float, is_a_telephone: bool) -> None:
+    speech = syllables(level_db)
+    noise = np.random.default_rng(1).standard_normal(len(speech)) * speech.std() * 10 ** (-snr_db / 20)
+    quality = measure_quality(Waveform((speech + noise).astype(np.float32)), (Segment(0.0, 5.0),))
+    assert (quality.drop_db > DetectorConfig().decision.max_drop_db) == is_a_telephone
 
 
 @pytest.mark.parametrize("cutoff_hz", [3400.0, 7000.0])
