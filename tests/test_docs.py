@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
-import runpy
 import shlex
 import subprocess
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +21,8 @@ from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT
 from pipeline.models import REGISTRY
 
-PAGES = [ROOT / "README.md", ROOT / "ops" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+READMES = [ROOT / "README.md", ROOT / "ops" / "README.md", ROOT / "client" / "README.md"]
+PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
 MAX_README_LINES = 150
 
 RUN_ELSEWHERE = {
@@ -47,6 +46,7 @@ NOT_RUN = {
     "echo": "of the shell",
     "export": "of the shell",
     "git": "of the developer",
+    "ffmpeg": "a program of the system: fetches a stream of your choice",
     "pip": "installs from a package registry; tests/client/test_distribution.py does it for the client",
 }
 
@@ -67,7 +67,15 @@ def commands(page: Path) -> list[str]:
     return found
 
 
+def mentioned_commands(page: Path) -> list[str]:
+    """The commands of ours that the sentences and tables of a page mention, often without what they need to run."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(found.split()) for found in re.findall(rf"`((?:{OUR_PROGRAMS}) [^`]+)`", prose)]
+
+
+OUR_PROGRAMS = r"python -m|make|serve|sound-sentry|(?:\.venv/bin/)?pytest"
 ALL_COMMANDS = sorted({command for page in PAGES for command in commands(page)})
+MENTIONED = sorted({command for page in PAGES for command in mentioned_commands(page)})
 
 
 def test_there_are_commands_on_most_pages() -> None:
@@ -78,7 +86,7 @@ def test_there_are_commands_on_most_pages() -> None:
 @pytest.mark.parametrize("command", ALL_COMMANDS)
 def test_a_command_can_be_run(command: str) -> None:
     """A module accepts the arguments. Make knows the target. A form has only fields that exist."""
-    for part in re.split(r" && ", command):
+    for part in re.split(r" && | \| ", command):
         words = shlex.split(part, comments=True)
         while "=" in words[0] and not words[0].startswith("-"):
             words.pop(0)  # variables for this command only
@@ -101,8 +109,47 @@ def test_a_command_can_be_run(command: str) -> None:
             assert program in NOT_RUN or " ".join(words[:2]) in RUN_ELSEWHERE, program
 
 
-class Parsed(BaseException):
-    """Ends a command after it has read its arguments, so that none of its work is done."""
+@pytest.mark.parametrize("command", MENTIONED)
+def test_a_command_that_a_sentence_mentions_exists(command: str) -> None:
+    """A module has a command line with these options. Make knows the target. The tests are there."""
+    words = shlex.split(command)
+    program = Path(words[0]).name
+    if program == "make":
+        assert subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
+    elif program == "pytest":
+        assert not [word for word in words[1:] if word.startswith("tests/") and not (ROOT / word).exists()]
+    elif program == "serve":
+        assert " ".join(words[:2]) in RUN_ELSEWHERE
+    else:
+        given = set(re.findall(r"--[a-z][\w-]*", command))
+        assert given <= options_of(parser_of("sound_sentry" if program == "sound-sentry" else words[2]))
+
+
+class Parsing(BaseException):
+    """Ends a command when it is about to read its arguments, so that none of its work is done."""
+
+
+def parser_of(module: str) -> ArgumentParser:
+    """The parser of the command line of a module."""
+
+    def stop(parser: ArgumentParser, given: Sequence[str] | None = None) -> None:
+        raise Parsing(parser)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsing) as stopped:
+        patch.setattr(ArgumentParser, "parse_args", stop)
+        main: Callable[..., object] = importlib.import_module(COMMANDS.get(module, module)).main
+        main(*[[]] if inspect.signature(main).parameters else [])  # some read sys.argv themselves
+    parser: ArgumentParser = stopped.value.args[0]
+    return parser
+
+
+def options_of(parser: ArgumentParser) -> set[str]:
+    """The options of a command line, and those of its subcommands."""
+    found = {option for action in parser._actions for option in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, _SubParsersAction):
+            found = found.union(*map(options_of, action.choices.values()))
+    return found
 
 
 def understands(module: str, arguments: list[str]) -> None:
@@ -110,21 +157,9 @@ def understands(module: str, arguments: list[str]) -> None:
     if module == "deployments.check":
         assert check_main([str(ROOT / argument) for argument in arguments]) == 0
         return
-    parse = ArgumentParser.parse_args
-
-    def parse_only(parser: ArgumentParser, given: Sequence[str] | None = None) -> None:
-        raise Parsed(parse(parser, given))
-
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()), pytest.raises(Parsed) as parsed:
-        patch.setattr(ArgumentParser, "parse_args", parse_only)
-        if module.startswith("tests."):  # their `main` takes no arguments and reads sys.argv
-            patch.setattr(sys, "argv", [module, *arguments])
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        else:
-            main: Callable[[list[str]], object] = importlib.import_module(COMMANDS.get(module, module)).main
-            main(arguments)
+    parsed = parser_of(module).parse_args(arguments)
     if module == "pipeline.models":  # it checks the names itself
-        assert set(parsed.value.args[0].names) <= set(REGISTRY)
+        assert set(parsed.names) <= set(REGISTRY)
 
 
 def asks_for_what_there_is(arguments: list[str]) -> None:
