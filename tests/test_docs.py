@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -16,13 +17,16 @@ from pathlib import Path
 import pytest
 
 from deployments.check import main as check_main
+from deployments.http.answers import AUDIO_ERRORS, problem
 from deployments.http.uploads import Options
 from pipeline.audio.formats import SUPPORTED_FORMATS
-from pipeline.config import ROOT
+from pipeline.config import ROOT, Limits
+from pipeline.errors import EmptyAudio
 from pipeline.models import REGISTRY
 
 READMES = [ROOT / "README.md", ROOT / "ops" / "README.md", ROOT / "client" / "README.md"]
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
+HTTP_PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 MAX_README_LINES = 150
 
 RUN_ELSEWHERE = {
@@ -195,9 +199,28 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
 
 
 def test_the_page_about_http_lists_the_formats_of_their_table() -> None:
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    found = re.search(r"\| formats \|\n\|---\|\n\| (.*?) \|", text)
+    found = re.search(r"\| formats \|\n\|---\|\n\| (.*?) \|", HTTP_PAGE)
     assert found and tuple(found[1].lower().split(", ")) == SUPPORTED_FORMATS
+
+
+def test_the_page_about_http_states_the_default_limits() -> None:
+    limits = Limits()
+    assert (
+        f"The default limits are {limits.max_upload_mib:g} MiB and {limits.max_duration_seconds / 60:g} minutes per "
+        f"recording, {limits.max_files} files per batch, {limits.max_channels} channels, and sample rates from "
+        f"{limits.min_sample_rate / 1000:g} to {limits.max_sample_rate / 1000:g} kHz."
+    ) in " ".join(HTTP_PAGE.split())
+
+
+def test_the_page_about_http_shows_a_problem_document_of_the_service() -> None:
+    (shown,) = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", HTTP_PAGE, re.DOTALL))
+    assert shown == problem(EmptyAudio(shown["detail"])) | {"request_id": shown["request_id"]}
+    assert shown["detail"] in [error.detail for error in AUDIO_ERRORS]
+
+
+def test_the_page_about_http_names_every_field_of_a_form() -> None:
+    rows = re.findall(r"^\| (`.*?`) \|.*\|.*\|$", HTTP_PAGE, re.MULTILINE)
+    assert {field.strip("`") for row in rows for field in row.split(", ")} == {"audio", *Options.model_fields}
 
 
 STUMBLED = r"for (it|they) (has|have|had)|but once|begun anew|in vain|some \d+ ms|(that|which) \w+ \w+ has not"

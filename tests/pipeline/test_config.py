@@ -1,13 +1,20 @@
-"""A wrong key or value is named, with the key that was likely meant."""
+"""The file shows all defaults. A wrong key or value is named, with the key that was likely meant."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import yaml
 
-from pipeline.config import DetectorConfig, parse
+from pipeline.config import DEFAULT_CONFIG, DetectorConfig, parse
 from pipeline.errors import ConfigurationError
+
+
+def test_the_file_shows_every_key_with_its_default() -> None:
+    shown = yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8"))
+    assert DetectorConfig.model_validate(shown) == DetectorConfig()
+    assert shown == DetectorConfig().model_dump(mode="json")
 
 
 @pytest.mark.parametrize(
