@@ -1,4 +1,5 @@
-"""Scores of recordings as users get them: from a Detector in each actor, or from a deployment over HTTP."""
+"""Scores of recordings as users get them, from a Detector in each actor or from a deployment over HTTP; explanations,
+from a Detector in each actor."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from typing import Any
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.errors import SoundSentryError
+from pipeline.verdict.answer import Explanation
 from pipeline.verdict.bundle import Bundle
 from tune.cluster import connect, default_actors, map_with_actors
 from tune.corpora.manifest import Clip
@@ -112,6 +114,17 @@ class Scoring:
             # One recording must not cost the scores of all others. Its row tells the error, and counts as an error.
             return index, failed(f"an error in this program, please report it: {error!r}")
         return index, from_body(body, hashlib.sha256(data).hexdigest())
+
+
+class Explaining:
+    """An actor that explains verdicts. `bundle` holds the files of its bundle by name."""
+
+    def __init__(self, config: DetectorConfig, bundle: Mapping[str, bytes]) -> None:
+        self.detector = make_detector(config, bundle)
+
+    def answer(self, recording: bytes) -> Explanation | None:
+        """The explanation of the verdict on one recording; None if nobody speaks in it."""
+        return self.detector.predict(recording, explain=True).explanation
 
 
 def score_locally(

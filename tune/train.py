@@ -33,10 +33,10 @@ from tune.extract import add_corpus_arguments, load_clips, load_table
 from tune.places import beside, local_folder, make_writable
 from tune.reports.breakdown import as_markdown, break_down
 from tune.reports.metrics import SUMMARY, Interval, Intervals, Labels, Scores, auc, bootstrap, coverage_errors, eer
-from tune.scoring import read_bundle
+from tune.scoring import Explaining, read_bundle
 from tune.training.folds import Fold, make_folds
 from tune.training.front import LAYER_FEATURES, FrontConfig, Sample, Tuned, tune_front
-from tune.training.humans import Explaining, human_ranges
+from tune.training.humans import human_ranges
 from tune.training.table import Table
 from tune.training.textures import TEXTURES, Textured
 from tune.training.tuned import (

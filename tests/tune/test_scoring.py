@@ -9,10 +9,20 @@ from typing import Any, Self
 
 import pytest
 
+from pipeline.config import DetectorConfig
 from pipeline.errors import StageFailed, UnreadableAudio
 from tune.corpora.manifest import Clip
 from tune.errors import CorpusError
-from tune.scoring import KEY_VARIABLE, TRIES, Scored, Scoring, deployed_model, read_bundle, score_over_http
+from tune.scoring import (
+    KEY_VARIABLE,
+    TRIES,
+    Explaining,
+    Scored,
+    Scoring,
+    deployed_model,
+    read_bundle,
+    score_over_http,
+)
 
 INFO = {"model": {"name": "m", "sha256": "0"}, "operating_points": {"balanced": {"threshold": 0.0}}}
 VERDICT = {
@@ -137,6 +147,15 @@ def test_a_recording_that_cannot_be_scored_costs_no_other(error: Exception, monk
     index, scored = Scoring(config=None, bundle={}).answer((3, b"RIFF"))  # type: ignore[arg-type]
     assert (index, scored.score, scored.result) == (3, None, "")
     assert str(error) in scored.error
+
+
+def test_recordings_are_explained_as_a_service_would(sample_wav: bytes) -> None:
+    config = DetectorConfig(device="cpu")
+    explaining = Explaining(config, read_bundle(config.bundle_path))
+    found = explaining.answer(sample_wav)
+    assert found and found.moments and found.bands and found.layers
+    nobody_speaks = sample_wav[: 44 + 2 * 16_000 * 6]
+    assert explaining.answer(nobody_speaks) is None
 
 
 def test_a_folder_inside_a_bundle_does_not_travel_with_it(tmp_path: Path) -> None:

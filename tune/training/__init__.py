@@ -1,2 +1,2 @@
-"""Trains and calibrates a detector from a table of features, and makes the folds for a fair test. Nothing here reads
-audio or starts a cluster."""
+"""Trains and calibrates a detector, from a table of features or from clips, and makes the folds for a fair test.
+Nothing here starts a cluster."""

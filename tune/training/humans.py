@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import DetectorConfig
 from pipeline.verdict.answer import Explanation
 from pipeline.verdict.bundle import HumanRanges, Range
-from tune.scoring import make_detector
 
 PERCENTILES = (5, 95)
 
 FEWEST = 40
 """The least number of recordings for a range. With fewer, only one or two recordings at each end would decide it."""
-
-
-class Explaining:
-    """An actor that explains verdicts. `bundle` holds the files of its bundle by name."""
-
-    def __init__(self, config: DetectorConfig, bundle: Mapping[str, bytes]) -> None:
-        self.detector = make_detector(config, bundle)
-
-    def answer(self, recording: bytes) -> Explanation | None:
-        """The explanation of the verdict on one recording; None if nobody speaks in it."""
-        return self.detector.predict(recording, explain=True).explanation
 
 
 def human_ranges(explanations: Sequence[Explanation]) -> HumanRanges | None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.config import DetectorConfig
 from pipeline.verdict.answer import BandShare, Explanation, LayerShare, MomentShare
-from tune.scoring import read_bundle
-from tune.training.humans import FEWEST, Explaining, human_ranges
+from tune.training.humans import FEWEST, human_ranges
 
 
 def explanation(score: float) -> Explanation:
@@ -31,12 +29,3 @@ def test_the_middle_nine_tenths_are_kept_for_each_part() -> None:
 
 def test_of_few_recordings_no_range_is_told() -> None:
     assert human_ranges([explanation(0.0)] * (FEWEST - 1)) is None
-
-
-def test_recordings_are_explained_as_a_service_would(sample_wav: bytes) -> None:
-    config = DetectorConfig(device="cpu")
-    explaining = Explaining(config, read_bundle(config.bundle_path))
-    found = explaining.answer(sample_wav)
-    assert found and found.moments and found.bands and found.layers
-    nobody_speaks = sample_wav[: 44 + 2 * 16_000 * 6]
-    assert explaining.answer(nobody_speaks) is None
