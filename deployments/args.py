@@ -11,7 +11,7 @@ from ray.serve.exceptions import RayServeException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from deployments.http.access import AccessConfig
+from deployments.access import AccessConfig
 from deployments.http.admission import AdmissionConfig
 from pipeline.config import ROOT, Limits, Strict, describe_misfits
 from pipeline.stream import LiveSettings

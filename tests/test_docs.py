@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from deployments.check import main as check_main
-from deployments.http.answers import AUDIO_ERRORS, problem
+from deployments.http.answers import AUDIO_ERRORS
 from deployments.http.uploads import Options
+from deployments.results import problem
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, Limits
 from pipeline.errors import EmptyAudio

@@ -93,6 +93,24 @@ def test_no_module_needs_one_that_needs_it() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_no_folder_needs_one_that_needs_it() -> None:
+    """Modules beside the folders of a package are not looked at: some put the folders together, others serve all."""
+    folders = {name.rpartition(".")[0] for name in modules() if name.count(".") > 1}
+    graph = {
+        folder: {
+            other
+            for name, tree in modules().items()
+            if name.startswith(f"{folder}.")
+            for imported in imports(tree)
+            for other in folders - {folder}
+            if imported == other or imported.startswith(f"{other}.")
+        }
+        for folder in folders
+    }
+    assert len(graph) >= 10 and any(graph.values())
+    graphlib.TopologicalSorter(graph).prepare()
+
+
 IMPORTS = """
 import importlib, json, sys
 weights = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".jit")

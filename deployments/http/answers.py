@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from deployments.http.access import CANNOT_COUNT, NO_KEY, NOT_ALLOWED, USED_UP
+from deployments.access import CANNOT_COUNT, NO_KEY, NOT_ALLOWED, USED_UP
 from deployments.http.admission import BUSY, AdmissionConfig
+from deployments.results import Answer, FailedFile, FileName, JudgedFile, Problem, problem
 from pipeline.audio.formats import ACCEPTED, SUPPORTED_FORMATS
 from pipeline.config import Decision, Limits
 from pipeline.errors import (
@@ -33,40 +34,12 @@ from pipeline.types import Label
 from pipeline.verdict.answer import EXAMPLES, MEANINGS, Verdict
 from pipeline.verdict.reasons import AnswerWarning, Reason, sentences
 
-FileName = Annotated[str | None, Field(description="Name of the file as it was sent; null if it had none.")]
 Timestamp = Annotated[str, Field(description="When this was answered: UTC, ISO 8601.")]
-
-
-class Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class PredictAnswer(Verdict):
     filename: FileName
     timestamp: Timestamp
-
-
-class Problem(Answer):
-    """An RFC 9457 problem document."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    request_id: str = Field(
-        "", description="The X-Request-ID of the request, for a report; for a file of a job, of the one that sent it."
-    )
-
-
-class FailedFile(Answer):
-    filename: FileName
-    status: Literal["failed"]
-    error: Problem
-
-
-class JudgedFile(Verdict):
-    filename: FileName
-    status: Literal["success", "no_speech"]
 
 
 class BatchAnswer(Answer):
@@ -137,16 +110,6 @@ def predict_examples() -> dict[str, dict[str, Any]]:
     return {
         name: PredictAnswer(**dict(verdict), filename=FILE_NAME, timestamp=TIMESTAMP).model_dump(mode="json")
         for name, verdict in EXAMPLES.items()
-    }
-
-
-def problem(error: SoundSentryError) -> dict[str, Any]:
-    """The problem document of an error. Its type leads to the documentation of the service."""
-    return {
-        "type": f"/docs#{error.kind()}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
     }
 
 

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.http.access import Access
+from deployments.access import Access
 from deployments.http.problems import respond
 from pipeline.errors import NotAllowed, SoundSentryError
 

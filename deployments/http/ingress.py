@@ -24,11 +24,11 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
 
 from deployments import metrics
+from deployments.access import Access, AccessConfig, Limits
 from deployments.args import JobSettings
 from deployments.embedded import embedded_stages
 from deployments.graph import Graph
 from deployments.http import answers, documentation, problems, reports
-from deployments.http.access import Access, AccessConfig, Limits
 from deployments.http.admission import Admission, AdmissionConfig
 from deployments.http.gate import Gate, asks_for_page
 from deployments.http.jobs import EXAMPLES as JOB_EXAMPLES
@@ -46,6 +46,7 @@ from deployments.http.uploads import (
     read_form,
 )
 from deployments.memory import Memory
+from deployments.results import JudgedFile, problem
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import SoundSentryError
@@ -292,12 +293,12 @@ class Ingress:
             logger.exception("A file of a batch failed.")
             mistake = SoundSentryError("The service failed on this file. There is no verdict on it.")
             return self._failed(request, upload, mistake)
-        judged = answers.JudgedFile(**dict(verdict), filename=upload.name, status=verdict.outcome)
+        judged = JudgedFile(**dict(verdict), filename=upload.name, status=verdict.outcome)
         return judged.model_dump(mode="json")
 
     def _failed(self, request: Request, upload: Upload, error: SoundSentryError) -> dict[str, Any]:
         metrics.count_refusal(error)
-        document = answers.problem(error) | {"request_id": problems.request_id(request)}
+        document = problem(error) | {"request_id": problems.request_id(request)}
         return {"filename": upload.name, "status": "failed", "error": document}
 
 

@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.routing import Match, Route
 
 from deployments import metrics
-from deployments.http import answers
 from deployments.http.front import REQUEST_ID, RETRY_AFTER_SECONDS
+from deployments.results import problem
 from pipeline.errors import InputError, KeyMissing, RateExceeded, SoundSentryError
 
 logger = logging.getLogger("ray.serve")
@@ -39,7 +39,7 @@ def respond(request: HTTPConnection, error: SoundSentryError) -> JSONResponse:
     if error.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
         headers["Connection"] = "close"  # the rest of the body is not read
     metrics.count_refusal(error)
-    document = answers.problem(error) | {"request_id": request_id(request)}
+    document = problem(error) | {"request_id": request_id(request)}
     return JSONResponse(document, error.status, headers, MEDIA_TYPE)
 
 

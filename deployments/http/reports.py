@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from fastapi.responses import HTMLResponse
 from pydantic import Field, ValidationError
 
-from deployments.http.answers import FileName, Timestamp
+from deployments.http.answers import Timestamp
+from deployments.results import FileName
 from pipeline.config import describe_misfits
 from pipeline.errors import InputError
 from pipeline.report import MAX_PEAKS, Reported, render_report

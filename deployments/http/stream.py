@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from fastapi import WebSocket, WebSocketDisconnect, status
 
 from deployments import metrics
+from deployments.access import Access, subprotocol
 from deployments.graph import Graph
-from deployments.http import answers, problems
-from deployments.http.access import Access, subprotocol
+from deployments.http import problems
 from deployments.http.admission import Admission
+from deployments.results import problem
 from pipeline.config import DetectorConfig
 from pipeline.errors import (
     InputError,
@@ -210,5 +211,5 @@ async def _refuse(websocket: WebSocket, error: SoundSentryError) -> None:
     metrics.count_refusal(error)
     code = next(code for kind, code in CLOSE_CODES if isinstance(error, kind))
     with suppress(WebSocketDisconnect, RuntimeError):
-        await websocket.send_json(answers.problem(error) | {"request_id": problems.request_id(websocket)})
+        await websocket.send_json(problem(error) | {"request_id": problems.request_id(websocket)})
         await websocket.close(code, error.title)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from deployments.http.answers import Answer, FailedFile, FileName, JudgedFile
 from deployments.jobs.store import Job, State, WebhookState
+from deployments.results import Answer, FailedFile, FileName, JudgedFile
 
 Instant = str
 

@@ -16,16 +16,16 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments import metrics
+from deployments.access import Access, AccessConfig, Limits
 from deployments.args import JobSettings
 from deployments.embedded import embedded_stages
 from deployments.graph import Graph, Progress
-from deployments.http.access import Access, AccessConfig, Limits
-from deployments.http.answers import JudgedFile, problem
 from deployments.jobs import answer
 from deployments.jobs.progress import Pace
 from deployments.jobs.sound import SPARE_SECONDS, SoundFolder
 from deployments.jobs.store import Claim, Job, JobStore
 from deployments.jobs.webhooks import Webhooks, host_of, patience_seconds, pause_seconds, read_secret
+from deployments.results import JudgedFile, problem
 from deployments.threads import in_threads
 from pipeline.config import DetectorConfig
 from pipeline.errors import Overloaded, SoundSentryError, StageUnavailable, StoreUnavailable

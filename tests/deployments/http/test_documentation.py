@@ -7,6 +7,7 @@ import re
 import pytest
 
 from deployments.http import answers, documentation
+from deployments.results import problem
 from pipeline.errors import RequestTimeout, SoundSentryError, UnsupportedFormat
 
 
@@ -18,5 +19,5 @@ def test_the_page_names_each_kind_of_problem_once() -> None:
 
 @pytest.mark.parametrize("error", [UnsupportedFormat("Send WAV."), RequestTimeout("Try again."), *answers.FORM_ERRORS])
 def test_the_type_of_a_problem_leads_to_its_place_on_the_page(error: SoundSentryError) -> None:
-    path, anchor = answers.problem(error)["type"].split("#")
+    path, anchor = problem(error)["type"].split("#")
     assert path == "/docs" and f'id="{anchor}"' in documentation.page()

@@ -17,11 +17,13 @@ import httpx
 import numpy as np
 import pytest
 
-from deployments.http import access, uploads
-from deployments.http.access import Access, AccessConfig, Buckets, Key, Limits, presented_key
+from deployments import access
+from deployments.access import Access, AccessConfig, Buckets, Key, Limits, presented_key
+from deployments.http import uploads
 from deployments.http.admission import Admission, AdmissionConfig
-from deployments.http.answers import BatchAnswer, Problem, UsageAnswer
+from deployments.http.answers import BatchAnswer, UsageAnswer
 from deployments.http.ingress import Ingress
+from deployments.results import Problem
 from pipeline.audio.decode import decode
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import Overloaded, RateExceeded, StageUnavailable
@@ -232,7 +234,7 @@ def test_two_keys_of_one_name_or_hash_are_refused() -> None:
 
 
 def test_the_command_makes_a_key_that_its_configuration_lets_in() -> None:
-    command = [sys.executable, "-m", "deployments.http.access", "moderation", "--may", "predict", "admin"]
+    command = [sys.executable, "-m", "deployments.access", "moderation", "--may", "predict", "admin"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     (secret,) = (line.strip() for line in done.stdout.splitlines() if line.strip().startswith("ss_"))
     (entry,) = (line.strip() for line in done.stdout.splitlines() if line.strip().startswith("- "))
@@ -644,7 +646,7 @@ def test_a_problem_names_its_request() -> None:
 LIMITED = """
 import asyncio, sys
 import ray
-from deployments.http.access import Key, Limits
+from deployments.access import Key, Limits
 
 ray.init(sys.argv[1], namespace="serve", log_to_driver=False, logging_level="ERROR")
 key = Key(name="k", sha256="0" * 64, requests_per_minute=1, audio_seconds_per_minute=60)

@@ -26,11 +26,10 @@ import pytest
 from pydantic import ValidationError
 
 from deployments import metrics
+from deployments.access import Access, AccessConfig, Key
 from deployments.args import JobLimits, JobSettings
 from deployments.http import jobs as endpoints
-from deployments.http.access import Access, AccessConfig, Key
 from deployments.http.admission import AdmissionConfig
-from deployments.http.answers import Problem
 from deployments.http.ingress import Ingress
 from deployments.jobs import runner as running
 from deployments.jobs import webhooks
@@ -38,6 +37,7 @@ from deployments.jobs.answer import JobAnswer, JobsAnswer
 from deployments.jobs.runner import JobRunner
 from deployments.jobs.sound import SoundFolder
 from deployments.jobs.store import Claim, Job, JobStore, NewFile
+from deployments.results import Problem
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
 from pipeline.errors import StageUnavailable, StoreUnavailable

@@ -21,10 +21,10 @@ from deployments.http.answers import (
     HomeAnswer,
     InfoAnswer,
     PredictAnswer,
-    Problem,
     UsageAnswer,
 )
 from deployments.jobs.answer import JobAnswer, JobsAnswer
+from deployments.results import Problem
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.audio.pool import REFUSALS
 from pipeline.config import DetectorConfig

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from deployments.http.answers import Problem
+from deployments.results import Problem
 from pipeline.detector import Detector
 from pipeline.stream import StreamUpdate, StreamVerdict
 from tests import bench_streams

@@ -1,6 +1,6 @@
 """Keys: who may use the service, and how much.
 
-    python -m deployments.http.access NAME [--may predict admin]
+    python -m deployments.access NAME [--may predict admin]
 
 makes a key, prints it once, and prints the entry for `access.keys` in serve_config.yaml, which holds its SHA-256. The
 key itself is stored nowhere. Keys are 256 random bits, so a plain hash does not reveal them.
@@ -246,7 +246,7 @@ class Limits:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a key and print what to do with it."""
     parser = argparse.ArgumentParser(
-        prog="python -m deployments.http.access", description="Make a key for the service; it is printed once."
+        prog="python -m deployments.access", description="Make a key for the service; it is printed once."
     )
     parser.add_argument("name", help="who it is for, as logs and /usage show it: letters, digits, dots and dashes")
     parser.add_argument("--may", nargs="+", choices=["predict", "admin"], default=["predict"], help="what it may do")
