@@ -1,4 +1,4 @@
-"""The metrics for Prometheus in addition to those of Ray Serve: verdicts, scores, speech, stages and refusals.
+"""The metrics for Prometheus in addition to those of Ray Serve: verdicts, scores, speech, stages, refusals and jobs.
 
 Verdicts, reasons, probabilities and seconds are those of /predict, /batch-predict, whole streams and files of jobs.
 Certainty and the times of stages also count every update of a stream.
@@ -9,9 +9,10 @@ replica. The metric is made at the first call, because Serve then knows the repl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
-from ray.serve.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from pipeline.errors import SoundSentryError
 from pipeline.verdict.answer import Verdict
@@ -52,6 +53,12 @@ def observe_stage(stage: str, seconds: float) -> None:
 def count_refusal(error: SoundSentryError) -> None:
     """Count a request, a stream, or a file of a batch or job, that got an error."""
     _refusals().inc(tags={"reason": error.kind(), "status": str(int(error.status))})
+
+
+def show_jobs(counts: Mapping[str, int]) -> None:
+    """Record how many jobs the database holds in each state."""
+    for state, count in counts.items():
+        _jobs().set(count, tags={"state": state})
 
 
 @cache
@@ -115,3 +122,8 @@ def _refusals() -> Counter:
         description="Requests, streams, and files of batches and jobs, answered with an error",
         tag_keys=("reason", "status"),  # type: ignore[arg-type]  # Ray declares it as a tuple of one
     )
+
+
+@cache
+def _jobs() -> Gauge:
+    return Gauge("sound_sentry_jobs", description="Jobs in the database by state", tag_keys=("state",))

@@ -43,6 +43,9 @@ OUTAGE_SECONDS = 2.0
 
 SWEEP_SECONDS = 60.0
 
+COUNT_SECONDS = 5.0
+"""Seconds between two counts of jobs. Ray drops a gauge that is not set for about 20 seconds."""
+
 PARALLEL_WEBHOOKS = 8
 """How many webhooks a runner sends at a time, each to another host."""
 
@@ -85,9 +88,9 @@ class JobRunner:
         self._started_at = time.time()
         self._last_owner = ""  # of the file that was begun last
         # A thread for each call that may block at the same time, so that no lease waits for another call.
-        self._threads = ThreadPoolExecutor(settings.parallel_files + PARALLEL_WEBHOOKS + 1, "jobs")
+        self._threads = ThreadPoolExecutor(settings.parallel_files + PARALLEL_WEBHOOKS + 2, "jobs")
         self._sending: dict[str, asyncio.Task[None]] = {}  # by host, while a webhook is being sent to it
-        turns = [*[self._judge_next] * settings.parallel_files, self._sweep]
+        turns = [*[self._judge_next] * settings.parallel_files, self._sweep, self._count]
         self._loops = [asyncio.create_task(_repeat(turn)) for turn in turns]
         self._loops.append(asyncio.create_task(self._send_webhooks()))
 
@@ -204,6 +207,11 @@ class JobRunner:
         await in_threads(self._threads, self._store.delete_finished, time.time() - self._settings.keep_seconds)
         await in_threads(self._threads, self._sweep_sound)
         return SWEEP_SECONDS
+
+    async def _count(self) -> float:
+        """Record how many jobs are in each state."""
+        metrics.show_jobs(await in_threads(self._threads, self._store.counts))
+        return COUNT_SECONDS
 
     def _sweep_sound(self) -> None:
         ages = self._sound.files()

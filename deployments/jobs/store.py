@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -269,6 +269,12 @@ class JobStore:
             for row in files:
                 by_job[row["job_id"]].append(_file(row))
         return [_job(job, by_job[job["id"]]) for job in jobs]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs of all owners are in each state."""
+        with self._transaction(reads_only=True) as connection:
+            found = connection.execute(sa.select(_jobs.c.state, sa.func.count().label("jobs")).group_by(_jobs.c.state))
+            return dict.fromkeys(get_args(State), 0) | {row.state: row.jobs for row in found}
 
     def cancel(self, owner: str, job_id: str) -> Job:
         """End a job that is not finished, so that no result is written to it any more. Returns the job after that.

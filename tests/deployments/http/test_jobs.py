@@ -242,6 +242,22 @@ def test_files_of_jobs_count_in_the_metrics_once_each(tmp_path: Path, monkeypatc
     run(test)
 
 
+def test_the_runner_counts_jobs_by_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, int]] = []
+    monkeypatch.setattr(metrics, "show_jobs", shown.append)
+    monkeypatch.setattr(metrics, "count_verdict", lambda verdict: None)
+    monkeypatch.setattr(running, "COUNT_SECONDS", 0.05)
+
+    async def test() -> None:
+        async with served(tmp_path) as service:
+            await service.create(CLIP)
+            while not shown or shown[-1]["done"] < 1:
+                await asyncio.sleep(0.05)
+            assert shown[-1] == {"queued": 0, "running": 0, "done": 1, "cancelled": 0}
+
+    run(test)
+
+
 def test_sound_lies_in_a_private_folder_until_its_file_is_judged(tmp_path: Path) -> None:
     async def test() -> None:
         tmp_path.chmod(0o755)

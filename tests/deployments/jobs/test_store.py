@@ -293,6 +293,15 @@ def test_a_job_is_kept_until_its_webhook_is_settled(store: JobStore) -> None:
     assert store.delete_finished(before=time.time() + 1) == 1
 
 
+def test_jobs_are_counted_by_state(store: JobStore) -> None:
+    assert store.counts() == {"queued": 0, "running": 0, "done": 0, "cancelled": 0}
+    for job_id, owner in (("first", "alice"), ("second", "bob"), ("third", "bob")):
+        add(store, job_id, owner=owner)
+    claim(store)
+    store.cancel("bob", "third")
+    assert store.counts() == {"queued": 1, "running": 1, "done": 0, "cancelled": 1}
+
+
 def test_a_deleted_job_leaves_nothing(store: JobStore) -> None:
     add(store, "a", files=2)
     held = claim(store)
