@@ -74,9 +74,9 @@ def percent(probability: float) -> str:
 def waveform_outline(peaks: Sequence[float], height: float) -> str:
     """The points of an SVG polygon, WIDTH wide, whose thickness is the loudness."""
     xs = np.linspace(0, WIDTH, len(peaks))
-    half = height / 2
-    upper = [f"{x:.1f},{half - half * peak:.1f}" for x, peak in zip(xs, peaks, strict=True)]
-    lower = [f"{x:.1f},{half + half * peak:.1f}" for x, peak in zip(xs[::-1], peaks[::-1], strict=True)]
+    middle = height / 2
+    upper = [f"{x:.1f},{middle - middle * peak:.1f}" for x, peak in zip(xs, peaks, strict=True)]
+    lower = [f"{x:.1f},{middle + middle * peak:.1f}" for x, peak in zip(xs[::-1], peaks[::-1], strict=True)]
     return " ".join(upper + lower)
 
 

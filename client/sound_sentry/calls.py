@@ -120,7 +120,7 @@ class JobEvents:
         self._patience = Patience(inf, OUTAGE_SECONDS)
 
     def take(self, line: str) -> JobSummary | None:
-        """The state that this line completes, with the results if the event holds them. Raises UnexpectedAnswer."""
+        """The state of the job if this line ends an event, else None. Raises UnexpectedAnswer."""
         name, _, value = line.partition(":")
         if name == "data":
             self._data.append(value.removeprefix(" "))

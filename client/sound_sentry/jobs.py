@@ -19,7 +19,7 @@ from sound_sentry.output import Output, print_to
 def submit(arguments: argparse.Namespace) -> int:
     """Submit files as one job, and show its id, or wait for its results if asked to.
 
-    Raises ValueError for a form of results if none are waited for.
+    Raises ValueError if `--csv` or `--report` is given without `--wait`.
     """
     if not arguments.wait and (arguments.output == "csv" or arguments.report):
         raise ValueError("--csv and --report show results: add --wait, or ask for them with `sound-sentry jobs wait`.")

@@ -71,7 +71,7 @@ LARGE_BYTES = 1 << 20
 TRIM_SECONDS = 1.0
 """How long the proxy waits for other large bodies to end before it returns the memory."""
 
-OWN_ANSWERS = {
+REPLACEMENTS = {
     HTTPStatus.NOT_FOUND: (HTTPStatus.SERVICE_UNAVAILABLE, "The service is starting. Try again in a while."),
     HTTPStatus.REQUEST_TIMEOUT: (
         HTTPStatus.GATEWAY_TIMEOUT,
@@ -150,12 +150,12 @@ class _Answer:
         if self._refused:
             return  # the rest of an answer that was replaced
         if message["type"] == "http.response.start":
-            replacement = self._own_answer(message)
+            replacement = self._replacement(message)
             if replacement:
                 self._refused = True
                 await self.refuse(*replacement)
                 return
-            message = message | {"headers": with_own(message.get("headers", []), self._identity)}
+            message = message | {"headers": with_headers(message.get("headers", []), self._identity)}
         self.is_begun = True
         await self._send(message)
 
@@ -167,19 +167,19 @@ class _Answer:
             headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
         body = problem(status, detail, self._identity)
         headers.append((b"content-length", str(len(body)).encode()))
-        start = {"type": "http.response.start", "status": int(status), "headers": with_own(headers, self._identity)}
+        start = {"type": "http.response.start", "status": int(status), "headers": with_headers(headers, self._identity)}
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})
 
-    def _own_answer(self, message: Message) -> tuple[HTTPStatus, str] | None:
+    def _replacement(self, message: Message) -> tuple[HTTPStatus, str] | None:
         """The problem that replaces an answer of Ray's proxy; None for one of the application."""
         plain = any(k == b"content-type" and v.startswith(b"text/plain") for k, v in message.get("headers", []))
         if message["status"] < HTTPStatus.BAD_REQUEST or not plain or self._path.startswith("/-/"):
             return None
-        return OWN_ANSWERS.get(message["status"], (HTTPStatus(message["status"]), "The request was refused."))
+        return REPLACEMENTS.get(message["status"], (HTTPStatus(message["status"]), "The request was refused."))
 
 
-def with_own(headers: list[tuple[bytes, bytes]], identity: bytes) -> list[tuple[bytes, bytes]]:
+def with_headers(headers: list[tuple[bytes, bytes]], identity: bytes) -> list[tuple[bytes, bytes]]:
     """The headers of an answer, with this X-Request-ID only, and with the security headers that it does not set."""
     given = {name.lower() for name, _ in headers}
     added = {k: v for k, v in SECURITY_HEADERS.items() if k not in given}
@@ -206,7 +206,7 @@ def _with_id(identity: bytes, send: Send) -> Send:
         if message["type"] == "websocket.accept":
             message = message | {"headers": [*message.get("headers", []), (REQUEST_ID, identity)]}
         elif message["type"] == "websocket.http.response.start":
-            message = message | {"headers": with_own(message.get("headers", []), identity)}
+            message = message | {"headers": with_headers(message.get("headers", []), identity)}
         await send(message)
 
     return send_with_id
@@ -269,7 +269,7 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
             identity = uuid.uuid4().hex.encode()
             body = problem(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW.format(seconds), identity)
             headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
-            headers = with_own([*headers, (b"content-length", b"%d" % len(body))], identity)
+            headers = with_headers([*headers, (b"content-length", b"%d" % len(body))], identity)
             lines = [b"HTTP/1.1 408 Request Timeout", *(b"%s: %s" % header for header in headers)]
             self.transport.write(b"\r\n".join([*lines, b"", body]))
             self.transport.close()

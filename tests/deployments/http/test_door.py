@@ -251,7 +251,7 @@ def test_the_command_makes_a_key_that_its_configuration_lets_in() -> None:
 
 # ---- other web sites
 
-OWN, OTHER = {"Origin": "http://test"}, {"Origin": "https://other.example"}
+SAME_SITE, OTHER = {"Origin": "http://test"}, {"Origin": "https://other.example"}
 NO_ORIGIN = {"Origin": "null"}
 
 
@@ -259,7 +259,7 @@ NO_ORIGIN = {"Origin": "null"}
     ("headers", "is_foreign"),
     [
         ({}, False),
-        (OWN, False),
+        (SAME_SITE, False),
         (OTHER, True),
         (NO_ORIGIN, True),
         ({"Origin": "http://test:8000"}, True),
@@ -269,7 +269,7 @@ NO_ORIGIN = {"Origin": "null"}
         (NO_ORIGIN | {"Sec-Fetch-Site": "same-origin"}, False),
         ({"Sec-Fetch-Site": "none"}, False),
         ({"Sec-Fetch-Site": "cross-site"}, True),
-        (OWN | {"Sec-Fetch-Site": "same-site"}, True),
+        (SAME_SITE | {"Sec-Fetch-Site": "same-site"}, True),
     ],
     ids=str,
 )

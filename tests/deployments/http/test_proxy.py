@@ -44,9 +44,9 @@ def test_only_tls_and_only_the_service(proxy: Proxy) -> None:
 def test_a_stream_is_open_to_the_own_page_and_to_no_other(proxy: Proxy, ten_seconds: NDArray[np.float32]) -> None:
     """The proxy has another port than the service. The service compares Origin with Host, so nginx must pass on Host
     with its own port."""
-    own = str(proxy.client.base_url).rstrip("/")
-    url = own.replace("https", "wss", 1) + "/stream"
-    with connect(url, ssl=proxy.trust, origin=Origin(own)) as connection:
+    origin = str(proxy.client.base_url).rstrip("/")
+    url = origin.replace("https", "wss", 1) + "/stream"
+    with connect(url, ssl=proxy.trust, origin=Origin(origin)) as connection:
         connection.send(json.dumps({"format": "pcm_s16le", "sample_rate": 16_000}))
         connection.send((ten_seconds[:32_000] * 2**15).astype("<i2").tobytes())
         connection.send('{"end": true}')

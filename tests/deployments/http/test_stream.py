@@ -192,11 +192,11 @@ def test_only_the_own_page_and_the_sites_on_the_list_may_open_a_stream(
     service: httpx.Client, config: dict[str, Any]
 ) -> None:
     url = str(service.base_url).replace("http", "ws", 1).rstrip("/") + "/stream"
-    own = str(service.base_url).rstrip("/")
-    for origin in (own, *config["applications"][0]["args"]["cors_origins"]):
+    page = str(service.base_url).rstrip("/")
+    for origin in (page, *config["applications"][0]["args"]["cors_origins"]):
         with connect(url, origin=Origin(origin)):
             pass
-    for origin in ("https://elsewhere.example", "null", own + "0"):
+    for origin in ("https://elsewhere.example", "null", page + "0"):
         with pytest.raises(InvalidStatus) as refused, connect(url, origin=Origin(origin)):
             pass
         assert refused.value.response.status_code == 403

@@ -124,7 +124,7 @@ def test_the_lower_end_falls_with_the_number_of_candidates(seen: float, noise: f
     assert found.low[0] == pytest.approx(max(by_itself.low[0] - math.log(candidates), nothing_known), abs=1e-6)
     assert found.high[0] >= -1.0, "what was Fake by itself is not Real now"
     assert found.sd[0] >= by_itself.sd[0] - 1e-9
-    # It is the estimate with more noise, and no other distribution.
+    # Mean and deviation belong together: they are those of an estimate with more noise.
     share = 1 - found.sd[0] ** 2 / variance
     assert found.mean[0] == pytest.approx(share * seen, abs=1e-6)
 
