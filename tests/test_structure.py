@@ -21,6 +21,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "deployments", "tune")
 FORBIDDEN = {"pipeline": {"ray", "deployments", "tune"}, "deployments": {"tune"}, "tune": {"deployments"}}
+SCREEN_LINES = 66
+"""The most lines of a function: its docstring and its signature count, too."""
+
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -109,6 +112,17 @@ def test_no_folder_needs_one_that_needs_it() -> None:
     }
     assert len(graph) >= 10 and any(graph.values())
     graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_every_function_fits_a_screen() -> None:
+    long = [
+        f"{name}.{node.name} has {lines} lines"
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > SCREEN_LINES
+    ]
+    assert not long
 
 
 IMPORTS = """

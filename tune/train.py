@@ -321,33 +321,10 @@ def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], 
     """What a person should know before relying on the bundle."""
     corpus = info.corpus
     shown = "\n".join(f"| {name.replace('_', ' ')} | {interval.text()} |" for name, interval in metrics.items())
-    coverage = "\n".join(
-        f"| {row['answered']:.0%} | {row['distance']:.2f} | {row['miss_rate']:.1%} | {row['false_alarm_rate']:.1%} |"
-        for row in info.metrics["coverage"]
-    )
     # A tuned front is tested on whole sites, whatever their speakers are called.
     kept_apart = KEPT_APART[
         "nobody" if any(clip.alone for clip in clips) else "site" if config.front else config.speakers_of
     ]
-    further = ""
-    if corpus["background"]:
-        further = (
-            f"\n- {corpus['background']} of the clips are background: they are not used for tests or calibration. "
-            "Their generators may also be in the test."
-        )
-    if config.draws:
-        further += f"\n- Copies of each clip, except background, through random channels: {config.draws}."
-    if config.vocoded:
-        further += (
-            "\n- Two copies of each recording, except background: one by HiFi-GAN as a spoof, and one through the same "
-            "resampling as bona fide."
-        )
-    limits = ""
-    if info.metrics.get("assumes_windows"):
-        limits = (
-            f"\n- Fewer than {FEWEST_WITH_WINDOWS} clips have several windows, so how much a window's score varies is "
-            "assumed and not\n  measured. Intervals may be too narrow or too wide. Longer clips correct this."
-        )
     # With a front the estimator is not used.
     recipe = config.front or config.estimator
     seeds = f"seed {info.seed}"
@@ -366,7 +343,7 @@ Tells machine-made speech from a human's. Features: `{info.features.name}` of th
 {corpus["generators"]} generators; fingerprint `{corpus["fingerprint"][:16]}`. The audio is not part of this bundle.
 
 - Bona fide from: {_listed(sources)}.
-- Spoofed by: {_listed(generators)}.{further}
+- Spoofed by: {_listed(generators)}.{_further_clips(config, corpus["background"])}
 
 ## How well it does on clips that it was not trained on
 {info.metrics["of"][0].upper() + info.metrics["of"][1:]}; {kept_apart}
@@ -385,7 +362,7 @@ The same clips. Those with a score near the balanced threshold get no answer.
 
 | answered | no answer if nearer than | fakes missed | recordings accused |
 |---|---|---|---|
-{coverage}
+{_coverage_rows(info)}
 
 ## Thresholds
 Log-likelihood ratios: balanced {info.thresholds.balanced:.2f}, recall {info.thresholds.recall:.2f} (at most
@@ -397,10 +374,45 @@ that of precision.
 ## Limits
 - For generators, languages and channels unlike those above, expect as many errors as in the table, or more.
 - Singing, music, and speech changed by heavy editing were not tested.
-- A verdict is evidence to be weighed with other evidence, not proof.{limits}
+- A verdict is evidence to be weighed with other evidence, not proof.{_assumptions(info)}
 
 Made by `python -m tune.train`, {seeds}, with {", ".join(f"{k} {v}" for k, v in info.versions.items())}.
 """
+
+
+def _further_clips(config: TrainingConfig, background: int) -> str:
+    """Lines of the card about clips that are only used for training."""
+    lines = ""
+    if background:
+        lines = (
+            f"\n- {background} of the clips are background: they are not used for tests or calibration. "
+            "Their generators may also be in the test."
+        )
+    if config.draws:
+        lines += f"\n- Copies of each clip, except background, through random channels: {config.draws}."
+    if config.vocoded:
+        lines += (
+            "\n- Two copies of each recording, except background: one by HiFi-GAN as a spoof, and one through the same "
+            "resampling as bona fide."
+        )
+    return lines
+
+
+def _coverage_rows(info: BundleInfo) -> str:
+    return "\n".join(
+        f"| {row['answered']:.0%} | {row['distance']:.2f} | {row['miss_rate']:.1%} | {row['false_alarm_rate']:.1%} |"
+        for row in info.metrics["coverage"]
+    )
+
+
+def _assumptions(info: BundleInfo) -> str:
+    """A line of the card about what could not be measured."""
+    if not info.metrics.get("assumes_windows"):
+        return ""
+    return (
+        f"\n- Fewer than {FEWEST_WITH_WINDOWS} clips have several windows, so how much a window's score varies is "
+        "assumed and not\n  measured. Intervals may be too narrow or too wide. Longer clips correct this."
+    )
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -316,30 +316,8 @@ class JobStore:
         files whose lease is over, can be claimed. A job that another process is changing at this moment is skipped.
         """
         now = time.time()
-        free = (_files.c.state == "queued") & (_files.c.due_at <= now)
-        left = (_files.c.state == "running") & (_files.c.leased_until < now)
-        held = (_files.c.state == "running") & (_files.c.leased_until >= now)
-        in_work = (
-            sa.select(_jobs.c.owner, sa.func.count().label("files"))
-            .select_from(_files)
-            .join(_jobs)
-            .where(held)
-            .group_by(_jobs.c.owner)
-            .subquery()
-        )
-        waiting = (
-            sa.select(_files.c.job_id, _files.c.position, _files.c.name, _files.c.attempts)
-            .add_columns(_jobs.c.owner, _jobs.c.options, _jobs.c.request_id)
-            .join(_jobs)
-            .outerjoin(in_work, in_work.c.owner == _jobs.c.owner)
-            .where(free | left)
-            .order_by(sa.func.coalesce(in_work.c.files, 0), _jobs.c.owner <= last_owner, _jobs.c.owner)
-            .order_by(_files.c.created_at, _files.c.job_id, _files.c.position)
-            .limit(1)
-            .with_for_update(of=_jobs, skip_locked=True)
-        )
         with self._transaction() as connection:
-            found = connection.execute(waiting).first()
+            found = connection.execute(_next_file(now, last_owner)).first()
             if found is None:
                 return None
             claim = Claim(
@@ -355,7 +333,7 @@ class JobStore:
             # The condition is checked again, because another runner may have claimed the file in between.
             taken = connection.execute(
                 _files.update()
-                .where(_is_file(claim) & (free | left))
+                .where(_is_file(claim) & _may_be_claimed(now))
                 .values(
                     state="running",
                     lease=claim.lease,
@@ -540,6 +518,37 @@ def _check_room(connection: sa.Connection, owner: str, files: int, max_waiting: 
         raise Overloaded("Too many files are waiting. Try again in a while.")
     if owner and owners_files and owners_files + files > max_waiting / 2:
         raise RateExceeded(TOO_MANY_FILES, RETRY_FILES_SECONDS)
+
+
+def _may_be_claimed(now: float) -> sa.ColumnElement[bool]:
+    """Whether no runner has a file at this time: it waits, or its lease is over."""
+    is_free = (_files.c.state == "queued") & (_files.c.due_at <= now)
+    is_left = (_files.c.state == "running") & (_files.c.leased_until < now)
+    return is_free | is_left
+
+
+def _next_file(now: float, last_owner: str) -> sa.Select[Any]:
+    """The query for the file whose turn it is; see `JobStore.claim`."""
+    is_held = (_files.c.state == "running") & (_files.c.leased_until >= now)
+    in_work = (
+        sa.select(_jobs.c.owner, sa.func.count().label("files"))
+        .select_from(_files)
+        .join(_jobs)
+        .where(is_held)
+        .group_by(_jobs.c.owner)
+        .subquery()
+    )
+    return (
+        sa.select(_files.c.job_id, _files.c.position, _files.c.name, _files.c.attempts)
+        .add_columns(_jobs.c.owner, _jobs.c.options, _jobs.c.request_id)
+        .join(_jobs)
+        .outerjoin(in_work, in_work.c.owner == _jobs.c.owner)
+        .where(_may_be_claimed(now))
+        .order_by(sa.func.coalesce(in_work.c.files, 0), _jobs.c.owner <= last_owner, _jobs.c.owner)
+        .order_by(_files.c.created_at, _files.c.job_id, _files.c.position)
+        .limit(1)
+        .with_for_update(of=_jobs, skip_locked=True)
+    )
 
 
 def _is_file(claim: Claim) -> sa.ColumnElement[bool]:

@@ -251,8 +251,8 @@ def calibrate(
 ) -> Evidence:
     """Calibration, thresholds and uncertainty of a detector from held-out clips.
 
-    A head is calibrated with the versions of its band: the head for narrow bands with the clips that have a narrow band
-    after the first line. Raises CorpusError if a band cannot be calibrated.
+    The head for narrow bands is calibrated with the clips after their first telephone line, if this made them narrow.
+    The other head is calibrated with the clips that are not narrow. Raises CorpusError if a band cannot be calibrated.
     """
     labels = np.array([clip.spoof for clip in versions])
     wide = [clip for clip in versions if not clip.whole.narrow]

@@ -61,7 +61,7 @@ class TrainingConfig(Strict):
     operating_points: OperatingPoints = OperatingPoints()
 
     @model_validator(mode="after")
-    def _front_has_its_own(self) -> Self:
+    def _front_chooses_draws_and_features(self) -> Self:
         if self.front and self.draws:
             raise ValueError("draws are not for a front, which draws copies by itself: leave draws out")
         if self.front and "features" in self.model_fields_set and self.features != TUNED_PRESET:
