@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+import wave
 from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from av.audio import AudioStream
 from numpy.typing import NDArray
+from scipy.signal import resample_poly
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -120,6 +122,18 @@ def with_ffmpeg(samples: NDArray[np.float32], muxer: str, *options: str) -> byte
     source = ("-f", "f32le", "-ar", "16000", "-ac", "1", "-i", "-")
     command = ["ffmpeg", "-v", "error", *source, *options, "-f", muxer, "-"]
     return subprocess.run(command, input=samples.astype("<f4").tobytes(), capture_output=True, check=True).stdout
+
+
+def by_espeak() -> NDArray[np.float32]:
+    """A sentence by the synthesizer espeak-ng, (time,) at 16 kHz. Skips the test if espeak-ng is not installed."""
+    if not shutil.which("espeak-ng"):
+        pytest.skip("needs espeak-ng: on Debian, apt-get install espeak-ng")
+    text = "The quick brown fox jumps over the lazy dog, and then it runs away before the rain begins to fall."
+    done = subprocess.run(["espeak-ng", "--stdout", text], capture_output=True, check=True)
+    with wave.open(io.BytesIO(done.stdout)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
+        resampled: NDArray[np.float32] = resample_poly(samples, 16_000, file.getframerate()).astype(np.float32)
+        return resampled
 
 
 def amr_wb(seconds: float) -> bytes:

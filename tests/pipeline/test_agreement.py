@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
-import subprocess
 import wave
 from collections import Counter
 from typing import get_args
@@ -22,7 +20,7 @@ from pipeline.audio.decode import decode
 from pipeline.detector import Detector
 from pipeline.types import SAMPLE_RATE, OperatingPoint
 from tests.agreement import disagreements
-from tests.audio import encode
+from tests.audio import by_espeak, encode
 from tests.pipeline.test_detector import FIELD_DEV, chords
 
 Samples = NDArray[np.float32]
@@ -44,16 +42,6 @@ def human(sample_wav: bytes) -> Samples:
     with wave.open(io.BytesIO(sample_wav)) as file:
         file.setpos(8 * SAMPLE_RATE)
         return np.frombuffer(file.readframes(6 * SAMPLE_RATE), dtype="<i2").astype(np.float32) / np.float32(2**15)
-
-
-def synthetic() -> Samples:
-    """A sentence by espeak-ng, at 16 kHz."""
-    text = "The quick brown fox jumps over the lazy dog, and then it runs away before the rain begins to fall."
-    done = subprocess.run(["espeak-ng", "--stdout", text], capture_output=True, check=True)
-    with wave.open(io.BytesIO(done.stdout)) as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / np.float32(2**15)
-        resampled: Samples = resample_poly(samples, SAMPLE_RATE, file.getframerate()).astype(np.float32)
-        return resampled
 
 
 def extremes(name: str, samples: Samples) -> dict[str, bytes]:
@@ -112,9 +100,8 @@ def test_over_extremes_of_human_speech(detector: Detector, sample_wav: bytes) ->
     assert judge(detector, extremes("human", human(sample_wav)))["Fake"] == 0
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="there is no espeak-ng: apt-get install espeak-ng")
 def test_over_extremes_of_synthetic_speech(detector: Detector) -> None:
-    assert judge(detector, extremes("espeak-ng", synthetic()))["Real"] == 0
+    assert judge(detector, extremes("espeak-ng", by_espeak()))["Real"] == 0
 
 
 def test_over_sounds_that_are_no_speech(detector: Detector) -> None:
