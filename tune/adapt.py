@@ -79,8 +79,8 @@ MOVE_ERRORS = 2.0
 """The head is moved only if the gain is more than this many standard errors, for the same reason."""
 MIN_GAIN_NATS = 2.0
 """The least fall of Cllr, in nats, summed over clips. Clips of the same group and class count as one clip, because they
-are alike. If adapting does not help at all, leave-one-out with two fitted parameters still shows a larger fall in one
-of fifty cases. The reason: the fall is the log likelihood ratio minus the penalty of Akaike's criterion (Stone, JRSS B
+are alike. If adapting does not help at all, the fall is still larger than this in one of fifty cases: with two fitted
+parameters, the fall in leave-one-out is the log likelihood ratio minus the penalty of Akaike's criterion (Stone, JRSS B
 1977)."""
 THRESHOLD_CLIPS = 60
 """The least number of clips of a class for a new operating point that allows errors on 5 % of them."""

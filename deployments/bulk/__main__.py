@@ -72,7 +72,7 @@ def connect(address: str | None) -> None:
 
 
 def keep(answers: Iterable[dict[str, Any]], journal: Journal) -> Generator[dict[str, Any]]:
-    """Yield `answers` unchanged, and add them to the journal in groups. The rest is added at the end or when closed."""
+    """Yield `answers` unchanged, and add them to the journal in groups; the last group when this ends or is closed."""
     waiting: list[dict[str, Any]] = []
     since = time.monotonic()
     try:

@@ -126,8 +126,8 @@ class Hurried(selectors.DefaultSelector):
 
 
 class HurriedLoop(asyncio.SelectorEventLoop):
-    """An event loop in which waiting takes no time, and computing takes none of the time that it counts. So a busy
-    machine exceeds no time limit."""
+    """An event loop with a clock of its own. A wait ends at once and moves this clock; computing does not move it. So a
+    busy machine exceeds no time limit."""
 
     def __init__(self) -> None:
         self._clock = Hurried()
