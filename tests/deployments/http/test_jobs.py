@@ -45,9 +45,9 @@ from pipeline.stages.classify import Classifier
 from pipeline.stream import LiveSettings
 from pipeline.types import Recording, Speech
 from tests.audio import encode
-from tests.deployments.http.test_door import Clock, LocalLimits, key
 from tests.deployments.jobs.test_webhooks import Receiver, listening, receiver
 from tests.deployments.test_graph import Handle
+from tests.ingress import Clock, LocalLimits, key
 
 __all__ = ["receiver"]
 
@@ -1123,7 +1123,7 @@ def test_a_service_without_jobs(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path, runs=False) as service:
             assert (await service.client.get("/openapi.json")).json()["paths"].keys() >= {"/jobs", "/jobs/{job_id}"}
-        from tests.deployments.http.test_door import served as without
+        from tests.ingress import served as without
 
         async with without() as (client, _):
             problem(await client.get("/jobs"), 404)

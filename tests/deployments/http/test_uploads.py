@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import io
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import Request
 
+from deployments.http import uploads
 from deployments.http.admission import AdmissionConfig
 from deployments.http.uploads import (
     FRAMING_BYTES,
@@ -20,6 +22,7 @@ from deployments.http.uploads import (
 )
 from pipeline.config import Limits
 from pipeline.errors import InputError, MissingInput, SoundSentryError, TooManyFiles, UploadTooLarge
+from tests.ingress import CONFIG, problem, run, served
 
 LIMITS = Limits(max_upload_mib=1)
 CHUNK = 16 * 1024
@@ -206,3 +209,55 @@ def test_a_file_in_another_field_is_refused_before_its_content_is_read() -> None
 )
 def test_file_names_are_only_shown(name: str | None, shown: str | None) -> None:
     assert display_name(name) == shown
+
+
+def test_two_files_are_said_to_be_two() -> None:
+    async def test() -> None:
+        async with served() as (client, _):
+            for size in (100, int(0.6 * CONFIG.limits.max_upload_bytes)):
+                files = [("audio", ("a.wav", io.BytesIO(bytes(size)))) for _ in range(2)]
+                refused = problem(await client.post("/predict", files=files), 413)
+                assert refused.title == "Too many files"
+                assert "one file in the field audio" in refused.detail
+
+    run(test)
+
+
+@pytest.mark.parametrize(("pause", "size"), [(30.0, 10), (0.02, 1)], ids=["stops", "drops"])
+def test_a_body_that_comes_too_slowly_is_refused(pause: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "GRACE_SECONDS", 0.2)
+
+    async def test() -> None:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"--b\r\n"
+            while True:
+                await asyncio.sleep(pause)
+                yield b"x" * size
+
+        async with served(min_bytes_per_second=1_000_000) as (client, _):
+            refused = await client.post(
+                "/predict", content=body(), headers={"Content-Type": "multipart/form-data; boundary=b"}
+            )
+            assert problem(refused, 408).title == "Upload too slow"
+            assert refused.headers["connection"] == "close"
+
+    run(test)
+
+
+def test_a_body_that_cannot_be_complete_in_time_is_refused_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep its room for minutes, although it is faster than any body must be."""
+    monkeypatch.setattr(uploads, "GRACE_SECONDS", 0.2)
+
+    async def test() -> None:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"--b\r\n"
+            while True:
+                await asyncio.sleep(0.02)
+                yield b"x" * 10
+
+        async with served(min_bytes_per_second=1, max_body_seconds=600) as (client, _):
+            headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Length": str(25 * 2**20)}
+            refused = problem(await client.post("/predict", content=body(), headers=headers), 408)
+            assert "at least 43691 bytes a second" in refused.detail
+
+    run(test)
