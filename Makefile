@@ -81,4 +81,5 @@ manifests: env
 	$(BIN)/python -m ops.manifests
 
 docs: env
-	$(BIN)/mkdocs build --strict --quiet
+	@# Not with --quiet: mkdocs then does not count warnings, and --strict has no effect.
+	$(BIN)/mkdocs build --strict

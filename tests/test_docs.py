@@ -241,16 +241,27 @@ def test_the_words_that_readers_stumbled_over_are_gone() -> None:
     assert not found
 
 
+def build_site(folder: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    """Build the site as `make docs` does, into `folder`."""
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ndocs: env\n")[1]
+    (arguments,) = re.findall(r"^\t\$\(BIN\)/mkdocs (.*)$", recipe, re.MULTILINE)
+    command = [Path(sys.executable).with_name("mkdocs"), *shlex.split(arguments), "--site-dir", folder, *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_link_or_an_anchor_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("# Page\n\n[here](#page)\n")
+    config = tmp_path / "mkdocs.yml"
+    config.write_text(re.sub(r"^nav:.*", "", (ROOT / "mkdocs.yml").read_text("utf-8"), flags=re.DOTALL | re.MULTILINE))
+    assert build_site(tmp_path / "site", "--config-file", config).returncode == 0
+    for target in ("gone.md", "#gone"):
+        (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n[there]({target})\n")
+        assert build_site(tmp_path / "site", "--config-file", config).returncode != 0, target
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    command: list[str | Path] = [
-        Path(sys.executable).with_name("mkdocs"),
-        "build",
-        "--strict",
-        "--quiet",
-        "--site-dir",
-        tmp_path,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = build_site(tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "api.html").read_text(encoding="utf-8").count("<table>") >= 3
     for page in tmp_path.rglob("*.html"):
