@@ -15,15 +15,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from deployments.check import main as check_main
 from deployments.http.answers import AUDIO_ERRORS
+from deployments.http.jobs import Jobs
 from deployments.http.uploads import Options
 from deployments.results import problem
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, Limits
 from pipeline.errors import EmptyAudio
 from pipeline.models import REGISTRY
+from tune.corpora.readers import READERS
 
 READMES = [ROOT / "README.md", ROOT / "ops" / "README.md", ROOT / "client" / "README.md"]
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
@@ -222,6 +226,21 @@ def test_the_page_about_http_shows_a_problem_document_of_the_service() -> None:
 def test_the_page_about_http_names_every_field_of_a_form() -> None:
     rows = re.findall(r"^\| (`.*?`) \|.*\|.*\|$", HTTP_PAGE, re.MULTILINE)
     assert {field.strip("`") for row in rows for field in row.split(", ")} == {"audio", *Options.model_fields}
+
+
+def test_the_page_about_training_names_each_layout_of_a_corpus() -> None:
+    text = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
+    found = re.search(r"`--kind` reads other layouts: (.*?)\. `check`", text)
+    assert found and set(re.findall(r"`([\w-]+)`", found[1])) == set(READERS) - {"manifest"}
+
+
+def test_the_page_about_jobs_has_a_row_for_each_endpoint() -> None:
+    app = FastAPI()
+    Jobs.add_routes(Jobs.__new__(Jobs), app)
+    text = (ROOT / "docs" / "jobs-and-streams.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([A-Z]+ /jobs[^`]*)` \|", text, re.MULTILINE)
+    routes = [route for route in app.routes if isinstance(route, APIRoute) and route.path.startswith("/jobs")]
+    assert sorted(rows) == sorted(f"{method} {route.path}" for route in routes for method in route.methods or ())
 
 
 STUMBLED = r"for (it|they) (has|have|had)|but once|begun anew|in vain|some \d+ ms|(that|which) \w+ \w+ has not"

@@ -1,9 +1,11 @@
+from typing import get_args
+
 import numpy as np
 import torch
 from scipy.stats import kurtosis, skew
 from torch import Tensor
 
-from pipeline.networks.spec import TkanSpec
+from pipeline.networks.spec import Statistic, TkanSpec
 from pipeline.networks.tkan import STATISTICS, Frames, layer_features
 
 
@@ -68,3 +70,7 @@ def test_top_k_takes_the_highest_means() -> None:
     spec = TkanSpec(name="x", layers=("a",), reduction="top_k", k=2)
     frames = torch.tensor([1.0, 4.0, 3.0])[:, None].expand(3, 10)
     assert layer_features(spec, "a", [frames[:, None]]).tolist() == [4, 3]
+
+
+def test_each_statistic_of_a_recipe_can_be_computed() -> None:
+    assert tuple(STATISTICS) == get_args(Statistic)
