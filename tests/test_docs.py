@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from deployments.check import main as check_main
-from deployments.http.answers import AUDIO_ERRORS
+from deployments.http.answers import AUDIO_ERRORS, PredictAnswer
 from deployments.http.jobs import Jobs
 from deployments.http.uploads import Options
 from deployments.results import problem
@@ -226,6 +226,21 @@ def test_the_page_about_http_shows_a_problem_document_of_the_service() -> None:
 def test_the_page_about_http_names_every_field_of_a_form() -> None:
     rows = re.findall(r"^\| (`.*?`) \|.*\|.*\|$", HTTP_PAGE, re.MULTILINE)
     assert {field.strip("`") for row in rows for field in row.split(", ")} == {"audio", *Options.model_fields}
+
+
+def test_the_pages_that_list_the_fields_of_an_answer_have_all_of_them() -> None:
+    fields = set(PredictAnswer.model_fields)
+    migration = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+    table = migration.split("## Fields of an answer\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == fields
+
+    shown = re.search(r"```json\n\{\n(.*?)\n\}\n```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert shown
+    top = shown[1]
+    while (outer := re.sub(r"\[[^][{}]*\]|\{[^][{}]*\}", "0", top)) != top:  # the innermost lists and objects
+        top = outer
+    assert set(re.findall(r'"(\w+)":', top)) == fields - {"explanation"}, "the request did not ask for it"
 
 
 def test_the_page_about_training_names_each_layout_of_a_corpus() -> None:
