@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import importlib
 import inspect
 import json
@@ -13,20 +15,25 @@ from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from numpy.typing import NDArray
 
 from deployments.check import main as check_main
 from deployments.http.answers import AUDIO_ERRORS, PredictAnswer
 from deployments.http.jobs import Jobs
 from deployments.http.uploads import Options
+from deployments.jobs.webhooks import signature
 from deployments.results import problem
 from pipeline.audio.formats import SUPPORTED_FORMATS
 from pipeline.config import ROOT, Limits
 from pipeline.errors import EmptyAudio
 from pipeline.models import REGISTRY
+from tests.audio import encode
 from tune.corpora.readers import READERS
 
 READMES = [ROOT / "README.md", ROOT / "ops" / "README.md", ROOT / "client" / "README.md"]
@@ -177,6 +184,48 @@ def asks_for_what_there_is(arguments: list[str]) -> None:
     if fields:
         assert fields <= {"audio", "files", *Options.model_fields}
         assert re.search(r":\d+/(predict|batch-predict|jobs)$", arguments[-1])
+
+
+def programs(page: Path) -> list[str]:
+    """The Python programs of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_every_program_of_the_docs_is_known_here() -> None:
+    """tests/client/test_distribution.py runs those of the client. The tests below run all others."""
+    found = {
+        page.name: len(programs(page)) for page in PAGES if page != ROOT / "client" / "README.md" and programs(page)
+    }
+    assert found == {"README.md": 1, "jobs-and-streams.md": 1, "untrusted-audio.md": 1}
+
+
+def test_the_program_of_the_readme_prints_a_verdict(
+    ten_seconds: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "call.webm").write_bytes(encode(ten_seconds, "webm"))
+    monkeypatch.chdir(tmp_path)
+    (program,) = programs(ROOT / "README.md")
+    exec(program, {})
+    assert re.match(r"(Real|Fake|Inconclusive) 0\.\d+ \[\('SPEAKER_00', '\w+'\)", capsys.readouterr().out)
+
+
+def test_the_program_about_webhooks_knows_a_genuine_one() -> None:
+    (program,) = programs(ROOT / "docs" / "jobs-and-streams.md")
+    names: dict[str, Any] = {"hashlib": hashlib, "hmac": hmac, "secret": b"0123456789abcdef", "body": b"{}"}
+    names["headers"] = {"X-Sound-Sentry-Signature": signature(names["secret"], names["body"])}
+    exec(program, names)
+    assert names["genuine"] is True
+
+
+def test_the_program_about_untrusted_audio_measures_the_time(capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = programs(ROOT / "docs" / "untrusted-audio.md")
+    shorter = program.replace("1 / 6,", "1 / 3600,")
+    assert shorter != program
+    exec(shorter, {})
+    assert float(capsys.readouterr().out) > 0
 
 
 def test_what_runs_elsewhere_is_there() -> None:
