@@ -17,10 +17,10 @@ class Answer(BaseModel):
 class Problem(Answer):
     """An RFC 9457 problem document."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
+    type: str = Field(description="The kind of the error, as a link to its row in /docs; `about:blank` for other ones.")
+    title: str = Field(description="The error in a few words, the same for all errors of its kind.")
+    status: int = Field(description="The status of the answer. In the result of a file, the one for this file alone.")
+    detail: str = Field(description="What is wrong with this request, and what to do.")
     request_id: str = Field(
         "", description="The X-Request-ID of the request, for a report; for a file of a job, of the one that sent it."
     )
@@ -28,13 +28,13 @@ class Problem(Answer):
 
 class FailedFile(Answer):
     filename: FileName
-    status: Literal["failed"]
+    status: Literal["failed"] = Field(description="Always `failed`: there is no verdict on this file.")
     error: Problem
 
 
 class JudgedFile(Verdict):
     filename: FileName
-    status: Literal["success", "no_speech"]
+    status: Literal["success", "no_speech"] = Field(description="`no_speech` if nobody speaks in it.")
 
 
 def problem(error: SoundSentryError) -> dict[str, Any]:

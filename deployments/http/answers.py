@@ -43,60 +43,66 @@ class PredictAnswer(Verdict):
 
 
 class BatchAnswer(Answer):
-    timestamp: str
-    total_files: int
+    timestamp: Timestamp
+    total_files: int = Field(description="Number of files that were sent.")
     successful: int = Field(description="Number of files with an answer, including those without speech.")
-    failed: int
+    failed: int = Field(description="Number of files with an error.")
     results: list[JudgedFile | FailedFile] = Field(description="One entry per file, in the order sent.")
 
 
 class HomeAnswer(Answer):
-    service: str
-    version: str
-    status: Literal["online"]
-    timestamp: str
+    service: str = Field(description="The name of the service.")
+    version: str = Field(description="The version of the service.")
+    status: Literal["online"] = Field(description="Always `online`. See /health for the stages.")
+    timestamp: Timestamp
 
 
 class StageAnswer(Answer):
-    status: Literal["healthy", "down", "unknown"]
-    replicas: int
+    status: Literal["healthy", "down", "unknown"] = Field(
+        description="`down` if no replica works; `unknown` if Ray did not answer in time."
+    )
+    replicas: int = Field(description="How many replicas work.")
 
 
 class HealthAnswer(Answer):
-    status: Literal["healthy", "unhealthy"]
-    classifier_loaded: bool
-    timestamp: str
-    stages: dict[str, StageAnswer]
+    status: Literal["healthy", "unhealthy"] = Field(description="`unhealthy` if a stage is not healthy.")
+    classifier_loaded: bool = Field(description="Whether the Classifier is healthy.")
+    timestamp: Timestamp
+    stages: dict[str, StageAnswer] = Field(description="Each stage by its name.")
 
 
 class InfoAnswer(Answer):
-    model: dict[str, str | None]
-    operating_points: dict[str, dict[str, float]]
-    uncertainty: dict[str, float]
-    features: dict[str, Any]
-    duration_categories: dict[str, str]
-    voice_activity: dict[str, Any]
-    diarization: dict[str, Any]
-    windows: dict[str, float]
+    model: dict[str, str | None] = Field(
+        description="Name and SHA-256 of the model, and why another one was refused; null if none was."
+    )
+    operating_points: dict[str, dict[str, float]] = Field(
+        description="The threshold of each operating point, as a log-likelihood ratio."
+    )
+    uncertainty: dict[str, float] = Field(description="How much each fault of a recording widens the interval.")
+    features: dict[str, Any] = Field(description="The network, its layers, and what is computed from them.")
+    duration_categories: dict[str, str] = Field(description="Each category of `duration_config`, with its lengths.")
+    voice_activity: dict[str, Any] = Field(description="The settings for finding speech.")
+    diarization: dict[str, Any] = Field(description="The settings for telling speakers apart.")
+    windows: dict[str, float] = Field(description="Length and distance of the windows that get a score, in seconds.")
     decision: dict[str, float] = Field(description="The evidence that a verdict needs; the expected share of fakes.")
-    possible_results: list[str]
+    possible_results: list[str] = Field(description="Every value that `overall` may have.")
     meanings: dict[str, str] = Field(description="Each result in a sentence.")
     reasons: dict[str, str] = Field(description="The possible `reasons` of an answer, each with its sentence.")
     warnings: dict[str, str] = Field(description="The possible `warnings` of an answer, each with its sentence.")
-    limits: dict[str, float]
+    limits: dict[str, float] = Field(description="The limits for a recording of /predict and /batch-predict.")
     live: dict[str, float | None] = Field(description="The limits for a stream of WS /stream.")
     jobs: dict[str, Any] | None = Field(description="The limits for a job of /jobs; null if the service has no jobs.")
     timeouts_seconds: dict[str, float] = Field(
         description="The limit for the whole request, and for each stage from its input to its answer, with its queue."
     )
     admission: dict[str, float] = Field(description="The limits for the work of a replica of the service.")
-    supported_formats: list[str]
-    timestamp: str
+    supported_formats: list[str] = Field(description="The formats of recordings, by the usual ending of a name.")
+    timestamp: Timestamp
 
 
 class UsageAnswer(Answer):
     keys: dict[str, dict[str, float]] = Field(description="What each key, by its name, has left of each limit.")
-    timestamp: str
+    timestamp: Timestamp
 
 
 SHA256 = "9f2c4e0d6a1b8c3f7e5d2a9b4c6f8e1d3a5b7c9e0f2d4a6b8c1e3f5a7b9d0c2e"

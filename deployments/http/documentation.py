@@ -39,6 +39,8 @@ def correct(document: dict[str, Any], answers: Mapping[str, Mapping[int | str, A
             for status, response in operation["responses"].items():
                 for media_type, content in response["content"].items():
                     content.update(answers[path].get(int(status), {}).get("content", {}).get(media_type, {}))
+    for name in ("HTTPValidationError", "ValidationError"):  # of the responses that are deleted above
+        document["components"]["schemas"].pop(name, None)
 
 
 def kinds(kind: type[SoundSentryError] = SoundSentryError) -> Iterator[type[SoundSentryError]]:

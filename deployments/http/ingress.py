@@ -139,18 +139,24 @@ class Ingress:
             ],
             exception_handlers=problems.HANDLERS,
         )
-        app.add_api_route("/", self.home, responses=answers.HOME)
+        app.add_api_route("/", self.home, operation_id="home", responses=answers.HOME)
         app.add_api_route("/docs", self.docs, include_in_schema=False)
-        app.add_api_route("/health", self.health, responses=answers.HEALTH)
-        app.add_api_route("/info", self.info, responses=answers.INFO)
-        app.add_api_route("/usage", self.usage, responses=answers.USAGE)
+        app.add_api_route("/health", self.health, operation_id="health", responses=answers.HEALTH)
+        app.add_api_route("/info", self.info, operation_id="info", responses=answers.INFO)
+        app.add_api_route("/usage", self.usage, operation_id="usage", responses=answers.USAGE)
         app.add_api_route(
-            "/predict", self.predict, methods=["POST"], responses=answers.PREDICT, openapi_extra=PREDICT_FORM
+            "/predict",
+            self.predict,
+            methods=["POST"],
+            operation_id="predict",
+            responses=answers.PREDICT,
+            openapi_extra=PREDICT_FORM,
         )
         app.add_api_route(
             "/batch-predict",
             self.batch_predict,
             methods=["POST"],
+            operation_id="batch_predict",
             responses=answers.BATCH,
             openapi_extra=BATCH_FORM,
         )
@@ -159,6 +165,7 @@ class Ingress:
             "/report",
             self.report,
             methods=["POST"],
+            operation_id="report",
             responses=answers.REPORT,
             response_class=HTMLResponse,
             openapi_extra=report_body,

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, ValidationError
 
@@ -65,6 +65,8 @@ THREADS = 8
 ID_PATTERN = "^[0-9a-f]{32}$"
 """What the id of a job looks like. No other text is looked for in the database, which cannot store every text."""
 
+JobId = Annotated[str, Path(description="The id of the job, as `POST /jobs` answered it.")]
+
 MAX_KEY_LENGTH = 200
 CHUNK_BYTES = 1 << 20
 
@@ -100,14 +102,23 @@ class Jobs:
 
     def add_routes(self, app: FastAPI) -> None:
         """Add these paths to `app`."""
-        form = describe_form("files", FILES, JobFields)
-        app.add_api_route("/jobs", self.create, methods=["POST"], status_code=202, responses=CREATE, openapi_extra=form)
-        app.add_api_route("/jobs", self.latest, responses=LATEST, openapi_extra=QUERY)
-        app.add_api_route("/jobs/{job_id}", self.get, responses=ONE)
-        app.add_api_route("/jobs/{job_id}", self.cancel, methods=["DELETE"], responses=ONE)
+        form = describe_form("files", FILES, JobFields) | IDEMPOTENCY_KEY
+        app.add_api_route(
+            "/jobs",
+            self.create,
+            methods=["POST"],
+            status_code=202,
+            operation_id="create_job",
+            responses=CREATE,
+            openapi_extra=form,
+        )
+        app.add_api_route("/jobs", self.latest, operation_id="list_jobs", responses=LATEST, openapi_extra=QUERY)
+        app.add_api_route("/jobs/{job_id}", self.get, operation_id="get_job", responses=ONE)
+        app.add_api_route("/jobs/{job_id}", self.cancel, methods=["DELETE"], operation_id="cancel_job", responses=ONE)
         app.add_api_route(
             "/jobs/{job_id}/events",
             self.events,
+            operation_id="follow_job",
             dependencies=[Depends(self._count_follower)],
             responses=EVENTS,
             response_class=StreamingResponse,
@@ -170,11 +181,11 @@ class Jobs:
         summaries = [answer.summary(job, self._settings.keep_seconds) for job in jobs]
         return JSONResponse({"jobs": summaries, "next": jobs[-1].id if len(jobs) == page.limit else None})
 
-    async def get(self, request: Request, job_id: str) -> JSONResponse:
+    async def get(self, request: Request, job_id: JobId) -> JSONResponse:
         """The progress of a job, and the results of its files."""
         return JSONResponse(self._document(await self._find(request, job_id)))
 
-    async def cancel(self, request: Request, job_id: str) -> JSONResponse:
+    async def cancel(self, request: Request, job_id: JobId) -> JSONResponse:
         """Stop a job and delete its recordings. A finished job is deleted with its results. Returns the job's last
         state."""
         job = await self._find(request, job_id)
@@ -185,7 +196,7 @@ class Jobs:
             await in_threads(self._threads, self._store.delete, owner(request), job_id)
         return JSONResponse(self._document(job))
 
-    async def events(self, request: Request, job_id: str) -> StreamingResponse:
+    async def events(self, request: Request, job_id: JobId) -> StreamingResponse:
         """The job after each change, as server-sent events, until it is finished. The last event has the results."""
         job = await self._current(owner(request), checked_id(job_id))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
@@ -373,9 +384,21 @@ EXAMPLES = {
     "/jobs/{job_id}/events": EVENTS,
 }
 
+IDEMPOTENCY_KEY = {
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "A text of your choice. The same request with the same text gets the same job.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
+        }
+    ]
+}
+
 QUERY = {
     "parameters": [
-        {"name": name, "in": "query", "required": False, "schema": schema}
+        {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
         for name, schema in Page.model_json_schema()["properties"].items()
     ]
 }

@@ -75,8 +75,8 @@ class Options(BaseModel):
         return self
 
 
-FILE = {"type": "string", "format": "binary"}
-FILES = {"type": "array", "items": FILE}
+FILE = {"type": "string", "format": "binary", "description": "The recording. Its format is found by its content."}
+FILES = {"type": "array", "items": FILE, "description": "The recordings, each as a field of its own with this name."}
 """The OpenAPI schema of a field with several files; FILE is that of one file."""
 
 Fields = TypeVar("Fields", bound=BaseModel)

@@ -18,7 +18,7 @@ class JobFileAnswer(Answer):
     """The progress of one file of a job."""
 
     filename: FileName
-    status: State
+    status: State = Field(description="`done` if it has its result, either a verdict or an error.")
     stage: str | None = Field(description="The stage that works on it now; null if none does.")
     progress: float = Field(description="How much is done, 0 to 1: an estimate.")
     attempts: int = Field(description="How often it was started. It is started again if its process was lost.")
@@ -36,25 +36,25 @@ class WebhookAnswer(Answer):
 class JobSummary(Answer):
     """A job without its results."""
 
-    job_id: str
+    job_id: str = Field(description="The id of the job, for all requests about it.")
     status: State = Field(description="`done` if every file has its result, either a verdict or an error.")
     stage: str | None = Field(description="The stage that works on it now; null if none does.")
     progress: float = Field(description="How much is done, 0 to 1: an estimate.")
     seconds_left: float | None = Field(description="About how long it will still take; null if unknown.")
     created_at: Instant = Field(description="UTC, ISO 8601.")
-    started_at: Instant | None
-    finished_at: Instant | None
+    started_at: Instant | None = Field(description="When the first file was begun; null if none was.")
+    finished_at: Instant | None = Field(description="When the job was done or cancelled; null until then.")
     kept_until: Instant | None = Field(
         description="When job and results are deleted, unless its webhook is still pending; null until it is finished."
     )
-    total_files: int
+    total_files: int = Field(description="Number of files that were sent.")
     files: list[JobFileAnswer] = Field(description="One entry per file, in the order sent.")
     webhook: WebhookAnswer | None = Field(description="Null if the job has none.")
 
 
 class JobAnswer(JobSummary):
     successful: int = Field(description="Number of files with an answer, including those without speech.")
-    failed: int
+    failed: int = Field(description="Number of files with an error.")
     results: list[JudgedFile | FailedFile] = Field(description="One entry per finished file, in the order sent.")
 
 

@@ -194,6 +194,45 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 240))
 
 
+OPERATIONS = {
+    "home",
+    "health",
+    "info",
+    "usage",
+    "predict",
+    "batch_predict",
+    "report",
+    "create_job",
+    "list_jobs",
+    "get_job",
+    "cancel_job",
+    "follow_job",
+}
+"""The names by which generated clients call the endpoints. Renaming one breaks these clients."""
+
+
+def test_the_document_describes_every_field_and_keeps_the_names_of_its_operations(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            document = (await service.client.get("/openapi.json")).json()
+        schemas = document["components"]["schemas"]
+        assert not {name for name in schemas if "Validation" in name}, "errors are problem documents"
+        described = [(name, schema.get("properties", {})) for name, schema in schemas.items()]
+        operations = [one for of_path in document["paths"].values() for one in of_path.values()]
+        assert {one["operationId"] for one in operations} == OPERATIONS and len(operations) == len(OPERATIONS)
+        for operation in operations:
+            assert operation["description"]
+            described.append((operation["operationId"], {p["name"]: p for p in operation.get("parameters", ())}))
+            form = operation.get("requestBody", {"content": {}})["content"].get("multipart/form-data")
+            described.append((operation["operationId"], form["schema"]["properties"] if form else {}))
+        for where, fields in described:
+            for name, schema in fields.items():
+                model = schemas.get(schema.get("$ref", "").rpartition("/")[2], {})
+                assert schema.get("description") or model.get("description"), f"{where}: {name} is not described"
+
+    run(test)
+
+
 def test_files_are_judged_one_by_one_and_a_broken_one_is_no_reason_to_refuse_the_others(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path) as service:
