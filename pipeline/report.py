@@ -17,7 +17,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import SoundSentryError
 from pipeline.types import Seconds, Waveform
-from pipeline.verdict.answer import MEANINGS, BandShare, Detail, LayerShare, MomentShare, SpeakerVerdict, Verdict
+from pipeline.verdict.answer import (
+    MEANINGS,
+    BandShare,
+    Detail,
+    Explanation,
+    LayerShare,
+    MomentShare,
+    SpeakerVerdict,
+    Verdict,
+)
 from pipeline.verdict.explanation import clock
 
 Share = MomentShare | BandShare | LayerShare
@@ -32,6 +41,10 @@ MAX_MARKS = 10
 
 STEPS_SECONDS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 """The possible distances between two marks of the axis."""
+
+
+LEAST_REACH = 1.0
+"""The score at the end of the drawing of an explanation, if all its scores are nearer to 0."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +141,14 @@ class Stretch:
     length: float
 
 
-def share_bars(shares: Sequence[Share]) -> Iterator[tuple[Share, Stretch, Stretch | None]]:
-    """Each share of an explanation, its bar, and the bar of what is usual for humans, or None if that is unknown.
+def share_bars(shares: Sequence[Share], explanation: Explanation) -> Iterator[tuple[Share, Stretch, Stretch | None]]:
+    """Each of `shares`, its bar, and the bar of what is usual for humans, or None if that is unknown.
 
-    The drawing is 200 wide. A score of 0 lies in its middle.
+    The drawing is 200 wide. A score of 0 lies in its middle. All bars of the explanation have one scale, so that a
+    longer bar always says more, and evidence that says little has a short bar.
     """
-    most = max((abs(end) for share in shares for end in (share.score, *(share.humans or ()))), default=0.0) or 1.0
+    all_shares: tuple[Share, ...] = (*explanation.moments, *explanation.bands, *explanation.layers)
+    most = max(LEAST_REACH, *(abs(end) for share in all_shares for end in (share.score, *(share.humans or ()))))
 
     def place(low: float, high: float) -> Stretch:
         return Stretch(100 + 100 * low / most, 100 * (high - low) / most)

@@ -17,6 +17,7 @@ const REPORT_PEAKS = 1000
 const STRIP_HEIGHT = 32
 const COLUMNS_A_STEP = 10 // of the strip; enough to draw its gaps where the lanes have theirs
 const MOST_COLUMNS = 16000
+const LEAST_REACH = 1 // the score at the end of the drawing of an explanation, if all its scores are nearer to 0
 const DISAGREEMENT = 0.5 // two stretches whose probabilities differ more may be of a human and of a machine
 
 let current = null // the entry of the queue that is shown
@@ -332,17 +333,20 @@ function showExplanation({ explanation }) {
     ['Bands of frequency', explanation.bands],
     ['Layers of the network', explanation.layers],
   ]
+  // One scale for all, so that a longer bar always says more, and evidence that says little has a short bar.
+  const scores = groups.flatMap(([, shares]) => shares.flatMap((share) => [share.score, ...(share.humans ?? [])]))
+  const most = Math.max(LEAST_REACH, ...scores.map(Math.abs))
   $('shares').replaceChildren(
     ...groups.flatMap(([title, shares]) =>
       shares.length
-        ? [element('h4', {}, title), element('ul', { className: 'shares' }, ...shares.map((share) => drawShare(share, shares)))]
+        ? [element('h4', {}, title), element('ul', { className: 'shares' }, ...shares.map((share) => drawShare(share, most)))]
         : [],
     ),
   )
 }
 
-function drawShare({ sentence: words, score, humans, speaker }, shares) {
-  const most = Math.max(...shares.flatMap((share) => [share.score, ...(share.humans ?? [])]).map(Math.abs)) || 1
+// A share of the explanation. `most` is the score at the end of the drawing.
+function drawShare({ sentence: words, score, humans, speaker }, most) {
   const place = (className, low, high) => {
     const made = element('span', { className })
     made.style.left = `${50 + (50 * low) / most}%`

@@ -11,9 +11,30 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
 from pipeline.errors import EmptyAudio
-from pipeline.report import MAX_BARS, MAX_MARKS, MAX_PEAKS, Reported, lanes, marks, peaks_of, percent, render_report
+from pipeline.report import (
+    MAX_BARS,
+    MAX_MARKS,
+    MAX_PEAKS,
+    Reported,
+    lanes,
+    marks,
+    peaks_of,
+    percent,
+    render_report,
+    share_bars,
+)
 from pipeline.types import SAMPLE_RATE, Waveform
-from pipeline.verdict.answer import EXAMPLES, MEANINGS, ChannelVerdict, Timeline, Verdict
+from pipeline.verdict.answer import (
+    EXAMPLES,
+    MEANINGS,
+    BandShare,
+    ChannelVerdict,
+    Explanation,
+    LayerShare,
+    MomentShare,
+    Timeline,
+    Verdict,
+)
 from pipeline.verdict.explanation import clock
 
 JUDGED_AT = "2026-01-01T00:00:00Z"
@@ -87,6 +108,23 @@ def test_peaks_are_the_loudest_of_each_stretch() -> None:
     assert peaks.index(1.0) == MAX_PEAKS // 2
     assert peaks_of(Waveform(samples[:3])) == (0.0, 0.0, 0.0)
     assert peaks_of(Waveform(samples[:0])) == (0.0,)
+
+
+def test_a_longer_bar_of_an_explanation_says_more() -> None:
+    """The longest bar of each group would fill its drawing if each group had its own scale."""
+    moment = MomentShare(speaker=None, start=0.0, end=4.0, score=0.5, sentence="")
+    weak = Explanation(
+        moments=(moment,),
+        bands=(BandShare(low_hz=0, high_hz=500, score=-0.25, sentence=""),),
+        layers=(LayerShare(layer="out", score=0.05, sentence=""),),
+    )
+
+    def lengths(of: Explanation) -> list[float]:
+        return [bar.length for shares in (of.moments, of.bands, of.layers) for _, bar, _ in share_bars(shares, of)]
+
+    assert lengths(weak) == pytest.approx([50, 25, 5])
+    strong = weak.model_copy(update={"moments": (moment.model_copy(update={"score": 4.0, "humans": (-5.0, 1.0)}),)})
+    assert lengths(strong) == pytest.approx([80, 5, 1])
 
 
 def test_numbers_are_told_as_the_page_tells_them() -> None:

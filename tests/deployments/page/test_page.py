@@ -315,6 +315,24 @@ def test_the_explanation_is_drawn(page: Page, service: httpx.Client, ten_seconds
     expect(page.locator("#explanation")).to_be_hidden()
 
 
+def test_a_longer_bar_of_an_explanation_says_more(
+    page: Page, service: httpx.Client, ten_seconds: NDArray[np.float32]
+) -> None:
+    recording = encode(ten_seconds[:32_000])
+    answer = predict(service, recording, explain="true")
+    explanation = answer["explanation"]
+    for kind, score in (("moments", 0.5), ("bands", -0.25), ("layers", 0.05)):
+        explanation[kind] = [explanation[kind][0] | {"score": score, "humans": None}]
+    page.route("**/predict", lambda route: route.fulfill(json=answer))
+    choose(page, recording)
+    expect(page.locator("#shares li")).to_have_count(3)
+    assert page.locator(".share").evaluate_all("(bars) => bars.map((bar) => bar.style.width)") == [
+        "25%",
+        "12.5%",
+        "2.5%",
+    ]
+
+
 def test_silence_is_no_verdict(page: Page) -> None:
     choose(page, encode(np.zeros(48_000, dtype=np.float32)))
     expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
