@@ -58,6 +58,14 @@ BANDS = (
     Band(5_000, 8_000, "the highest tones, where s and f hiss"),
 )
 
+LAYERS = {
+    "tuned.layer2": "Fine patterns of the sound, learnt by telling machines from humans",
+    "tuned.out": "Broad patterns of the sound, learnt by telling machines from humans",
+    "published.layer2": "Fine patterns of the sound, learnt by telling people apart",
+    "published.out": "Broad patterns of the sound, learnt by telling people apart",
+}
+"""What the layers of the default bundle hold, for people. `out` joins two frequencies of `layer2` into one."""
+
 
 def explain(
     verdict: Verdict,
@@ -167,7 +175,7 @@ def _layers(standardized: Matrix, weights: Scores, scorer: Scorer, info: BundleI
         fall = with_all - raw_scores(scorer.arrays, without)
         added = scorer.calibration.scale * float(fall @ weights)
         humans = scorer.humans.layers.get(layer) if scorer.humans else None
-        sentence = f"{layer}: {_direction(added, humans, RECORDINGS)}."
+        sentence = f"{_describe(layer)}: {_direction(added, humans, RECORDINGS)}."
         found.append(LayerShare(layer=layer, score=added, humans=humans, sentence=sentence))
     return found
 
@@ -190,6 +198,11 @@ def clock(seconds: Seconds, digits: int = 1) -> str:
     """A time within a recording, in minutes and seconds, for people."""
     minutes, rest = divmod(round(seconds, digits), 60)
     return f"{minutes:.0f}:{rest:0{digits + 3 if digits else 2}.{digits}f}"
+
+
+def _describe(layer: str) -> str:
+    words = LAYERS.get(layer)
+    return f"{words} ({layer})" if words else f"Layer {layer}"
 
 
 def _kilohertz(band: Band) -> str:

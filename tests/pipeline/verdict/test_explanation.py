@@ -22,7 +22,7 @@ from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.types import SAMPLE_RATE, Features, Recording, Segment, Speech, Turn, Waveform
 from pipeline.verdict.answer import BandShare, LayerShare, MomentShare, Verdict
 from pipeline.verdict.bundle import Bundle, BundleInfo, Calibration, HumanRanges, Thresholds, Uncertainty
-from pipeline.verdict.explanation import BANDS, MOMENTS, Band
+from pipeline.verdict.explanation import BANDS, LAYERS, MOMENTS, Band
 
 CONFIG = DetectorConfig(device="cpu")
 SPEC = TkanSpec(
@@ -153,6 +153,17 @@ def test_where_a_speaker_decides_it_is_the_speaker_who_is_explained(extractor: T
     best = max(verdict.explanation.bands, key=lambda band: band.score)
     assert best.low_hz == 3_000
     assert sum(layer.score for layer in verdict.explanation.layers) > 0
+
+
+def test_layers_are_described_in_words(extractor: TkanExtractor, speech: Samples) -> None:
+    assert LAYERS.keys() == Classifier(CONFIG).bundle.info.layers.keys(), "the layers of the default bundle"
+    explanation = explained(extractor, learn(extractor, speech, 3_000, 5_000), speech).explanation
+    assert explanation is not None
+    starts = [layer.sentence.partition(":")[0] for layer in explanation.layers]
+    assert starts == [
+        "Fine patterns of the sound, learnt by telling people apart (published.layer2)",
+        "Broad patterns of the sound, learnt by telling people apart (published.out)",
+    ]
 
 
 @pytest.mark.parametrize(("reach", "phrase"), [(0.5, "more than in 95 of 100"), (99.0, "as in some")])
