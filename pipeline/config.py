@@ -151,9 +151,11 @@ def parse(model: type[Model], path: Path) -> Model:
         raise ConfigurationError(f"{path.name}: {describe_misfits(error, model=model)}") from error
 
 
-def describe_misfits(error: ValidationError, where: str = "", model: type[BaseModel] | None = None) -> str:
+def describe_misfits(
+    error: ValidationError, where: str = "", model: type[BaseModel] | None = None, whole: str = "the file"
+) -> str:
     """Each key that pydantic refused, and why; only their number if they are many. A key is written as `where` followed
-    by its path.
+    by its path, and what holds all keys as `whole`.
 
     If `model` is given, the text also suggests a known key for each unknown one.
     """
@@ -166,7 +168,7 @@ def describe_misfits(error: ValidationError, where: str = "", model: type[BaseMo
         if problem["type"] == "extra_forbidden":
             likely = get_close_matches(str(key), _keys(model, section), n=1)
             why = "there is no such key" + (f": did you mean {likely[0]}?" if likely else "")
-        found.append(f"{where + '.'.join(str(part) for part in problem['loc']) or 'the file'}: {why}")
+        found.append(f"{where + '.'.join(str(part) for part in problem['loc']) or whole}: {why}")
     return "; ".join(found)
 
 

@@ -95,7 +95,7 @@ def parse_options(message: str) -> StreamOptions:
     try:
         return _OPTIONS.validate_json(message)
     except ValidationError as error:
-        raise InputError(f"{describe_misfits(error)}. {_VALID}") from error
+        raise InputError(f"{describe_misfits(error, whole='the first message')}. {_VALID}") from error
 
 
 class StreamMoment(Part):

@@ -192,8 +192,8 @@ def live_stretch() -> Any:
 @pytest.mark.parametrize(
     ("first", "named"),
     [
-        ("nonsense", "Invalid JSON"),
-        ("[]", "format"),
+        ("nonsense", "the first message: Invalid JSON"),
+        ("[]", "the first message: "),
         ('{"format": "mp3"}', "format"),
         ('{"format": "pcm_s16le"}', "sample_rate"),
         ('{"format": "pcm_s16le", "sample_rate": 16000, "chanels": 1}', "chanels"),
