@@ -110,7 +110,9 @@ def _judging_arguments() -> argparse.ArgumentParser:
     group = parser.add_argument_group("how to judge")
     group.add_argument("--diarize", dest="use_diarization", action="store_true", help="tell speakers apart")
     group.add_argument("--operating-point", choices=POINTS, help="which threshold decides")
-    group.add_argument("--explain", action="store_true", help="say what the verdict is based on (with --json)")
+    group.add_argument(
+        "--explain", action="store_true", help="say what the verdict is based on, in --json and --report"
+    )
     group.add_argument("--channels", choices=("mix", "split"), help="split: judge each channel by itself")
     group.add_argument("--track", type=int, metavar="N", help="which audio track of the file, 0 for the first")
     group.add_argument(

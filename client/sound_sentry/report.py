@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import httpx
 
-from sound_sentry.models import FailedFile, FileResult, Interval, JudgedFile, Timeline, Verdict
+from sound_sentry.models import Explanation, FailedFile, FileResult, Interval, JudgedFile, Timeline, Verdict
 
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -104,8 +104,21 @@ def _judged(result: JudgedFile, sentences: Mapping[str, str]) -> ElementTree.Ele
         *_table("Channels", ("Channel", "Result", "Machine-made", "Speech", ""), channels),
         *_table("Speakers", ("Speaker", "Channel", "Result", "Machine-made", "Speech"), speakers),
         *_table("Moments", ("Time", "Speaker", "Channel", "Result", "Machine-made"), details),
+        *(_explained(result.explanation) if result.explanation else ()),
         _facts(facts),
     )
+
+
+def _explained(explanation: Explanation) -> list[ElementTree.Element]:
+    """What the answer is based on: a row for each part, with its sentence and its score."""
+    rows = [
+        ("Moment", f"{moment.speaker}, {moment.sentence}" if moment.speaker else moment.sentence, moment.score)
+        for moment in explanation.moments
+    ]
+    rows += [("Band of frequency", band.sentence, band.score) for band in explanation.bands]
+    rows += [("Layer of the network", layer.sentence or f"{layer.layer}.", layer.score) for layer in explanation.layers]
+    heads = ("Part", "What it says", "Log-likelihood ratio")
+    return _table("What the answer is based on", heads, [(*words, f"{score:+.2f}") for *words, score in rows])
 
 
 def _strip(timeline: Timeline) -> ElementTree.Element:
@@ -133,10 +146,11 @@ def _strip(timeline: Timeline) -> ElementTree.Element:
         )
         drawing.append(_tag("text", f"{100 * share:g} %", x=f"{STRIP_WIDTH + 4:g}", y=y))
     seconds = len(steps) * timeline.step_seconds
+    digits = 0 if seconds >= AXIS_MARKS - 1 else 1  # else two marks would have the same text
     for mark in range(AXIS_MARKS):
         at = mark / (AXIS_MARKS - 1)
         anchor = "start" if mark == 0 else "end" if at == 1 else "middle"
-        label = _clock(timeline.start + at * seconds)
+        label = _clock(timeline.start + at * seconds, digits)
         drawing.append(_tag("text", label, x=f"{at * STRIP_WIDTH:.0f}", y=f"{STRIP_HEIGHT + 14:g}", text_anchor=anchor))
     return drawing
 
@@ -145,17 +159,27 @@ def _highest(steps: Sequence[float | None]) -> float | None:
     return max((step for step in steps if step is not None), default=None)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def _clock(seconds: float, digits: int) -> str:
+    minutes, rest = divmod(round(seconds, digits), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    end = f"{rest:0{digits + 3 if digits else 2}.{digits}f}"
+    return f"{hours}:{minutes:02}:{end}" if hours else f"{minutes}:{end}"
 
 
 def _percent(probability: float | None, interval: Interval | None) -> str:
     if probability is None:
         return ""
-    between = f" ({100 * interval[0]:.0f}–{100 * interval[1]:.0f} %)" if interval else ""
-    return f"{100 * probability:.0f} %{between}"
+    between = f" ({_share(interval[0])} to {_share(interval[1])})" if interval else ""
+    return f"{_share(probability)}{between}"
+
+
+def _share(probability: float) -> str:
+    """A probability in percent. It is never shown as certain: rounding may have made it 0 or 1."""
+    if probability < 0.01:
+        return "< 1 %"
+    if probability > 0.99:
+        return "> 99 %"
+    return f"{int(100 * probability + 0.5)} %"
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[ElementTree.Element]:

@@ -194,7 +194,7 @@ def test_the_report_says_all_and_loads_nothing(server: StandIn, clip: Path, tmp_
     assert run(server, "--report", tmp_path / "out.html", clip, tmp_path / "gone.wav") == 1
     page = Page((tmp_path / "out.html").read_text(encoding="utf-8"))
     text = " ".join(page.text)
-    for fact in (clip.name, "Fake 72 % (61–82 %)", "SPEAKER_00", "ab" * 32, FAKE["model"]["sha256"], "gone.wav"):
+    for fact in (clip.name, "Fake 72 % (61 % to 82 %)", "SPEAKER_00", "ab" * 32, FAKE["model"]["sha256"], "gone.wav"):
         assert fact in text, fact
     assert "The file cannot be read: No such file or directory." in text
     assert page.tags.count("rect") == 3, "one bar a step in which somebody speaks"
@@ -206,6 +206,26 @@ def test_a_file_name_cannot_write_on_the_report() -> None:
     page = Page(report([result], {}, "http://service"))
     assert "script" not in page.tags
     assert any("<script>alert(1)</script>.wav" in text for text in page.text)
+
+
+def test_the_report_says_what_the_answer_is_based_on() -> None:
+    moment = {"speaker": "SPEAKER_01", "start": 4.2, "end": 8.2, "score": 2.5, "sentence": "0:04.2 to 0:08.2: machine."}
+    band = {"low_hz": 0, "high_hz": 500, "score": -0.25, "sentence": "0 to 0.5 kHz: human."}
+    layer = {"layer": "out", "score": 0.05, "sentence": "Broad patterns (out): says little."}
+    explained = RESULT | {"explanation": {"moments": [moment], "bands": [band], "layers": [layer]}}
+    text = Page(report([JudgedFile(**explained)], {}, "http://service")).text
+    for fact in ("SPEAKER_01, 0:04.2 to 0:08.2: machine.", band["sentence"], layer["sentence"], "+2.50", "-0.25"):
+        assert fact in text, fact
+    assert "What the answer is based on" not in Page(report([JudgedFile(**RESULT)], {}, "http://service")).text
+
+
+def test_the_report_shows_no_probability_as_certain_and_no_time_twice() -> None:
+    certain = RESULT | {"mean_probability": 1.0, "interval": [0.004, 1.0], "decided_by": None}
+    certain["timeline"] = {"start": 0.0, "step_seconds": 0.5, "probability": [0.5] * 8}
+    text = Page(report([JudgedFile(**certain)], {}, "http://service")).text
+    assert "Fake > 99 % (< 1 % to > 99 %)" in text
+    times = [part for part in text if re.fullmatch(r"\d+:\d\d\.\d", part)]
+    assert times == ["0:00.0", "0:00.7", "0:01.3", "0:02.0", "0:02.7", "0:03.3", "0:04.0"]
 
 
 def test_a_long_recording_has_a_strip_that_can_be_drawn() -> None:
