@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,7 +26,16 @@ from pipeline.types import Label, Waveform
 from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
 from tune.command import run
-from tune.corpora.augment import CONDITIONS, Codec, add_noise, high_pass, low_pass, resample, through_codec
+from tune.corpora.augment import (
+    CONDITIONS,
+    Codec,
+    add_noise,
+    high_pass,
+    low_pass,
+    resample,
+    through_codec,
+    through_telephone,
+)
 from tune.corpora.manifest import Clip, add_split_argument, of_split, with_contents
 from tune.corpora.readers import read_corpus
 from tune.reports.metrics import auc, eer
@@ -34,6 +44,12 @@ from tune.reports.metrics import auc, eer
 def line(codec: Codec) -> Callable[[Waveform], Waveform]:
     """A telephone line: the band from 250 to 3,500 Hz, through `codec`."""
     return lambda waveform: through_codec(low_pass(high_pass(waveform, 250), 3_500, 8), codec)
+
+
+def random_line(waveform: Waveform, draw: int) -> Waveform:
+    """A telephone line that is drawn for each clip, always the same one for the same clip and `draw`."""
+    rng = np.random.default_rng([zlib.crc32(waveform.samples.tobytes()), draw])
+    return through_telephone(waveform, rng, whole=True)
 
 
 def as_wav(channel: Callable[[Waveform], Waveform]) -> Callable[[Waveform], bytes]:
@@ -56,6 +72,7 @@ SOUNDS: dict[str, Callable[[Waveform], Waveform]] = {
     },
     "reverberation": CONDITIONS["reverb"],
     "noise, 10 dB": CONDITIONS["noise_10db"],
+    **{f"telephone, random lines, draw {draw}": partial(random_line, draw=draw) for draw in range(4)},
     "telephone, µ-law": line(Codec("mulaw", 8_000)),
     "telephone, µ-law, noise at 30 dB": lambda waveform: add_noise(
         line(Codec("mulaw", 8_000))(waveform), 30, slope=0, rng=np.random.default_rng(0)

@@ -30,7 +30,7 @@ from tune.errors import CorpusError
 
 Samples = NDArray[np.float32]
 
-AUGMENT_VERSION = 1
+AUGMENT_VERSION = 2
 """The version of all augmentations. Raise it when the same recording gives different samples. Old caches are then
 ignored. A test fails if you forget."""
 
@@ -57,13 +57,13 @@ _FFMPEG = {"vorbis": ("ogg", "libvorbis"), "gsm": ("gsm", "libgsm")}
 """Format and encoder of the ffmpeg program, which pydub calls."""
 
 _CODEC_CHOICES: tuple[tuple[str, float, tuple[int, ...], tuple[int, ...]], ...] = (
-    ("mp3", 0.42, (16_000, 22_050, 24_000, 44_100, 48_000), (24, 32, 48, 64, 96, 128, 192)),
-    ("opus", 0.16, (16_000, 24_000, 48_000), (12, 16, 24, 32, 64)),
-    ("aac", 0.16, (16_000, 22_050, 44_100), (32, 48, 64, 96, 128)),
-    ("vorbis", 0.14, (16_000, 22_050, 44_100), (32, 48, 64)),
-    ("mulaw", 0.05, (8_000,), (0,)),
+    ("mp3", 0.34, (16_000, 22_050, 24_000, 44_100, 48_000), (24, 32, 40, 48, 64, 96, 128)),
+    ("opus", 0.3, (16_000, 24_000, 48_000), (12, 16, 20, 24, 32, 48, 64)),
+    ("aac", 0.14, (16_000, 22_050, 44_100), (24, 32, 48, 64, 96, 128)),
+    ("vorbis", 0.12, (16_000, 22_050, 44_100), (32, 48, 64)),
+    ("mulaw", 0.04, (8_000,), (0,)),
     ("g722", 0.04, (16_000,), (0,)),
-    ("gsm", 0.03, (8_000,), (0,)),
+    ("gsm", 0.02, (8_000,), (0,)),
 )
 """Each codec: its relative frequency, and the sample rates and kbit/s to draw from."""
 
