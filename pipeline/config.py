@@ -73,7 +73,7 @@ class Diarization(Strict):
         "pyannote/speaker-diarization-community-1",
     ] = "embedded"
     clustering_threshold: float = Field(0.7, gt=0, lt=2)
-    min_cluster_size: int = Field(12, ge=1)
+    min_cluster_size: int = Field(8, ge=1)
     segmentation_step: float = Field(0.25, gt=0, le=1)
 
 

@@ -2,10 +2,10 @@
 
     python -m tests.bench_diarization --manifest field-dev/manifest.csv --split dev
 
-A mixture holds two to five people who speak in turn for a minute. A turn is one clip; between two turns are up to 1.2 s
-of silence, or up to 0.4 s of both voices. The error is pyannote's diarization error rate, overlap included, without a
-collar. One half of the mixtures chooses the setting, and the other half measures the error of the chosen setting. The
-networks run once for each mixture; only the clustering is repeated.
+A mixture holds two to five people (`--voices`) who speak in turn for a minute (`--seconds`). A turn is one clip;
+between two turns are up to 1.2 s of silence, or up to 0.4 s of both voices. The error is pyannote's diarization error
+rate, overlap included, without a collar. One half of the mixtures chooses the setting, and the other half measures the
+error of the chosen setting. The networks run once for each mixture; only the clustering is repeated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from tune.command import run
 from tune.corpora.manifest import Clip, add_split_argument, of_split
 from tune.corpora.readers import read_corpus
 
-SECONDS = 60.0
 TURNS_EACH = 3
 """How many clips a voice must have at least to be in a mixture."""
 
@@ -56,9 +55,9 @@ class Spoken:
     speech: tuple[Segment, ...]
 
 
-def mix(voices: Sequence[Sequence[Spoken]], rng: np.random.Generator) -> Mixture:
-    """A minute of turns of `voices`, each given by its clips. The same voice never speaks twice in a row."""
-    samples = np.zeros(round(SECONDS * SAMPLE_RATE), np.float32)
+def mix(voices: Sequence[Sequence[Spoken]], seconds: float, rng: np.random.Generator) -> Mixture:
+    """`seconds` of turns of `voices`, each given by its clips. The same voice never speaks twice in a row."""
+    samples = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
     spoken, end, last = Annotation(), 0.5, -1
     while True:
         voice = int(rng.choice([number for number in range(len(voices)) if number != last]))
@@ -73,9 +72,11 @@ def mix(voices: Sequence[Sequence[Spoken]], rng: np.random.Generator) -> Mixture
         end, last = start + len(clip.samples) / SAMPLE_RATE, voice
 
 
-def make_mixtures(clips: Sequence[Clip], count: int, config: DetectorConfig) -> list[Mixture]:
-    """`count` mixtures of the bona fide clips. All voices are equally likely. The number of people goes from two to
-    five, again and again."""
+def make_mixtures(
+    clips: Sequence[Clip], count: int, seconds: float, voices: Sequence[int], config: DetectorConfig
+) -> list[Mixture]:
+    """`count` mixtures of the bona fide clips. All voices are equally likely. The number of people goes through
+    `voices`, again and again."""
     rng = np.random.default_rng(0)
     voice_activity = VoiceActivityDetector(config)
 
@@ -91,10 +92,11 @@ def make_mixtures(clips: Sequence[Clip], count: int, config: DetectorConfig) -> 
         if not clip.is_spoof and clip.speaker:
             of_voice[clip.voice].append(clip.path)
     names = sorted(name for name, paths in of_voice.items() if len(paths) >= TURNS_EACH)
-    return [
-        mix([[read(path) for path in of_voice[name]] for name in rng.choice(names, 2 + number % 4, replace=False)], rng)
-        for number in range(count)
-    ]
+    mixtures = []
+    for number in range(count):
+        chosen = rng.choice(names, voices[number % len(voices)], replace=False)
+        mixtures.append(mix([[read(path) for path in of_voice[name]] for name in chosen], seconds, rng))
+    return mixtures
 
 
 def remember_networks(diarizer: Diarizer) -> None:
@@ -130,12 +132,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--manifest", type=Path, required=True, help="a corpus with several recordings of each speaker")
     add_split_argument(parser)
     parser.add_argument("--mixtures", type=int, default=40, help="how many mixtures (default: 40)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long a mixture is (default: 60)")
+    parser.add_argument(
+        "--voices", type=int, nargs="+", default=[2, 3, 4, 5], help="how many people speak in a mixture"
+    )
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9])
-    parser.add_argument("--least", type=int, nargs="+", default=[12], help="values of min_cluster_size")
+    parser.add_argument("--least", type=int, nargs="+", default=[8], help="values of min_cluster_size")
     arguments = parser.parse_args(argv)
     config = DetectorConfig.load()
     clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
-    mixtures = make_mixtures(clips, arguments.mixtures, config)
+    mixtures = make_mixtures(clips, arguments.mixtures, arguments.seconds, arguments.voices, config)
     diarizer = Diarizer(config)
     remember_networks(diarizer)
     settings = [(threshold, least) for least in arguments.least for threshold in arguments.thresholds]
@@ -152,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             turns = diarizer.diarize(recording)
             errors[row, column] = error_of(mixture, turns)
             counts[row, column] = len({turn.speaker for turn in turns}) - mixture.voices
-    chooses = np.arange(len(mixtures)) // 4 % 2 == 0  # each number of voices is equally frequent in both halves
+    # Each number of voices is equally frequent in both halves.
+    chooses = np.arange(len(mixtures)) // len(arguments.voices) % 2 == 0
     chosen = int(errors[chooses].mean(axis=0).argmin())
     print("| threshold | min_cluster_size | error % (chooses) | error % (tests) | too few voices | too many |")
     print("|---|---|---|---|---|---|")

@@ -159,6 +159,15 @@ def test_the_configuration_decides_how_many_speakers_there_are(sample: Samples) 
     assert len({turn.speaker for turn in turns}) > 2
 
 
+def test_a_voice_that_says_little_in_a_long_recording_is_kept(diarizer: Diarizer) -> None:
+    """Nine embeddings of one voice among two hundred of another one."""
+    rng = np.random.default_rng(0)
+    voices = np.repeat(np.eye(2, 192), [200, 9], axis=0) + rng.normal(0, 0.01, (209, 192))
+    clusters = diarizer.pipeline.clustering.cluster(voices, min_clusters=1, max_clusters=20, num_clusters=None)
+    assert len(set(clusters[:200])) == len(set(clusters[200:])) == 1
+    assert clusters[0] != clusters[200]
+
+
 def test_each_second_goes_through_campplus_once(diarizer: Diarizer, sample: Samples) -> None:
     passes: list[int] = []
     network = diarizer.pipeline._embedding.model_.network
