@@ -87,6 +87,10 @@ class Access:
         self._keys = config.keys
         self._limits = limits
 
+    @property
+    def has_keys(self) -> bool:
+        return bool(self._keys)
+
     async def admit(
         self, path: str, headers: Mapping[str, str], *, is_page: bool = False, sends: bool = True
     ) -> Key | None:

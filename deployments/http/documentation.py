@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi.openapi.docs import get_swagger_ui_html
 
+from deployments.access import OPEN_PATHS
 from pipeline.errors import SoundSentryError
 
 
@@ -41,6 +42,18 @@ def correct(document: dict[str, Any], answers: Mapping[str, Mapping[int | str, A
                     content.update(answers[path].get(int(status), {}).get("content", {}).get(media_type, {}))
     for name in ("HTTPValidationError", "ValidationError"):  # of the responses that are deleted above
         document["components"]["schemas"].pop(name, None)
+
+
+def ask_for_keys(document: dict[str, Any]) -> None:
+    """Say in the OpenAPI document how a request names its key, and which paths need none."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    document["security"] = [{"bearer": []}, {"header": []}]
+    for path in OPEN_PATHS:
+        for operation in document["paths"][path].values():
+            operation["security"] = []
 
 
 def kinds(kind: type[SoundSentryError] = SoundSentryError) -> Iterator[type[SoundSentryError]]:

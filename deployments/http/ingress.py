@@ -179,6 +179,8 @@ class Ingress:
         app.mount("/page", PageFiles(directory=PAGE))
         app.openapi()["components"]["schemas"].update(report_schemas)
         documentation.correct(app.openapi(), EXAMPLES)
+        if self._access.has_keys:
+            documentation.ask_for_keys(app.openapi())
         return app
 
     async def check_health(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 from deployments.http import answers, documentation
 from deployments.results import problem
 from pipeline.errors import RequestTimeout, SoundSentryError, UnsupportedFormat
+from tests.ingress import key, run, served
 
 
 def test_the_page_names_each_kind_of_problem_once() -> None:
@@ -21,3 +22,22 @@ def test_the_page_names_each_kind_of_problem_once() -> None:
 def test_the_type_of_a_problem_leads_to_its_place_on_the_page(error: SoundSentryError) -> None:
     path, anchor = problem(error)["type"].split("#")
     assert path == "/docs" and f'id="{anchor}"' in documentation.page()
+
+
+def test_a_service_with_keys_documents_how_they_are_sent() -> None:
+    async def test() -> None:
+        async with served((key("secret"),)) as (client, _):
+            document = (await client.get("/openapi.json", headers={"X-API-Key": "secret"})).json()
+        schemes = document["components"]["securitySchemes"]
+        assert document["security"] == [{name: []} for name in schemes]
+        assert document["paths"]["/health"]["get"]["security"] == []
+        assert "security" not in document["paths"]["/predict"]["post"]
+        async with served((key("secret"),)) as (client, _):
+            for scheme in schemes.values():
+                headers = {scheme["name"]: "secret"} if "name" in scheme else {"Authorization": "Bearer secret"}
+                assert (await client.get("/openapi.json", headers=headers)).status_code == 200
+            assert (await client.get("/openapi.json")).status_code == 401
+        async with served() as (client, _):
+            assert "security" not in (await client.get("/openapi.json")).json()
+
+    run(test)
