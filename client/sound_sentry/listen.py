@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -34,7 +34,8 @@ def listen(arguments: argparse.Namespace) -> int:
     else:
         source = recording(arguments.source, arguments.sample_rate, arguments.channels, stopped)
     with SoundSentry(arguments.url, arguments.api_key) as sentry, Output(arguments, sentry.info()) as output:
-        with source as (options, sound), _display(arguments.output) as show, _ended_by_interrupt(stopped):
+        display = _display(arguments.output, output.sentences)
+        with source as (options, sound), display as show, _ended_by_interrupt(stopped):
             if arguments.per_channel:
                 options["per_channel"] = True
             if arguments.use_diarization:
@@ -65,7 +66,7 @@ def _ended_by_interrupt(stopped: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _display(form: str) -> Iterator[Callable[[StreamUpdate], None]]:
+def _display(form: str, sentences: Mapping[str, str]) -> Iterator[Callable[[StreamUpdate], None]]:
     """Shows the updates: in one place of a terminal, else one line each, or as JSON if asked for.
 
     With --csv they go to standard error, because they are no rows.
@@ -74,7 +75,7 @@ def _display(form: str) -> Iterator[Callable[[StreamUpdate], None]]:
     if form == "json":
         yield lambda update: print(update.model_dump_json(exclude_unset=True), flush=True)
     elif not output.isatty():
-        yield lambda update: print(_line(update).plain, file=output, flush=True)
+        yield lambda update: print(_line(update, sentences).plain, file=output, flush=True)
     else:
         earlier: deque[float | None] = deque(maxlen=REMEMBERED)
         with Live(console=Console(file=output, highlight=False), auto_refresh=False, transient=True) as live:
@@ -82,22 +83,23 @@ def _display(form: str) -> Iterator[Callable[[StreamUpdate], None]]:
             def show(update: StreamUpdate) -> None:
                 earlier.append(update.mean_probability)
                 bars = "".join("·" if p is None else BARS[min(int(p * len(BARS)), len(BARS) - 1)] for p in earlier)
-                live.update(_line(update).append(f"\n{bars}"), refresh=True)
+                live.update(_line(update, sentences).append(f"\n{bars}"), refresh=True)
 
             yield show
 
 
-def _line(update: StreamUpdate) -> Text:
-    """The update as one line, and one line for each of its channels."""
+def _line(update: StreamUpdate, sentences: Mapping[str, str]) -> Text:
+    """The update as one line, and one line for each of its channels. `sentences` has one for each reason."""
     minutes, seconds = divmod(update.end, 60)
-    text = Text(f"{minutes:.0f}:{seconds:04.1f}  ").append(_said(update))
+    text = Text(f"{minutes:.0f}:{seconds:04.1f}  ").append(_said(update, sentences))
     for channel in update.channels:
-        text.append(f"\n  {channel.channel}  ").append(_said(channel))
+        text.append(f"\n  {channel.channel}  ").append(_said(channel, sentences))
     return text
 
 
-def _said(moment: StreamMoment) -> Text:
+def _said(moment: StreamMoment, sentences: Mapping[str, str]) -> Text:
     probability = "" if moment.mean_probability is None else f"{100 * moment.mean_probability:.0f} %"
     between = "{:.0f}–{:.0f} %".format(*(100 * end for end in moment.interval)) if moment.interval else ""
     text = Text(f"{moment.overall:<13}", STYLES[moment.overall])
-    return text.append(f"{probability:>5}  {between:<10} {', '.join(moment.reasons)}".rstrip(), "none")
+    reasons = " ".join(sentences.get(reason, reason) for reason in moment.reasons)
+    return text.append(f"{probability:>5}  {between:<10} {reasons}".rstrip(), "none")

@@ -56,7 +56,7 @@ class Output:
 
     def __init__(self, arguments: argparse.Namespace, info: Info) -> None:
         self._results: list[FileResult] = []
-        self._sentences = info.reasons | info.warnings
+        self.sentences = info.reasons | info.warnings
         self._url: str = arguments.url
         self._report = _open(arguments.report) if arguments.report else None
         self._write: Callable[[FileResult], None] | None = None
@@ -84,13 +84,16 @@ class Output:
     ) -> None:
         if self._report:
             with self._report:
-                self._report.write(report(self._results, self._sentences, self._url))
+                self._report.write(report(self._results, self.sentences, self._url))
         if self._results and not self._write:
-            print_table(self._results, self._sentences)
+            print_table(self._results, self.sentences)
 
 
 def _open(report: str) -> TextIO:
-    return open(report, "w", encoding="utf-8")
+    try:
+        return open(report, "w", encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"The report {report} cannot be written: {error.strerror}. Choose another place.") from error
 
 
 def as_text(path: str) -> str:

@@ -357,7 +357,8 @@ def test_a_report_that_cannot_be_written_is_said_at_once(
     server.put_up(INFO_ANSWER, FAKE)
     assert run(server, "--report", tmp_path / "gone" / "out.html", clip) == 2
     shown = capsys.readouterr()
-    assert "No such file or directory" in shown.err
+    page = tmp_path / "gone" / "out.html"
+    assert shown.err == f"The report {page} cannot be written: No such file or directory. Choose another place.\n"
     assert (shown.out, len(server.requests)) == ("", 1), "nothing is judged"
 
 

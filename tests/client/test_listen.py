@@ -77,6 +77,24 @@ def test_a_wav_file(server: StandIn, tmp_path: Path) -> None:
     assert speaker.split()[0] == "SPEAKER_00"
 
 
+def test_a_reason_is_a_sentence(server: StandIn, tmp_path: Path) -> None:
+    async def doubt(socket: WebSocket, received: list[str | bytes]) -> None:
+        await socket.accept()
+        await socket.receive_text()
+        await socket.send_json(UPDATE | {"overall": "Inconclusive", "reasons": ["too_short", "of_tomorrow"]})
+        await socket.send_json(VERDICT)
+        await socket.close(1000)
+
+    path = tmp_path / "call.wav"
+    path.write_bytes(encode(HALF_A_SECOND))
+    server.converse = doubt
+    try:
+        output = run(server, path)[1]
+    finally:
+        server.converse = say_as_the_service_does
+    assert f"0–20 %     {INFO_ANSWER['reasons']['too_short']} of_tomorrow" in output.splitlines()[0]
+
+
 def test_a_pipe_of_wav_and_one_of_raw_samples(server: StandIn) -> None:
     raw = (HALF_A_SECOND + 0.25).astype(np.float32)
     wav = encode(raw, live=True)
