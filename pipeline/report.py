@@ -148,7 +148,7 @@ def share_bars(shares: Sequence[Share], explanation: Explanation) -> Iterator[tu
     longer bar always says more, and evidence that says little has a short bar.
     """
     all_shares: tuple[Share, ...] = (*explanation.moments, *explanation.bands, *explanation.layers)
-    most = max(LEAST_REACH, *(abs(end) for share in all_shares for end in (share.score, *(share.humans or ()))))
+    most = max([LEAST_REACH, *(abs(end) for share in all_shares for end in (share.score, *(share.humans or ())))])
 
     def place(low: float, high: float) -> Stretch:
         return Stretch(100 + 100 * low / most, 100 * (high - low) / most)

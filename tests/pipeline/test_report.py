@@ -127,6 +127,12 @@ def test_a_longer_bar_of_an_explanation_says_more() -> None:
     assert lengths(strong) == pytest.approx([80, 5, 1])
 
 
+def test_an_explanation_of_nothing_is_drawn() -> None:
+    nothing = Explanation(moments=(), bands=(), layers=())
+    verdict = next(iter(EXAMPLES.values())).model_copy(update={"explanation": nothing})
+    assert verdict.overall in render_report([reported(verdict)])
+
+
 def test_numbers_are_told_as_the_page_tells_them() -> None:
     assert [percent(p) for p in (0, 0.004, 0.5, 0.125, 0.996, 1)] == [
         "< 1 %",
