@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import pytest
 import yaml
 
 from deployments.check import check_serve_config, main
+from pipeline.config import ROOT
 from pipeline.errors import ConfigurationError
 from tests.graph import SERVE_CONFIG
 
@@ -98,3 +102,28 @@ def test_every_key_is_known_and_misspelt_is_named(path: tuple[Any, ...], tmp_pat
     file.write_text(yaml.safe_dump(document))
     with pytest.raises(ConfigurationError, match=rf"^serve_config.yaml: .*\b{key}\b"):
         check_serve_config(file)
+
+
+def test_serve_build_writes_the_same_graph(tmp_path: Path) -> None:
+    """`serve build` takes an application, and ours is a function of its arguments. So a module calls it first."""
+    application = yaml.safe_load(CONFIG)["applications"][0]
+    arguments = application["args"] | {"serve_config": None, "accelerator": "gpu", "jobs": None}
+    lines = ("from deployments.app import BuildArgs, build", f"app = build(BuildArgs(**{arguments!r}))")
+    (tmp_path / "built.py").write_text("\n".join(lines))
+    serve = Path(sys.executable).with_name("serve")
+    built_file = tmp_path / "built.yaml"
+    command = [str(serve), "build", "built:app", f"--app-dir={tmp_path}", f"--output-path={built_file}"]
+    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    document = yaml.safe_load(built_file.read_text())
+    built = {deployment["name"]: deployment for deployment in document["applications"][0]["deployments"]}
+    of_jobs = {"JobDecoder", "JobRunner"}
+    assert set(built) == {deployment["name"] for deployment in application["deployments"]} - of_jobs
+    for name, stage in arguments["stages"].items():
+        if "gpu_fraction" in stage:
+            options = built[name]["ray_actor_options"]
+            assert (options["num_cpus"], options["num_gpus"]) == (stage["cpu_share"], stage["gpu_fraction"])
+    # With the deployments of our own file in place of the defaults, it is a file that Serve and we accept.
+    document["applications"][0]["deployments"] = application["deployments"]
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(yaml.safe_dump(document))
+    check_serve_config(whole)
