@@ -50,13 +50,13 @@ SMALL = FrontConfig(
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    """Samples of two seconds of speech of two people, and copies of them by Griffin-Lim. A hiss is added, so that the
-    band is wide."""
+    """Samples of two seconds of speech of two people, and copies of them by Griffin-Lim. A hiss that grows with
+    the speech is added, so that the band is wide."""
     waveform = decode(SPEECH.read_bytes(), CONFIG.limits).waveform
     found = []
     for number, start in enumerate(range(7, 29, 2)):
         part = waveform.samples[start * SAMPLE_RATE : (start + 2) * SAMPLE_RATE]
-        part = part + np.random.default_rng(number).normal(0, 0.003, len(part)).astype(np.float32)
+        part = part * np.random.default_rng(number).normal(1, 0.3, len(part)).astype(np.float32)
         copy = through_griffin_lim(Waveform(part), np.random.default_rng(number))
         whole = (Segment(0.0, 2.0),)
         found += [Sample(part, whole, False, f"page{number % 3}", "recording")]
