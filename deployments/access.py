@@ -89,6 +89,7 @@ class Access:
 
     @property
     def has_keys(self) -> bool:
+        """Whether requests need a key."""
         return bool(self._keys)
 
     async def admit(

@@ -6,7 +6,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 
-from pipeline.audio.quality import BLOCK, FRAME, HOP, measure_quality
+from pipeline.audio.quality import BLOCK, FRAME, HOP, INSIDE_HZ, OUTSIDE_HZ, measure_quality
 from pipeline.config import DetectorConfig
 from pipeline.types import Segment, Waveform
 
@@ -101,6 +101,11 @@ def test_block_by_block_is_as_all_at_once() -> None:
     level = power.sum(axis=1)
     assert quality.snr_db == pytest.approx(10 * np.log10(level.mean() / np.quantile(level, 0.1) - 1), abs=1e-3)
     assert quality.bandwidth_hz == 8_000
+    hz = np.fft.rfftfreq(FRAME, 1 / RATE)
+    above = power[:, hz >= OUTSIDE_HZ].mean(axis=1)
+    outside = above.mean() - above[level <= np.quantile(level, 0.1)].mean()
+    inside = power[:, (hz >= INSIDE_HZ[0]) & (hz < INSIDE_HZ[1])].mean()
+    assert quality.drop_db == pytest.approx(10 * np.log10(inside / outside), abs=1e-2)
 
 
 def test_memory_does_not_grow_with_the_recording() -> None:
