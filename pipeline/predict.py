@@ -211,13 +211,13 @@ def run(options: argparse.Namespace) -> int:
         "csv": csv_writer,
         "table": lambda: table_writer(files),
     }
-    write = writers[options.output]()
     answers = []
     with ExitStack() as stack:
         report = stack.enter_context(_open_report(options.report)) if options.report else None
         recordings: list[Reported] = []
         if report:  # also after Ctrl-C, with the answers until then
             stack.callback(lambda: report.write(render_report(recordings)))
+        write = writers[options.output]()  # it writes the header: only now is it sure that there will be answers
         for path, answer, peaks in answer_all(files, detector, settings, is_drawn=report is not None):
             write(path, answer)
             answers.append(answer)

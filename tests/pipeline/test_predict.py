@@ -330,7 +330,9 @@ def test_a_report_holds_every_file(
 
 def test_a_report_that_cannot_be_written_is_told_first(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--report", "/nowhere/out.html", str(clip)]) == 2
-    assert "The report cannot be written: No such file or directory" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "The report cannot be written: No such file or directory" in printed.err
+    assert printed.out == "", "not even the header of the table"
 
 
 def test_a_number_of_speakers_needs_diarization(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
