@@ -182,7 +182,7 @@ function sideOf({ name, answer, chosen }) {
   fillGauge(gauge, answer, scaleOf(infoOf(answer), chosen.operating_point))
   const facts = element('dl')
   fillList(facts, factsOf(answer))
-  const reasons = answer.reasons.map((word) => element('li', {}, sentence(word)))
+  const notes = [...answer.reasons, ...answer.warnings].map((word) => element('li', {}, sentence(word)))
   return element(
     'section',
     {},
@@ -190,7 +190,7 @@ function sideOf({ name, answer, chosen }) {
     element('p', { className: 'side-overall' }, answer.overall),
     gauge,
     facts,
-    element('ul', { className: 'notes' }, ...reasons),
+    element('ul', { className: 'notes' }, ...notes),
   )
 }
 

@@ -53,6 +53,9 @@ def test_several_are_judged_and_a_broken_one_costs_no_other(
     expect(rows.nth(1).get_by_role("checkbox")).to_be_disabled()
     expect(page.locator("#compare h3")).to_have_text(["first.wav", "last.wav"])
     expect(page.locator("#compare .gauge-mark")).to_have_count(2)
+    warning = page.locator("#warnings li").first.text_content()
+    assert warning, "the recording is a telephone call, which is told"
+    expect(page.locator("#compare .notes").nth(1)).to_contain_text(warning)
 
     with page.expect_download() as saved:
         page.click("#save-csv")
