@@ -410,3 +410,39 @@ EXAMPLES = {
     ),
 }
 """An answer of each kind, by its name, for the documentation."""
+
+EXAMPLES["fake_explained"] = EXAMPLES["fake"].model_copy(
+    update={
+        "explanation": Explanation(
+            moments=(
+                MomentShare(
+                    speaker="SPEAKER_00",
+                    start=0.3,
+                    end=4.3,
+                    score=1.3,
+                    humans=(-6.1, 0.9),
+                    sentence="0:00.3 to 0:04.3: speaks for a machine, more than in 95 of 100 moments of human speech.",
+                ),
+            ),
+            bands=(
+                BandShare(
+                    low_hz=5_000,
+                    high_hz=8_000,
+                    score=0.8,
+                    humans=(-1.9, 1.2),
+                    sentence="5 to 8 kHz, the highest tones, where s and f hiss: speaks for a machine, as in some "
+                    "recordings of humans.",
+                ),
+            ),
+            layers=(
+                LayerShare(
+                    layer="published.out",
+                    score=-0.05,
+                    humans=(-1.1, 0.4),
+                    sentence="Broad patterns of the sound, learnt by telling people apart (published.out): says little "
+                    "either way.",
+                ),
+            ),
+        )
+    }
+)

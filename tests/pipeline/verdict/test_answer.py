@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.verdict.answer import EXAMPLES, DecidedBy, Detail, Timeline, Verdict
 from pipeline.verdict.bundle import Thresholds
+from pipeline.verdict.explanation import BANDS, LAYERS, MOMENTS_OF_SPEECH, RECORDINGS, clock
 from pipeline.verdict.reasons import AnswerWarning, Reason, Word
 from tests.agreement import disagreements
 
@@ -52,7 +53,7 @@ def test_a_time_says_its_unit() -> None:
 def test_an_example_survives_strict_json(name: str) -> None:
     example = EXAMPLES[name]
     text = json.dumps(example.model_dump(mode="json"), allow_nan=False)
-    assert set(json.loads(text)) == CONTRACT
+    assert set(json.loads(text)) == CONTRACT | ({"explanation"} if example.explanation else set())
     assert Verdict.model_validate_json(text).model_dump(mode="json") == json.loads(text)
     assert example.confidence == (
         None if example.mean_probability is None else pytest.approx(abs(2 * example.mean_probability - 1))
@@ -81,6 +82,17 @@ def test_numbers_are_rounded_in_json_alone() -> None:
         "probability": 0.1429,
         "interval": [0.0, 0.3333],
     }
+
+
+def test_an_explained_example_says_what_the_code_would_say() -> None:
+    explanation = EXAMPLES["fake_explained"].explanation
+    assert explanation is not None
+    (moment,), (band,), (layer,) = explanation.moments, explanation.bands, explanation.layers
+    start = f"{clock(moment.start)} to {clock(moment.end)}: speaks for a machine"
+    assert moment.sentence == f"{start}, more than in 95 of 100 {MOMENTS_OF_SPEECH}."
+    (known,) = (one for one in BANDS if (one.low_hz, one.high_hz) == (band.low_hz, band.high_hz))
+    assert f", {known.description}: " in band.sentence and band.sentence.endswith(f" as in some {RECORDINGS}.")
+    assert layer.sentence == f"{LAYERS[layer.layer]} ({layer.layer}): says little either way."
 
 
 def test_the_words_of_an_example_agree_with_its_numbers() -> None:
