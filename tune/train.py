@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DetectorConfig, parse
-from pipeline.networks.front import Parameters, parameters_sha256
+from pipeline.networks.front import TUNED, Parameters, parameters_sha256
 from pipeline.networks.spec import load_spec
 from pipeline.progress import with_progress
 from pipeline.stages.extract import choose_device
@@ -50,6 +50,7 @@ from tune.training.tuned import (
     hold_out,
     is_for_tests,
     measure_versions,
+    of_front,
     read_samples,
 )
 from tune.training.validate import (
@@ -101,7 +102,7 @@ def train_bundle(config: TrainingConfig, table: Table, name: str, folder: Path) 
 
 @dataclass(frozen=True)
 class Material:
-    """What the front is tuned on for one clip: its samples, the clip itself first, and the textures of these.
+    """What the fronts are tuned on for one clip: its samples, the clip itself first, and the textures of these.
 
     `held_out`: whether the first detector is measured with the clip. `is_new`: whether only the second detector is
     tuned on it.
@@ -124,8 +125,8 @@ def train_tuned_bundle(
     folder: Path,
     held_out_folder: Path,
 ) -> Bundle:
-    """Tune the front without the held-out sites, measure and calibrate with these sites, then tune the front further on
-    all sites. Write the bundle to `folder`.
+    """Tune both fronts without the held-out sites, measure and calibrate with these sites, then tune the fronts further
+    on all sites. Write the bundle to `folder`.
 
     The figures in the bundle are those of the first detector, which was not tuned on the held-out sites. The first
     detector is also written, to `held_out_folder`.
@@ -135,22 +136,25 @@ def train_tuned_bundle(
     judged = [row for row in material if row.held_out]
 
     device = choose_device(detector.device)
+    samples = [sample for row in kept for sample in row.samples]
     watch = tell("without the sites held out", tuning.first)
-    first = tune_front([sample for row in kept for sample in row.samples], tuning.first, device=device, watch=watch)
+    first = [tune_front(samples, of_front(tuning.first, n), device=device, watch=watch) for n in range(len(TUNED))]
     arrays, fronts = assemble(first, [textured for row in kept for textured in row.textures], tuning.textures)
-    samples = [row.samples[0] for row in judged]
-    versions: list[Versions] = in_parts(measure_versions, (detector, arrays, fronts), samples, "clips held out")
+    whole = [row.samples[0] for row in judged]
+    versions: list[Versions] = in_parts(measure_versions, (detector, arrays, fronts), whole, "clips held out")
     evidence = calibrate(versions, config.operating_points, tuning, detector.windows.seconds)
     tuned_on, judged_clips = [row.clip for row in kept], [row.clip for row in judged]
     metrics, tested = measure_held_out(judged_clips, evidence, tuned_on)
     save_tuned(config, arrays, fronts, evidence, tuned_on, tested, metrics, f"{name}-held-out", held_out_folder)
     humans = listen_to_humans(detector, held_out_folder, judged_clips)
 
-    # Clips that are new to the front count three times.
+    # Clips that are new to the fronts count three times.
     drawn = [sample for row in material for sample in row.samples * (3 if row.is_new else 1)]
-    further = tune_front(
-        drawn, tuning.further, start=first, device=device, watch=tell("with all sites", tuning.further)
-    )
+    watch = tell("with all sites", tuning.further)
+    further = [
+        tune_front(drawn, of_front(tuning.further, n), start=front, device=device, watch=watch)
+        for n, front in enumerate(first)
+    ]
     arrays, fronts = assemble(further, [textured for row in material for textured in row.textures], tuning.textures)
     trained_on = [row.clip for row in material]
     return save_tuned(config, arrays, fronts, evidence, trained_on, tested, metrics, name, folder, humans)
@@ -260,7 +264,7 @@ def save_tuned(
     info = BundleInfo(
         name=name,
         features=load_spec(TUNED_PRESET),
-        layers=LAYER_FEATURES | TEXTURES,
+        layers={f"{front}.{layer}": size for front in TUNED for layer, size in LAYER_FEATURES.items()} | TEXTURES,
         backbone_sha256=parameters_sha256(fronts),
         head="tuned",
         classifier_sha256="",
@@ -329,7 +333,11 @@ def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], 
     recipe = config.front or config.estimator
     seeds = f"seed {info.seed}"
     if config.front:
-        seeds = f"seeds {config.front.seed} (sites held out), {config.front.first.seed} and {config.front.further.seed}"
+        of_fronts = (
+            f"{of_front(config.front.first, n).seed} and {of_front(config.front.further, n).seed} ({front})"
+            for n, front in enumerate(TUNED)
+        )
+        seeds = f"seeds {config.front.seed} (sites held out), {', '.join(of_fronts)}"
     sources = Counter(clip.source or clip.site or "unnamed" for clip in clips if not clip.is_spoof)
     generators = Counter(clip.generator or "unnamed" for clip in clips if clip.is_spoof)
     return f"""# {info.name}

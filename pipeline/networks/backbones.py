@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigurationError
 from pipeline.models import weights_sha256
 from pipeline.networks.campplus import band_centres, filterbank, load_campplus
-from pipeline.networks.front import FrontsForCpu, Parameters, load_fronts, pair, parameters_sha256, published_front
+from pipeline.networks.front import (
+    FrontsForCpu,
+    Parameters,
+    join_fronts,
+    load_fronts,
+    parameters_sha256,
+    published_front,
+)
 from pipeline.networks.spec import BackboneName
 from pipeline.types import SAMPLE_RATE, Hertz, Spectrum, Waveform
 
@@ -131,8 +138,8 @@ def load_backbone(
     """The backbone `name` on `device`.
 
     `campplus` and `campplus-front` take the filter bank `spectrum`; `pyannote/embedding` and `wespeaker` take samples.
-    `campplus-front` is two copies of the 2-D front of CAM++: one tuned, with its parameters in `front`, and one as
-    published. Without `front` both are as published.
+    `campplus-front` is three copies of the 2-D front of CAM++: two tuned, and one as published. `front` has their
+    parameters. Without `front` all are as published.
 
     Raises ModelUnavailable if its weights are not available, ConfigurationError for another name.
     """
@@ -141,7 +148,7 @@ def load_backbone(
             network: nn.Module = load_campplus()
             sha256 = weights_sha256(name)
         case "campplus-front":
-            fronts = pair(published_front()) if front is None else load_fronts(front)
+            fronts = join_fronts(published_front(), published_front()) if front is None else load_fronts(front)
             network = FrontsForCpu(fronts) if device == "cpu" else fronts
             sha256 = weights_sha256("campplus") if front is None else parameters_sha256(front)
         case "pyannote/embedding" | "wespeaker":

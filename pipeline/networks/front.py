@@ -1,7 +1,10 @@
-"""Two fronts side by side: the 2-D part of CAM++ tuned to tell machine-made from human speech, and as published.
+"""Three fronts side by side, each the 2-D part of CAM++: two tuned to tell machine-made from human speech, and one as
+published.
 
-The published front knows the voices of thousands of people. Tuning forgets part of this. The correlations between the
-channels of the published front therefore add information that the tuned front does not have.
+The tuned fronts come from two runs of the tuning, and err on different recordings. So their mean is usually better than
+each (deep ensembles: Lakshminarayanan, Pritzel and Blundell, NeurIPS 2017). The published front knows the voices of
+thousands of people. Tuning forgets part of this. The correlations between the channels of the published front therefore
+add information that the tuned fronts do not have.
 
 Each batch normalisation is folded into the convolution before it, which inference allows. This saves a third of the
 work and gives the trained weights one scale.
@@ -31,6 +34,9 @@ Parameters = dict[str, NDArray[np.float32]]
 CHANNELS = 32
 LAYERS = ("layer2", "out")
 """The layers of a front whose neurons are read, in order. Each has 32 channels, at 20 and at 10 frequencies."""
+TUNED = ("tuned_1", "tuned_2")
+FRONTS = (*TUNED, "published")
+"""The names of the tuned fronts and of all fronts, in order."""
 
 
 class Front(nn.Module):
@@ -66,18 +72,19 @@ class Block(nn.Module):
 
 
 class Fronts(nn.Module):
-    """Runs the tuned front, then the published one, on the same energies.
+    """Runs three fronts, one after the other, on the same energies.
 
     Shape: (batch, 80, frames) -> the activations of each front, by its name.
     """
 
-    def __init__(self, tuned: Front, published: Front) -> None:
+    def __init__(self, tuned_1: Front, tuned_2: Front, published: Front) -> None:
         super().__init__()
-        self.tuned = tuned
+        self.tuned_1 = tuned_1
+        self.tuned_2 = tuned_2
         self.published = published
 
     def forward(self, energies: Tensor) -> dict[str, dict[str, Tensor]]:
-        return {"tuned": self.tuned(energies), "published": self.published(energies)}
+        return {name: self.get_submodule(name)(energies) for name in FRONTS}
 
 
 class FrontsForCpu(nn.Module):
@@ -86,11 +93,11 @@ class FrontsForCpu(nn.Module):
     def __init__(self, fronts: Fronts) -> None:
         super().__init__()
         self._compute = for_cpu(_Outputs(fronts), torch.zeros(1, BANDS, 100))
-        self.tuned = nn.ModuleDict({layer: nn.Identity() for layer in LAYERS})
-        self.published = nn.ModuleDict({layer: nn.Identity() for layer in LAYERS})
+        for front in FRONTS:
+            self.add_module(front, nn.ModuleDict({layer: nn.Identity() for layer in LAYERS}))
 
     def forward(self, energies: Tensor) -> list[Tensor]:
-        watched = (*self.tuned.values(), *self.published.values())
+        watched = (self.get_submodule(f"{front}.{layer}") for front in FRONTS for layer in LAYERS)
         return [identity(output) for identity, output in zip(watched, self._compute(energies), strict=True)]
 
 
@@ -103,7 +110,7 @@ class _Outputs(nn.Module):
 
     def forward(self, energies: Tensor) -> tuple[Tensor, ...]:
         outputs = self.fronts(energies)
-        return tuple(outputs[front][layer] for front in ("tuned", "published") for layer in LAYERS)
+        return tuple(outputs[front][layer] for front in FRONTS for layer in LAYERS)
 
 
 def published_front() -> Front:
@@ -124,14 +131,14 @@ def published_front() -> Front:
     return _ready(front)
 
 
-def pair(tuned: Front) -> Fronts:
-    """`tuned` and the published front, ready for inference."""
-    return _ready(Fronts(tuned, published_front()))
+def join_fronts(tuned_1: Front, tuned_2: Front) -> Fronts:
+    """Both tuned fronts and the published one, ready for inference."""
+    return _ready(Fronts(tuned_1, tuned_2, published_front()))
 
 
 def load_fronts(parameters: Parameters) -> Fronts:
     """The fronts with `parameters`, as `front_parameters` returns them. Raises RuntimeError if they do not fit."""
-    fronts = Fronts(Front(), Front())
+    fronts = Fronts(Front(), Front(), Front())
     fronts.load_state_dict({name: torch.tensor(values) for name, values in parameters.items()})
     return _ready(fronts)
 
@@ -147,7 +154,7 @@ def front_parameters(fronts: Fronts) -> Parameters:
 
 
 def parameters_sha256(parameters: Parameters) -> str:
-    """SHA-256 of the safetensors file that holds `parameters`. A bundle identifies its front by it."""
+    """SHA-256 of the safetensors file that holds `parameters`. A bundle identifies its fronts by it."""
     return hashlib.sha256(save(parameters)).hexdigest()
 
 

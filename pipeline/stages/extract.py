@@ -61,7 +61,7 @@ on the file's format, and would decide the verdict."""
 class TkanExtractor:
     """Runs the backbone once over all speech and summarises each window's frames.
 
-    `spec` is the recipe, and `front` the tuned parameters of its backbone, if it has any. If no recipe is given, both
+    `spec` is the recipe, and `front` the parameters of its fronts, if it has any. If no recipe is given, both
     come from the bundle that `config` names. Raises BundleError if that bundle was trained on other weights of the
     backbone than the installed ones.
     """

@@ -1,7 +1,7 @@
 """The model bundle: what training hands to serving, as a folder without a pickle in it.
 
 - `classifier.safetensors`: the arrays of the head.
-- `front.safetensors`: the tuned parameters of the backbone, if it has any.
+- `front.safetensors`: the parameters of the fronts, if the backbone has tuned ones.
 - `bundle.json`: everything else that decides a verdict.
 - `model_card.md`: what a person should know.
 
@@ -107,7 +107,7 @@ class BundleInfo(Strict):
     are the record of the training run.
     """
 
-    format: Literal[6] = 6
+    format: Literal[7] = 7
     name: str
     features: TkanSpec
     layers: dict[str, int]
@@ -141,7 +141,7 @@ class Scorer:
 class Bundle:
     """A loaded bundle.
 
-    `arrays`: those that `pipeline.verdict.head` describes. `front`: the tuned parameters of the backbone
+    `arrays`: those that `pipeline.verdict.head` describes. `front`: the parameters of the fronts of the backbone
     `campplus-front`; None for a backbone that is used as it was published.
     """
 
@@ -186,7 +186,7 @@ class Bundle:
                 tuned = (folder / "front.safetensors").read_bytes()
                 if hashlib.sha256(tuned).hexdigest() != info.backbone_sha256:
                     raise BundleError(
-                        f"the front of model bundle {folder.name} is not that of its bundle.json: copy the bundle again"
+                        f"the fronts of model bundle {folder.name} are not those of its bundle.json: copy it again"
                     )
                 front = load(tuned)
             return cls(info, load(weights), hashlib.sha256(text).hexdigest(), front)

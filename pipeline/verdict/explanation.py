@@ -59,8 +59,10 @@ BANDS = (
 )
 
 LAYERS = {
-    "tuned.layer2": "Fine patterns of the sound, learnt by telling machines from humans",
-    "tuned.out": "Broad patterns of the sound, learnt by telling machines from humans",
+    "tuned_1.layer2": "Fine patterns of the sound, learnt by telling machines from humans",
+    "tuned_1.out": "Broad patterns of the sound, learnt by telling machines from humans",
+    "tuned_2.layer2": "Fine patterns of the sound, learnt by telling machines from humans in a second training",
+    "tuned_2.out": "Broad patterns of the sound, learnt by telling machines from humans in a second training",
     "published.layer2": "Fine patterns of the sound, learnt by telling people apart",
     "published.out": "Broad patterns of the sound, learnt by telling people apart",
 }

@@ -167,7 +167,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     assert judge()["model"]["sha256"] == new.sha256
 
     assert old.front is not None
-    moved = old.front | {"tuned.conv1.bias": old.front["tuned.conv1.bias"] + np.float32(1)}
+    moved = old.front | {"tuned_1.conv1.bias": old.front["tuned_1.conv1.bias"] + np.float32(1)}
     for name, other, front in (
         ("other-recipe", {"features": load_spec("linear-textures")}, None),
         ("other-backbone", {"backbone_sha256": parameters_sha256(moved)}, moved),

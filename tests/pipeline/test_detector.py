@@ -159,11 +159,13 @@ def test_an_error_is_never_a_verdict(detector: Detector, data: bytes, error: typ
 
 def test_a_synthesizer_is_told_from_humans_without_any_corpus(detector: Detector, sample_wav: bytes) -> None:
     """Both over the same telephone line, so that only the speech differs. The synthesizer is in the training data: a
-    failure here is a bug of the code, not a limit of the detector."""
+    failure here is a bug of the code, not a limit of the detector. The humans score near 0 over a line, on either side
+    of it, so their distance from the machine is what counts."""
     line = [resample_poly(samples, 1, 2).astype(np.float32) for samples in (by_espeak(), samples_of(sample_wav))]
     machine, humans = (detector.predict(encode(samples, rate=RATE // 2)) for samples in line)
     assert machine.score is not None and humans.score is not None
-    assert humans.score < 0 < machine.score and machine.score - humans.score > 0.5
+    assert machine.score > 0 and machine.score - humans.score > 1
+    assert machine.overall != "Real" and humans.overall != "Fake"
 
 
 def samples_of(recording: bytes) -> NDArray[np.float32]:

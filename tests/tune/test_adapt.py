@@ -179,9 +179,9 @@ def test_a_correction_is_added_to_any_head(head: str) -> None:
         "tuned": {
             "weight": draw(20),
             "bias": draw(1),
-            "hidden": draw(16, 3),
-            "hidden_bias": draw(3),
-            "output": draw(3),
+            "hidden": draw(2, 8, 3),
+            "hidden_bias": draw(2, 3),
+            "output": draw(2, 3),
         },
         "mlp": {"weight_0": draw(20, 3), "bias_0": draw(3), "weight_1": draw(3, 1), "bias_1": draw(1)},
     }[head]

@@ -32,6 +32,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 
 from pipeline.config import ROOT, DetectorConfig, Limits
 from pipeline.detector import Detector
+from pipeline.networks.front import FRONTS, published_front
 from pipeline.networks.spec import load_spec
 from pipeline.verdict.bundle import Bundle
 from tests.audio import encode
@@ -497,7 +498,7 @@ def test_a_tuned_detector_is_made_by_one_command(corpus: Path, tmp_path: Path, c
     write_manifest(tmp_path / "manifest.csv", [broken, *clips])
     tuning = {"steps": 2, "batch_size": 8, "min_crop_seconds": 0.8, "max_crop_seconds": 1.0, "background_share": 0}
     front = {"first": tuning, "further": tuning, "held_out_share": 0.4, "held_out_clips": 2, "test_split": "check"}
-    config = {"features": "tuned-front", "speakers_of": "site", "front": front}
+    config = {"features": "tuned-fronts", "speakers_of": "site", "front": front}
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(config))
     out = tmp_path / "bundle"
     train_main([f"--config={tmp_path / 'train.yaml'}", f"--manifest={tmp_path / 'manifest.csv'}", f"--out={out}"])
@@ -507,6 +508,10 @@ def test_a_tuned_detector_is_made_by_one_command(corpus: Path, tmp_path: Path, c
     assert bundle.info.metrics == held_out.info.metrics
     assert bundle.info.metrics["of"] == "clips of 2 sites left out of training"
     assert bundle.info.backbone_sha256 != held_out.info.backbone_sha256
+    assert bundle.front is not None
+    first, second, published = (bundle.front[f"{name}.conv1.weight"] for name in FRONTS)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(published, published_front().conv1.weight.detach().numpy())
     wide, narrow = (bundle.scorer(narrow=is_narrow) for is_narrow in (False, True))
     assert not np.allclose(wide.arrays["weight"], narrow.arrays["weight"])
     verdict = Detector(DetectorConfig(bundle=out)).predict(clips[0].path.read_bytes())

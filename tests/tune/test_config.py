@@ -33,7 +33,7 @@ from tune.training.validate import TrainingConfig
         (TrainingConfig, "estimator: {head: {kind: ridge, penlty: 3}}", r"penlty: .* did you mean penalty\?"),
         (SearchConfig, "search: {kind: grid, spaces: {}}", r"search.grid.spaces: .* did you mean space\?"),
         (TrainingConfig, "{front: {}, draws: 1}", "draws are not for a front"),
-        (TrainingConfig, "{front: {}, features: linear-textures}", "a front has the features tuned-front"),
+        (TrainingConfig, "{front: {}, features: linear-textures}", "a front has the features tuned-fronts"),
     ],
 )
 def test_a_misfit_is_named(model: type[BaseModel], text: str, named: str, tmp_path: Path) -> None:

@@ -43,12 +43,13 @@ def test_a_bundle_with_a_front_names_the_seeds_of_the_front(tmp_path: Path) -> N
     info, narrow, nothing = shipped.info, shipped.info.narrow, np.zeros(0)
     assert shipped.front is not None and narrow is not None
     tuning = TuningConfig(seed=3, first=FrontConfig(seed=4), further=FrontConfig(seed=5))
-    config = TrainingConfig(front=tuning, estimator=EstimatorConfig(seed=6))
+    config = TrainingConfig(front=tuning, estimator=EstimatorConfig(seed=8))
     evidence = Evidence(info.calibration, info.uncertainty, info.thresholds, narrow, nothing, nothing, {})
     clips = [Clip(Path("a.wav"), "bonafide", sha256="0" * 64)]
     made = save_tuned(config, shipped.arrays, shipped.front, evidence, clips, info.metrics, {}, "mine", tmp_path)
     assert made.info.seed == 4
-    assert "tune.train`, seeds 3 (sites held out), 4 and 5, with torch" in (tmp_path / "model_card.md").read_text()
+    card = (tmp_path / "model_card.md").read_text()
+    assert "tune.train`, seeds 3 (sites held out), 4 and 5 (tuned_1), 6 and 7 (tuned_2), with torch" in card
 
 
 @pytest.mark.parametrize("config", ["{}", "front: {}"])

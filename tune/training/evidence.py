@@ -16,6 +16,7 @@ from pipeline.verdict.bundle import Arrays, Calibration, Scorer, Uncertainty, he
 from pipeline.verdict.evidence import Bar, estimate, find_faults
 from pipeline.verdict.head import raw_scores, standardize
 from pipeline.verdict.windows import total_seconds
+from tune.errors import CorpusError
 
 USUAL = 0.9
 """The share of held-out clips whose noise and novelty count as normal, and add no variance."""
@@ -78,10 +79,6 @@ def fit_uncertainty(
     """
     scale = calibration.scale
     scores = np.array([scale * measured.score for measured in whole])
-    fewer = np.array(
-        [window_seconds / part.speech_seconds - window_seconds / all_.speech_seconds for all_, part in cuts]
-    )
-    moved = np.array([(scale * (part.score - all_.score)) ** 2 for all_, part in cuts])
     snr_db = float(np.quantile([measured.quality.snr_db for measured in whole], 1 - USUAL))
     novelty = float(np.quantile([measured.novelty for measured in whole], USUAL))
     below = np.array([max(0.0, snr_db - after.quality.snr_db) / 10 for _, after in changed])
@@ -90,7 +87,7 @@ def fit_uncertainty(
     shares, _ = nnls(np.column_stack([below**2, beyond**2, np.ones(len(changed))]), moved_by_change)
     return Uncertainty(
         score_variance=float(scores.var()),
-        window_variance=float(moved.sum() / fewer.sum()),
+        window_variance=variance_of_windows(cuts, scale, window_seconds),
         snr_db=snr_db,
         snr_variance=float(shares[0]),
         novelty=novelty,
@@ -98,24 +95,37 @@ def fit_uncertainty(
     )
 
 
+def variance_of_windows(cuts: Sequence[tuple[Measured, Measured]], scale: float, window_seconds: Seconds) -> float:
+    """The variance of a window: by how much the scores of `cuts`, pairs of a clip and a part of it, differ for the
+    speech that the part lacks. Scores are multiplied by `scale`. Raises CorpusError if there are no cuts."""
+    if not cuts:
+        raise CorpusError("no clip that was held out is long enough to be cut short: add longer clips to these sites")
+    fewer = sum(window_seconds / part.speech_seconds - window_seconds / whole.speech_seconds for whole, part in cuts)
+    return sum((scale * (part.score - whole.score)) ** 2 for whole, part in cuts) / fewer
+
+
 def narrow_uncertainty(
     wide: Uncertainty,
     scale: float,
     received: Sequence[Measured],
+    cuts: Sequence[tuple[Measured, Measured]],
     again: Sequence[tuple[Measured, Measured]],
     narrow_scale: float,
+    window_seconds: Seconds,
 ) -> Uncertainty:
-    """The uncertainty for narrow bands, made from `wide`, the uncertainty for wide bands.
+    """The uncertainty for narrow bands.
 
-    `scale` is the scale of the wide calibration and `narrow_scale` that of the narrow one; variances grow with the
-    square of the scale. The normal noise and novelty are those of the clips `received` over telephone lines. `again`
-    are clips over two lines each: each line adds half of the mean squared difference of their scores.
+    The scores of the clips `received` over telephone lines, their noise and their novelty are the normal ones. `cuts`
+    are pairs of such a clip and a part of it. `again` are clips over two lines each: each line adds half of the mean
+    squared difference of their scores. What more noise and novelty add is that of `wide`, the uncertainty for wide
+    bands: `scale` is the scale of its calibration and `narrow_scale` that of the narrow one, and variances grow with
+    the square of the scale.
     """
     ratio = (narrow_scale / scale) ** 2
     moved = [narrow_scale * (one.score - other.score) for one, other in again]
     return Uncertainty(
         score_variance=float(np.var([narrow_scale * measured.score for measured in received])),
-        window_variance=ratio * wide.window_variance,
+        window_variance=variance_of_windows(cuts, narrow_scale, window_seconds),
         snr_db=float(np.quantile([measured.quality.snr_db for measured in received], 1 - USUAL)),
         snr_variance=ratio * wide.snr_variance,
         novelty=float(np.quantile([measured.novelty for measured in received], USUAL)),

@@ -34,10 +34,10 @@ FRAME_SECONDS = LINEAR_HOP / SAMPLE_RATE
 STATISTICS = 5
 CORRELATIONS = RANGES * CHANNELS * (CHANNELS - 1) // 2
 LAYER_FEATURES = {
-    "tuned.layer2": STATISTICS * CHANNELS * 20 + CORRELATIONS,
-    "tuned.out": STATISTICS * CHANNELS * 10 + CORRELATIONS,
+    "layer2": STATISTICS * CHANNELS * 20 + CORRELATIONS,
+    "out": STATISTICS * CHANNELS * 10 + CORRELATIONS,
 }
-"""The number of features of each layer of the tuned front in the preset `tuned-front`, in their order."""
+"""The number of features of each layer of a tuned front in the preset `tuned-fronts`, in their order."""
 PART = 8
 """The number of crops that go through the network together on a CPU. On a GPU all crops of a step go together."""
 
@@ -315,7 +315,7 @@ class TuningHead(nn.Module):
         return logit
 
     def arrays(self) -> Arrays:
-        """The arrays with which `pipeline.verdict.head` computes the same logits in the service."""
+        """The arrays with which `pipeline.verdict.head` computes the same logits in the service, for one front."""
         first, last = self.perceptron[0], self.perceptron[-1]
         assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         found = {
@@ -324,9 +324,9 @@ class TuningHead(nn.Module):
             "limit": torch.tensor([LIMIT]),
             "weight": self.linear.weight[0],
             "bias": self.linear.bias + last.bias,
-            "hidden": first.weight.T,
-            "hidden_bias": first.bias,
-            "output": last.weight[0],
+            "hidden": first.weight.T[None],
+            "hidden_bias": first.bias[None],
+            "output": last.weight,
         }
         return {name: np.ascontiguousarray(values.detach().numpy(), np.float32) for name, values in found.items()}
 

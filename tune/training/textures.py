@@ -1,6 +1,6 @@
 """The part of a tuned detector's head that reads textures: a ridge on the channel correlations of the published front.
 
-It is fitted separately from the part that the front is tuned with. Each often finds what the other misses.
+It is fitted separately from the parts that the fronts are tuned with. Each often finds what the others miss.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from tune.training.estimator import kernel_ridge
 from tune.training.front import LIMIT, Sample
 
 TEXTURES = {f"published.{layer}": RANGES * CHANNELS * (CHANNELS - 1) // 2 for layer in LAYERS}
-"""The number of features of each layer of the published front in the preset `tuned-front`, in their order."""
+"""The number of features of each layer of the published front in the preset `tuned-fronts`, in their order."""
 
 
 class TexturesConfig(Strict):
     """How the textures are fitted.
 
     `penalty`: the penalty on the squared weights; the features are divided by the square root of their number. The
-    ridge has scores near -1 for bona fide clips and near 1 for spoofs. `share` times this score is added to the logit
-    of the tuned head. A clip has weight 1, each clip of a copy-synthesis pair `vocoded_weight`, and a copy through a
-    channel `copies_weight`. The whole background has `background_share` of the weight of all other clips.
+    ridge has scores near -1 for bona fide clips and near 1 for spoofs. `share` times this score is added to the mean
+    logit of the tuned heads. A clip has weight 1, each clip of a copy-synthesis pair `vocoded_weight`, and a copy
+    through a channel `copies_weight`. The whole background has `background_share` of the weight of all other clips.
     """
 
     penalty: float = Field(0.2, gt=0)
-    share: float = Field(5.0, gt=0)
+    share: float = Field(1.25, gt=0)
     vocoded_weight: float = Field(0.4, gt=0)
     copies_weight: float = Field(0.1, gt=0)
     background_share: float = Field(0.04, gt=0)
@@ -101,14 +101,24 @@ def weigh(clips: Sequence[Textured], config: TexturesConfig) -> NDArray[np.float
     return mean_one
 
 
-def join(tuned: Arrays, textures: Arrays, share: float) -> Arrays:
-    """The arrays of a tuned head whose raw score is the score of `tuned` plus `share` times the score of `textures`.
+def join(tuned: Sequence[Arrays], textures: Arrays, share: float) -> Arrays:
+    """The arrays of a head whose raw score is the mean score of the heads in `tuned`, plus `share` times the score of
+    `textures`.
 
-    The features of `tuned` come first.
+    The features of `tuned` come first, in their order.
     """
-    return tuned | {
-        "mean": np.concatenate([tuned["mean"], textures["mean"]]),
-        "scale": np.concatenate([tuned["scale"], textures["scale"]]),
-        "weight": np.concatenate([tuned["weight"], np.float32(share) * textures["weight"]]),
-        "bias": tuned["bias"] + np.float32(share) * textures["bias"],
+
+    def all_of(name: str) -> list[NDArray[np.float32]]:
+        return [head[name] for head in tuned]
+
+    of_each, of_textures = np.float32(1 / len(tuned)), np.float32(share)
+    return {
+        "limit": tuned[0]["limit"],
+        "mean": np.concatenate([*all_of("mean"), textures["mean"]]),
+        "scale": np.concatenate([*all_of("scale"), textures["scale"]]),
+        "weight": np.concatenate([of_each * np.concatenate(all_of("weight")), of_textures * textures["weight"]]),
+        "bias": np.mean(all_of("bias"), axis=0) + of_textures * textures["bias"],
+        "hidden": np.concatenate(all_of("hidden")),
+        "hidden_bias": np.concatenate(all_of("hidden_bias")),
+        "output": of_each * np.concatenate(all_of("output")),
     }

@@ -1,6 +1,6 @@
-"""A detector with a tuned front. It also reads the textures of the published front.
+"""A detector with two tuned fronts. It also reads the textures of the published front.
 
-The front is first tuned without some sites, which are then used for tests and calibration. After that it is tuned
+Both fronts are first tuned without some sites, which are then used for tests and calibration. After that they are tuned
 further on all sites. The quoted figures are those of the first detector; the second one is served.
 """
 
@@ -19,13 +19,13 @@ from pydantic import Field
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, Strict
 from pipeline.errors import InputError
-from pipeline.networks.front import Parameters, front_parameters, pair, published_front
+from pipeline.networks.front import Parameters, front_parameters, join_fronts, published_front
 from pipeline.networks.spec import load_spec
 from pipeline.stages.extract import ABOVE_TELEPHONE, TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
 from pipeline.types import Hertz, Label, Recording, Seconds, Segment, Speech, Waveform
 from pipeline.verdict.bundle import NARROW, Arrays, Calibration, NarrowBand, Thresholds, Uncertainty
-from pipeline.verdict.windows import plan_windows
+from pipeline.verdict.windows import plan_windows, total_seconds
 from tune.corpora.augment import RANDOM_CHANNEL, TELEPHONE, add_noise, augment
 from tune.corpora.manifest import NO_SPEECH, Clip
 from tune.corpora.vocoded import PARTNER, VOCODED, fetch_hifigan, vocode
@@ -36,8 +36,8 @@ from tune.training.evidence import Measured, cut_short, fit_uncertainty, measure
 from tune.training.front import FrontConfig, Sample, Tuned, disturb
 from tune.training.textures import TEXTURES, Textured, TexturesConfig, fit_textures, join
 
-TUNED_PRESET = "tuned-front"
-"""The preset of the features of a tuned front together with the published one."""
+TUNED_PRESET = "tuned-fronts"
+"""The preset of the features of both tuned fronts together with the published one."""
 
 TEXTURE_WINDOWS = 3
 """The most windows of a clip, evenly spread, that its textures are fitted on."""
@@ -48,6 +48,9 @@ ANY_LINE = FrontConfig(channel_share=0, telephone_share=1)
 CUTS = (1.0, 2.0)
 """Seconds of speech that held-out clips are cut to, to measure the errors on short recordings."""
 
+CUT_FROM = 1.5
+"""A clip is only cut if it has this many times as much speech as is left of it."""
+
 NOISES_DB = (5.0, 15.0)
 """Signal-to-noise ratios in dB that held-out clips are given, to measure the errors in noise."""
 
@@ -56,9 +59,10 @@ class TuningConfig(Strict):
     """The section `front` of a training configuration.
 
     A share `held_out_share` of the sites with at least `held_out_clips` clips of each class is held out. `first` says
-    how the front is tuned without them. `further` says how it is then tuned on all sites; each clip of a held-out site
-    counts three times there, because it is new. Clips with `test_split` in the column `split` are also held out, but
-    nothing is measured with them: the first detector can be tested on them later.
+    how the fronts are tuned without them. `further` says how they are then tuned on all sites; each clip of a held-out
+    site counts three times there, because it is new. The two fronts differ only in their seeds (`of_front`). Clips with
+    `test_split` in the column `split` are also held out, but nothing is measured with them: the first detector can be
+    tested on them later.
     Recordings with a narrow band get an answer only if, over telephone lines, at most `narrow_false_alarms` of the
     held-out recordings are called Fake and at most `narrow_misses` of the held-out fakes are called Real. Otherwise
     they stay Inconclusive.
@@ -164,7 +168,7 @@ def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> lis
     """
     torch.set_num_threads(1)
     spec = load_spec(TUNED_PRESET).model_copy(update={"layers": tuple(TEXTURES)})
-    extractor = TkanExtractor(detector, spec, front_parameters(pair(published_front())))
+    extractor = TkanExtractor(detector, spec, front_parameters(join_fronts(published_front(), published_front())))
 
     def vectors(
         clip: NDArray[np.float32], speech: tuple[Segment, ...], hidden: Sequence[Hertz] = ()
@@ -188,17 +192,27 @@ def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> lis
     return found
 
 
-def assemble(tuned: Tuned, textures: Sequence[Textured], config: TexturesConfig) -> tuple[Arrays, Parameters]:
-    """The heads and the fronts of a detector. Each head joins the head of `tuned` and a ridge on some of `textures`.
+def of_front(config: FrontConfig, number: int) -> FrontConfig:
+    """How the front with this `number`, from 0, is tuned: with a seed of its own.
+
+    Seeds are two apart, because those of `first` and `further` usually follow each other.
+    """
+    return config.model_copy(update={"seed": config.seed + 2 * number})
+
+
+def assemble(tuned: Sequence[Tuned], textures: Sequence[Textured], config: TexturesConfig) -> tuple[Arrays, Parameters]:
+    """The heads and the fronts of a detector. Each head joins the heads of both fronts in `tuned` and a ridge on some
+    of `textures`.
 
     The head for narrow bands uses the textures over telephone lines. The other head uses all other textures.
     """
+    heads = [one.head.arrays() for one in tuned]
     arrays: Arrays = {}
     for narrow in (False, True):
         ridge = fit_textures([textured for textured in textures if textured.narrow == narrow], config)
-        head = join(tuned.head.arrays(), ridge, config.share)
+        head = join(heads, ridge, config.share)
         arrays |= {f"{NARROW if narrow else ''}{name}": values for name, values in head.items()}
-    return arrays, front_parameters(pair(tuned.front))
+    return arrays, front_parameters(join_fronts(*(one.front for one in tuned)))
 
 
 def _seed(waveform: Waveform) -> int:
@@ -208,14 +222,16 @@ def _seed(waveform: Waveform) -> int:
 
 @dataclass(frozen=True)
 class Versions:
-    """The measurements of a held-out clip: as it is, cut short, in noise and through a channel (`changed`), and over
-    two telephone lines. A version is None or missing if it has no speech, or too little to be cut."""
+    """The measurements of a held-out clip: as it is, cut short, in noise and through a channel (`changed`), over two
+    telephone lines, and over the first of them cut short. A version is None or missing if it has no speech, or too
+    little to be cut."""
 
     spoof: bool
     whole: Measured
     cut: Measured | None
     changed: list[Measured]
     lines: tuple[Measured | None, Measured | None]
+    line_cut: Measured | None
 
 
 def measure_versions(
@@ -227,8 +243,11 @@ def measure_versions(
     extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), fronts)
     voice_activity = VoiceActivityDetector(detector)
 
-    def measured(waveform: Waveform) -> Measured | None:
+    def measured(waveform: Waveform, seconds: Seconds | None = None) -> Measured | None:
+        """The measurement of all speech, or of its first `seconds`; None if there is none, or too little to cut."""
         speech = voice_activity.detect(Recording(waveform, "wav")).segments
+        if seconds is not None:
+            speech = cut_short(speech, seconds) if total_seconds(speech) > CUT_FROM * seconds else ()
         return measure(extractor, arrays, waveform, speech) if speech else None
 
     found = []
@@ -238,11 +257,13 @@ def measure_versions(
         whole = measure(extractor, arrays, waveform, sample.speech)
         seconds, noise_db = rng.choice(CUTS), rng.choice(NOISES_DB)
         cut = None
-        if whole.speech_seconds > 1.5 * seconds:
+        if whole.speech_seconds > CUT_FROM * seconds:
             cut = measure(extractor, arrays, waveform, cut_short(sample.speech, seconds))
         changed = [measured(add_noise(waveform, noise_db, 1, rng)), measured(augment(waveform, RANDOM_CHANNEL))]
-        lines = measured(augment(waveform, TELEPHONE)), measured(augment(waveform, TELEPHONE, 1))
-        found.append(Versions(sample.spoof, whole, cut, [one for one in changed if one], lines))
+        line, other = augment(waveform, TELEPHONE), augment(waveform, TELEPHONE, 1)
+        lines = measured(line), measured(other)
+        line_cut = measured(line, seconds)
+        found.append(Versions(sample.spoof, whole, cut, [one for one in changed if one], lines, line_cut))
     return found
 
 
@@ -299,9 +320,14 @@ def calibrate_narrow(
     pairs = [(clip.spoof, *clip.lines) for clip in versions]
     received = [(spoof, line) for spoof, line, _ in pairs if line and line.narrow]
     again = [(line, other) for _, line, other in pairs if line and other and line.narrow and other.narrow]
+    cuts = [
+        (clip.lines[0], clip.line_cut)
+        for clip in versions
+        if clip.lines[0] and clip.line_cut and clip.lines[0].narrow and clip.line_cut.narrow
+    ]
     labels, lines = np.array([spoof for spoof, _ in received]), [line for _, line in received]
     narrow = fit_calibration(labels, np.array([line.score for line in lines]))
-    spread = narrow_uncertainty(uncertainty, calibration.scale, lines, again, narrow.scale)
+    spread = narrow_uncertainty(uncertainty, calibration.scale, lines, cuts, again, narrow.scale, window_seconds)
     shares = share_of_words(labels, words(lines, narrow, spread, window_seconds))
     false_alarms, misses = shares["recordings_called_fake"], shares["fakes_called_real"]
     trusted = false_alarms <= tuning.narrow_false_alarms and misses <= tuning.narrow_misses

@@ -34,17 +34,17 @@ FEWEST_WITH_WINDOWS = 20
 """With fewer clips of several windows, the variance of windows is assumed and not measured."""
 
 ASSUMED_WINDOW_SHARE = 0.125
-"""The variance of windows that is assumed, as a share of the variance of scores. In the bundle that comes with this
-product the two were measured as 2.39 and 19.08."""
+"""The variance of windows that is assumed, as a share of the variance of scores. In an earlier bundle the two
+were measured as 2.39 and 19.08."""
 
 
 class TrainingConfig(Strict):
     """All of `configs/train.yaml`.
 
     `draws` is the number of augmented copies of each clip to train on. `vocoded` adds two clips for each bona fide
-    clip: its copy by HiFi-GAN as a spoof, and the clip through the same resampling as bona fide. With `front` the front
-    of the network is tuned as in `tune.training.tuned`; estimator, folds and calibration are then not used, draws are
-    refused, and the features are those of TUNED_PRESET.
+    clip: its copy by HiFi-GAN as a spoof, and the clip through the same resampling as bona fide. With `front` two
+    fronts of the network are tuned as in `tune.training.tuned`; estimator, folds and calibration are then not used,
+    draws are refused, and the features are those of TUNED_PRESET.
     `folds` divide the corpus for the quoted figures. `calibration` divides each training part again, for the scores
     that calibration and thresholds are fitted to. With `speakers_of: site` a speaker's name counts within one site
     only, so leaving out a site does not also leave out its famous voices on other sites.

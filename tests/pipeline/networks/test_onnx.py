@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.networks.front import LAYERS, FrontsForCpu, pair, published_front
+from pipeline.networks.front import LAYERS, FrontsForCpu, join_fronts, published_front
 from pipeline.networks.onnx import for_cpu
 from pipeline.networks.pyannote import load_segmentation
 
@@ -17,10 +17,11 @@ def generator() -> torch.Generator:
 
 @torch.inference_mode()
 def test_fronts_give_the_same_whatever_the_length(generator: torch.Generator) -> None:
-    fronts = pair(published_front())
-    for bias in fronts.tuned.conv1.bias, fronts.tuned.conv2.bias:
-        assert bias is not None
-        bias += 0.3  # so that the two fronts differ
+    fronts = join_fronts(published_front(), published_front())
+    for front, added in ((fronts.tuned_1, 0.3), (fronts.tuned_2, 0.6)):
+        for bias in front.conv1.bias, front.conv2.bias:
+            assert bias is not None
+            bias += added  # so that the three fronts differ
     for_this_cpu = FrontsForCpu(fronts)
     for frames in (50, 51, 333, 1_000):
         energies = torch.randn(1, 80, frames, generator=generator)

@@ -44,7 +44,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         Bundle.load(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("right", "wrong"), [('"seed"', '"sead"'), ('"format": 6', '"format": 5')])
+@pytest.mark.parametrize(("right", "wrong"), [('"seed"', '"sead"'), ('"format": 7', '"format": 6')])
 def test_a_bundle_with_an_unknown_key_or_of_another_format_says_what_to_do(
     right: str, wrong: str, tmp_path: Path
 ) -> None:

@@ -8,7 +8,8 @@ import pytest
 from pipeline.types import Quality, Segment
 from pipeline.verdict.bundle import Calibration, Uncertainty
 from pipeline.verdict.windows import total_seconds
-from tune.training.evidence import Measured, cut_short, fit_uncertainty, narrow_uncertainty, words
+from tune.errors import CorpusError
+from tune.training.evidence import Measured, cut_short, fit_uncertainty, narrow_uncertainty, variance_of_windows, words
 
 SPEECH = (Segment(1.0, 2.0), Segment(3.0, 5.0))
 COUNT = 4_000
@@ -44,18 +45,28 @@ def test_uncertainty_is_what_cuts_noise_and_strangeness_move_scores_by() -> None
     assert found.novelty_variance == pytest.approx(1.2, rel=0.15)
 
 
-def test_a_narrow_head_of_half_the_scale_has_a_quarter_of_the_variance() -> None:
+def test_a_narrow_band_has_variances_of_its_own_and_those_of_faults_by_its_scale() -> None:
     rng = np.random.default_rng(0)
     whole = [measured(score) for score in rng.normal(size=100)]
     cuts = [(one, measured(one.score + 1, seconds=1.0)) for one in whole]
-    wide = fit_uncertainty(whole, cuts, cuts, Calibration(scale=2, offset=0), 4.0)
+    noisy = [(one, measured(one.score + 2, snr_db=5.0)) for one in whole]
+    wide = fit_uncertainty(whole, cuts, noisy, Calibration(scale=2, offset=0), 4.0)
     received = [measured(3 * one.score, snr_db=12.0) for one in whole]
+    line_cuts = [(one, measured(one.score + 3, seconds=1.0)) for one in received]
     again = [(one, measured(one.score + rng.normal(0, np.sqrt(2 * 0.7)))) for one in received * 40]
-    narrow = narrow_uncertainty(wide, 2.0, received, again, 1.0)
+    narrow = narrow_uncertainty(wide, 2.0, received, line_cuts, again, 1.0, 4.0)
     assert narrow.line_variance == pytest.approx(0.7, rel=0.1)
-    assert narrow.window_variance == pytest.approx(wide.window_variance / 4)
+    # A cut to a second lacks three windows' worth of variance. Its score moves by 2 * 1 and by 1 * 3.
+    assert wide.window_variance == pytest.approx(4 / 3)
+    assert narrow.window_variance == pytest.approx(9 / 3)
     assert narrow.score_variance == pytest.approx(wide.score_variance * 9 / 4)
+    assert narrow.snr_variance == pytest.approx(wide.snr_variance / 4) and wide.snr_variance > 0
     assert narrow.snr_db == 12
+
+
+def test_without_a_clip_to_cut_nothing_is_assumed() -> None:
+    with pytest.raises(CorpusError, match="no clip that was held out is long enough"):
+        variance_of_windows([], 1.0, 4.0)
 
 
 def test_words_are_those_that_serving_gives() -> None:

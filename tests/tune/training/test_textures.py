@@ -37,23 +37,30 @@ def test_the_background_counts_for_its_share() -> None:
     assert weights[6:].sum() == pytest.approx(0.1 * weights[:6].sum())
 
 
-def test_a_joined_head_adds_both_scores() -> None:
+def test_a_joined_head_adds_the_mean_of_the_tuned_heads_and_the_textures() -> None:
     rng = np.random.default_rng(0)
     samples = [make_sample(spoof=bool(i % 2), page=f"p{i % 3}", kind="k") for i in range(30)]
     textured_clips = [Textured(sample, rng.normal(size=(2, FEATURES)).astype(np.float32)) for sample in samples]
     for textured in textured_clips:
         textured.vectors[:, :20] += 2 * textured.sample.spoof
     textures = fit_textures(textured_clips, TexturesConfig())
-    head = TuningHead(hidden=4, dropout=0.5).eval()
-    tuned = head.arrays()
-    features = rng.normal(size=(5, sum(LAYER_FEATURES.values()) + FEATURES)).astype(np.float32)
     count = sum(LAYER_FEATURES.values())
+    heads = [TuningHead(hidden=4, dropout=0.5).eval().arrays() for _ in range(2)]
+    for head in heads:
+        head["weight"] = rng.normal(0, 0.01, count).astype(np.float32)
+        head["mean"] = rng.normal(size=count).astype(np.float32)
+        head["scale"] = rng.uniform(1, 2, count).astype(np.float32)
+    features = rng.normal(size=(5, 2 * count + FEATURES)).astype(np.float32)
 
-    alone = raw_scores(tuned, standardize(tuned, features[:, :count], []))
-    beside = textures | {"limit": tuned["limit"]}
-    added = raw_scores(beside, standardize(beside, features[:, count:], []))
-    both = join(tuned, textures, 5.0)
-    assert raw_scores(both, standardize(both, features, [])) == pytest.approx(alone + 5 * added, abs=1e-3)
+    of_each = [
+        raw_scores(head, standardize(head, features[:, i * count : (i + 1) * count], []))
+        for i, head in enumerate(heads)
+    ]
+    beside = textures | {"limit": heads[0]["limit"]}
+    added = raw_scores(beside, standardize(beside, features[:, 2 * count :], []))
+    joined = join(heads, textures, 5.0)
+    expected = np.mean(of_each, axis=0) + 5 * added
+    assert raw_scores(joined, standardize(joined, features, [])) == pytest.approx(expected, abs=1e-3)
 
     means = np.stack([textured.vectors.mean(axis=0) for textured in textured_clips])
     found = raw_scores(beside, standardize(beside, means, []))

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
+from pipeline.networks.front import TUNED
 from pipeline.types import SAMPLE_RATE, Segment, Waveform
 from tests.audio import encode
 from tests.tune.synthetic import make_clips
@@ -27,6 +28,7 @@ from tune.training.tuned import (
     extract_textures,
     hold_out,
     measure_versions,
+    of_front,
     read_samples,
     share_of_words,
 )
@@ -65,12 +67,12 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def tuned(samples: list[Sample]) -> Tuned:
-    return tune_front(samples, SMALL)
+def tuned(samples: list[Sample]) -> list[Tuned]:
+    return [tune_front(samples, of_front(SMALL, number)) for number in range(len(TUNED))]
 
 
 @pytest.fixture(scope="module")
-def evidence(samples: list[Sample], tuned: Tuned) -> Evidence:
+def evidence(samples: list[Sample], tuned: list[Tuned]) -> Evidence:
     textures = [textured for of_sample in extract_textures(CONFIG, samples) for textured in of_sample]
     assert sum(textured.is_copy for textured in textures) == len(samples)
     assert sum(textured.narrow for textured in textures) == len(samples)
@@ -91,6 +93,7 @@ def test_what_was_measured_fits_the_formula(evidence: Evidence) -> None:
     assert evidence.uncertainty.window_variance > 0
     assert evidence.thresholds.recall <= evidence.thresholds.balanced == 0 <= evidence.thresholds.precision
     assert evidence.narrow.uncertainty.score_variance != evidence.uncertainty.score_variance
+    assert 0 < evidence.narrow.uncertainty.window_variance != evidence.uncertainty.window_variance
     assert evidence.narrow.uncertainty.line_variance > evidence.uncertainty.line_variance == 0
 
 
