@@ -255,7 +255,7 @@ def test_a_bundle_off_its_scale_is_brought_back_and_serves(
 ) -> None:
     shipped = Bundle.load(DetectorConfig().bundle_path)
     wrong = shipped.info.calibration
-    info = shipped.info.model_copy(update={"calibration": Calibration(scale=wrong.scale, offset=wrong.offset - 6)})
+    info = shipped.info.model_copy(update={"calibration": Calibration(scale=wrong.scale, offset=wrong.offset - 8)})
     save_bundle(tmp_path / "shifted", info, shipped.arrays, "# shifted\n", shipped.front)
     out = tmp_path / "adapted"
     main([f"--bundle={tmp_path / 'shifted'}", f"--manifest={some_of_a_page}", f"--out={out}"])
