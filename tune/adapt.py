@@ -454,8 +454,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     gain = found["gain"]["cllr"]
     if not is_beyond_chance(gain, scored):
         raise CorpusError(
-            f"these {len(clips)} clips do not show that an adapted bundle is better: Cllr falls by {gain.text()}, "
-            "which may be chance. No bundle is written: label more clips, or keep the bundle as it is"
+            f"these {len(clips)} clips do not show that an adapted bundle is better: Cllr falls by {gain.text()}. "
+            "So few clips may show this by chance. No bundle is written: label more clips, or keep the bundle as it is"
         )
     adaptation = fit_adaptation(scored)
     info, arrays = adapt(bundle, adaptation, scored, after, narrow=narrow)
