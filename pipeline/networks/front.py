@@ -92,25 +92,30 @@ class FrontsForCpu(nn.Module):
 
     def __init__(self, fronts: Fronts) -> None:
         super().__init__()
-        self._compute = for_cpu(_Outputs(fronts), torch.zeros(1, BANDS, 100))
+        example = torch.zeros(1, BANDS, 100)
+        self._compute = [for_cpu(_Outputs(fronts.get_submodule(front)), example) for front in FRONTS]
         for front in FRONTS:
             self.add_module(front, nn.ModuleDict({layer: nn.Identity() for layer in LAYERS}))
 
     def forward(self, energies: Tensor) -> list[Tensor]:
-        watched = (self.get_submodule(f"{front}.{layer}") for front in FRONTS for layer in LAYERS)
-        return [identity(output) for identity, output in zip(watched, self._compute(energies), strict=True)]
+        # One front after the other, so that a call ends after the last front whose layers are wanted.
+        return [
+            self.get_submodule(f"{front}.{layer}")(output)
+            for front, compute in zip(FRONTS, self._compute, strict=True)
+            for layer, output in zip(LAYERS, compute(energies), strict=True)
+        ]
 
 
 class _Outputs(nn.Module):
-    """Fronts that return their outputs as a tuple, without names."""
+    """A front that returns its outputs as a tuple, without names."""
 
-    def __init__(self, fronts: Fronts) -> None:
+    def __init__(self, front: nn.Module) -> None:
         super().__init__()
-        self.fronts = fronts
+        self.front = front
 
     def forward(self, energies: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.fronts(energies)
-        return tuple(outputs[front][layer] for front in FRONTS for layer in LAYERS)
+        outputs = self.front(energies)
+        return tuple(outputs[layer] for layer in LAYERS)
 
 
 def published_front() -> Front:

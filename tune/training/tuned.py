@@ -19,7 +19,7 @@ from pydantic import Field
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, Strict
 from pipeline.errors import InputError
-from pipeline.networks.front import Parameters, front_parameters, join_fronts, published_front
+from pipeline.networks.front import LAYERS, TUNED, Parameters, front_parameters, join_fronts
 from pipeline.networks.spec import load_spec
 from pipeline.stages.extract import ABOVE_TELEPHONE, TkanExtractor
 from pipeline.stages.vad import VoiceActivityDetector
@@ -34,7 +34,7 @@ from tune.reports.metrics import Labels, Scores
 from tune.training.calibrate import OperatingPoints, choose_thresholds, fit_calibration
 from tune.training.evidence import Measured, cut_short, fit_uncertainty, measure, narrow_uncertainty, words
 from tune.training.front import FrontConfig, Sample, Tuned, disturb
-from tune.training.textures import TEXTURES, Textured, TexturesConfig, fit_textures, join
+from tune.training.textures import Textured, TexturesConfig, fit_textures, join
 
 TUNED_PRESET = "tuned-fronts"
 """The preset of the features of both tuned fronts together with the published one."""
@@ -167,8 +167,11 @@ def extract_textures(detector: DetectorConfig, samples: Sequence[Sample]) -> lis
     other samples.
     """
     torch.set_num_threads(1)
-    spec = load_spec(TUNED_PRESET).model_copy(update={"layers": tuple(TEXTURES)})
-    extractor = TkanExtractor(detector, spec, front_parameters(join_fronts(published_front(), published_front())))
+    # Here all fronts are as published. The first one is read, because the extractor then leaves out the others.
+    spec = load_spec(TUNED_PRESET).model_copy(
+        update={"layers": tuple(f"{TUNED[0]}.{layer}" for layer in LAYERS), "statistics": ("correlation",)}
+    )
+    extractor = TkanExtractor(detector, spec)
 
     def vectors(
         clip: NDArray[np.float32], speech: tuple[Segment, ...], hidden: Sequence[Hertz] = ()
