@@ -246,12 +246,15 @@ def measure_versions(
     extractor = TkanExtractor(detector, load_spec(TUNED_PRESET), fronts)
     voice_activity = VoiceActivityDetector(detector)
 
-    def measured(waveform: Waveform, seconds: Seconds | None = None) -> Measured | None:
-        """The measurement of all speech, or of its first `seconds`; None if there is none, or too little to cut."""
-        speech = voice_activity.detect(Recording(waveform, "wav")).segments
-        if seconds is not None:
-            speech = cut_short(speech, seconds) if total_seconds(speech) > CUT_FROM * seconds else ()
+    def listen(waveform: Waveform) -> tuple[Segment, ...]:
+        return voice_activity.detect(Recording(waveform, "wav")).segments
+
+    def measured(waveform: Waveform, speech: tuple[Segment, ...]) -> Measured | None:
         return measure(extractor, arrays, waveform, speech) if speech else None
+
+    def measured_cut(waveform: Waveform, speech: tuple[Segment, ...], seconds: Seconds) -> Measured | None:
+        """The measurement of the first `seconds` of speech; None if there is too little to cut."""
+        return measured(waveform, cut_short(speech, seconds) if total_seconds(speech) > CUT_FROM * seconds else ())
 
     found = []
     for sample in samples:
@@ -259,13 +262,13 @@ def measure_versions(
         rng = np.random.default_rng(_seed(waveform))
         whole = measure(extractor, arrays, waveform, sample.speech)
         seconds, noise_db = rng.choice(CUTS), rng.choice(NOISES_DB)
-        cut = None
-        if whole.speech_seconds > CUT_FROM * seconds:
-            cut = measure(extractor, arrays, waveform, cut_short(sample.speech, seconds))
-        changed = [measured(add_noise(waveform, noise_db, 1, rng)), measured(augment(waveform, RANDOM_CHANNEL))]
+        cut = measured_cut(waveform, sample.speech, seconds)
+        noisy, copy = add_noise(waveform, noise_db, 1, rng), augment(waveform, RANDOM_CHANNEL)
+        changed = [measured(version, listen(version)) for version in (noisy, copy)]
         line, other = augment(waveform, TELEPHONE), augment(waveform, TELEPHONE, 1)
-        lines = measured(line), measured(other)
-        line_cut = measured(line, seconds)
+        spoken = listen(line)
+        lines = measured(line, spoken), measured(other, listen(other))
+        line_cut = measured_cut(line, spoken, seconds)
         found.append(Versions(sample.spoof, whole, cut, [one for one in changed if one], lines, line_cut))
     return found
 
