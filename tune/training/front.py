@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -41,9 +41,6 @@ LAYER_FEATURES = {
 """The number of features of each layer of a tuned front in the preset `tuned-fronts`, in their order."""
 LAGS = (1, 4)
 """The changes of a neuron over so many frames are features."""
-
-REPEATED_AFTER = 8
-"""A batch is used again after this many new ones."""
 
 PART = 8
 """The number of crops that go through the network together on a CPU. On a GPU all crops of a step go together."""
@@ -143,50 +140,36 @@ def _shares(counts: Sequence[int]) -> NDArray[np.float64]:
     return np.asarray(roots / roots.sum())
 
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-class Crops(IterableDataset[Batch]):
+class Crops(IterableDataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     """Endless batches of four tensors: crops (batch, time), a mask of the frames with speech (batch, frames), a mask of
-    the crops that went over a telephone line (batch,), and labels (batch,), 1 = spoof.
-
-    After REPEATED_AFTER new batches each batch comes once more, because making it takes almost as long as learning from
-    it. Other bands of its crops are then blank.
-    """
+    the crops that went over a telephone line (batch,), and labels (batch,), 1 = spoof."""
 
     def __init__(self, samples: Sequence[Sample], config: FrontConfig) -> None:
         self.samples = samples
         self.config = config
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         worker = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.config.seed, worker.id if worker else 0])
         draw = Drawing(self.samples, self.config)
-        recent: deque[Batch] = deque()
         while True:
-            recent.append(self._draw(draw, rng))
-            yield recent[-1]
-            if len(recent) > REPEATED_AFTER:
-                yield recent.popleft()
-
-    def _draw(self, draw: Drawing, rng: np.random.Generator) -> Batch:
-        seconds = rng.uniform(self.config.min_crop_seconds, self.config.max_crop_seconds)
-        length = round(seconds / FRAME_SECONDS) * LINEAR_HOP + 96  # whole frames
-        crops, masks, lines, labels = [], [], [], []
-        for _ in range(self.config.batch_size):
-            sample = self.samples[draw(rng)]
-            crop, mask = cut(sample, length, rng)
-            crop, is_line = disturb(crop, self.config, rng)
-            crops.append(crop)
-            masks.append(mask)
-            lines.append(is_line)
-            labels.append(sample.spoof)
-        return (
-            torch.from_numpy(np.stack(crops)),
-            torch.from_numpy(np.stack(masks)),
-            torch.tensor(lines),
-            torch.tensor(labels, dtype=torch.float32),
-        )
+            seconds = rng.uniform(self.config.min_crop_seconds, self.config.max_crop_seconds)
+            length = round(seconds / FRAME_SECONDS) * LINEAR_HOP + 96  # whole frames
+            crops, masks, lines, labels = [], [], [], []
+            for _ in range(self.config.batch_size):
+                sample = self.samples[draw(rng)]
+                crop, mask = cut(sample, length, rng)
+                crop, is_line = disturb(crop, self.config, rng)
+                crops.append(crop)
+                masks.append(mask)
+                lines.append(is_line)
+                labels.append(sample.spoof)
+            yield (
+                torch.from_numpy(np.stack(crops)),
+                torch.from_numpy(np.stack(masks)),
+                torch.tensor(lines),
+                torch.tensor(labels, dtype=torch.float32),
+            )
 
 
 def cut(sample: Sample, length: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -249,10 +232,12 @@ def hide_above_telephone(energies: Tensor, lines: Tensor) -> Tensor:
     return energies.masked_fill((lines[:, None] & above)[..., None], 0)
 
 
-def texture(activations: Tensor, mask: Tensor) -> Tensor:
-    """Five statistics of each neuron over the frames in the mask, and the correlation of each pair of channels in each
-    of RANGES ranges of frequencies. The statistics are mean, sd, log change over 1 and over 4 frames, and skewness.
-    `pipeline.networks.tkan` defines them.
+def batch_features(activations: Tensor, mask: Tensor) -> Tensor:
+    """The features of one layer: five statistics of each neuron over the frames in the mask, and the correlation of
+    each pair of channels in each of RANGES ranges of frequencies.
+
+    The statistics are mean, sd, log change over 1 and over 4 frames, and skewness. `pipeline.networks.tkan` defines
+    them.
 
     Shape: activations (batch, channels, frequencies, frames) and mask (batch, frames) -> (batch, features).
     """
@@ -397,7 +382,7 @@ class Tuned(nn.Module):
     def features(self, energies: Tensor, mask: Tensor, *, bfloat16: bool = False) -> Tensor:
         with torch.autocast(energies.device.type, torch.bfloat16, enabled=bfloat16):
             activations = self.front(energies)
-        return torch.cat([texture(activations[layer], mask) for layer in LAYERS], dim=1)
+        return torch.cat([batch_features(activations[layer], mask) for layer in LAYERS], dim=1)
 
     def forward(self, energies: Tensor, mask: Tensor) -> Tensor:
         logit: Tensor = self.head(self.features(energies, mask))

@@ -21,10 +21,10 @@ from tune.training.front import (
     Sample,
     Tuned,
     TuningHead,
+    batch_features,
     cut,
     disturb,
     hide_above_telephone,
-    texture,
     tune_front,
 )
 
@@ -46,7 +46,7 @@ def test_statistics_are_those_of_the_recipe() -> None:
     mask[0, 40:60] = 0
     spec = load_spec("tuned-fronts")
     expected = layer_features(spec, "tuned_1.out", [activations[0, ..., :40], activations[0, ..., 60:]])
-    assert torch.allclose(texture(activations, mask)[0], expected, atol=2e-3)
+    assert torch.allclose(batch_features(activations, mask)[0], expected, atol=2e-3)
 
 
 def test_gradients_are_those_of_the_features() -> None:
@@ -55,12 +55,12 @@ def test_gradients_are_those_of_the_features() -> None:
     activations = torch.rand(2, 3, 5, 12, generator=generator, dtype=torch.float64, requires_grad=True)
     mask = torch.ones(2, 12, dtype=torch.float64)
     mask[0, 5:7] = 0
-    assert torch.autograd.gradcheck(texture, (activations, mask), atol=1e-3)
+    assert torch.autograd.gradcheck(batch_features, (activations, mask), atol=1e-3)
 
 
 def test_a_neuron_that_never_fires_keeps_the_gradient_finite() -> None:
     activations = torch.zeros(1, 32, 10, 20, requires_grad=True)
-    texture(activations, torch.ones(1, 20)).sum().backward()
+    batch_features(activations, torch.ones(1, 20)).sum().backward()
     assert activations.grad is not None and torch.isfinite(activations.grad).all()
 
 
