@@ -44,6 +44,7 @@ PREFIX = "ss_"
 NO_KEY = "Send a valid key in the header Authorization, as `Bearer KEY`, or X-API-Key."
 NOT_ALLOWED = "This key may not do that. Ask the operator of the service for a key that may."
 CANNOT_COUNT = "The service cannot count requests at present. Try again in a while."
+NOT_COUNTED = "%g s of audio were not counted."
 USED_UP = "This key has used up its allowance for now. Try again later."
 
 SUBPROTOCOL = "sound-sentry-key."
@@ -111,6 +112,21 @@ class Access:
                 raise RateExceeded(USED_UP, wait_seconds)
         return key
 
+    async def spend(self, key: Key | None, audio_seconds: float) -> None:
+        """Subtract the audio of a recording, whose length is known now, from what its key has left.
+
+        Raises RateExceeded if recordings that came at the same time have used it up. If the limits are not available,
+        that is only logged.
+        """
+        if key and key.audio_seconds_per_minute and self._limits:
+            try:
+                wait_seconds = await self._limits.spend(key, audio_seconds)
+            except StageUnavailable:
+                logger.warning(NOT_COUNTED, audio_seconds)
+                return
+            if wait_seconds > 0:
+                raise RateExceeded(USED_UP, wait_seconds)
+
     async def charge(self, key: Key | None, audio_seconds: float) -> None:
         """Subtract the audio of a request from what its key has left. If that fails, it is only logged: the work is
         done by now, and its result should not be lost."""
@@ -118,7 +134,7 @@ class Access:
             try:
                 await self._limits.charge(key, audio_seconds)
             except StageUnavailable:
-                logger.warning("%g s of audio were not counted.", audio_seconds)
+                logger.warning(NOT_COUNTED, audio_seconds)
 
     async def usage(self) -> dict[str, dict[str, float]]:
         """What each limited key has left of its limits."""
@@ -180,10 +196,7 @@ class Buckets:
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def take(self, name: str, requests_per_minute: float | None, audio_seconds_per_minute: float | None) -> float:
-        """Take one request and return 0. If a limit is used up, take nothing and return how many seconds to wait.
-
-        The length of the audio is only known later, so one request may exceed the limit. The next ones then wait.
-        """
+        """Take one request and return 0. If a limit is used up, take nothing and return how many seconds to wait."""
         wait = 0.0
         if requests_per_minute:
             lacking = 1.0 - self._level(name, "requests", requests_per_minute)
@@ -194,6 +207,16 @@ class Buckets:
         if wait <= 0 and requests_per_minute:
             self._buckets[name, "requests"].level -= 1.0
         return max(wait, 0.0)
+
+    def spend(self, name: str, audio_seconds_per_minute: float, audio_seconds: float) -> float:
+        """Take this much audio and return 0. If nothing is left, take nothing and return how many seconds to wait.
+
+        The length of a recording is known late, so one recording may exceed the limit. The next ones then wait.
+        """
+        wait = self.take(name, None, audio_seconds_per_minute)
+        if wait <= 0:
+            self.charge(name, audio_seconds_per_minute, audio_seconds)
+        return wait
 
     def charge(self, name: str, audio_seconds_per_minute: float, audio_seconds: float) -> None:
         self._level(name, "audio_seconds", audio_seconds_per_minute)
@@ -215,7 +238,7 @@ class Limits:
     or takes: then a replica of the new code never calls an actor of the old one.
     """
 
-    VERSION = 1
+    VERSION = 2
     NAME = f"sound-sentry-limits-{VERSION}"
 
     def __init__(self) -> None:
@@ -226,6 +249,10 @@ class Limits:
         """As Buckets.take. A debt of audio holds up only a request that brings more."""
         audio_seconds_per_minute = key.audio_seconds_per_minute if brings_audio else None
         wait: float = await self._ask("take", key.name, key.requests_per_minute, audio_seconds_per_minute)
+        return wait
+
+    async def spend(self, key: Key, audio_seconds: float) -> float:
+        wait: float = await self._ask("spend", key.name, key.audio_seconds_per_minute, audio_seconds)
         return wait
 
     async def charge(self, key: Key, audio_seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -75,11 +75,18 @@ class Progress:
     """How far a request is.
 
     `stages`: the stages it has waited for, each with the time, by the event loop's clock, when the wait began.
-    `audio_seconds`: the length of the recording; None until it is known.
+    `audio_seconds`: the length of the recording; None until it is known. `on_length` is called once with it. An error
+    that it raises ends the request.
     """
 
     stages: list[tuple[str, float]] = field(default_factory=list)
     audio_seconds: float | None = None
+    on_length: Callable[[float], Awaitable[None]] | None = None
+
+    async def set_length(self, audio_seconds: float) -> None:
+        is_first, self.audio_seconds = self.audio_seconds is None, audio_seconds
+        if is_first and self.on_length:
+            await self.on_length(audio_seconds)
 
 
 class Graph:
@@ -275,7 +282,7 @@ class _Request:
 
     async def segment(self, segmented: _Segmented) -> None:
         segmented.speech = await self.result(segmented.speech_call, segmented.since)
-        self.progress.audio_seconds = segmented.speech.duration_seconds
+        await self.progress.set_length(segmented.speech.duration_seconds)
         if segmented.turns_call and segmented.count is not None and segmented.speech.segments:
             segmented.turns = turns = await self.result(segmented.turns_call, segmented.since)
             segmented.speech = segmented.speech.check(segmented.count, turns)

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any, get_args
 
@@ -27,7 +28,7 @@ from deployments import metrics
 from deployments.access import Access, AccessConfig, Limits
 from deployments.args import JobSettings
 from deployments.embedded import embedded_stages
-from deployments.graph import Graph
+from deployments.graph import Graph, Progress
 from deployments.http import answers, documentation, problems, reports
 from deployments.http.admission import Admission, AdmissionConfig
 from deployments.http.gate import Gate, asks_for_page
@@ -288,8 +289,8 @@ class Ingress:
     async def _judge(self, request: Request, upload: Upload, options: Options) -> Verdict:
         check_size(upload, self._config.limits)
         async with self._admission.recording(len(upload.data), is_slow=options.is_slow):
-            verdict = await self._graph.predict(upload.data, **options.model_dump())
-        await self._access.charge(request.state.key, verdict.duration_seconds)
+            progress = Progress(on_length=partial(self._access.spend, request.state.key))
+            verdict = await self._graph.predict(upload.data, progress=progress, **options.model_dump())
         metrics.count_verdict(verdict)
         return verdict
 

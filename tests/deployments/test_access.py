@@ -146,6 +146,25 @@ def test_seconds_of_audio_are_counted_once_they_are_known() -> None:
     run(test)
 
 
+def test_recordings_sent_at_once_get_no_more_audio_than_those_sent_one_by_one() -> None:
+    """All are admitted before the length of any is known."""
+
+    async def test() -> None:
+        clock = Clock()
+        async with served((key("a", "a", audio_seconds_per_minute=1.5),), clock) as (client, ingress):
+            answers = await asyncio.gather(*(post(client, "a") for _ in range(5)))
+            assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
+            refused = next(answer for answer in answers if answer.status_code == 429)
+            assert problem(refused, 429).title == "Rate exceeded" and refused.headers["retry-after"] == "20"
+            assert (await ingress._access.usage())["a"]["audio_seconds"] == -0.5
+            clock.seconds += 60
+            files = [("files", CLIP) for _ in range(3)]
+            batch = (await client.post("/batch-predict", files=files, headers={"X-API-Key": "a"})).json()
+            assert (batch["successful"], batch["failed"]) == (2, 1)
+
+    run(test)
+
+
 def test_a_debt_of_audio_holds_up_only_what_brings_more_audio() -> None:
     async def test() -> None:
         async with served((key("a", audio_seconds_per_minute=0.25, requests_per_minute=9),)) as (client, ingress):
@@ -183,10 +202,11 @@ def test_another_version_of_the_buckets_is_another_actor() -> None:
     """The actor outlives an update of the code. If this fails, raise Limits.VERSION, and write down the new methods."""
     methods = {name: str(inspect.signature(method)) for name, method in vars(Buckets).items() if name[0] != "_"}
     assert (Limits.VERSION, methods) == (
-        1,
+        2,
         {
             "take": "(self, name: 'str', requests_per_minute: 'float | None', audio_seconds_per_minute: 'float | None')"
             " -> 'float'",
+            "spend": "(self, name: 'str', audio_seconds_per_minute: 'float', audio_seconds: 'float') -> 'float'",
             "charge": "(self, name: 'str', audio_seconds_per_minute: 'float', audio_seconds: 'float') -> 'None'",
             "left": "(self, name: 'str', what: \"Literal['requests', 'audio_seconds']\", per_minute: 'float')"
             " -> 'float'",
@@ -210,7 +230,8 @@ def test_an_actor_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mon
     async def test() -> None:
         with pytest.raises(StageUnavailable, match="cannot count"):
             await limits.take(key("a", requests_per_minute=1), brings_audio=True)
-        await Access(AccessConfig(), limits).charge(key("a", audio_seconds_per_minute=1), 1.0)  # logs it
+        for count in (Access(AccessConfig(), limits).charge, Access(AccessConfig(), limits).spend):
+            await count(key("a", audio_seconds_per_minute=1), 1.0)  # logs it
 
     run(test)
 
@@ -219,7 +240,7 @@ def test_a_verdict_whose_audio_cannot_be_counted_is_answered(monkeypatch: pytest
     async def fail(*_: Any) -> None:
         raise StageUnavailable("The service cannot count.")
 
-    monkeypatch.setattr(LocalLimits, "charge", fail)
+    monkeypatch.setattr(LocalLimits, "spend", fail)
 
     async def test() -> None:
         async with served((key("a", audio_seconds_per_minute=60),)) as (client, _):
