@@ -84,6 +84,7 @@ class Progress:
     on_length: Callable[[float], Awaitable[None]] | None = None
 
     async def set_length(self, audio_seconds: float) -> None:
+        """Set the length of the recording in seconds. A second call, for another channel or another try, is no news."""
         is_first, self.audio_seconds = self.audio_seconds is None, audio_seconds
         if is_first and self.on_length:
             await self.on_length(audio_seconds)

@@ -39,8 +39,9 @@ LAYER_FEATURES = {
     "out": STATISTICS * CHANNELS * 10 + CORRELATIONS,
 }
 """The number of features of each layer of a tuned front in the preset `tuned-fronts`, in their order."""
+
 LAGS = (1, 4)
-"""The changes of a neuron over so many frames are features."""
+"""The lags of the two changes, in frames."""
 
 PART = 8
 """The number of crops that go through the network together on a CPU. On a GPU all crops of a step go together."""

@@ -55,7 +55,7 @@ def test_gradients_are_those_of_the_features() -> None:
     activations = torch.rand(2, 3, 5, 12, generator=generator, dtype=torch.float64, requires_grad=True)
     mask = torch.ones(2, 12, dtype=torch.float64)
     mask[0, 5:7] = 0
-    assert torch.autograd.gradcheck(batch_features, (activations, mask), atol=1e-3)
+    assert torch.autograd.gradcheck(batch_features, (activations, mask))
 
 
 def test_a_neuron_that_never_fires_keeps_the_gradient_finite() -> None:

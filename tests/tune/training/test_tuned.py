@@ -9,8 +9,11 @@ import pytest
 
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig
-from pipeline.networks.front import TUNED
-from pipeline.types import SAMPLE_RATE, Segment, Waveform
+from pipeline.networks.front import TUNED, front_parameters, join_fronts
+from pipeline.networks.spec import load_spec
+from pipeline.stages.extract import TkanExtractor
+from pipeline.types import SAMPLE_RATE, Segment, Speech, Waveform
+from pipeline.verdict.windows import plan_windows
 from tests.audio import encode
 from tests.tune.synthetic import make_clips
 from tune.corpora.copy_synthesis import through_griffin_lim
@@ -19,7 +22,7 @@ from tune.errors import CorpusError
 from tune.training import tuned as tuned_module
 from tune.training.calibrate import OperatingPoints
 from tune.training.front import FrontConfig, Sample, Tuned, tune_front
-from tune.training.textures import TexturesConfig
+from tune.training.textures import TEXTURES, TexturesConfig
 from tune.training.tuned import (
     Evidence,
     TuningConfig,
@@ -79,6 +82,18 @@ def evidence(samples: list[Sample], tuned: list[Tuned]) -> Evidence:
     arrays, fronts = assemble(tuned, textures, TexturesConfig())
     versions = measure_versions(CONFIG, arrays, fronts, samples)
     return calibrate(versions, OperatingPoints(), TuningConfig(), CONFIG.windows.seconds)
+
+
+def test_textures_are_those_that_the_published_front_gives_in_service(
+    samples: list[Sample], tuned: list[Tuned]
+) -> None:
+    fronts = front_parameters(join_fronts(tuned[0].front, tuned[1].front))
+    extractor = TkanExtractor(CONFIG, load_spec("tuned-fronts"), fronts)
+    sample, ((textured, *_),) = samples[0], extract_textures(CONFIG, samples[:1])
+    windows = plan_windows(Speech(sample.speech, 2.0, "wav"), None, CONFIG.windows)
+    served = extractor.window_vectors(Waveform(sample.samples), windows)
+    assert textured.vectors.shape == (len(windows), sum(TEXTURES.values()))
+    assert textured.vectors == pytest.approx(served[:, -textured.vectors.shape[1] :], abs=1e-4)
 
 
 def test_held_out_scores_tell_the_classes_apart(samples: list[Sample], evidence: Evidence) -> None:
