@@ -60,6 +60,14 @@ SECURITY_HEADERS = {
 }
 """The headers of every answer that does not set them itself."""
 
+PROBLEM_HEADERS = [
+    (b"content-type", b"application/problem+json"),
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", b"X-Request-ID, Retry-After"),
+]
+"""The headers of each problem that Front itself sends. It does not know `cors_origins`. So any web site may read these
+problems: they only say that a request failed, which the site could see anyway."""
+
 RETRY_AFTER_SECONDS = 5
 
 HEADER_TIMEOUT_SECONDS = 20.0
@@ -162,7 +170,7 @@ class _Answer:
     async def refuse(self, status: int, detail: str) -> None:
         """Answer with a problem document."""
         self.is_begun = True
-        headers = [(b"content-type", b"application/problem+json")]
+        headers = [*PROBLEM_HEADERS]
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
         body = problem(status, detail, self._identity)
@@ -268,7 +276,7 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
         if is_waiting and not self.transport.is_closing():
             identity = uuid.uuid4().hex.encode()
             body = problem(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW.format(seconds), identity)
-            headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
+            headers = [*PROBLEM_HEADERS, (b"connection", b"close")]
             headers = with_headers([*headers, (b"content-length", b"%d" % len(body))], identity)
             lines = [b"HTTP/1.1 408 Request Timeout", *(b"%s: %s" % header for header in headers)]
             self.transport.write(b"\r\n".join([*lines, b"", body]))

@@ -12,6 +12,7 @@ from typing import Any, cast
 import httpx
 import pytest
 import uvicorn
+from playwright.sync_api import Browser, Error
 from ray import cloudpickle
 from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
 from ray.serve.config import RequestRouterConfig
@@ -158,6 +159,23 @@ def test_what_ray_answers_in_plain_text_is_a_problem(url: str, path: str, status
     assert ("retry-after" in response.headers) == (status == 503)
 
 
+@pytest.mark.parametrize(("path", "status"), [("/lost", 503), ("/full", 503), ("/none", 503), ("/late", 504)])
+def test_the_page_of_another_site_can_read_what_front_answers(
+    browser: Browser, url: str, path: str, status: int
+) -> None:
+    ask = """async (address) => {
+        const answer = await fetch(address, {method: "POST", body: "x"});
+        return [answer.status, (await answer.json()).request_id === answer.headers.get("x-request-id"),
+                answer.headers.get("retry-after")];
+    }"""
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url.replace("127.0.0.1", "localhost"))  # for a browser this is another site
+        assert page.evaluate(ask, url + path) == [status, True, "5" if status == 503 else None]
+        with pytest.raises(Error, match="Failed to fetch"):
+            page.evaluate(ask, url + "/refused")  # an answer of the application, which allows nobody here
+
+
 def test_a_get_whose_replica_was_lost_is_asked_again_and_a_post_is_not(url: str) -> None:
     assert httpx.get(url + "/lost-once").status_code == 200
     lost_once.clear()
@@ -204,6 +222,7 @@ def test_headers_that_do_not_come_end_the_connection(url: str, parts: tuple[byte
     headers = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
     assert headers.items() >= SECURITY_HEADERS.items()
     assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"access-control-allow-origin"] == b"*"
     assert headers[b"x-request-id"].decode() == json.loads(body)["request_id"]
     assert int(headers[b"content-length"]) == len(body)
 
