@@ -149,9 +149,13 @@ class Streams:
             arrived.set()
 
     async def _update(self, live: LiveStream, stretch: Segment, options: StreamOptions) -> StreamUpdate:
-        contents = await asyncio.gather(*(self._graph.extract(file) for file in live.files(stretch)))
-        gathered = live.remember(stretch, contents)
-        among = max(1, sum(isinstance(one, Features) for one in gathered))
+        files = live.files(stretch)
+        distinct = tuple(dict.fromkeys(files))  # a copy of another channel is not judged twice
+        contents = await asyncio.gather(*(self._graph.extract(file) for file in distinct))
+        content_of = dict(zip(distinct, contents, strict=True))
+        gathered = live.remember(stretch, [content_of[file] for file in files])
+        spoken = {file for file, one in zip(files, gathered, strict=True) if isinstance(one, Features)}
+        among = max(1, len(spoken))
         verdicts = await asyncio.gather(
             *(self._graph.classify(one, options.operating_point, among) for one in gathered)
         )

@@ -128,6 +128,21 @@ def test_channels_one_by_one(service: httpx.Client, detector: Detector, ten_seco
     assert {key: verdict[key] for key in expected} == expected
 
 
+def test_a_copied_channel_is_judged_like_one_channel(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> None:
+    """With two voices each answer would be less certain than with one."""
+    spoken = ten_seconds[: 6 * RATE]
+    found = []
+    for channels in (1, 2):
+        with stream(service, PCM | {"channels": channels, "per_channel": True}) as connection:
+            connection.send(pcm(np.stack([spoken] * channels, axis=1)))
+            *updates, _ = end(connection)
+        found.append(updates)
+    for alone, copied in zip(*found, strict=True):
+        assert {**copied, "channels": []} == {**alone, "channels": []}
+        (only,) = alone["channels"]
+        assert copied["channels"] == [only, only | {"channel": "CHANNEL_2"}]
+
+
 @pytest.mark.parametrize(
     "first",
     ["nonsense", {"format": "flac"}, {"format": "pcm_s16le"}, PCM | {"sample_rate": 1}, b"RIFF"],
