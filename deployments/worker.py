@@ -29,8 +29,9 @@ OVERTAKING = 2.0
 """How long tasks may overtake at a checkpoint, as a multiple of the time since the previous checkpoint. At least one
 task may always overtake."""
 
-NICENESS = 5
-"""How much the priority of the thread is below that of its process. So event loops also answer on a busy machine."""
+NICENESS = 15
+"""How much the priority of the thread is below that of its process. So event loops also answer on a busy machine: with
+5 instead of 15, `/health` takes twice as long under overload (docs/resilience.md)."""
 
 
 class Abandoned(Exception):
