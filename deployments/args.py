@@ -152,8 +152,10 @@ class ClassifierSettings(Strict):
     bundle: Path
 
 
-class BatchSettings(Strict):
-    """The TkanExtractor's `user_config`: how many recordings are in a batch, and how long the first of them waits."""
+class ExtractorSettings(Strict):
+    """The TkanExtractor's `user_config`: how many recordings are in a batch, how long the first of them waits, and how
+    many of the backbone's three fronts are computed at the same time on a CPU."""
 
     max_batch_size: int = Field(1, ge=1)
     batch_wait_timeout_seconds: float = Field(0.0, ge=0)
+    fronts_at_once: int = Field(1, ge=1, le=3)

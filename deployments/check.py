@@ -19,7 +19,7 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.args import BatchSettings, BuildArgs, ClassifierSettings, FrontSettings
+from deployments.args import BuildArgs, ClassifierSettings, ExtractorSettings, FrontSettings
 from pipeline.config import ROOT, DetectorConfig, describe_misfits
 from pipeline.errors import ConfigurationError
 
@@ -28,7 +28,7 @@ DESCRIPTION = "Find the wrong keys and values of a Serve config file."
 FRONT = "deployments.http.front.FrontRouter"
 BUILDER = "deployments.app:build"
 
-USER_CONFIGS: dict[str, type[BaseModel]] = {"Classifier": ClassifierSettings, "TkanExtractor": BatchSettings}
+USER_CONFIGS: dict[str, type[BaseModel]] = {"Classifier": ClassifierSettings, "TkanExtractor": ExtractorSettings}
 
 
 def check_serve_config(path: Path) -> None:

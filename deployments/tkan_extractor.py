@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import serve
 
-from deployments.args import BatchSettings
+from deployments.args import ExtractorSettings
 from deployments.probe import PROBE, PROBE_SPEECH
 from deployments.worker import Abandoned, Worker
 from pipeline.config import DetectorConfig
@@ -32,7 +32,7 @@ class Request:
 
 @serve.deployment
 class TkanExtractor:
-    """Extracts features on one thread. More replicas take more recordings at once."""
+    """Extracts features of one recording at a time. More replicas take more recordings at once."""
 
     def __init__(self, config: DetectorConfig) -> None:
         # Here, so that building the application need not wait for torch.
@@ -45,11 +45,12 @@ class TkanExtractor:
         self._worker = Worker(lambda: self._extractor.extract(PROBE, PROBE_SPEECH, None))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        settings = BatchSettings.model_validate(user_config)
+        settings = ExtractorSettings.model_validate(user_config)
         self._extract_batch.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]  # Ray does not type it
         self._extract_batch.set_batch_wait_timeout_s(  # type: ignore[attr-defined]
             settings.batch_wait_timeout_seconds
         )
+        self._extractor.compute_at_once(settings.fronts_at_once)
 
     async def extract(self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None) -> Features:
         request = Request(recording, speech, turns)

@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--without-graph", action="store_true", help="leave the graph out: no Ray is started")
     parser.add_argument("--long", action="store_true", help="also measure a recording of 30 minutes")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds: quartiles need at least 2 rounds")
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     detector = Detector.from_config()
@@ -340,14 +342,14 @@ def figures(case: Case, found: list[Load], peers: list[Load], alone: list[float]
     latencies = [latency for load in found for latency in load.latencies]
     cpu = statistics.median(load.cpu_seconds * 1_000 / load.answers / case.seconds for load in found)
     ratios = sorted(mine.rate / peer.rate for mine, peer in zip(found, peers, strict=True))
-    own_cpu = statistics.median(load.client_cpu_seconds / load.seconds for load in found)
+    client_cpu = statistics.median(load.client_cpu_seconds / load.seconds for load in found)
     return [
         f"{statistics.median(load.rate for load in found):.2f}",
         *(f"{place:.0f}" for place in percentiles(latencies)),
         f"{cpu:.1f}",
         f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
         f"{statistics.median(latencies) / statistics.median(alone):.2f}" if alone else "",
-        f"{100 * own_cpu:.0f}",
+        f"{100 * client_cpu:.0f}",
     ]
 
 

@@ -13,6 +13,8 @@ work and gives the trained weights one scale.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -88,21 +90,33 @@ class Fronts(nn.Module):
 
 
 class FrontsForCpu(nn.Module):
-    """Computes the same as Fronts, faster on a CPU. Only the layers in LAYERS can be read."""
+    """Computes the same as Fronts, faster on a CPU. Only the layers in LAYERS can be read.
+
+    `at_once` fronts are computed at the same time, each on a core of its own. It may be changed between calls.
+    """
 
     def __init__(self, fronts: Fronts) -> None:
         super().__init__()
+        self.at_once = 1
         example = torch.zeros(1, BANDS, 100)
         self._compute = [for_cpu(_Outputs(fronts.get_submodule(front)), example) for front in FRONTS]
         for front in FRONTS:
             self.add_module(front, nn.ModuleDict({layer: nn.Identity() for layer in LAYERS}))
 
     def forward(self, energies: Tensor) -> list[Tensor]:
-        # One front after the other, so that a call ends after the last front whose layers are wanted.
+        if self.at_once == 1:
+            # One front after the other, so that a call ends after the last front whose layers are wanted.
+            return self._read(compute(energies) for compute in self._compute)
+        # The threads live as long as the call: they inherit the priority of the thread that calls.
+        with ThreadPoolExecutor(self.at_once) as threads:
+            return self._read(threads.map(lambda compute: compute(energies), self._compute))
+
+    def _read(self, outputs: Iterator[tuple[Tensor, ...]]) -> list[Tensor]:
+        """Pass the outputs of each front, in the order of FRONTS, through the modules at which they are read."""
         return [
             self.get_submodule(f"{front}.{layer}")(output)
-            for front, compute in zip(FRONTS, self._compute, strict=True)
-            for layer, output in zip(LAYERS, compute(energies), strict=True)
+            for front, of_front in zip(FRONTS, outputs, strict=True)
+            for layer, output in zip(LAYERS, of_front, strict=True)
         ]
 
 

@@ -16,7 +16,7 @@ from pipeline.audio.quality import measure_quality
 from pipeline.config import DetectorConfig
 from pipeline.errors import BundleError
 from pipeline.networks.backbones import load_backbone
-from pipeline.networks.front import Parameters
+from pipeline.networks.front import FrontsForCpu, Parameters
 from pipeline.networks.spec import TkanSpec
 from pipeline.networks.tkan import layer_features
 from pipeline.types import (
@@ -81,6 +81,11 @@ class TkanExtractor:
                 "ones: train it again, or install the weights that it was trained on"
             )
         self.layers = self.spec.expand_layers(self.backbone.layers)
+
+    def compute_at_once(self, fronts: int) -> None:
+        """Compute this many fronts at the same time, if the backbone consists of fronts and runs on a CPU."""
+        if isinstance(self.backbone.network, FrontsForCpu):
+            self.backbone.network.at_once = fronts
 
     def extract(
         self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None, checkpoint: Checkpoint = go_on
