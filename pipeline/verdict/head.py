@@ -5,8 +5,8 @@ Arrays of every head: `mean`, `scale` (dimension,); `limit` (1,), at which stand
 Linear: `weight` (dimension,), `bias` (1,).
 Quadratic: the features are reduced to z = features @ `projection` - `origin`, with `projection` (dimension, reduced)
 and `origin` (reduced,); the score is z @ `quadratic` @ z + z @ `weight` + `bias`.
-Tuned, the heads that the fronts were tuned with: a linear head plus gelu(own @ `hidden` + `hidden_bias`) @ `output`
-for each tuned front, with `hidden` (fronts, count, units), `hidden_bias` and `output` (fronts, units). `own` are the
+Tuned, the heads that the fronts were tuned with: a linear head plus gelu(inputs @ `hidden` + `hidden_bias`) @ `output`
+for each tuned front, with `hidden` (fronts, count, units), `hidden_bias` and `output` (fronts, units). `inputs` are the
 `count` features of this front. Those of the first front come first, then those of the next.
 MLP: `weight_0` (inputs, outputs), `bias_0` (outputs,), `weight_1`, ... with ReLU between.
 Any head that was adapted to a channel: `correction` (dimension,), whose product with the features is added.
@@ -59,8 +59,8 @@ def _head_scores(arrays: Arrays, standardized: Matrix) -> NDArray[np.float64]:
         linear: NDArray[np.float64] = standardized.astype(np.float64) @ arrays["weight"] + arrays["bias"]
         if "hidden" in arrays:
             fronts, count, _ = arrays["hidden"].shape
-            own = standardized[:, : fronts * count].reshape(-1, fronts, count).swapaxes(0, 1)
-            hidden = (own @ arrays["hidden"] + arrays["hidden_bias"][:, None]).astype(np.float64)
+            inputs = standardized[:, : fronts * count].reshape(-1, fronts, count).swapaxes(0, 1)
+            hidden = (inputs @ arrays["hidden"] + arrays["hidden_bias"][:, None]).astype(np.float64)
             # GELU: x times the normal distribution function of x
             linear += np.einsum("fwu,fu->w", hidden * ndtr(hidden), arrays["output"])
         return linear

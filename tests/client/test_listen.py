@@ -53,7 +53,7 @@ def run(server: StandIn, *arguments: str | Path, sound: bytes = b"", path: str |
     return process.returncode, output.decode(), errors.decode()
 
 
-def sound_heard(server: StandIn) -> tuple[dict[str, object], bytes]:
+def sound_received(server: StandIn) -> tuple[dict[str, object], bytes]:
     """The first message of the stream, and the sound that followed."""
     opening, *sound, end = server.received
     assert json.loads(end) == {"end": True}
@@ -66,7 +66,7 @@ def test_a_wav_file(server: StandIn, tmp_path: Path) -> None:
     path.write_bytes(encode(np.stack([samples, -samples]), rate=8_000))
     code, output, _ = run(server, path, "--per-channel")
     assert code == 1
-    opening, sound = sound_heard(server)
+    opening, sound = sound_received(server)
     assert opening == {"format": "pcm_s16le", "sample_rate": 8_000, "channels": 2, "per_channel": True}
     left, right = np.frombuffer(sound, "<i2").reshape(-1, 2).T / 2**15
     assert np.allclose(left, samples, atol=1e-4)
@@ -103,17 +103,17 @@ def test_a_pipe_of_wav_and_one_of_raw_samples(server: StandIn) -> None:
     *updates, verdict = map(json.loads, output.splitlines())
     assert updates and all(update == UPDATE for update in updates)
     assert verdict == VERDICT | {"filename": "-", "status": "success"}
-    opening, sound = sound_heard(server)
+    opening, sound = sound_received(server)
     assert opening == {"format": "pcm_s16le", "sample_rate": 16_000, "channels": 1}
     assert run(server, "-", "--sample-rate=16000", sound=sound)[0] == 1
-    assert sound_heard(server) == (opening, sound)
+    assert sound_received(server) == (opening, sound)
     assert len(sound) == 2 * len(raw)
 
 
 def test_webm_is_passed_on(server: StandIn) -> None:
     data = encode(HALF_A_SECOND, "webm", live=True)
     assert run(server, "-", sound=data)[0] == 1
-    assert sound_heard(server) == ({"format": "webm"}, data)
+    assert sound_received(server) == ({"format": "webm"}, data)
 
 
 def test_a_webm_file_is_for_predict(server: StandIn, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_the_microphone_is_heard_until_ctrl_c(server: StandIn, tmp_path: Path) -
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
     assert output.decode().splitlines()[-2].split()[:2] == ["microphone", "Fake"]
-    assert sound_heard(server)[0] == {"format": "pcm_s16le", "sample_rate": 8_000, "channels": 1}
+    assert sound_received(server)[0] == {"format": "pcm_s16le", "sample_rate": 8_000, "channels": 1}
     arguments = (tmp_path / "arguments").read_text().split()
     assert {"--format=S16_LE", "--rate=8000", "--channels=1", "--device=hw:1", "--file-type=raw"} <= set(arguments)
 
