@@ -20,6 +20,11 @@ MAX_BATCHES = 16
 """The most requests that may wait for the thread; the same as `max_ongoing_requests` in serve_config.yaml."""
 
 
+RECORDINGS_AT_ONCE = 2
+"""A recording runs through its networks on several cores, but its statistics are computed on one. A second recording
+uses the others meanwhile."""
+
+
 @dataclass(frozen=True)
 class Request:
     """The request of one caller, and whether the caller is gone."""
@@ -32,7 +37,7 @@ class Request:
 
 @serve.deployment
 class TkanExtractor:
-    """Extracts features of one recording at a time. More replicas take more recordings at once."""
+    """Extracts features of RECORDINGS_AT_ONCE recordings at a time. More replicas take more."""
 
     def __init__(self, config: DetectorConfig) -> None:
         # Here, so that building the application need not wait for torch.
@@ -42,7 +47,7 @@ class TkanExtractor:
 
         torch.set_num_threads(config.threads)
         self._extractor = extract.TkanExtractor(config)
-        self._worker = Worker(lambda: self._extractor.extract(PROBE, PROBE_SPEECH, None))
+        self._worker = Worker(lambda: self._extractor.extract(PROBE, PROBE_SPEECH, None), RECORDINGS_AT_ONCE)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         settings = ExtractorSettings.model_validate(user_config)

@@ -1,4 +1,4 @@
-"""The one thread of a replica that runs the networks."""
+"""The threads of a replica that run the networks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Abandoned(Exception):
 
 @dataclass(eq=False)
 class Task:
-    """Work that waits for the thread. `act` does the work. `seconds` is the length of its recording."""
+    """Work that waits for a thread. `act` does the work. `seconds` is the length of its recording."""
 
     act: Callable[[], Any]
     seconds: float
@@ -58,7 +58,7 @@ class Task:
 
 
 class Worker:
-    """Runs work on one recording after another. Work whose caller is gone stops at its next checkpoint.
+    """Runs work on `threads` recordings at a time. Work whose caller is gone stops at its next checkpoint.
 
     Short recordings overtake long ones: at each checkpoint of long work, much shorter tasks that wait are done first.
     They get about two thirds of the time at most, so the long one still makes progress.
@@ -67,16 +67,16 @@ class Worker:
     checks while the replica is idle, and after an unexpected error, which the recording or the replica may have caused.
     """
 
-    def __init__(self, probe: Callable[[], object]) -> None:
+    def __init__(self, probe: Callable[[], object], threads: int = 1) -> None:
         refusals.log_in_one_line()
         probe()
         self._memory = Memory()
         self._probe = probe
-        self._thread = ThreadPoolExecutor(max_workers=1, initializer=_give_way)
+        self._threads = ThreadPoolExecutor(threads, initializer=_give_way)
         self._tasks: list[Task] = []
         self._lock = threading.Lock()
         self._waiting = 0
-        self._sign_of_life = 0.0
+        self._signs_of_life: dict[int, float] = {}  # by thread, of those at work
         self._fault: Exception | None = None
 
     async def run(self, work: Callable[..., T], *arguments: Any, seconds: float = 0.0) -> T:
@@ -89,7 +89,7 @@ class Worker:
 
         def checkpoint() -> None:
             nonlocal resumed
-            now = self._sign_of_life = time.monotonic()
+            now = self._signs_of_life[threading.get_ident()] = time.monotonic()
             if abandoned.is_set():
                 raise Abandoned
             until = now + OVERTAKING * max(now - resumed, 0)
@@ -103,7 +103,7 @@ class Worker:
         self._waiting += 1
         loop = asyncio.get_running_loop()
         task.outcome.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
-        self._thread.submit(self._do)  # runs the first waiting task, which may be another one
+        self._threads.submit(self._work_once)  # runs the first waiting task, which may be another one
         try:
             outcome: T = await asyncio.wrap_future(task.outcome)
             return outcome
@@ -112,9 +112,9 @@ class Worker:
             raise
 
     async def check_health(self) -> None:
-        """Raises if the thread is stuck or fails. It does not wait for recordings.
+        """Raises if a thread is stuck or work fails. It does not wait for recordings.
 
-        A busy thread shows that it works by calling checkpoints. An idle thread runs the probe.
+        A busy thread shows that it works by calling checkpoints. An idle replica runs the probe.
         """
         if not self._waiting:
             await self.run(lambda _: self._probe())
@@ -122,7 +122,7 @@ class Worker:
             self._memory.give_back()
         elif self._fault:
             raise RuntimeError("the last recording failed, and so did the probe after it") from self._fault
-        elif time.monotonic() - self._sign_of_life > SILENT_SECONDS:
+        elif time.monotonic() - min([*self._signs_of_life.values()], default=math.inf) > SILENT_SECONDS:
             raise RuntimeError(f"the work under way has not moved for {SILENT_SECONDS:g} seconds")
 
     def _do(self, shorter_than: float = math.inf) -> bool:
@@ -136,6 +136,13 @@ class Worker:
             return False
         task.do()
         return True
+
+    def _work_once(self) -> None:
+        """Do the task that has waited longest, and those that overtake it."""
+        try:
+            self._do()
+        finally:
+            self._signs_of_life.pop(threading.get_ident(), None)
 
     def _one_less(self) -> None:
         self._waiting -= 1

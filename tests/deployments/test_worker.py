@@ -36,8 +36,10 @@ class Long:
             self.ended.set()
 
 
-def run(test: Callable[[Worker], Coroutine[Any, Any, None]], probe: Callable[[], object] = lambda: None) -> None:
-    worker = Worker(probe)
+def run(
+    test: Callable[[Worker], Coroutine[Any, Any, None]], probe: Callable[[], object] = lambda: None, threads: int = 1
+) -> None:
+    worker = Worker(probe, threads)
     asyncio.run(asyncio.wait_for(test(worker), 60))
 
 
@@ -109,6 +111,46 @@ def test_work_that_passes_no_checkpoint_for_long_is_stuck(monkeypatch: pytest.Mo
         await task
 
     run(test)
+
+
+def test_with_two_threads_two_recordings_are_worked_on_at_once() -> None:
+    async def test(worker: Worker) -> None:
+        works = [Long() for _ in range(3)]
+        tasks = [asyncio.create_task(worker.run(work, 1)) for work in works]
+        await begun(works[0])
+        await begun(works[1])
+        assert not works[2].begun.is_set()
+        works[1].passed.release()
+        await begun(works[2])
+        assert not works[0].ended.is_set()
+        for work in works[0], works[2]:
+            work.passed.release()
+        assert await asyncio.gather(*tasks) == [1, 1, 1]
+
+    run(test, threads=2)
+
+
+def test_one_thread_that_is_stuck_is_noticed_while_the_other_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
+
+    async def test(worker: Worker) -> None:
+        stuck, busy = Long(), Long()
+        tasks = [asyncio.create_task(worker.run(stuck, 1)), asyncio.create_task(worker.run(busy, 1_000))]
+        await begun(stuck)
+        for _ in range(60):
+            busy.passed.release()
+            await asyncio.sleep(0.01)
+        with pytest.raises(RuntimeError, match="has not moved"):
+            await worker.check_health()
+        stuck.passed.release()
+        await tasks[0]
+        busy.passed.release()
+        await asyncio.sleep(0.05)
+        await worker.check_health()
+        busy.passed.release(1_000)
+        await tasks[1]
+
+    run(test, threads=2)
 
 
 def test_an_idle_replica_proves_itself_on_the_probe() -> None:
