@@ -17,12 +17,11 @@ from pipeline.types import Checkpoint, Features, Occluded, Recording, Speech, Tu
 from pipeline.verdict.answer import Verdict
 
 MAX_BATCHES = 16
-"""The most requests that may wait for the thread; the same as `max_ongoing_requests` in serve_config.yaml."""
-
+"""The most requests that may wait for a thread; the same as `max_ongoing_requests` in serve_config.yaml."""
 
 RECORDINGS_AT_ONCE = 2
-"""A recording runs through its networks on several cores, but its statistics are computed on one. A second recording
-uses the others meanwhile."""
+"""The networks of a recording may run on several cores (`fronts_at_once`), but its statistics are computed on one. A
+second recording uses the others meanwhile."""
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ OVERTAKING = 2.0
 task may always overtake."""
 
 NICENESS = 15
-"""How much the priority of the thread is below that of its process. So event loops also answer on a busy machine: with
-5 instead of 15, `/health` takes twice as long under overload (docs/resilience.md)."""
+"""How much the priority of the thread is below that of its process. So event loops also answer on a busy machine. For
+5 and 15, docs/resilience.md compares how long `/health` takes under overload."""
 
 
 class Abandoned(Exception):
