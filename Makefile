@@ -48,7 +48,8 @@ serve: models
 # The tests start a hundred processes. With this variable each of them would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests that start Ray mostly wait. Everything else runs at the same time, with a lower priority.
+# Tests that start Ray mostly wait. Everything else runs at the same time, with a lower priority: that of the networks in the
+# graph, which would otherwise wait for it.
 test: models
 	@bash ops/system-packages test
 	@echo 'Four things at once: style and types, and three parts of the tests. Each prints its results when it is done.'
@@ -63,12 +64,12 @@ test-clusters:
 	$(BIN)/pytest $(CLUSTERS)
 
 test-parts:
-	nice -n 10 $(BIN)/pytest $(addprefix --ignore=,$(SERVED) $(CLUSTERS))
+	nice -n 15 $(BIN)/pytest $(addprefix --ignore=,$(SERVED) $(CLUSTERS))
 
 lint: env
-	nice -n 10 $(BIN)/ruff check .
-	nice -n 10 $(BIN)/ruff format --check .
-	nice -n 10 $(BIN)/mypy
+	nice -n 15 $(BIN)/ruff check .
+	nice -n 15 $(BIN)/ruff format --check .
+	nice -n 15 $(BIN)/mypy
 
 bench: models
 	$(BIN)/python -m tests.bench
