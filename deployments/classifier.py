@@ -13,11 +13,10 @@ from deployments import metrics, refusals
 from deployments.args import ClassifierSettings
 from deployments.probe import PROBE_SPEECH
 from pipeline.config import DetectorConfig
-from pipeline.errors import BundleError
+from pipeline.errors import SoundSentryError
 from pipeline.stages import classify as stage
 from pipeline.types import Features, Occluded, OperatingPoint, Quality, Speech, Window
 from pipeline.verdict.answer import Verdict
-from pipeline.verdict.bundle import Bundle
 
 logger = logging.getLogger("ray.serve")
 
@@ -26,14 +25,14 @@ logger = logging.getLogger("ray.serve")
 class Classifier:
     """Serves the bundle that its `user_config` names, or else the bundle of the configuration.
 
-    Another bundle can replace it while requests are served, if it needs the same features as the bundle of the
-    configuration, because the TkanExtractor computes these.
+    Another bundle can replace it while requests are served. If that was trained on other features, `classify` raises
+    OtherFeatures, and the graph has them extracted.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
         refusals.log_in_one_line()
         self._config = config
-        self._extracted = Bundle.load(config.bundle_path).info
+        self._configured = stage.Classifier(config).source
         self._classifier: stage.Classifier | None = None
         self._refusal: str | None = None
 
@@ -46,20 +45,17 @@ class Classifier:
             if self._classifier is None:
                 raise
             # After an error here Serve would stop this replica and start one that cannot start.
-            self._refusal = error.detail if isinstance(error, BundleError) else type(error).__name__
+            self._refusal = error.detail if isinstance(error, SoundSentryError) else type(error).__name__
             logger.exception("The new bundle is refused; the old one goes on serving.")
 
     def _load(self, settings: ClassifierSettings) -> stage.Classifier:
-        loaded = stage.Classifier(self._config.model_copy(update={"bundle": settings.bundle}))
-        info = loaded.bundle.info
-        if (info.features.spec_id, info.backbone_sha256) != (
-            self._extracted.features.spec_id,
-            self._extracted.backbone_sha256,
-        ):
-            raise BundleError(
-                f"model bundle {settings.bundle.name} needs other features than the graph extracts: set `bundle` in "
-                "the detector's configuration and deploy the graph again"
-            )
+        config = self._config.model_copy(update={"bundle": settings.bundle})
+        loaded = stage.Classifier(config)
+        if not self._configured.gives(loaded.source.spec_id, loaded.source.backbone_sha256):
+            # Here, because this module is also imported where torch is not needed.
+            from pipeline.stages.extract import TkanExtractor
+
+            TkanExtractor(config)  # raises an error if no TkanExtractor can compute its features
         _try(loaded)
         return loaded
 

@@ -21,8 +21,8 @@ from deployments import metrics
 from deployments.decoder import ChannelReference
 from deployments.embedded import EmbeddedStage
 from deployments.refusals import unwrap
-from pipeline.errors import RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
-from pipeline.types import Channels, Features, OperatingPoint, Recording, SpeakerCount, Speech, Turn
+from pipeline.errors import OtherFeatures, RequestTimeout, SoundSentryError, StageFailed, StageTimeout, StageUnavailable
+from pipeline.types import Channels, Features, FeatureSource, OperatingPoint, Recording, SpeakerCount, Speech, Turn
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.channels import JudgedChannel, merge_channels
 
@@ -56,6 +56,11 @@ WORKING_STATES = ("RUNNING", "UPDATING", "PENDING_MIGRATION", "RECOVERING")
 by a controller that was started again."""
 
 
+EXCHANGES = 8
+"""How often a request has its features extracted again because the Classifier serves another bundle by now. While a
+bundle is exchanged, one replica of the Classifier may have the old one and another the new one."""
+
+
 class StageState(TypedDict):
     status: Literal["healthy", "down", "unknown"]
     replicas: int
@@ -68,6 +73,13 @@ class Call:
     stage: str
     response: Response
     sources: tuple[Call, ...]
+
+
+@dataclass
+class Wanted:
+    """The features that the Classifier took last. None: those of the bundle of the configuration."""
+
+    source: FeatureSource | None = None
 
 
 @dataclass
@@ -101,6 +113,7 @@ class Graph:
         self._stages = stages
         self._stage_seconds = stage_seconds
         self._request_seconds = request_seconds
+        self._wanted = Wanted()
         self._states: dict[str, StageState] = {}
         self._states_age = -STATE_SECONDS
         self._asking = asyncio.Lock()
@@ -150,19 +163,25 @@ class Graph:
             await request.segment(segmented)
             if not segmented.speech.segments:
                 return segmented.speech
-            features: Features = await request.result(
-                request.start("TkanExtractor", "extract", recording, segmented.speech, None)
-            )
+            features: Features = await request.result(request.start_extracting(segmented))
             return features
 
     async def classify(self, content: Features | Speech, operating_point: OperatingPoint, among: int) -> Verdict:
-        """The verdict on the result of `extract`, for one of `among` channels. Raises as `predict` does."""
+        """The verdict on the result of `extract`, for one of `among` channels. Raises as `predict` does.
+
+        Raises OtherFeatures if another bundle is served by now. `extract` then gives the features for it.
+        """
         async with self._request() as request:
             if isinstance(content, Speech):
                 call = request.start("Classifier", "no_speech", content, False)
             else:
                 call = request.start("Classifier", "classify", content, operating_point, False, among)
-            verdict: Verdict = await request.result(call)
+            verdict: Verdict
+            try:
+                verdict = await request.result(call)
+            except OtherFeatures as error:
+                self._wanted.source = error.source
+                raise
             return verdict
 
     async def describe_model(self) -> dict[str, Any]:
@@ -173,7 +192,7 @@ class Graph:
     @asynccontextmanager
     async def _request(self, progress: Progress | None = None) -> AsyncIterator[_Request]:
         """A request, with a time limit for all its stages. If it ends early, its running calls are cancelled."""
-        request = _Request(self._stages, self._stage_seconds, progress or Progress())
+        request = _Request(self._stages, self._stage_seconds, self._wanted, progress or Progress())
         try:
             async with asyncio.timeout(self._request_seconds) as patience:
                 yield request
@@ -229,8 +248,9 @@ class Graph:
 class _Request:
     """One request on its way through the graph."""
 
-    def __init__(self, stages: Stages, stage_seconds: dict[str, float], progress: Progress) -> None:
+    def __init__(self, stages: Stages, stage_seconds: dict[str, float], wanted: Wanted, progress: Progress) -> None:
         self.progress = progress
+        self._wanted = wanted
         self._stages = stages
         self._stage_seconds = stage_seconds
         self._calls: list[Call] = []
@@ -299,15 +319,29 @@ class _Request:
                 self.start("Classifier", "no_speech", segmented.speech, segmented.turns_call is not None)
             )
             return verdict
-        features = self.start("TkanExtractor", "extract", segmented.recording, segmented.speech, segmented.turns)
-        classified = self.start("Classifier", "classify", features, operating_point, explain, among)
-        verdict = await self.result(classified, await self.answered(features))
+        for _ in range(EXCHANGES):
+            source = self._wanted.source
+            features = self.start_extracting(segmented)
+            classified = self.start("Classifier", "classify", features, operating_point, explain, among)
+            try:
+                verdict = await self.result(classified, await self.answered(features))
+                break
+            except OtherFeatures as error:
+                self._wanted.source = error.source
+        else:
+            raise StageUnavailable("The model is being exchanged for another one. Try again in a while.")
         if not explain:
             return verdict
-        occluded = self.start("TkanExtractor", "occlude", segmented.recording, features, verdict)
+        occluded = self.start("TkanExtractor", "occlude", segmented.recording, features, verdict, source)
         explained = self.start("Classifier", "explain_bands", verdict, features, occluded)
         verdict = await self.result(explained, await self.answered(occluded))
         return verdict
+
+    def start_extracting(self, segmented: _Segmented) -> Call:
+        """Start to extract the features that the Classifier wants."""
+        return self.start(
+            "TkanExtractor", "extract", segmented.recording, segmented.speech, segmented.turns, self._wanted.source
+        )
 
     def cancel(self) -> None:
         """Cancel all calls that are still running."""

@@ -6,7 +6,7 @@ import logging
 
 from ray.exceptions import RayTaskError
 
-from pipeline.errors import SoundSentryError
+from pipeline.errors import OtherFeatures, SoundSentryError
 
 logger = logging.getLogger("ray.serve")
 
@@ -26,7 +26,7 @@ def unwrap(error: BaseException | None) -> BaseException | None:
 
 def _shorten(record: logging.LogRecord) -> bool:
     error = unwrap(record.exc_info[1]) if record.exc_info else None
-    if isinstance(error, SoundSentryError) and error.status < 500:
+    if isinstance(error, SoundSentryError) and (error.status < 500 or isinstance(error, OtherFeatures)):
         record.levelno, record.levelname = logging.INFO, "INFO"
         record.msg, record.args = "Refused with %s, %s.", (error.status, error.kind())
         record.exc_info, record.exc_text = None, None

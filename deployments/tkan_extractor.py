@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
@@ -13,8 +13,13 @@ from deployments.args import ExtractorSettings
 from deployments.probe import PROBE, PROBE_SPEECH
 from deployments.worker import Abandoned, Worker
 from pipeline.config import DetectorConfig
-from pipeline.types import Checkpoint, Features, Occluded, Recording, Speech, Turn
+from pipeline.errors import BundleError
+from pipeline.types import Checkpoint, Features, FeatureSource, Occluded, Recording, Speech, Turn
 from pipeline.verdict.answer import Verdict
+
+if TYPE_CHECKING:
+    # The extractor of the pipeline; the class here has the same name.
+    from pipeline.stages import extract as stage
 
 MAX_BATCHES = 16
 """The most requests that may wait for a thread; the same as `max_ongoing_requests` in serve_config.yaml."""
@@ -31,21 +36,30 @@ class Request:
     recording: Recording
     speech: Speech
     turns: tuple[Turn, ...] | None
+    source: FeatureSource | None
     abandoned: threading.Event = field(default_factory=threading.Event)
 
 
 @serve.deployment
 class TkanExtractor:
-    """Extracts features of RECORDINGS_AT_ONCE recordings at a time. More replicas take more."""
+    """Extracts features of RECORDINGS_AT_ONCE recordings at a time. More replicas take more.
+
+    The features are those of the bundle of the configuration, or of another bundle that the Classifier serves. Of such
+    bundles only the last one is kept.
+    """
 
     def __init__(self, config: DetectorConfig) -> None:
         # Here, so that building the application need not wait for torch.
         import torch
 
-        from pipeline.stages import extract
+        from pipeline.stages import extract as stage
 
         torch.set_num_threads(config.threads)
-        self._extractor = extract.TkanExtractor(config)
+        self._config = config
+        self._at_once = 1
+        self._extractor = stage.TkanExtractor(config)
+        self._other: stage.TkanExtractor | None = None
+        self._loading = threading.Lock()
         self._worker = Worker(lambda: self._extractor.extract(PROBE, PROBE_SPEECH, None), RECORDINGS_AT_ONCE)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -54,10 +68,21 @@ class TkanExtractor:
         self._extract_batch.set_batch_wait_timeout_s(  # type: ignore[attr-defined]
             settings.batch_wait_timeout_seconds
         )
-        self._extractor.compute_at_once(settings.fronts_at_once)
+        with self._loading:
+            self._at_once = settings.fronts_at_once
+            for extractor in (self._extractor, self._other):
+                if extractor:
+                    extractor.compute_at_once(self._at_once)
 
-    async def extract(self, recording: Recording, speech: Speech, turns: tuple[Turn, ...] | None) -> Features:
-        request = Request(recording, speech, turns)
+    async def extract(
+        self,
+        recording: Recording,
+        speech: Speech,
+        turns: tuple[Turn, ...] | None,
+        source: FeatureSource | None = None,
+    ) -> Features:
+        """The features that `source` names; without it those of the bundle of the configuration."""
+        request = Request(recording, speech, turns, source)
         try:
             outcome = await self._extract_batch(request)
         except asyncio.CancelledError:
@@ -84,14 +109,43 @@ class TkanExtractor:
                 raise Abandoned
 
         try:
-            return self._extractor.extract(request.recording, request.speech, request.turns, checkpoint)
+            extractor = self._extractor_of(request.source)
+            return extractor.extract(request.recording, request.speech, request.turns, checkpoint)
         except Exception as error:
             self._worker.examine(error)
             return error
 
-    async def occlude(self, recording: Recording, features: Features, verdict: Verdict) -> Occluded:
-        seconds = recording.waveform.duration_seconds
-        return await self._worker.run(self._extractor.occlude, recording, features, verdict, seconds=seconds)
+    def _extractor_of(self, source: FeatureSource | None) -> stage.TkanExtractor:
+        """The extractor of the features of `source`. Raises BundleError if its folder has another bundle by now."""
+        from pipeline.stages import extract as stage
+
+        if source is None or _computes(self._extractor, source):
+            return self._extractor
+        with self._loading:
+            if self._other is None or not _computes(self._other, source):
+                loaded = stage.TkanExtractor(self._config.model_copy(update={"bundle": source.bundle}))
+                if not _computes(loaded, source):
+                    raise BundleError(
+                        f"the folder {source.bundle.name} has another model bundle than when it was deployed: put the "
+                        "new bundle into a new folder, and deploy that"
+                    )
+                loaded.compute_at_once(self._at_once)
+                self._other = loaded
+            return self._other
+
+    async def occlude(
+        self, recording: Recording, features: Features, verdict: Verdict, source: FeatureSource | None = None
+    ) -> Occluded:
+        """As `pipeline.stages.extract` defines it. `source` is that of `features`."""
+
+        def work(checkpoint: Checkpoint) -> Occluded:
+            return self._extractor_of(source).occlude(recording, features, verdict, checkpoint)
+
+        return await self._worker.run(work, seconds=recording.waveform.duration_seconds)
 
     async def check_health(self) -> None:
         await self._worker.check_health()
+
+
+def _computes(extractor: stage.TkanExtractor, source: FeatureSource) -> bool:
+    return source.gives(extractor.spec.spec_id, extractor.backbone.sha256)

@@ -27,6 +27,7 @@ SoundSentryError
 ├── ConfigurationError        500  a key or value in a configuration file
 ├── ModelUnavailable          503  weights missing, unverified or not licensed to this token
 ├── BundleError               500  a model bundle that is damaged or does not fit
+│   └── OtherFeatures         500  features that the model bundle in use was not trained on
 ├── RequestTimeout            504  all stages together took too long
 └── StageError                     a stage of the graph failed
     ├── StageFailed           500  it raised an unexpected error
@@ -36,7 +37,12 @@ SoundSentryError
 `detail` is a sentence for the user that says what to do. It never holds a path, a stack trace or a decoder's message.
 """
 
-from typing import Self
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pipeline.types import FeatureSource
 
 
 class SoundSentryError(Exception):
@@ -180,6 +186,15 @@ class ModelUnavailable(SoundSentryError):
 
 class BundleError(SoundSentryError):
     title = "Model bundle error"
+
+
+class OtherFeatures(BundleError):
+    """`source` says which features are needed instead."""
+
+    def __init__(self, detail: str, source: FeatureSource) -> None:
+        super().__init__(detail)
+        self.args = (detail, source)  # so that the error can be sent to another process
+        self.source = source
 
 
 class RequestTimeout(SoundSentryError):

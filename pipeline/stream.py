@@ -224,6 +224,7 @@ class LiveStream:
     def remember(self, stretch: Segment, contents: Sequence[Content]) -> list[Content]:
         """Store the content of each file of the stretch. Returns what the classifier must judge for each.
 
+        After an exchange of the bundle, features that were extracted for the old one are dropped.
         Raises UnreadableAudio if a file held more sound than the stretch is long.
         """
         self._end = stretch.end
@@ -232,9 +233,16 @@ class LiveStream:
             require_times_that_fit(speech.duration_seconds, stretch.duration_seconds)
             if speech.segments:
                 self._last_speech = max(self._last_speech, stretch.start + speech.segments[-1].end)
+            if isinstance(one, Features):
+                recent[:] = [old for old in recent if not _has_other_features(old.content, one)]
             recent.append(_Stretch(stretch.start, stretch.end, one))
             del recent[: -round(self._settings.span_seconds / STEP_SECONDS)]
         return [self._gather(recent) for recent in self._recent]
+
+    def forget(self) -> None:
+        """Forget the content of all stretches. Later updates only look at what follows."""
+        for recent in self._recent:
+            recent.clear()
 
     def update(self, verdicts: Sequence[Verdict]) -> StreamUpdate:
         """The update after the last `remember`, made of the verdict on each file."""
@@ -286,6 +294,11 @@ def require_times_that_fit(decoded_seconds: Seconds, claimed_seconds: Seconds) -
     """Raises UnreadableAudio if there is more sound than the stream's times claim. Limits are applied to the times."""
     if decoded_seconds > claimed_seconds + _SLACK_SECONDS:
         raise UnreadableAudio("The times in the stream do not fit its sound. Send it as it is recorded.")
+
+
+def _has_other_features(old: Content, new: Features) -> bool:
+    """Whether `old` has features that were extracted for another bundle than those of `new`."""
+    return isinstance(old, Features) and (old.spec_id, old.backbone_sha256) != (new.spec_id, new.backbone_sha256)
 
 
 def _shift(window: Window, seconds: Seconds) -> Window:

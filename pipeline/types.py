@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -213,6 +214,20 @@ class Quality:
 
 Occluded = tuple[NDArray[np.float32], ...]
 """Feature vectors of some windows, (windows, dimension): as they are, and then with each band of frequency hidden."""
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """The folder of a model bundle, and the features that it was trained on: the recipe that `spec_id` names, and the
+    weights of its backbone."""
+
+    bundle: Path
+    spec_id: str
+    backbone_sha256: str
+
+    def gives(self, spec_id: str, backbone_sha256: str) -> bool:
+        """Whether it has the features of this recipe and this backbone."""
+        return (self.spec_id, self.backbone_sha256) == (spec_id, backbone_sha256)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from fastapi import WebSocket, WebSocketDisconnect, status
 
 from deployments import metrics
 from deployments.access import Access, subprotocol
-from deployments.graph import Graph
+from deployments.graph import EXCHANGES, Graph
 from deployments.http import problems
 from deployments.http.admission import Admission
 from deployments.results import problem
 from pipeline.config import DetectorConfig
 from pipeline.errors import (
     InputError,
+    OtherFeatures,
     Overloaded,
     SoundSentryError,
     StageUnavailable,
@@ -151,15 +152,20 @@ class Streams:
     async def _update(self, live: LiveStream, stretch: Segment, options: StreamOptions) -> StreamUpdate:
         files = live.files(stretch)
         distinct = tuple(dict.fromkeys(files))  # a copy of another channel is not judged twice
-        contents = await asyncio.gather(*(self._graph.extract(file) for file in distinct))
-        content_of = dict(zip(distinct, contents, strict=True))
-        gathered = live.remember(stretch, [content_of[file] for file in files])
-        spoken = {file for file, one in zip(files, gathered, strict=True) if isinstance(one, Features)}
-        among = max(1, len(spoken))
-        verdicts = await asyncio.gather(
-            *(self._graph.classify(one, options.operating_point, among) for one in gathered)
-        )
-        return live.update(verdicts)
+        for _ in range(EXCHANGES):
+            contents = await asyncio.gather(*(self._graph.extract(file) for file in distinct))
+            content_of = dict(zip(distinct, contents, strict=True))
+            gathered = live.remember(stretch, [content_of[file] for file in files])
+            spoken = {file for file, one in zip(files, gathered, strict=True) if isinstance(one, Features)}
+            among = max(1, len(spoken))
+            try:
+                verdicts = await asyncio.gather(
+                    *(self._graph.classify(one, options.operating_point, among) for one in gathered)
+                )
+                return live.update(verdicts)
+            except OtherFeatures:
+                live.forget()  # the next features are for the bundle that is served now
+        raise StageUnavailable("The model is being exchanged for another one. Begin a new stream in a while.")
 
     async def _judge(self, live: LiveStream, options: StreamOptions) -> StreamVerdict:
         """The verdict on the whole. It waits for its turn among the recordings of other requests."""

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import DetectorConfig
-from pipeline.errors import BundleError
-from pipeline.types import Features, Occluded, OperatingPoint, Speech
+from pipeline.errors import OtherFeatures
+from pipeline.types import Features, FeatureSource, Occluded, OperatingPoint, Speech
 from pipeline.verdict import explanation as explanations
 from pipeline.verdict.aggregate import build_verdict, no_speech_verdict
 from pipeline.verdict.answer import Verdict
@@ -21,6 +21,8 @@ class Classifier:
     def __init__(self, config: DetectorConfig, bundle: Bundle | None = None) -> None:
         self.config = config
         self.bundle = bundle or Bundle.load(config.bundle_path)
+        info = self.bundle.info
+        self.source = FeatureSource(config.bundle, info.features.spec_id, info.backbone_sha256)
 
     def classify(
         self,
@@ -31,13 +33,14 @@ class Classifier:
     ) -> Verdict:
         """The verdict on a recording, or on one of `among` channels, each of which may decide for all.
 
-        Raises BundleError for features of another recipe or another backbone.
+        Raises OtherFeatures for features of another recipe or another backbone.
         """
         info = self.bundle.info
-        if (features.spec_id, features.backbone_sha256) != (info.features.spec_id, info.backbone_sha256):
-            raise BundleError(
+        if not self.source.gives(features.spec_id, features.backbone_sha256):
+            raise OtherFeatures(
                 "the classifier's bundle was trained on other features than the extractor computes: "
-                "deploy both with the same bundle"
+                "deploy both with the same bundle",
+                self.source,
             )
         scorer = self._scorer(features)
         standardized = standardize(scorer.arrays, features.vectors, list(info.layers.values()))

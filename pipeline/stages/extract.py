@@ -63,7 +63,7 @@ class TkanExtractor:
 
     `spec` is the recipe, and `front` the parameters of its fronts, if it has any. If no recipe is given, both
     come from the bundle that `config` names. Raises BundleError if that bundle was trained on other weights of the
-    backbone than the installed ones.
+    backbone than the installed ones, or on other features than its recipe gives.
     """
 
     def __init__(self, config: DetectorConfig, spec: TkanSpec | None = None, front: Parameters | None = None) -> None:
@@ -72,15 +72,20 @@ class TkanExtractor:
         trained_on = None
         if spec is None:
             bundle = Bundle.load(config.bundle_path)
-            spec, front, trained_on = bundle.info.features, bundle.front, bundle.info.backbone_sha256
+            spec, front, trained_on = bundle.info.features, bundle.front, bundle.info
         self.spec = spec
         self.backbone = load_backbone(spec.backbone, choose_device(config.device), spec.spectrum, front)
-        if trained_on not in (None, self.backbone.sha256):
+        if trained_on and trained_on.backbone_sha256 != self.backbone.sha256:
             raise BundleError(
                 f"model bundle {config.bundle.name} was trained on other weights of {spec.backbone} than the installed "
                 "ones: train it again, or install the weights that it was trained on"
             )
         self.layers = self.spec.expand_layers(self.backbone.layers)
+        if trained_on and list(trained_on.layers.items()) != list(layer_sizes(self).items()):
+            raise BundleError(
+                f"model bundle {config.bundle.name} was trained on other features than its recipe gives: train it "
+                "again with python -m tune.train"
+            )
 
     def compute_at_once(self, fronts: int) -> None:
         """Compute this many fronts at the same time, if the backbone consists of fronts and runs on a CPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -10,25 +11,31 @@ from copy import deepcopy
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from websockets.sync.client import ClientConnection, connect
 
 from pipeline.audio.decode import decode
 from pipeline.detector import Detector
 from pipeline.networks.front import parameters_sha256
 from pipeline.networks.spec import load_spec
 from pipeline.stages.classify import Classifier
-from pipeline.verdict.bundle import save_bundle
+from pipeline.stages.extract import TkanExtractor, layer_sizes
+from pipeline.stream import STEP_SECONDS
+from pipeline.verdict.bundle import Arrays, save_bundle
 from tests.audio import encode
 from tests.graph import Cluster, cpu_seconds, wait_until, wait_until_idle
 from tests.pipeline.audio.test_pool import children
 from tune.adapt import Adaptation, ScoredClips, adapt
 
 pytestmark = pytest.mark.timeout(900)
+
+RATE = 16_000
 
 
 def test_a_replica_dies_with_a_request_in_hand(
@@ -166,13 +173,14 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     assert "damaged" in model()["refused_update"]
     assert judge()["model"]["sha256"] == new.sha256
 
-    assert old.front is not None
-    moved = old.front | {"tuned_1.conv1.bias": old.front["tuned_1.conv1.bias"] + np.float32(1)}
     for name, other, front in (
-        ("other-recipe", {"features": load_spec("linear-textures")}, None),
-        ("other-backbone", {"backbone_sha256": parameters_sha256(moved)}, moved),
+        ("other-layers", {"layers": dict(reversed(shifted.layers.items()))}, old.front),
+        ("other-recipe", {"features": load_spec("linear-textures"), "backbone_sha256": "0" * 64}, None),
     ):
-        save_bundle(tmp_path / name, shifted.model_copy(update=other), old.arrays, f"# {name}", front)
+        # Under other weights, because a bundle with features like those of the configuration is not tried out.
+        front = front and moved_fronts(front)
+        sha256 = {"backbone_sha256": parameters_sha256(front)} if front else {}
+        save_bundle(tmp_path / name, shifted.model_copy(update=other | sha256), old.arrays, f"# {name}", front)
         deploy(tmp_path / name)
         wait_until(partial(refused, name), 180)
         assert judge()["model"]["sha256"] == new.sha256
@@ -180,6 +188,112 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     deploy(detector.config.bundle)
     wait_until(lambda: model() == {"name": old.info.name, "sha256": old.sha256, "refused_update": None}, 180)
     assert replica_ids(cluster) == replicas, "no replica was replaced"
+
+
+def test_a_bundle_with_other_features_is_swapped_while_requests_are_served(
+    service: httpx.Client,
+    cluster: Cluster,
+    config: dict[str, Any],
+    detector: Detector,
+    ten_seconds: NDArray[np.float32],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """A bundle whose fronts were tuned again, and one with another recipe and another network, as `tune.train` makes
+    them. Neither costs a request, or a stream that is open."""
+    clip = encode(ten_seconds[: 4 * 16_000])
+    old = detector.classifier.bundle
+    assert old.front is not None
+    moved = moved_fronts(old.front)
+    tuned_again = old.info.model_copy(update={"name": "again", "backbone_sha256": parameters_sha256(moved)})
+    save_bundle(tmp_path / "again", tuned_again, old.arrays, "# again", moved)
+    extractor = TkanExtractor(detector.config, load_spec("linear-textures"))
+    sizes = layer_sizes(extractor)
+    count = sum(sizes.values())
+    textures = {
+        "name": "textures",
+        "features": extractor.spec,
+        "layers": sizes,
+        "backbone_sha256": extractor.backbone.sha256,
+        "head": "linear",
+        "narrow": None,
+        "humans": None,
+    }
+    arrays = {
+        "mean": np.zeros(count, np.float32),
+        "scale": np.ones(count, np.float32),
+        "limit": np.full(1, 3, np.float32),
+        "weight": np.random.default_rng(0).normal(scale=count**-0.5, size=count).astype(np.float32),
+        "bias": np.zeros(1, np.float32),
+    }
+    save_bundle(tmp_path / "textures", old.info.model_copy(update=textures), arrays, "# textures")
+    folders = {"again": tmp_path / "again", "textures": tmp_path / "textures", old.info.name: detector.config.bundle}
+    expected = {
+        name: Detector(detector.config.model_copy(update={"bundle": folder})).predict(clip).model_dump(mode="json")
+        for name, folder in folders.items()
+    }
+    probabilities = {name: answer["mean_probability"] for name, answer in expected.items()}
+    assert len(set(probabilities.values())) == 3
+
+    def deploy(bundle: Path) -> None:
+        changed = deepcopy(config)
+        (classifier,) = [d for d in changed["applications"][0]["deployments"] if d["name"] == "Classifier"]
+        classifier["user_config"] = {"bundle": str(bundle)}
+        cluster.deploy(changed)
+
+    answers: list[dict[str, Any]] = []
+
+    def judge() -> str:
+        response = service.post("/predict", files={"audio": clip}, data={"explain": str(len(answers) % 2 == 0)})
+        assert response.status_code == 200, response.text
+        answers.append(response.json())
+        return str(answers[-1]["model"]["name"])
+
+    def ask() -> None:
+        while not done.is_set():
+            judge()
+
+    def speak(stream: ClientConnection) -> int:
+        steps = 0
+        while not done.wait(STEP_SECONDS):
+            stream.send(parts[steps % len(parts)].tobytes())
+            steps += 1
+        return steps
+
+    request.addfinalizer(lambda: deploy(detector.config.bundle))
+    replicas = replica_ids(cluster)
+    url = str(service.base_url).replace("http", "ws", 1).rstrip("/") + "/stream"
+    parts = (ten_seconds * 2**15).astype("<i2").reshape(-1, round(STEP_SECONDS * RATE))
+    done = Event()
+    with ThreadPoolExecutor(3) as clients, connect(url, max_size=None) as stream:
+        stream.send(json.dumps({"format": "pcm_s16le", "sample_rate": RATE}))
+        asking = [clients.submit(ask) for _ in range(2)]
+        speaking = clients.submit(speak, stream)
+        try:
+            for name, folder in folders.items():
+                deploy(folder)
+                wait_until(lambda name=name: judge() == name, 180)  # type: ignore[misc]
+        finally:
+            done.set()
+        for client in asking:
+            client.result()
+        steps = speaking.result()
+        stream.send('{"end": true}')
+        updates: list[dict[str, Any]] = []
+        while not updates or not updates[-1]["final"]:
+            updates.append(json.loads(stream.recv(120)))
+    for answer in answers:
+        assert answer["mean_probability"] == probabilities[answer["model"]["name"]]
+    explained = [answer for answer in answers if answer["explanation"]]
+    assert {answer["model"]["name"] for answer in explained if answer["explanation"]["bands"]} == set(folders)
+    assert [update["end"] for update in updates[:-1]] == [(i + 1) * STEP_SECONDS for i in range(steps)]
+    assert updates[-1]["overall"] in ("Real", "Fake", "Inconclusive")
+    assert replica_ids(cluster) == replicas, "no replica was replaced"
+
+
+def moved_fronts(fronts: Arrays) -> Arrays:
+    """Fronts as another tuning might give them, with other parameters."""
+    return fronts | {"tuned_1.conv1.bias": fronts["tuned_1.conv1.bias"] + np.float32(0.1)}
 
 
 def recording_and_speech(detector: Detector, data: bytes) -> tuple[Any, Any]:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import selectors
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +19,10 @@ from ray.serve.exceptions import BackPressureError
 
 from deployments import graph as module
 from deployments.decoder import ChannelReference
-from deployments.graph import Graph
+from deployments.graph import EXCHANGES, Graph
 from pipeline.errors import (
     BundleError,
+    OtherFeatures,
     RequestTimeout,
     SoundSentryError,
     StageFailed,
@@ -27,7 +30,7 @@ from pipeline.errors import (
     StageUnavailable,
     UnsupportedFormat,
 )
-from pipeline.types import Channels, Recording, Segment, Speech, Waveform
+from pipeline.types import Channels, FeatureSource, Recording, Segment, Speech, Waveform
 from pipeline.verdict.answer import EXAMPLES
 
 STAGES = ("Decoder", "VoiceActivityDetector", "Diarizer", "TkanExtractor", "Classifier")
@@ -279,6 +282,31 @@ def test_no_other_failure_is_tried_again(error: Exception) -> None:
     outcome, _ = run(TkanExtractor=Handle(failing))
     assert isinstance(outcome, StageUnavailable | StageFailed)
     assert failing.calls == 1
+
+
+def needing(source: FeatureSource) -> BaseException:
+    return raised_by_a_stage(OtherFeatures("trained on other features", source))
+
+
+def test_the_classifier_gets_features_of_the_bundle_that_it_serves_by_now() -> None:
+    source = FeatureSource(Path("new"), "recipe", "network")
+    outcome, stages = run(
+        TkanExtractor=Handle(lambda recording, speech, turns, source: source),
+        Classifier=Handle(Failing(needing(source), 1, "verdict")),
+    )
+    assert outcome == "verdict"
+    assert [answer.task.result() for answer in stages["TkanExtractor"].answers] == [None, source]
+
+
+def test_a_classifier_that_never_agrees_with_itself_is_given_up() -> None:
+    sources = itertools.cycle(FeatureSource(Path(name), name, "network") for name in ("old", "new"))
+
+    def serve(*_: Any) -> Any:
+        raise needing(next(sources))
+
+    outcome, stages = run(Classifier=Handle(serve))
+    assert type(outcome) is StageUnavailable and "being exchanged" in outcome.detail
+    assert len(stages["Classifier"].answers) == EXCHANGES
 
 
 @pytest.mark.parametrize("stage", STAGES)

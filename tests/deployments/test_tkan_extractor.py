@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.serve import Deployment
 
 from deployments.probe import PROBE
 from deployments.tkan_extractor import RECORDINGS_AT_ONCE, TkanExtractor
 from pipeline.config import DetectorConfig
-from pipeline.networks.front import FrontsForCpu
+from pipeline.errors import BundleError
+from pipeline.networks.front import FrontsForCpu, parameters_sha256
+from pipeline.types import FeatureSource
+from pipeline.verdict.bundle import Bundle, save_bundle
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +32,23 @@ def test_fronts_are_computed_at_once_as_configured(stage: Any) -> None:
     assert isinstance(network, FrontsForCpu) and network.at_once == 1
     stage.reconfigure({"fronts_at_once": 3})
     assert network.at_once == 3
+
+
+def test_features_of_another_bundle_are_extracted_while_its_folder_has_it(stage: Any, tmp_path: Path) -> None:
+    bundle = Bundle.load(stage._config.bundle_path)
+    assert bundle.front is not None
+    moved = {name: values * np.float32(1.01) for name, values in bundle.front.items()}
+    info = bundle.info.model_copy(update={"backbone_sha256": parameters_sha256(moved)})
+    save_bundle(tmp_path / "b", info, bundle.arrays, "# Card", moved)
+    source = FeatureSource(tmp_path / "b", info.features.spec_id, info.backbone_sha256)
+    stage.reconfigure({"fronts_at_once": 2})
+    assert stage._extractor_of(None) is stage._extractor
+    other = stage._extractor_of(source)
+    assert other.backbone.sha256 == info.backbone_sha256 and other.backbone.network.at_once == 2
+    assert stage._extractor_of(source) is other
+    assert stage._extractor_of(replace(source, backbone_sha256=bundle.info.backbone_sha256)) is stage._extractor
+    with pytest.raises(BundleError, match="the folder b has another model bundle than when it was deployed"):
+        stage._extractor_of(replace(source, backbone_sha256="0" * 64))
 
 
 def test_recordings_are_worked_on_at_once(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import wave
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.config import Limits, Windows
 from pipeline.detector import Detector
 from pipeline.errors import InputError, StreamTooFast, UnreadableAudio
 from pipeline.stream import STEP_SECONDS, Content, LiveSettings, LiveStream, StreamUpdate, parse_options
-from pipeline.types import Speech
+from pipeline.types import Features, Speech
 from pipeline.verdict.answer import Verdict
 from tests.audio import encode
 
@@ -94,6 +95,27 @@ def test_windows_that_were_heard_as_a_telephones_are_no_evidence_among_others(
     assert kept[7][:2] == (False, 1)
     # The newest window has the narrow band of the telephone. The answer still uses only the windows before it.
     assert kept[-1][0] is False and kept[-1][2] < 8
+
+
+def test_after_an_exchange_of_the_bundle_old_features_are_no_evidence(
+    detector: Detector, samples: NDArray[np.int16]
+) -> None:
+    live = stream(PCM)
+    live.add(samples[7 * RATE : 17 * RATE].tobytes(), 10.0)
+    windows = {}
+    while stretch := live.next_stretch():
+        (content,) = (extract(detector, file) for file in live.files(stretch))
+        assert isinstance(content, Features)
+        if stretch.end >= 9:  # from here on, the features are for another bundle
+            content = replace(content, backbone_sha256="new", vectors=content.vectors[:, :100])
+        if stretch.end == 9.5:
+            live.forget()
+        (gathered,) = live.remember(stretch, [content])
+        assert isinstance(gathered, Features)
+        assert gathered.backbone_sha256 == content.backbone_sha256
+        windows[stretch.end] = len(gathered.windows)
+    assert windows[8.5] == 3
+    assert windows[9.0] == windows[9.5] == windows[10.0] == 1
 
 
 def test_the_verdict_on_the_whole_is_that_on_one_recording(detector: Detector, samples: NDArray[np.int16]) -> None:

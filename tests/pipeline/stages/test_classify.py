@@ -11,10 +11,10 @@ import pytest
 
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, OtherFeatures
 from pipeline.networks.spec import load_spec
 from pipeline.stages.classify import Classifier
-from pipeline.types import Features, Quality, Segment, Speech, Window
+from pipeline.types import Features, FeatureSource, Quality, Segment, Speech, Window
 from pipeline.verdict.bundle import Bundle, save_bundle
 
 CONFIG = DetectorConfig()
@@ -49,8 +49,18 @@ def test_features_of_the_bundles_recipe_and_backbone_get_a_verdict(classifier: C
     "other", [{"spec_id": "0" * 64}, {"backbone_sha256": "0" * 64}], ids=lambda other: next(iter(other))
 )
 def test_other_features_get_an_error(classifier: Classifier, features: Features, other: dict[str, str]) -> None:
-    with pytest.raises(BundleError, match="other features than the extractor computes"):
+    with pytest.raises(OtherFeatures, match="other features than the extractor computes") as raised:
         classifier.classify(replace(features, **other))  # type: ignore[arg-type]
+    info = classifier.bundle.info
+    assert raised.value.source == FeatureSource(CONFIG.bundle, info.features.spec_id, info.backbone_sha256)
+
+
+def test_a_detector_does_not_start_with_a_bundle_of_other_features_than_its_recipe_gives(tmp_path: Path) -> None:
+    bundle = Bundle.load(CONFIG.bundle_path)
+    other = {"layers": dict(reversed(bundle.info.layers.items()))}
+    save_bundle(tmp_path / "b", bundle.info.model_copy(update=other), bundle.arrays, "# Card", bundle.front)
+    with pytest.raises(BundleError, match="model bundle b was trained on other features than its recipe gives"):
+        Detector(CONFIG.model_copy(update={"bundle": tmp_path / "b"}))
 
 
 def test_a_detector_does_not_start_with_a_bundle_of_another_backbone(tmp_path: Path) -> None:
