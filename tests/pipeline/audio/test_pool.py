@@ -99,6 +99,15 @@ def while_decoding(pool: DecoderPool, data: bytes, act: Callable[[int], None]) -
         return answer.result()
 
 
+def wait_until_dead(process: int) -> None:
+    """Wait until a process that is not a child of this one has ended, whether its new parent has reaped it or not."""
+    deadline = time.monotonic() + SECONDS
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 def refuse_to_start(*_: object, **__: object) -> None:
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
@@ -395,6 +404,34 @@ def test_a_cancelled_one_is_killed_at_once(pool: DecoderPool, long: bytes, sampl
             with pytest.raises(CancelledError):
                 answer.result(timeout=SECONDS)
     assert not Path(f"/proc/{decoder}").exists()
+    assert_still_works(pool, sample_wav)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["cancelled", "late"])
+def test_a_worker_that_dies_just_before_leaves_no_decoder(
+    late: bool, long: bytes, sample_wav: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker dies between the last look at its messages and a cancellation, or the deadline of the decoder."""
+    monkeypatch.setattr(pool_module, "GRACE_SECONDS", 0.1)
+    pool = DecoderPool(Limits(max_decode_seconds=2), workers=1)
+    pool.decode(sample_wav)
+    (worker,) = workers(pool)
+    orphans: list[int] = []
+
+    def checkpoint() -> None:
+        for decoder in decoders(pool):
+            orphans.append(decoder)
+            os.kill(decoder, signal.SIGSTOP)
+            os.kill(worker, signal.SIGKILL)
+            os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+            if not late:
+                raise CancelledError
+            time.sleep(2.2)
+
+    with pytest.raises(UnreadableAudio if late else CancelledError, match="longer than 2 seconds" if late else None):
+        pool.decode(long, None, checkpoint)
+    assert len(orphans) == 1
+    wait_until_dead(orphans[0])
     assert_still_works(pool, sample_wav)
 
 
