@@ -28,12 +28,16 @@ class Strict(BaseModel):
 
 
 class Limits(Strict):
-    """The limits for an upload. Each is checked against the decoded audio, never against a header."""
+    """The limits for an upload. Each is checked against the decoded audio, never against a header.
+
+    If channels are judged one by one, their sound together may last `max_split_durations` times `max_duration_seconds`.
+    """
 
     max_upload_mib: float = Field(25, gt=0)
     max_duration_seconds: float = Field(600, gt=0)
     max_files: int = Field(10, ge=1)
     max_channels: int = Field(8, ge=1)
+    max_split_durations: float = Field(2, ge=1)
     min_sample_rate: int = Field(4_000, ge=1)
     max_sample_rate: int = Field(384_000, ge=1)
     max_decode_seconds: float = Field(60, gt=0)

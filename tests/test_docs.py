@@ -262,7 +262,9 @@ def test_the_page_about_http_states_the_default_limits() -> None:
     assert (
         f"The default limits are {limits.max_upload_mib:g} MiB and {limits.max_duration_seconds / 60:g} minutes per "
         f"recording, {limits.max_files} files per batch, {limits.max_channels} channels, and sample rates from "
-        f"{limits.min_sample_rate / 1000:g} to {limits.max_sample_rate / 1000:g} kHz."
+        f"{limits.min_sample_rate / 1000:g} to {limits.max_sample_rate / 1000:g} kHz. "
+        f"With `channels=split`, all channels together may last {limits.max_split_durations:g} times as long as one "
+        "recording"
     ) in " ".join(HTTP_PAGE.split())
 
 

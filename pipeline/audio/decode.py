@@ -96,9 +96,9 @@ def decode_channels(data: bytes, limits: Limits, track: int | None = None) -> tu
     """Like `decode`, but with one result for each channel.
 
     Silent channels and copies of earlier channels have a note instead of a recording. If all channels are silent, the
-    first has both.
+    first has both. Raises RecordingTooLong also if all channels together are too long.
     """
-    decoding = _Decoding(data, limits, track)
+    decoding = _Decoding(data, limits, track, split=True)
     samples = channels.split(decoding.blocks())
     notes = channels.notes(samples)
     judged = [note is None for note in notes]
@@ -120,14 +120,14 @@ class _Decoding:
     Raises EmptyAudio for an empty file and UnsupportedFormat for a file that is in none of FORMATS.
     """
 
-    def __init__(self, data: bytes, limits: Limits, track: int | None) -> None:
+    def __init__(self, data: bytes, limits: Limits, track: int | None, split: bool = False) -> None:
         if not data:
             raise EmptyAudio("The file is empty. Send a recording.")
         self._deadline = time.monotonic() + limits.max_decode_seconds
         form = sniff(data)
         if form is None:
             raise UnsupportedFormat(f"The file is in none of the accepted formats. {_SEND}")
-        self._data, self._format, self._limits, self._track = data, form, limits, track
+        self._data, self._format, self._limits, self._track, self._split = data, form, limits, track, split
         self._truncated = self._damaged = False
         self._opus_packets: Counter[int] = Counter()  # how many packets have this many kbit/s
 
@@ -236,11 +236,7 @@ class _Decoding:
                 for frame in frames:
                     self._check(frame)
                     seconds += frame.samples / frame.sample_rate
-                    if seconds > self._limits.max_duration_seconds + _PRIMING_SECONDS:
-                        raise RecordingTooLong(
-                            f"The recording is longer than {self._limits.max_duration_seconds:g} seconds. "
-                            "Send it in parts."
-                        )
+                    self._check_length(seconds, frame.layout.nb_channels)
                     yield frame
             self._check_time()
             if broken and not seconds:
@@ -301,6 +297,17 @@ class _Decoding:
             raise UnreadableAudio(
                 f"The audio has {rate} samples a second; {limits.min_sample_rate} to {limits.max_sample_rate} are "
                 "accepted. Resample it first."
+            )
+
+    def _check_length(self, seconds: float, channels: int) -> None:
+        longest = self._limits.max_duration_seconds
+        if seconds > longest + _PRIMING_SECONDS:
+            raise RecordingTooLong(f"The recording is longer than {longest:g} seconds. Send it in parts.")
+        longest *= self._limits.max_split_durations / channels
+        if self._split and seconds > longest + _PRIMING_SECONDS:
+            raise RecordingTooLong(
+                f"The recording has {channels} channels and is longer than {round(longest, 1):g} seconds, which is too "
+                "long to judge each of them by itself. Send each channel as a file, or let the channels be mixed."
             )
 
     @contextmanager

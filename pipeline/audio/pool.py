@@ -151,6 +151,10 @@ class _LateError(Exception):
     """A worker did not report in time."""
 
 
+_WORKER_IS_GONE = (_StoppedFromOutsideError, StageUnavailable, StageFailed)
+"""What the wait for a worker's message raises if the worker itself has ended. It and its decoder are killed then."""
+
+
 class _Worker:
     """A worker process, seen from the service. `is_sound` tells whether it can take another upload."""
 
@@ -206,11 +210,13 @@ class _Worker:
             socket.send_fds(self._control, [json.dumps(asdict(order)).encode()], [upload, result])
         try:
             status = int(self._next_message(self._limits.max_decode_seconds + GRACE_SECONDS, checkpoint))
-        except (_StoppedFromOutsideError, StageUnavailable, StageFailed):
+        except _WORKER_IS_GONE:
             raise
         except BaseException as error:
-            self._process.send_signal(signal.SIGTERM)  # the worker then kills its decoder
-            with suppress(_LateError):
+            # The worker then kills its decoder. It may have died meanwhile: Popen.send_signal would reap it, and
+            # stop() could not kill its group any more.
+            os.kill(self._process.pid, signal.SIGTERM)
+            with suppress(_LateError, *_WORKER_IS_GONE):
                 self._next_message(GRACE_SECONDS, go_on)
                 self.is_sound = True
             if isinstance(error, _LateError):

@@ -217,8 +217,13 @@ def _silence() -> bytes:
 
 
 def most_samples(limits: Limits, order: Order) -> int:
-    """The most samples a decoder may answer with: those of the longest recording, and one second for its codec."""
-    return int((limits.max_duration_seconds + 1) * SAMPLE_RATE) * (limits.max_channels if order.split else 1)
+    """The most samples that a decoder may answer with.
+
+    These are the samples of the longest recording, or of all its channels, and one second a channel for its codec.
+    """
+    channels = limits.max_channels if order.split else 1
+    durations = min(limits.max_split_durations, channels)
+    return int((durations * limits.max_duration_seconds + channels) * SAMPLE_RATE)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -144,19 +144,21 @@ class TkanExtractor:
         backbone that takes samples hides none.
         """
         vectors: dict[int, NDArray[np.float32]] = {}
-        captured: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        upcoming = deque(sorted(range(len(windows)), key=lambda row: windows[row].parts[0].start))
+        captured: dict[int, dict[str, list[Tensor]]] = {}  # of the windows that have begun and are not finished
         chunks = plan_chunks(windows, waveform.duration_seconds)
         for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
             checkpoint()
             activations = self.backbone.activations(normalize_peak(waveform.crop(chunk)), self.layers, hidden)
-            for row, window in enumerate(windows):
-                if window.parts[0].start >= chunk.end or window.parts[-1].end <= chunk.start:
-                    continue
+            while upcoming and windows[upcoming[0]].parts[0].start < chunk.end:
+                captured[upcoming.popleft()] = {layer: [] for layer in self.layers}
+            for row, layers in list(captured.items()):
+                window = windows[row]
                 for layer, frames in activations.items():
-                    captured[row][layer] += spoken_stretches(frames, chunk, window)
+                    layers[layer] += spoken_stretches(frames, chunk, window)
                 # A window is finished as soon as no later chunk belongs to it: an hour of activations fills the memory.
                 if following is None or window.parts[-1].end <= following.start:
-                    layers = captured.pop(row)
+                    del captured[row]
                     features = torch.cat([layer_features(self.spec, layer, layers[layer]) for layer in self.layers])
                     vectors[row] = features.cpu().numpy()
         return np.stack([vectors[row] for row in range(len(windows))])

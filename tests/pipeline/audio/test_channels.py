@@ -10,9 +10,10 @@ from pipeline.audio.channels import notes
 from pipeline.audio.decode import decode, decode_channels
 from pipeline.audio.pool import DecoderPool
 from pipeline.config import Limits
-from pipeline.errors import EmptyAudio, UnreadableAudio
+from pipeline.errors import EmptyAudio, RecordingTooLong, UnreadableAudio
 from pipeline.verdict.reasons import AnswerWarning
 from tests.audio import encode
+from tests.hostile import wav
 
 LIMITS = Limits()
 Samples = NDArray[np.float32]
@@ -103,6 +104,32 @@ def test_errors_are_the_same(noise: Samples) -> None:
         decode_channels(encode(noise[:2, :0]), LIMITS)
     with pytest.raises(UnreadableAudio, match="3 channels; at most 2"):
         decode_channels(encode(noise), Limits(max_channels=2))
+
+
+@pytest.mark.parametrize(("count", "longest_seconds"), [(1, 4), (2, 4), (3, 8 / 3), (8, 1)])
+def test_more_than_two_channels_must_be_shorter(count: int, longest_seconds: float) -> None:
+    """All channels together take as much memory as two of the longest recordings at most."""
+    limits = Limits(max_duration_seconds=4)
+    samples = np.random.default_rng(0).normal(scale=0.1, size=(count, 5 * 8_000)).astype(np.float32)
+    longest = int(longest_seconds * 8_000)
+    assert len(decode_channels(encode(samples[:, :longest], rate=8_000), limits)) == count
+    too_long = encode(samples[:, : longest + 4_000], rate=8_000)
+    with pytest.raises(RecordingTooLong, match="judge each of them by itself" if count > 2 else "parts"):
+        decode_channels(too_long, limits)
+    if count > 2:
+        assert decode(too_long, limits).waveform.duration_seconds == pytest.approx(longest_seconds + 0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_a_process_of_its_own_has_room_for_the_longest_recordings(count: int) -> None:
+    """Ten minutes of a call with two parties, or a quarter of it with eight, all of them different."""
+    seconds = 1_200 // count
+    noise = np.random.default_rng(0).normal(scale=0.1, size=8_000 * seconds + count).astype(np.float32)
+    samples = np.stack([noise[channel : channel + 8_000 * seconds] for channel in range(count)])
+    pcm = (samples.T * 2**15).astype("<i2").tobytes()
+    found = DecoderPool(LIMITS, workers=1).decode_channels(wav(8_000, count, len(pcm), 0) + pcm)
+    lengths = [channel.recording.waveform.duration_seconds for channel in found if channel.recording]
+    assert lengths == pytest.approx([seconds] * count, abs=0.01)
 
 
 def test_a_process_of_its_own_gives_the_same(noise: Samples) -> None:

@@ -30,9 +30,17 @@ from pipeline.audio.decode import decode
 from pipeline.audio.formats import FORMATS
 from pipeline.audio.pool import DecoderPool
 from pipeline.config import ROOT, Limits
-from pipeline.errors import EmptyAudio, InputError, StageFailed, StageUnavailable, UnreadableAudio
+from pipeline.errors import (
+    EmptyAudio,
+    InputError,
+    RecordingTooLong,
+    StageFailed,
+    StageUnavailable,
+    UnreadableAudio,
+)
 from pipeline.types import SAMPLE_RATE, Recording
 from tests.audio import encode
+from tests.hostile import flac_of_silence
 
 LIMITS = Limits()
 MIX = worker.Order()
@@ -89,6 +97,15 @@ def while_decoding(pool: DecoderPool, data: bytes, act: Callable[[int], None]) -
         answer: Future[Recording] = thread.submit(pool.decode, data)
         act(wait_for_a_decoder(pool))
         return answer.result()
+
+
+def wait_until_dead(process: int) -> None:
+    """Wait until a process that is not a child of this one has ended, whether its new parent has reaped it or not."""
+    deadline = time.monotonic() + SECONDS
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def refuse_to_start(*_: object, **__: object) -> None:
@@ -212,6 +229,22 @@ def test_memory_is_bounded(pool: DecoderPool, long: bytes) -> None:
     assert kept[0] < 2**30
     resident = int(Path(f"/proc/{worker}/statm").read_text().split()[1]) * resource.getpagesize()
     assert resident < 100 * 2**20
+
+
+def test_memory_is_bounded_for_channels_too(pool: DecoderPool) -> None:
+    """Two hours of eight channels, as a job may send them: 14,400 seconds of sound at most, in 0.9 GiB."""
+    limits, split = Limits(max_duration_seconds=7_200), worker.Order(split=True)
+    assert 4 * worker.most_samples(limits, split) < 2**30
+    assert worker.most_samples(limits, MIX) == 7_201 * SAMPLE_RATE
+    kept: list[int] = []
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(pool.decode_channels, flac_of_silence(1 / 6, channels=8))
+        decoder = wait_for_a_decoder(pool)
+        while not kept or kept[-1] == resource.RLIM_INFINITY:  # until the decoder has confined itself
+            kept.append(resource.prlimit(decoder, resource.RLIMIT_AS)[0])
+        with pytest.raises(RecordingTooLong, match="8 channels and is longer than 150 seconds"):
+            answer.result()
+    assert kept[-1] < 2**30
 
 
 @pytest.mark.parametrize("mistake", [ValueError, LookupError, RuntimeError, av.FFmpegError(1, "ours")])
@@ -371,6 +404,34 @@ def test_a_cancelled_one_is_killed_at_once(pool: DecoderPool, long: bytes, sampl
             with pytest.raises(CancelledError):
                 answer.result(timeout=SECONDS)
     assert not Path(f"/proc/{decoder}").exists()
+    assert_still_works(pool, sample_wav)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["cancelled", "late"])
+def test_a_worker_that_dies_just_before_leaves_no_decoder(
+    late: bool, long: bytes, sample_wav: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker dies between the last look at its messages and a cancellation, or the deadline of the decoder."""
+    monkeypatch.setattr(pool_module, "GRACE_SECONDS", 0.1)
+    pool = DecoderPool(Limits(max_decode_seconds=2), workers=1)
+    pool.decode(sample_wav)
+    (worker,) = workers(pool)
+    orphans: list[int] = []
+
+    def checkpoint() -> None:
+        for decoder in decoders(pool):
+            orphans.append(decoder)
+            os.kill(decoder, signal.SIGSTOP)
+            os.kill(worker, signal.SIGKILL)
+            os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+            if not late:
+                raise CancelledError
+            time.sleep(2.2)
+
+    with pytest.raises(UnreadableAudio if late else CancelledError, match="longer than 2 seconds" if late else None):
+        pool.decode(long, None, checkpoint)
+    assert len(orphans) == 1
+    wait_until_dead(orphans[0])
     assert_still_works(pool, sample_wav)
 
 

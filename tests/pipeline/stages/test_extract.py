@@ -1,3 +1,5 @@
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +8,10 @@ from scipy.signal import butter, sosfilt
 from pipeline.audio.decode import decode
 from pipeline.config import DetectorConfig, Limits
 from pipeline.networks.spec import load_spec
-from pipeline.stages.extract import TkanExtractor, choose_device, layer_sizes, spoken_stretches
-from pipeline.types import Features, Recording, Segment, Speech, Waveform, Window
+from pipeline.networks.tkan import layer_features
+from pipeline.stages.extract import TkanExtractor, choose_device, layer_sizes, normalize_peak, spoken_stretches
+from pipeline.types import Features, Recording, Segment, Speech, Turn, Waveform, Window
+from pipeline.verdict.windows import plan_chunks, plan_windows
 
 
 def test_frames_of_a_window_come_in_stretches() -> None:
@@ -81,6 +85,30 @@ def test_what_lies_above_a_telephones_band_is_not_heard_in_a_narrow_recording(sa
 def test_a_tenth_of_a_second_has_features(extractor: TkanExtractor) -> None:
     found = speech((0.0, 0.1), duration_seconds=0.1)
     assert extractor.extract(Recording(noise(0.1), "wav"), found, None).vectors.shape == (1, 45)
+
+
+def test_windows_of_speakers_get_their_frames_of_every_chunk(extractor: TkanExtractor) -> None:
+    """Windows are in the order of speakers, overlap in time, and may reach over chunks of another speaker."""
+    bounds = {"A": [(0.5, 9.0), (30.0, 41.0)], "B": [(6.0, 21.0), (21.5, 24.0)], "C": [(2.0, 2.9), (41.0, 44.5)]}
+    turns = tuple(Turn(start, end, speaker) for speaker, spans in bounds.items() for start, end in spans)
+    found = speech((0.5, 44.5), duration_seconds=45.0)
+    waveform = noise(45.0)
+    windows = plan_windows(found, turns, extractor.windows)
+    assert [w.parts[0].start for w in windows] != sorted(w.parts[0].start for w in windows)
+    assert any(w.parts[0].end + 20 < w.parts[-1].start for w in windows)
+    frames: dict[int, dict[str, list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))
+    with torch.inference_mode():
+        for chunk in plan_chunks(windows, waveform.duration_seconds):
+            activations = extractor.backbone.activations(normalize_peak(waveform.crop(chunk)), extractor.layers)
+            for row, window in enumerate(windows):
+                for layer, found_frames in activations.items():
+                    frames[row][layer] += spoken_stretches(found_frames, chunk, window)
+        expected = [
+            torch.cat([layer_features(extractor.spec, layer, frames[row][layer]) for layer in extractor.layers])
+            for row in range(len(windows))
+        ]
+    vectors = extractor.extract(Recording(waveform, "wav"), found, turns).vectors
+    np.testing.assert_array_equal(vectors, torch.stack(expected).cpu().numpy())
 
 
 def test_every_window_has_features_wherever_speech_ends(extractor: TkanExtractor) -> None:
