@@ -73,6 +73,10 @@ RETRY_AFTER_SECONDS = 5
 HEADER_TIMEOUT_SECONDS = 20.0
 """How long the headers of a request may take if serve_config.yaml does not set it."""
 
+MAX_HEADER_BYTES = 64 * 1024
+"""The most bytes of a request's headers, and of the trailers after its body. The parser's time for a header grows with
+the square of its length."""
+
 LARGE_BYTES = 1 << 20
 """After a body of at least this many bytes the proxy returns its memory to the system."""
 
@@ -239,6 +243,7 @@ def _install(header_timeout_seconds: float) -> None:
 
     RequestIdMiddleware.__call__ = call  # type: ignore[assignment, method-assign]
     _watch_headers(AutoHTTPProtocol, header_timeout_seconds)
+    _limit_headers(AutoHTTPProtocol, header_timeout_seconds)
 
 
 def _watch_headers(protocol: Any, seconds: float) -> None:
@@ -247,13 +252,13 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
     They also end some time after an answer to a request whose body has not arrived: nobody waits for it any more.
     """
     made, begun, answered = (
-        getattr(method, "before_front", method)
-        for method in (protocol.connection_made, protocol.on_message_begin, protocol.on_response_complete)
+        _original(protocol, name) for name in ("connection_made", "on_message_begin", "on_response_complete")
     )
 
     def connection_made(self: Any, transport: asyncio.Transport) -> None:
         for headers in (self.config.encoded_headers, self.server_state.default_headers):
             headers[:] = [header for header in headers if header[0] != b"server"]
+        self.header_bytes = 0
         made(self, transport)
         self.loop.call_later(seconds, end_without_request, self, self.cycle)
 
@@ -274,18 +279,77 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
     def end_without_request(self: Any, before: Any) -> None:
         is_waiting = self.cycle is before and self.transport.get_protocol() is self
         if is_waiting and not self.transport.is_closing():
-            identity = uuid.uuid4().hex.encode()
-            body = problem(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW.format(seconds), identity)
-            headers = [*PROBLEM_HEADERS, (b"connection", b"close")]
-            headers = with_headers([*headers, (b"content-length", b"%d" % len(body))], identity)
-            lines = [b"HTTP/1.1 408 Request Timeout", *(b"%s: %s" % header for header in headers)]
-            self.transport.write(b"\r\n".join([*lines, b"", body]))
+            self.transport.write(_last_answer(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW.format(seconds)))
             self.transport.close()
 
-    connection_made.before_front, on_message_begin.before_front = made, begun  # type: ignore[attr-defined]
-    on_response_complete.before_front = answered  # type: ignore[attr-defined]
-    protocol.connection_made, protocol.on_message_begin = connection_made, on_message_begin
-    protocol.on_response_complete = on_response_complete
+    for replacement in (connection_made, on_message_begin, on_response_complete):
+        _replace(protocol, replacement.__name__, replacement)
+
+
+def _limit_headers(protocol: Any, seconds: float) -> None:
+    """Make connections of uvicorn's `protocol` end if a request's headers are too long, or what comes after its body.
+
+    They end `seconds` after the answer, and until then they ignore what arrives: a client that is still sending might
+    otherwise not see the answer.
+    """
+    received = _original(protocol, "data_received")
+
+    def data_received(self: Any, data: bytes) -> None:
+        if not hasattr(self, "header_bytes"):  # a connection from before the Front
+            received(self, data)
+            return
+        while data and self.transport.get_protocol() is self and not self.transport.is_closing():
+            part = data[: MAX_HEADER_BYTES - self.header_bytes]
+            data = data[len(part) :]
+            self.header_bytes += len(part)
+            received(self, part)
+            if self.header_bytes == MAX_HEADER_BYTES:
+                refuse(self)
+
+    def refuse(self: Any) -> None:
+        if self.cycle and not self.cycle.response_complete:
+            self.transport.close()  # an answer would seem to be that to the request in work
+        if self.transport.is_closing():
+            return
+        self.transport.write(_last_answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LONG))
+        self.connections.discard(self)
+        self.transport.set_protocol(asyncio.Protocol())
+        self.loop.call_later(seconds, self.transport.close)
+
+    def counted_anew(name: str) -> Callable[..., None]:
+        came_on = _original(protocol, name)
+
+        def method(self: Any, *arguments: Any) -> None:
+            self.header_bytes = 0
+            came_on(self, *arguments)
+
+        return method
+
+    _replace(protocol, "data_received", data_received)
+    for name in ("on_headers_complete", "on_body", "on_message_complete"):
+        _replace(protocol, name, counted_anew(name))
+
+
+def _original(protocol: Any, name: str) -> Callable[..., None]:
+    """The method of uvicorn's `protocol` without the Front."""
+    method: Callable[..., None] = getattr(protocol, name)
+    return getattr(method, "before_front", method)
+
+
+def _replace(protocol: Any, name: str, replacement: Any) -> None:
+    replacement.before_front = _original(protocol, name)
+    setattr(protocol, name, replacement)
+
+
+def _last_answer(status: HTTPStatus, detail: str) -> bytes:
+    """The bytes of an answer to something that never became a request, before the connection ends."""
+    identity = uuid.uuid4().hex.encode()
+    body = problem(status, detail, identity)
+    headers = [*PROBLEM_HEADERS, (b"connection", b"close"), (b"content-length", b"%d" % len(body))]
+    lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
+    lines += [b"%s: %s" % header for header in with_headers(headers, identity)]
+    return b"\r\n".join([*lines, b"", body])
 
 
 TOO_SLOW = "No complete request came within {:g} seconds. Send it faster."
+TOO_LONG = f"The headers of a request may have {MAX_HEADER_BYTES // 1024} KiB. Send fewer or shorter ones."
