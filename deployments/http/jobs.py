@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from deployments.args import JobSettings
 from deployments.http import answers, problems
-from deployments.http.admission import AdmissionConfig, Room
+from deployments.http.admission import AdmissionConfig, Arrived, Room
 from deployments.http.uploads import (
     FILES,
     Options,
@@ -139,12 +139,12 @@ class Jobs:
         if key is not None and not (0 < len(key) <= MAX_KEY_LENGTH and key.isprintable()):
             raise InputError(f"Idempotency-Key: send 1 to {MAX_KEY_LENGTH} printable characters.")
         job_id = secrets.token_hex(16)
-        with self._uploads.take(body_bytes(request, self._limits, self._limits.max_files)):
+        with self._uploads.receive(body_bytes(request, self._limits, self._limits.max_files)) as arrived:
             await in_threads(
                 self._threads, self._store.check_room, owner(request), key, self._settings.max_waiting_files
             )
             try:
-                files, fields, fingerprint = await self._receive(request, job_id)
+                files, fields, fingerprint = await self._receive(request, job_id, arrived)
             except BaseException:
                 await in_threads(self._threads, self._sound.delete, job_id, range(self._limits.max_files))
                 raise
@@ -241,14 +241,14 @@ class Jobs:
             return job
         return await in_threads(self._threads, self._store.get, owner, job_id)
 
-    async def _receive(self, request: Request, job_id: str) -> tuple[list[NewFile], JobFields, str]:
+    async def _receive(self, request: Request, job_id: str, arrived: Arrived) -> tuple[list[NewFile], JobFields, str]:
         """Write the files of a form to the folder. Returns them, the fields, and a fingerprint of both."""
         limits, positions = self._limits, itertools.count()
 
         def open_file() -> BinaryIO:
             return self._sound.write(job_id, next(positions))
 
-        form = receive_form(request, "files", limits, self._pace, limits.max_files, JobFields, open_file)
+        form = receive_form(request, "files", limits, self._pace, limits.max_files, arrived, JobFields, open_file)
         try:
             async with form as (parts, fields):
                 files = [NewFile(display_name(part.filename), part.size or 0) for part in parts]

@@ -25,7 +25,8 @@ def test_a_body_beyond_what_may_be_in_hand_is_refused_unread() -> None:
                 read += 1
                 yield b"--b\r\n"
 
-            with ingress._admission.request(len(CLIP)):
+            with ingress._admission.request(len(CLIP)) as arrived:
+                arrived(len(CLIP))
                 assert (await post(client)).status_code == 200
                 refused = await client.post(
                     "/predict", content=body(), headers={"Content-Type": "multipart/form-data; boundary=b"}
@@ -44,9 +45,10 @@ def test_room_is_given_back_whatever_happens() -> None:
         for _ in range(3):
             with (
                 pytest.raises(ZeroDivisionError),
-                admission.request(2**20),
+                admission.request(2**20) as arrived,
                 admission.recordings([2**20], is_slow=True),
             ):
+                arrived(2**20)
                 async with admission.recording(2**20, is_slow=True):
                     with pytest.raises(Overloaded), admission.request(1):
                         pass
@@ -57,8 +59,51 @@ def test_room_is_given_back_whatever_happens() -> None:
 
 def test_a_body_larger_than_all_that_may_be_in_hand_is_taken_alone() -> None:
     admission = Admission(AdmissionConfig(max_mib_in_flight=1))
-    with admission.request(3 * 2**20), pytest.raises(Overloaded), admission.request(1):
-        pass
+    with admission.request(3 * 2**20) as arrived:
+        for _ in range(3):
+            arrived(2**20)
+            with pytest.raises(Overloaded), admission.request(1):
+                pass
+    with admission.request(1) as arrived:
+        arrived(1)
+        with pytest.raises(Overloaded), admission.request(3 * 2**20):
+            pass
+
+
+def test_a_body_that_does_not_come_takes_no_room() -> None:
+    async def test() -> None:
+        async with served() as (client, _):
+            begun = asyncio.Event()
+
+            async def silence() -> AsyncIterator[bytes]:
+                begun.set()
+                await asyncio.Event().wait()
+                yield b""
+
+            headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Length": "262000000"}
+            silent = asyncio.create_task(client.post("/batch-predict", content=silence(), headers=headers))
+            await begun.wait()
+            assert (await post(client)).status_code == 200
+            silent.cancel()
+
+    run(test)
+
+
+def test_of_two_large_bodies_that_arrive_together_one_is_received() -> None:
+    admission = Admission(AdmissionConfig(max_mib_in_flight=4))
+    for _ in range(2):
+        with admission.request(3 * 2**20) as first:
+            with pytest.raises(Overloaded), admission.request(3 * 2**20) as second:
+                for _ in range(2):
+                    first(2**20)
+                    second(2**20)
+                first(2**20)
+                second(2**20)
+            first(2**20)
+        with admission.request(1) as arrived:
+            arrived(1)
+            with admission.request(4 * 2**20 - 1):
+                pass
 
 
 def test_recordings_take_turns_and_those_to_diarize_leave_room_for_the_others() -> None:

@@ -558,14 +558,15 @@ def test_a_job_for_which_there_is_no_room_is_refused_unread(tmp_path: Path) -> N
 def test_so_many_bytes_of_jobs_arrive_at_once_and_no_more(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path, limits=JobLimits(max_files=1, max_upload_mib=1), runs=False) as service:
-            request = service.client.build_request("POST", "/jobs", files=[("files", ("a.wav", CLIP))])
+            request = service.client.build_request("POST", "/jobs", files=[("files", ("a.wav", bytes(2**20)))])
             whole, headers = await request.aread(), {"Content-Type": request.headers["content-type"]}
-            go, arriving = asyncio.Event(), 0
+            go, begun, arrived = asyncio.Event(), 0, 0
 
             async def body() -> AsyncIterator[bytes]:
-                nonlocal arriving
-                arriving += 1
+                nonlocal begun, arrived
+                begun += 1
                 yield whole[:-200]
+                arrived += 1
                 await go.wait()
                 yield whole[-200:]
 
@@ -573,10 +574,10 @@ def test_so_many_bytes_of_jobs_arrive_at_once_and_no_more(tmp_path: Path) -> Non
                 return asyncio.create_task(service.client.post("/jobs", content=body(), headers=headers))
 
             slow = [post() for _ in range(endpoints.UPLOADS_AT_ONCE)]
-            while arriving < len(slow):
+            while arrived < len(slow):
                 await asyncio.sleep(0.02)
             assert problem(await post(), 503).title == "Overloaded"
-            assert arriving == len(slow), "a body of undeclared size counts as the largest that is allowed"
+            assert begun == len(slow), "a body of undeclared size counts as the largest that is allowed"
             go.set()
             assert [job(response, 202)["status"] for response in await asyncio.gather(*slow)] == ["queued"] * 2
             await service.create(CLIP)
