@@ -268,13 +268,6 @@ def test_headers_that_are_too_long_are_refused(url: str, parts: tuple[bytes, ...
     last_answer(answer_to(url, *parts), 431)
 
 
-def test_endless_headers_take_no_time(url: str) -> None:
-    """A header of 72 MiB kept the proxy busy for 9 seconds, and was accepted."""
-    started = time.process_time()
-    last_answer(answer_to(url, LINE + b"X-Long: ", *[b"x" * 2**20] * 72, END, pause_seconds=0.001), 431)
-    assert time.process_time() - started < 3
-
-
 def test_the_headers_of_each_request_count_for_themselves_and_a_body_does_not(url: str) -> None:
     headers = {"X-Long": "x" * 40_000}
     with httpx.Client(base_url=url, headers=headers) as client:
