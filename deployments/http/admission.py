@@ -20,17 +20,20 @@ BUSY = "The service has as much work as it can take. Try again in a while."
 class AdmissionConfig(Strict):
     """All of `admission`: the work that each replica of the ingress may have at once.
 
-    A request is slow if it asks for diarization or for a verdict on each channel, or if its recording has more than
-    `slow_mib`. `max_mib_in_flight` limits what has arrived of the bodies of all requests together, and half of it
-    limits those of slow requests. One body at a time may exceed the limit. At most `max_recordings` are in the
-    graph at a time, and at most `max_slow` of them belong to slow requests, so that the others do not wait for these.
-    `max_waiting` slow recordings, and as many others, may wait for their turn when a request is admitted; a higher
-    value allows longer waits. A request is admitted with all its recordings, or not at all. A body may take
-    `max_body_seconds`. On average it must arrive at `min_bytes_per_second`, or faster if it would take too long.
+    A request is slow if it asks for diarization, for a verdict on each channel or for an explanation, or if its
+    recording has more than `slow_mib`. `max_mib_in_flight` limits what has arrived of the bodies of all requests
+    together, and half of it limits those of slow requests. One body at a time may exceed the limit. At most
+    `max_arriving` bodies arrive at a time, those of jobs among them. Serve lets a replica have a number of requests,
+    and the bodies leave some of them for others. At most `max_recordings` are in the graph at a time, and at most
+    `max_slow` of them belong to slow requests, so that the others do not wait for these. `max_waiting` slow recordings,
+    and as many others, may wait for their turn when a request is admitted; a higher value allows longer waits. A
+    request is admitted with all its recordings, or not at all. A body may take `max_body_seconds`. On average it must
+    arrive at `min_bytes_per_second`, or faster if it would take too long.
     """
 
     max_mib_in_flight: float = Field(48, gt=0)
     slow_mib: float = Field(2, gt=0)
+    max_arriving: int = Field(32, ge=1)
     max_recordings: int = Field(6, ge=1)
     max_slow: int = Field(2, ge=1)
     max_waiting: int = Field(10, ge=0)
@@ -45,6 +48,8 @@ class Admission:
         self._slow_bytes = int(config.slow_mib * 2**20)
         self._bodies = Room(int(config.max_mib_in_flight * 2**20))
         self._slow_bodies = Room(int(config.max_mib_in_flight * 2**19))
+        self._max_arriving = config.max_arriving
+        self._arriving = 0
         self._recordings = _Turns(config.max_recordings, config.max_waiting)
         self._slow = _Turns(config.max_slow, config.max_waiting)
 
@@ -58,6 +63,17 @@ class Admission:
             raise Overloaded(BUSY)
         with self._bodies.receive(body_bytes) as arrived:
             yield arrived
+
+    @contextmanager
+    def arrival(self) -> Iterator[None]:
+        """A context for one body while it arrives. Raises Overloaded if it must be refused unread."""
+        if self._arriving >= self._max_arriving:
+            raise Overloaded(BUSY)
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     @contextmanager
     def recordings(self, sizes_bytes: Sequence[int], *, is_slow: bool) -> Iterator[None]:

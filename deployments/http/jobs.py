@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from deployments.args import JobSettings
 from deployments.http import answers, problems
-from deployments.http.admission import AdmissionConfig, Arrived, Room
+from deployments.http.admission import Admission, AdmissionConfig, Arrived, Room
 from deployments.http.uploads import (
     FILES,
     Options,
@@ -87,9 +87,10 @@ class Page(Strict):
 class Jobs:
     """Accepts jobs and reports on them. The JobRunner does the work; both share the database and the folder."""
 
-    def __init__(self, settings: JobSettings, pace: AdmissionConfig) -> None:
+    def __init__(self, settings: JobSettings, pace: AdmissionConfig, admission: Admission) -> None:
         self._settings = settings
         self._pace = pace
+        self._admission = admission
         self._limits: Limits = settings.limits
         self._store = JobStore(settings.database_url)
         self._sound = SoundFolder(settings.sound_path)
@@ -139,7 +140,8 @@ class Jobs:
         if key is not None and not (0 < len(key) <= MAX_KEY_LENGTH and key.isprintable()):
             raise InputError(f"Idempotency-Key: send 1 to {MAX_KEY_LENGTH} printable characters.")
         job_id = secrets.token_hex(16)
-        with self._uploads.receive(body_bytes(request, self._limits, self._limits.max_files)) as arrived:
+        size = body_bytes(request, self._limits, self._limits.max_files)
+        with self._uploads.receive(size) as arrived, self._admission.arrival():
             await in_threads(
                 self._threads, self._store.check_room, owner(request), key, self._settings.max_waiting_files
             )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import yaml
 
 from deployments.http.admission import Admission, AdmissionConfig
 from deployments.http.answers import BatchAnswer
+from pipeline.config import ROOT
 from pipeline.errors import Overloaded
 from tests.ingress import CLIP, CONFIG, post, problem, run, served
 
@@ -85,6 +88,44 @@ def test_a_body_that_does_not_come_takes_no_room() -> None:
             await begun.wait()
             assert (await post(client)).status_code == 200
             silent.cancel()
+
+    run(test)
+
+
+def test_bodies_that_do_not_come_leave_requests_for_others() -> None:
+    """Serve lets a replica have a number of requests. One more waits, also if it is a GET /health."""
+
+    async def test() -> None:
+        async with served() as (client, ingress):
+            (application,) = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"]
+            settings = {one["name"]: one for one in application["deployments"]}["Ingress"]
+            assert 2 * application["args"]["admission"]["max_arriving"] <= settings["max_ongoing_requests"]
+            go, begun = asyncio.Event(), 0
+            request = client.build_request("POST", "/predict", files={"audio": CLIP})
+            whole, headers = await request.aread(), {"Content-Type": request.headers["content-type"]}
+
+            async def slow() -> AsyncIterator[bytes]:
+                nonlocal begun
+                begun += 1
+                await go.wait()
+                yield whole
+
+            bodies = [asyncio.create_task(client.post("/predict", content=slow(), headers=headers)) for _ in range(64)]
+            while sum(body.done() for body in bodies) < 32:
+                await asyncio.sleep(0.02)
+            for body in bodies[32:]:
+                refused = await body
+                assert problem(refused, 503).title == "Overloaded" and int(refused.headers["retry-after"]) > 0
+            assert begun == 32
+            graph = ingress._graph  # what the controller said last: here is none
+            graph._states = {stage: {"status": "healthy", "replicas": 1} for stage in graph._stages}
+            graph._states_age = time.monotonic()
+            assert (await client.get("/health")).status_code == 200
+            for path in ("/batch-predict", "/report"):
+                problem(await client.post(path, content=slow(), headers=headers), 503)
+            go.set()
+            assert {(await body).status_code for body in bodies[:32]} == {200}
+            assert (await post(client)).status_code == 200
 
     run(test)
 

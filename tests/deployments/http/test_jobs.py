@@ -156,7 +156,7 @@ def problem(response: httpx.Response, status: int) -> Problem:
 
 @asynccontextmanager
 async def served(
-    folder: Path, *, keys: tuple[Key, ...] = (), runs: bool = True, **settings: Any
+    folder: Path, *, keys: tuple[Key, ...] = (), runs: bool = True, max_arriving: int = 32, **settings: Any
 ) -> AsyncIterator[Service]:
     stages = Stages()
     job_settings = JobSettings(folder=folder, **settings)
@@ -169,7 +169,7 @@ async def served(
         CONFIG,
         (),
         AccessConfig(),
-        AdmissionConfig(),
+        AdmissionConfig(max_arriving=max_arriving),
         seconds,
         60.0,
         LiveSettings(),
@@ -580,6 +580,28 @@ def test_so_many_bytes_of_jobs_arrive_at_once_and_no_more(tmp_path: Path) -> Non
             assert begun == len(slow), "a body of undeclared size counts as the largest that is allowed"
             go.set()
             assert [job(response, 202)["status"] for response in await asyncio.gather(*slow)] == ["queued"] * 2
+            await service.create(CLIP)
+
+    run(test)
+
+
+def test_bodies_of_jobs_count_among_those_that_arrive(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False, max_arriving=1) as service:
+            begun = asyncio.Event()
+
+            async def silence() -> AsyncIterator[bytes]:
+                begun.set()
+                await asyncio.Event().wait()
+                yield b""
+
+            headers = {"Content-Type": "multipart/form-data; boundary=b"}
+            silent = asyncio.create_task(service.client.post("/jobs", content=silence(), headers=headers))
+            await begun.wait()
+            assert problem(await service.post(CLIP), 503).title == "Overloaded"
+            problem(await service.client.post("/predict", files={"audio": CLIP}), 503)
+            silent.cancel()
+            await asyncio.gather(silent, return_exceptions=True)
             await service.create(CLIP)
 
     run(test)
