@@ -66,7 +66,7 @@ class Options(BaseModel):
     @property
     def is_slow(self) -> bool:
         """Whether the verdict takes long even on a short recording."""
-        return self.use_diarization or self.channels == "split"
+        return self.use_diarization or self.channels == "split" or self.explain
 
     @model_validator(mode="after")
     def _count_is_possible(self) -> Self:
