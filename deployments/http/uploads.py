@@ -36,7 +36,7 @@ GRACE_SECONDS = 10.0
 """How long a body may take to begin."""
 
 SLOW_UPLINK_BYTES_PER_SECOND = 32 * 1024
-"""What a body that declares no size need not exceed: a slow connection of a household sends more."""
+"""The highest average speed that is asked of a body that declares no size. A slow connection at home is faster."""
 
 MAX_NAME_LENGTH = 120
 
