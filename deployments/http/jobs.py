@@ -179,9 +179,10 @@ class Jobs:
             page = Page.model_validate(dict(request.query_params))
         except ValidationError as error:
             raise InputError(describe_misfits(error)) from error
-        jobs = await in_threads(self._threads, self._store.latest, owner(request), page.limit, page.before)
-        summaries = [answer.summary(job, self._settings.keep_seconds) for job in jobs]
-        return JSONResponse({"jobs": summaries, "next": jobs[-1].id if len(jobs) == page.limit else None})
+        jobs = await in_threads(self._threads, self._store.latest, owner(request), page.limit + 1, page.before)
+        shown = jobs[: page.limit]
+        summaries = [answer.summary(job, self._settings.keep_seconds) for job in shown]
+        return JSONResponse({"jobs": summaries, "next": shown[-1].id if len(jobs) > len(shown) else None})
 
     async def get(self, request: Request, job_id: JobId) -> JSONResponse:
         """The progress of a job, and the results of its files."""

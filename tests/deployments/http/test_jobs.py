@@ -615,6 +615,8 @@ def test_jobs_page_by_page(tmp_path: Path) -> None:
             assert [one.job_id for one in first.jobs] == ids[:0:-1] and first.next == ids[1]
             second = JobsAnswer.model_validate_json((await service.client.get(f"/jobs?before={first.next}")).text)
             assert [one.job_id for one in second.jobs] == ids[:1] and second.next is None
+            full = JobsAnswer.model_validate_json((await service.client.get("/jobs?limit=3")).text)
+            assert [one.job_id for one in full.jobs] == ids[::-1] and full.next is None
             for query in ("limit=0", "limit=101", "limit=x", "beffore=1"):
                 assert query.split("=")[0] in problem(await service.client.get(f"/jobs?{query}"), 422).detail
             problem(await service.client.get(f"/jobs?before={'0' * 32}"), 404)
