@@ -195,10 +195,12 @@ def test_a_large_recording_is_slow() -> None:
 @pytest.mark.parametrize("fields", [{"use_diarization": "true"}, {"channels": "split"}, {"explain": "true"}])
 def test_what_takes_long_on_a_short_recording_is_slow(fields: dict[str, str]) -> None:
     async def test() -> None:
-        async with served(max_slow=1, max_waiting=0) as (client, ingress):
-            async with ingress._admission.recording(1, is_slow=True):
-                problem(await post(client, **fields), 503)
-                assert (await post(client)).status_code == 200
+        async with (
+            served(max_slow=1, max_waiting=0) as (client, ingress),
+            ingress._admission.recording(1, is_slow=True),
+        ):
+            problem(await post(client, **fields), 503)
+            assert (await post(client)).status_code == 200
 
     run(test)
 
