@@ -67,6 +67,8 @@ ID_PATTERN = "^[0-9a-f]{32}$"
 
 JobId = Annotated[str, Path(description="The id of the job, as `POST /jobs` answered it.")]
 
+TOO_MANY_FOLLOWERS = "Too many clients follow jobs now. Ask for /jobs/{job_id} from time to time instead."
+
 MAX_KEY_LENGTH = 200
 CHUNK_BYTES = 1 << 20
 
@@ -212,7 +214,7 @@ class Jobs:
     async def _count_follower(self) -> AsyncIterator[None]:
         """Counts a request until its answer is over, however it ends. Raises Overloaded if there are too many."""
         if self._followers >= self._settings.max_followers:
-            raise Overloaded("Too many clients follow jobs now. Ask for /jobs/{job_id} from time to time instead.")
+            raise Overloaded(TOO_MANY_FOLLOWERS)
         self._followers += 1
         try:
             yield
@@ -349,7 +351,7 @@ JOB_ERRORS = (
 CREATE = {
     202: answers.ok(answer.JobAnswer, queued=_QUEUED)[200],
     **answers.problems(
-        *answers.ACCESS_ERRORS,
+        *answers.COMMON_ERRORS,
         *answers.FORM_ERRORS,
         WebhookRefused(NOT_REACHED),
         IdempotencyConflict("This Idempotency-Key came with another request before. Use a new key for each job."),
@@ -362,7 +364,7 @@ CREATE[202]["headers"] = {"Location": {"description": "Where to ask for the job.
 LATEST = {
     **answers.ok(answer.JobsAnswer, one_running={"jobs": [_JOB], "next": None}),
     **answers.problems(
-        *answers.ACCESS_ERRORS,
+        *answers.COMMON_ERRORS,
         InputError("limit: Input should be less than or equal to 100"),
         *JOB_ERRORS,
     ),
@@ -370,7 +372,7 @@ LATEST = {
 
 ONE = {
     **answers.ok(answer.JobAnswer, running=_RUNNING, done=_DONE),
-    **answers.problems(*answers.ACCESS_ERRORS, *JOB_ERRORS),
+    **answers.problems(*answers.COMMON_ERRORS, *JOB_ERRORS),
 }
 
 EVENTS = {
@@ -378,7 +380,7 @@ EVENTS = {
         "description": "Events of the type `state`. The data is the job, in one line.",
         "content": {"text/event-stream": {"example": f"event: state\ndata: {json.dumps(_JOB)}\n\n"}},
     },
-    **answers.problems(*answers.ACCESS_ERRORS, *JOB_ERRORS),
+    **answers.problems(*answers.COMMON_ERRORS, *JOB_ERRORS, Overloaded(TOO_MANY_FOLLOWERS)),
 }
 
 EXAMPLES = {

@@ -233,6 +233,24 @@ def test_the_document_describes_every_field_and_keeps_the_names_of_its_operation
     run(test)
 
 
+def test_the_document_has_an_example_of_each_error_that_is_answered(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            paths = (await service.client.get("/openapi.json")).json()["paths"]
+
+        def kinds(operation: Any, status: int) -> set[str]:
+            return set(operation["responses"][str(status)]["content"]["application/problem+json"]["examples"])
+
+        for path, operations in paths.items():
+            for operation in operations.values():
+                assert "sound-sentry-error" in kinds(operation, 500), path
+        assert "bundle-error" in kinds(paths["/predict"]["post"], 500)
+        following = kinds(paths["/jobs/{job_id}/events"]["get"], 503)
+        assert following == {"overloaded", "store-unavailable", "stage-unavailable"}
+
+    run(test)
+
+
 def test_files_are_judged_one_by_one_and_a_broken_one_is_no_reason_to_refuse_the_others(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path) as service:
