@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
+import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -77,6 +78,9 @@ MAX_HEADER_BYTES = 64 * 1024
 """The most bytes of a request's headers, and of the trailers after its body. The parser's time for a header grows with
 the square of its length."""
 
+MAX_BODY_BYTES = 64 * 1024
+"""The most bytes of a body of a method other than POST, which needs none."""
+
 LARGE_BYTES = 1 << 20
 """After a body of at least this many bytes the proxy returns its memory to the system."""
 
@@ -103,16 +107,18 @@ class FrontRouter(PowerOfTwoChoicesRequestRouter):
     """Chooses a replica of the ingress in Ray Serve's own way. It also puts Front into the proxy that it runs in."""
 
     def initialize_state(self, **settings: Any) -> None:
-        _install(settings.get("header_timeout_seconds", HEADER_TIMEOUT_SECONDS))
+        max_body_bytes = settings.get("max_body_mib", math.inf) * 2**20
+        _install(settings.get("header_timeout_seconds", HEADER_TIMEOUT_SECONDS), max_body_bytes)
 
 
 class Front:
     """An ASGI application around Ray's proxy. Every answer has a safe X-Request-ID and the security headers, also if it
     refuses a WebSocket. Every failure is a problem document (RFC 9457). A GET whose replica was lost is sent once more.
-    No client steers the proxy."""
+    No client steers the proxy, or sends it more than `max_body_bytes` in one request."""
 
-    def __init__(self, proxy: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, proxy: Callable[[Message, Receive, Send], Awaitable[None]], max_body_bytes: float) -> None:
         self._proxy = proxy
+        self._max_body_bytes = max_body_bytes
         self._trim_is_due = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -126,12 +132,18 @@ class Front:
 
     async def _answer(self, scope: Message, receive: Receive, answer: _Answer) -> None:
         received, is_gone = 0, False
+        max_bytes = self._max_body_bytes if scope["method"] == "POST" else MAX_BODY_BYTES
 
         async def watch() -> Message:
             nonlocal received, is_gone
             message = await receive()
             received += len(message.get("body", b""))
             is_gone = message["type"] == "http.disconnect"
+            if received > max_bytes and not is_gone:
+                is_gone = True
+                if not answer.is_begun:
+                    await answer.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE.format(max_bytes / 2**20))
+                return {"type": "http.disconnect"}
             return message
 
         await self._proxy(scope, watch, answer.send)
@@ -160,11 +172,10 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if self._refused:
-            return  # the rest of an answer that was replaced
+            return  # an answer that was replaced
         if message["type"] == "http.response.start":
             replacement = self._replacement(message)
             if replacement:
-                self._refused = True
                 await self.refuse(*replacement)
                 return
             message = message | {"headers": with_headers(message.get("headers", []), self._identity)}
@@ -172,11 +183,13 @@ class _Answer:
         await self._send(message)
 
     async def refuse(self, status: int, detail: str) -> None:
-        """Answer with a problem document."""
-        self.is_begun = True
+        """Answer with a problem document, and with nothing else that may follow."""
+        self.is_begun = self._refused = True
         headers = [*PROBLEM_HEADERS]
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            headers.append((b"connection", b"close"))  # the rest of the body is not read
         body = problem(status, detail, self._identity)
         headers.append((b"content-length", str(len(body)).encode()))
         start = {"type": "http.response.start", "status": int(status), "headers": with_headers(headers, self._identity)}
@@ -233,12 +246,12 @@ def _after_an_empty_body(receive: Receive) -> Receive:
     return receive_again
 
 
-def _install(header_timeout_seconds: float) -> None:
+def _install(header_timeout_seconds: float, max_body_bytes: float) -> None:
     """Put a Front around the proxy of this process. It replaces an existing one."""
     fronts: dict[int, Front] = {}
 
     async def call(self: Any, scope: Message, receive: Receive, send: Send) -> None:
-        front = fronts.get(id(self)) or fronts.setdefault(id(self), Front(self._app))
+        front = fronts.get(id(self)) or fronts.setdefault(id(self), Front(self._app, max_body_bytes))
         await front(scope, receive, send)
 
     RequestIdMiddleware.__call__ = call  # type: ignore[assignment, method-assign]
@@ -352,4 +365,5 @@ def _last_answer(status: HTTPStatus, detail: str) -> bytes:
 
 
 TOO_SLOW = "No complete request came within {:g} seconds. Send it faster."
+TOO_LARGE = "The body is too large: send at most {:g} MiB in this request."
 TOO_LONG = f"The headers of a request may have {MAX_HEADER_BYTES // 1024} KiB. Send fewer or shorter ones."

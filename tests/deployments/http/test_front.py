@@ -21,11 +21,12 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from deployments.http.front import MAX_HEADER_BYTES, SECURITY_HEADERS, FrontRouter
+from deployments.http.front import MAX_BODY_BYTES, MAX_HEADER_BYTES, SECURITY_HEADERS, FrontRouter
 from tests.graph import wait_until
 from tests.test_structure import run_python
 
 HEADER_SECONDS = 3.0
+MAX_BODY_MIB = 3
 
 REPLACED = (
     "connection_made",
@@ -39,6 +40,8 @@ REPLACED = (
 """The methods of uvicorn's protocol that the front replaces."""
 
 lost_once: list[str] = []
+ended: list[str] = []
+"""The last message that the proxy got in each request."""
 
 
 async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -55,6 +58,7 @@ async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
         return
     while message.get("more_body") and path != "/early":
         message = await receive()
+    ended.append(message["type"])
     if path == "/lost" or (path == "/lost-once" and not lost_once):
         lost_once.append(path)
         return
@@ -96,7 +100,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     wait_until(lambda: server.started, 120)
     router = FrontRouter.__new__(FrontRouter)
     for _ in range(2):
-        router.initialize_state(header_timeout_seconds=HEADER_SECONDS)
+        router.initialize_state(header_timeout_seconds=HEADER_SECONDS, max_body_mib=MAX_BODY_MIB)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(30)
@@ -242,6 +246,22 @@ def last_answer(received: bytes, status: int) -> None:
     assert int(headers[b"content-length"]) == len(body)
 
 
+@pytest.mark.parametrize(
+    ("method", "max_bytes"), [("POST", MAX_BODY_MIB * 2**20), ("GET", MAX_BODY_BYTES), ("DELETE", MAX_BODY_BYTES)]
+)
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_larger_than_any_form_is_refused(url: str, method: str, max_bytes: int, declared: bool) -> None:
+    def send(size: int) -> httpx.Response:
+        return httpx.request(method, url, content=bytes(size) if declared else iter([bytes(size)]))
+
+    assert send(max_bytes).status_code == 200
+    ended.clear()
+    response = send(max_bytes + 1)
+    assert f"{max_bytes / 2**20:g} MiB" in problem(response, 413)["detail"]
+    assert response.headers["connection"] == "close"
+    assert ended == ["http.disconnect"], "the proxy gives up the request"
+
+
 LINE = b"GET / HTTP/1.1\r\nHost: x\r\n"
 END = b"\r\n\r\n"
 
@@ -282,7 +302,7 @@ def test_the_headers_of_each_request_count_for_themselves_and_a_body_does_not(ur
 def test_trailers_that_are_too_long_end_the_connection(url: str) -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
     assert answer_to(url, head + b"X-Long: x\r\nConnection: close" + END).startswith(b"HTTP/1.1 200 ")
-    assert answer_to(url, head + b"X-Long: " + b"x" * 200_000) == b""
+    assert answer_to(url, head, b"X-Long: ".ljust(MAX_HEADER_BYTES, b"x")) == b""
 
 
 def test_the_next_headers_on_a_connection_have_to_come_too(url: str) -> None:
