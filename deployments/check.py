@@ -82,7 +82,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _check_application(application: dict[str, Any]) -> list[str]:
-    problems, largest_mib = [], 0.0
+    problems: list[str] = []
+    largest_mib = 0.0
     try:
         largest_mib = _largest_form_mib(BuildArgs.model_validate(application.get("args", {})))
     except RayServeException as error:
