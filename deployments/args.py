@@ -141,9 +141,11 @@ class BuildArgs(Strict):
 
 
 class FrontSettings(Strict):
-    """The `request_router_kwargs` of the Ingress: how long the headers of a request may take."""
+    """The `request_router_kwargs` of the Ingress: how long the headers of a request may take, and how large the body of
+    a POST may be."""
 
     header_timeout_seconds: float = Field(gt=0)
+    max_body_mib: float = Field(gt=0)
 
 
 class ClassifierSettings(Strict):

@@ -20,6 +20,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.args import BuildArgs, ClassifierSettings, ExtractorSettings, FrontSettings
+from deployments.http.uploads import max_form_bytes
 from pipeline.config import ROOT, DetectorConfig, describe_misfits
 from pipeline.errors import ConfigurationError
 
@@ -81,9 +82,10 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _check_application(application: dict[str, Any]) -> list[str]:
-    problems = []
+    problems: list[str] = []
+    largest_mib = 0.0
     try:
-        BuildArgs.model_validate(application.get("args", {}))
+        largest_mib = _largest_form_mib(BuildArgs.model_validate(application.get("args", {})))
     except RayServeException as error:
         problems.append(str(error))
     for deployment in application.get("deployments", []):
@@ -91,12 +93,24 @@ def _check_application(application: dict[str, Any]) -> list[str]:
         router = deployment.get("request_router_config", {})
         if router.get("request_router_class") == FRONT:
             where = f"deployments.{name}.request_router_config.request_router_kwargs."
-            problems += _misfits(FrontSettings, router.get("request_router_kwargs", {}), where)
+            front = router.get("request_router_kwargs", {})
+            misfits = _misfits(FrontSettings, front, where)
+            problems += misfits
+            if not misfits and front["max_body_mib"] < largest_mib:
+                problems.append(f"{where}max_body_mib: the largest form has {largest_mib:g} MiB; set no less")
         if settings is not None and name not in USER_CONFIGS:
             problems.append(f"deployments.{name}.user_config: {name} takes none")
         elif settings is not None:
             problems += _misfits(USER_CONFIGS[name], settings, f"deployments.{name}.user_config.")
     return problems
+
+
+def _largest_form_mib(args: BuildArgs) -> float:
+    """How large the body of a request may be that the ingress accepts. Raises ConfigurationError."""
+    limits = [DetectorConfig.load(ROOT / args.config).limits]
+    if args.jobs:
+        limits.append(args.jobs.limits)
+    return max(max_form_bytes(one, one.max_files) for one in limits) / 2**20
 
 
 def _misfits(model: type[BaseModel], value: Any, where: str = "") -> list[str]:

@@ -6,10 +6,12 @@ from pydantic import BaseModel, Field
 
 from deployments.access import CANNOT_COUNT, NO_KEY, NOT_ALLOWED, USED_UP
 from deployments.http.admission import BUSY, AdmissionConfig
+from deployments.http.problems import FAILED
 from deployments.results import Answer, FailedFile, FileName, JudgedFile, Problem, problem
 from pipeline.audio.formats import ACCEPTED, SUPPORTED_FORMATS
 from pipeline.config import Decision, Limits
 from pipeline.errors import (
+    BundleError,
     EmptyAudio,
     InputError,
     KeyMissing,
@@ -136,6 +138,16 @@ ACCESS_ERRORS = (
     StageUnavailable(CANNOT_COUNT),
 )
 
+OTHER_BUNDLE = BundleError(
+    "the classifier's bundle was trained on other features than the extractor computes: deploy both with the same "
+    "bundle"
+)
+
+UNFORESEEN = SoundSentryError(FAILED)
+"""What every path answers to a bug of ours."""
+
+COMMON_ERRORS = (*ACCESS_ERRORS, UNFORESEEN)
+
 FORM_ERRORS = (
     Overloaded(BUSY),
     UploadTooSlow("The upload is too slow: send at least 4096 bytes a second, and all of it within 600 seconds."),
@@ -178,7 +190,7 @@ HOME = ok(
     online={"service": "Sound Sentry", "version": "1.2.3", "status": "online", "timestamp": TIMESTAMP},
 )
 HOME[200]["content"]["text/html"] = {}
-HOME |= problems(*ACCESS_ERRORS)
+HOME |= problems(*COMMON_ERRORS)
 
 USAGE = ok(
     UsageAnswer,
@@ -186,7 +198,7 @@ USAGE = ok(
         "keys": {"moderation": {"requests": 588.5, "audio_seconds": -12.3}, "research": {}},
         "timestamp": TIMESTAMP,
     },
-) | problems(*ACCESS_ERRORS)
+) | problems(*COMMON_ERRORS)
 
 _STAGES = {
     stage: {"status": "healthy", "replicas": 1}
@@ -196,6 +208,7 @@ _HEALTHY = {"status": "healthy", "classifier_loaded": True, "timestamp": TIMESTA
 _DOWN = {"status": "unhealthy", "stages": _STAGES | {"Diarizer": {"status": "down", "replicas": 0}}}
 HEALTH = ok(HealthAnswer, healthy=_HEALTHY)
 HEALTH[503] = {**ok(HealthAnswer, stage_down=_HEALTHY | _DOWN)[200], "description": "A stage is down"}
+HEALTH |= problems(UNFORESEEN)
 
 INFO = {
     **ok(
@@ -255,7 +268,7 @@ INFO = {
             "timestamp": TIMESTAMP,
         },
     ),
-    **problems(*ACCESS_ERRORS, *STAGE_ERRORS),
+    **problems(*COMMON_ERRORS, *STAGE_ERRORS),
 }
 
 PREDICT = {
@@ -263,7 +276,7 @@ PREDICT = {
         PredictAnswer,
         **predict_examples(),
     ),
-    **problems(*ACCESS_ERRORS, *FORM_ERRORS, *AUDIO_ERRORS, *STAGE_ERRORS),
+    **problems(*COMMON_ERRORS, *FORM_ERRORS, *AUDIO_ERRORS, *STAGE_ERRORS, OTHER_BUNDLE),
 }
 
 BATCH = {
@@ -280,13 +293,13 @@ BATCH = {
             ],
         },
     ),
-    **problems(*ACCESS_ERRORS, *FORM_ERRORS),
+    **problems(*COMMON_ERRORS, *FORM_ERRORS),
 }
 
 REPORT: dict[int | str, dict[str, Any]] = {
     200: {"description": "The report"},
     **problems(
-        *ACCESS_ERRORS,
+        *COMMON_ERRORS,
         Overloaded(BUSY),
         UploadTooSlow("The upload is too slow: send at least 4096 bytes a second, and all of it within 600 seconds."),
         UploadTooLarge("Send at most 4 MiB."),

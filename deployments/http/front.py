@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
+import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -73,6 +74,13 @@ RETRY_AFTER_SECONDS = 5
 HEADER_TIMEOUT_SECONDS = 20.0
 """How long the headers of a request may take if serve_config.yaml does not set it."""
 
+MAX_HEADER_BYTES = 64 * 1024
+"""The most bytes of a request's headers, and of the trailers after its body. The parser's time for a header grows with
+the square of its length."""
+
+MAX_BODY_BYTES = 64 * 1024
+"""The most bytes of a body of a method other than POST, which needs none."""
+
 LARGE_BYTES = 1 << 20
 """After a body of at least this many bytes the proxy returns its memory to the system."""
 
@@ -99,16 +107,18 @@ class FrontRouter(PowerOfTwoChoicesRequestRouter):
     """Chooses a replica of the ingress in Ray Serve's own way. It also puts Front into the proxy that it runs in."""
 
     def initialize_state(self, **settings: Any) -> None:
-        _install(settings.get("header_timeout_seconds", HEADER_TIMEOUT_SECONDS))
+        max_body_bytes = settings.get("max_body_mib", math.inf) * 2**20
+        _install(settings.get("header_timeout_seconds", HEADER_TIMEOUT_SECONDS), max_body_bytes)
 
 
 class Front:
     """An ASGI application around Ray's proxy. Every answer has a safe X-Request-ID and the security headers, also if it
     refuses a WebSocket. Every failure is a problem document (RFC 9457). A GET whose replica was lost is sent once more.
-    No client steers the proxy."""
+    No client steers the proxy, or sends it more than `max_body_bytes` in one request."""
 
-    def __init__(self, proxy: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, proxy: Callable[[Message, Receive, Send], Awaitable[None]], max_body_bytes: float) -> None:
         self._proxy = proxy
+        self._max_body_bytes = max_body_bytes
         self._trim_is_due = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -122,12 +132,18 @@ class Front:
 
     async def _answer(self, scope: Message, receive: Receive, answer: _Answer) -> None:
         received, is_gone = 0, False
+        max_bytes = self._max_body_bytes if scope["method"] == "POST" else MAX_BODY_BYTES
 
         async def watch() -> Message:
             nonlocal received, is_gone
             message = await receive()
             received += len(message.get("body", b""))
             is_gone = message["type"] == "http.disconnect"
+            if received > max_bytes and not is_gone:
+                is_gone = True
+                if not answer.is_begun:
+                    await answer.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE.format(max_bytes / 2**20))
+                return {"type": "http.disconnect"}
             return message
 
         await self._proxy(scope, watch, answer.send)
@@ -156,11 +172,10 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if self._refused:
-            return  # the rest of an answer that was replaced
+            return  # an answer that was replaced
         if message["type"] == "http.response.start":
             replacement = self._replacement(message)
             if replacement:
-                self._refused = True
                 await self.refuse(*replacement)
                 return
             message = message | {"headers": with_headers(message.get("headers", []), self._identity)}
@@ -168,11 +183,13 @@ class _Answer:
         await self._send(message)
 
     async def refuse(self, status: int, detail: str) -> None:
-        """Answer with a problem document."""
-        self.is_begun = True
+        """Answer with a problem document, and with nothing else that may follow."""
+        self.is_begun = self._refused = True
         headers = [*PROBLEM_HEADERS]
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            headers.append((b"connection", b"close"))  # the rest of the body is not read
         body = problem(status, detail, self._identity)
         headers.append((b"content-length", str(len(body)).encode()))
         start = {"type": "http.response.start", "status": int(status), "headers": with_headers(headers, self._identity)}
@@ -229,16 +246,17 @@ def _after_an_empty_body(receive: Receive) -> Receive:
     return receive_again
 
 
-def _install(header_timeout_seconds: float) -> None:
+def _install(header_timeout_seconds: float, max_body_bytes: float) -> None:
     """Put a Front around the proxy of this process. It replaces an existing one."""
     fronts: dict[int, Front] = {}
 
     async def call(self: Any, scope: Message, receive: Receive, send: Send) -> None:
-        front = fronts.get(id(self)) or fronts.setdefault(id(self), Front(self._app))
+        front = fronts.get(id(self)) or fronts.setdefault(id(self), Front(self._app, max_body_bytes))
         await front(scope, receive, send)
 
     RequestIdMiddleware.__call__ = call  # type: ignore[assignment, method-assign]
     _watch_headers(AutoHTTPProtocol, header_timeout_seconds)
+    _limit_headers(AutoHTTPProtocol, header_timeout_seconds)
 
 
 def _watch_headers(protocol: Any, seconds: float) -> None:
@@ -247,13 +265,13 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
     They also end some time after an answer to a request whose body has not arrived: nobody waits for it any more.
     """
     made, begun, answered = (
-        getattr(method, "before_front", method)
-        for method in (protocol.connection_made, protocol.on_message_begin, protocol.on_response_complete)
+        _original(protocol, name) for name in ("connection_made", "on_message_begin", "on_response_complete")
     )
 
     def connection_made(self: Any, transport: asyncio.Transport) -> None:
         for headers in (self.config.encoded_headers, self.server_state.default_headers):
             headers[:] = [header for header in headers if header[0] != b"server"]
+        self.header_bytes = 0
         made(self, transport)
         self.loop.call_later(seconds, end_without_request, self, self.cycle)
 
@@ -274,18 +292,78 @@ def _watch_headers(protocol: Any, seconds: float) -> None:
     def end_without_request(self: Any, before: Any) -> None:
         is_waiting = self.cycle is before and self.transport.get_protocol() is self
         if is_waiting and not self.transport.is_closing():
-            identity = uuid.uuid4().hex.encode()
-            body = problem(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW.format(seconds), identity)
-            headers = [*PROBLEM_HEADERS, (b"connection", b"close")]
-            headers = with_headers([*headers, (b"content-length", b"%d" % len(body))], identity)
-            lines = [b"HTTP/1.1 408 Request Timeout", *(b"%s: %s" % header for header in headers)]
-            self.transport.write(b"\r\n".join([*lines, b"", body]))
+            self.transport.write(_last_answer(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW.format(seconds)))
             self.transport.close()
 
-    connection_made.before_front, on_message_begin.before_front = made, begun  # type: ignore[attr-defined]
-    on_response_complete.before_front = answered  # type: ignore[attr-defined]
-    protocol.connection_made, protocol.on_message_begin = connection_made, on_message_begin
-    protocol.on_response_complete = on_response_complete
+    for replacement in (connection_made, on_message_begin, on_response_complete):
+        _replace(protocol, replacement.__name__, replacement)
+
+
+def _limit_headers(protocol: Any, seconds: float) -> None:
+    """Make connections of uvicorn's `protocol` end if a request's headers are too long, or what comes after its body.
+
+    They end `seconds` after the answer, and until then they ignore what arrives: a client that is still sending might
+    otherwise not see the answer.
+    """
+    received = _original(protocol, "data_received")
+
+    def data_received(self: Any, data: bytes) -> None:
+        if not hasattr(self, "header_bytes"):  # a connection from before the Front
+            received(self, data)
+            return
+        while data and self.transport.get_protocol() is self and not self.transport.is_closing():
+            part = data[: MAX_HEADER_BYTES - self.header_bytes]
+            data = data[len(part) :]
+            self.header_bytes += len(part)
+            received(self, part)
+            if self.header_bytes == MAX_HEADER_BYTES:
+                refuse(self)
+
+    def refuse(self: Any) -> None:
+        if self.cycle and not self.cycle.response_complete:
+            self.transport.close()  # an answer would seem to be that to the request in work
+        if self.transport.is_closing():
+            return
+        self.transport.write(_last_answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LONG))
+        self.connections.discard(self)
+        self.transport.set_protocol(asyncio.Protocol())
+        self.loop.call_later(seconds, self.transport.close)
+
+    def counted_anew(name: str) -> Callable[..., None]:
+        came_on = _original(protocol, name)
+
+        def method(self: Any, *arguments: Any) -> None:
+            self.header_bytes = 0
+            came_on(self, *arguments)
+
+        return method
+
+    _replace(protocol, "data_received", data_received)
+    for name in ("on_headers_complete", "on_body", "on_message_complete"):
+        _replace(protocol, name, counted_anew(name))
+
+
+def _original(protocol: Any, name: str) -> Callable[..., None]:
+    """The method of uvicorn's `protocol` without the Front."""
+    method: Callable[..., None] = getattr(protocol, name)
+    return getattr(method, "before_front", method)
+
+
+def _replace(protocol: Any, name: str, replacement: Any) -> None:
+    replacement.before_front = _original(protocol, name)
+    setattr(protocol, name, replacement)
+
+
+def _last_answer(status: HTTPStatus, detail: str) -> bytes:
+    """The bytes of an answer to something that never became a request, before the connection ends."""
+    identity = uuid.uuid4().hex.encode()
+    body = problem(status, detail, identity)
+    headers = [*PROBLEM_HEADERS, (b"connection", b"close"), (b"content-length", b"%d" % len(body))]
+    lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
+    lines += [b"%s: %s" % header for header in with_headers(headers, identity)]
+    return b"\r\n".join([*lines, b"", body])
 
 
 TOO_SLOW = "No complete request came within {:g} seconds. Send it faster."
+TOO_LARGE = "The body is too large: send at most {:g} MiB in this request."
+TOO_LONG = f"The headers of a request may have {MAX_HEADER_BYTES // 1024} KiB. Send fewer or shorter ones."

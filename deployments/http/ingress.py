@@ -117,7 +117,7 @@ class Ingress:
         self._graph = Graph(stages or embedded_stages(config), stage_seconds, request_seconds)
         self._live = live
         self._streams = Streams(self._graph, self._access, self._admission, config, live)
-        self._jobs = Jobs(jobs, admission) if jobs else None
+        self._jobs = Jobs(jobs, admission, self._admission) if jobs else None
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         self._version: str = project["version"]
         self._memory = Memory()
@@ -273,15 +273,16 @@ class Ingress:
 
     async def report(self, request: Request) -> HTMLResponse:
         """An answer of /predict as one HTML file to print or to keep. Nothing is judged again or stored."""
-        with self._admission.request(reports.MAX_MIB * 2**20):
-            return await reports.respond(await read_body(request, reports.MAX_MIB, self._pace))
+        with self._admission.request(reports.MAX_MIB * 2**20) as arrived, self._admission.arrival():
+            return await reports.respond(await read_body(request, reports.MAX_MIB, self._pace, arrived))
 
     @asynccontextmanager
     async def _form(self, request: Request, field: str, max_files: int) -> AsyncIterator[tuple[list[Upload], Options]]:
         """The files and options of a form, if there is room for its body and for all its recordings."""
         limits = self._config.limits
-        with self._admission.request(body_bytes(request, limits, max_files)):
-            uploads, options = await read_form(request, field, limits, self._pace, max_files)
+        with self._admission.request(body_bytes(request, limits, max_files)) as arrived:
+            with self._admission.arrival():
+                uploads, options = await read_form(request, field, limits, self._pace, max_files, arrived)
             sizes = [len(upload.data) for upload in uploads]
             with self._admission.recordings(sizes, is_slow=options.is_slow):
                 yield uploads, options

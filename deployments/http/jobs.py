@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from deployments.args import JobSettings
 from deployments.http import answers, problems
-from deployments.http.admission import AdmissionConfig, Room
+from deployments.http.admission import Admission, AdmissionConfig, Arrived, Room
 from deployments.http.uploads import (
     FILES,
     Options,
@@ -67,6 +67,8 @@ ID_PATTERN = "^[0-9a-f]{32}$"
 
 JobId = Annotated[str, Path(description="The id of the job, as `POST /jobs` answered it.")]
 
+TOO_MANY_FOLLOWERS = "Too many clients follow jobs now. Ask for /jobs/{job_id} from time to time instead."
+
 MAX_KEY_LENGTH = 200
 CHUNK_BYTES = 1 << 20
 
@@ -87,9 +89,10 @@ class Page(Strict):
 class Jobs:
     """Accepts jobs and reports on them. The JobRunner does the work; both share the database and the folder."""
 
-    def __init__(self, settings: JobSettings, pace: AdmissionConfig) -> None:
+    def __init__(self, settings: JobSettings, pace: AdmissionConfig, admission: Admission) -> None:
         self._settings = settings
         self._pace = pace
+        self._admission = admission
         self._limits: Limits = settings.limits
         self._store = JobStore(settings.database_url)
         self._sound = SoundFolder(settings.sound_path)
@@ -139,12 +142,13 @@ class Jobs:
         if key is not None and not (0 < len(key) <= MAX_KEY_LENGTH and key.isprintable()):
             raise InputError(f"Idempotency-Key: send 1 to {MAX_KEY_LENGTH} printable characters.")
         job_id = secrets.token_hex(16)
-        with self._uploads.take(body_bytes(request, self._limits, self._limits.max_files)):
+        size = body_bytes(request, self._limits, self._limits.max_files)
+        with self._uploads.receive(size) as arrived, self._admission.arrival():
             await in_threads(
                 self._threads, self._store.check_room, owner(request), key, self._settings.max_waiting_files
             )
             try:
-                files, fields, fingerprint = await self._receive(request, job_id)
+                files, fields, fingerprint = await self._receive(request, job_id, arrived)
             except BaseException:
                 await in_threads(self._threads, self._sound.delete, job_id, range(self._limits.max_files))
                 raise
@@ -177,9 +181,10 @@ class Jobs:
             page = Page.model_validate(dict(request.query_params))
         except ValidationError as error:
             raise InputError(describe_misfits(error)) from error
-        jobs = await in_threads(self._threads, self._store.latest, owner(request), page.limit, page.before)
-        summaries = [answer.summary(job, self._settings.keep_seconds) for job in jobs]
-        return JSONResponse({"jobs": summaries, "next": jobs[-1].id if len(jobs) == page.limit else None})
+        jobs = await in_threads(self._threads, self._store.latest, owner(request), page.limit + 1, page.before)
+        shown = jobs[: page.limit]
+        summaries = [answer.summary(job, self._settings.keep_seconds) for job in shown]
+        return JSONResponse({"jobs": summaries, "next": shown[-1].id if len(jobs) > len(shown) else None})
 
     async def get(self, request: Request, job_id: JobId) -> JSONResponse:
         """The progress of a job, and the results of its files."""
@@ -209,7 +214,7 @@ class Jobs:
     async def _count_follower(self) -> AsyncIterator[None]:
         """Counts a request until its answer is over, however it ends. Raises Overloaded if there are too many."""
         if self._followers >= self._settings.max_followers:
-            raise Overloaded("Too many clients follow jobs now. Ask for /jobs/{job_id} from time to time instead.")
+            raise Overloaded(TOO_MANY_FOLLOWERS)
         self._followers += 1
         try:
             yield
@@ -241,14 +246,14 @@ class Jobs:
             return job
         return await in_threads(self._threads, self._store.get, owner, job_id)
 
-    async def _receive(self, request: Request, job_id: str) -> tuple[list[NewFile], JobFields, str]:
+    async def _receive(self, request: Request, job_id: str, arrived: Arrived) -> tuple[list[NewFile], JobFields, str]:
         """Write the files of a form to the folder. Returns them, the fields, and a fingerprint of both."""
         limits, positions = self._limits, itertools.count()
 
         def open_file() -> BinaryIO:
             return self._sound.write(job_id, next(positions))
 
-        form = receive_form(request, "files", limits, self._pace, limits.max_files, JobFields, open_file)
+        form = receive_form(request, "files", limits, self._pace, limits.max_files, arrived, JobFields, open_file)
         try:
             async with form as (parts, fields):
                 files = [NewFile(display_name(part.filename), part.size or 0) for part in parts]
@@ -346,7 +351,7 @@ JOB_ERRORS = (
 CREATE = {
     202: answers.ok(answer.JobAnswer, queued=_QUEUED)[200],
     **answers.problems(
-        *answers.ACCESS_ERRORS,
+        *answers.COMMON_ERRORS,
         *answers.FORM_ERRORS,
         WebhookRefused(NOT_REACHED),
         IdempotencyConflict("This Idempotency-Key came with another request before. Use a new key for each job."),
@@ -359,7 +364,7 @@ CREATE[202]["headers"] = {"Location": {"description": "Where to ask for the job.
 LATEST = {
     **answers.ok(answer.JobsAnswer, one_running={"jobs": [_JOB], "next": None}),
     **answers.problems(
-        *answers.ACCESS_ERRORS,
+        *answers.COMMON_ERRORS,
         InputError("limit: Input should be less than or equal to 100"),
         *JOB_ERRORS,
     ),
@@ -367,7 +372,7 @@ LATEST = {
 
 ONE = {
     **answers.ok(answer.JobAnswer, running=_RUNNING, done=_DONE),
-    **answers.problems(*answers.ACCESS_ERRORS, *JOB_ERRORS),
+    **answers.problems(*answers.COMMON_ERRORS, *JOB_ERRORS),
 }
 
 EVENTS = {
@@ -375,7 +380,7 @@ EVENTS = {
         "description": "Events of the type `state`. The data is the job, in one line.",
         "content": {"text/event-stream": {"example": f"event: state\ndata: {json.dumps(_JOB)}\n\n"}},
     },
-    **answers.problems(*answers.ACCESS_ERRORS, *JOB_ERRORS),
+    **answers.problems(*answers.COMMON_ERRORS, *JOB_ERRORS, Overloaded(TOO_MANY_FOLLOWERS)),
 }
 
 EXAMPLES = {

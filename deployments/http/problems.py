@@ -21,6 +21,8 @@ logger = logging.getLogger("ray.serve")
 
 MEDIA_TYPE = "application/problem+json"
 
+FAILED = "The service failed on this request. There is no verdict on it."
+
 FILE_METHODS = {"GET", "HEAD"}
 """The methods of the files of the page, which are no Route."""
 
@@ -86,7 +88,7 @@ async def answer_nobody(request: HTTPConnection, error: ClientDisconnect) -> JSO
 
 async def answer_unforeseen(request: HTTPConnection, error: Exception) -> JSONResponse:
     """The answer for a bug of ours. Serve logs the stack trace."""
-    return respond(request, SoundSentryError("The service failed on this request. There is no verdict on it."))
+    return respond(request, SoundSentryError(FAILED))
 
 
 HANDLERS: dict[Any, Any] = {

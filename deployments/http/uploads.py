@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from deployments.http.admission import AdmissionConfig
+from deployments.http.admission import AdmissionConfig, Arrived
 from deployments.jobs.webhooks import MAX_URL_LENGTH
 from pipeline.config import Limits, describe_misfits
 from pipeline.errors import InputError, MissingInput, TooManyFiles, UploadTooLarge, UploadTooSlow
@@ -36,7 +36,7 @@ GRACE_SECONDS = 10.0
 """How long a body may take to begin."""
 
 SLOW_UPLINK_BYTES_PER_SECOND = 32 * 1024
-"""What a body that declares no size need not exceed: a slow connection of a household sends more."""
+"""The highest average speed that is asked of a body that declares no size. A slow connection at home is faster."""
 
 MAX_NAME_LENGTH = 120
 
@@ -66,7 +66,7 @@ class Options(BaseModel):
     @property
     def is_slow(self) -> bool:
         """Whether the verdict takes long even on a short recording."""
-        return self.use_diarization or self.channels == "split"
+        return self.use_diarization or self.channels == "split" or self.explain
 
     @model_validator(mode="after")
     def _count_is_possible(self) -> Self:
@@ -91,7 +91,7 @@ class Upload:
 
 
 def body_bytes(request: Request, limits: Limits, max_files: int) -> int:
-    """How much room the body of a form may take: its declared size, or the maximum if it declares none.
+    """How much room the body of a form may need: its declared size, or the maximum if it declares none.
 
     Raises UploadTooLarge for a body that could hold several times the allowed files.
     """
@@ -107,8 +107,8 @@ def body_bytes(request: Request, limits: Limits, max_files: int) -> int:
 def slowest_bytes_per_second(request: Request, max_bytes: int, pace: AdmissionConfig) -> float:
     """How fast the body must arrive at least, on average.
 
-    A body takes room for its size. So it must be fast enough to be complete in time, or it would take that room for
-    nothing. A body that declares no size takes room for `max_bytes`, but it may be a small one from a slow sender.
+    It must be fast enough to be complete in time, or what has arrived of it would take room for nothing. A body that
+    declares no size may have `max_bytes`, but it may also be a small one from a slow sender.
     """
     declared = _declared_bytes(request)
     if declared is None:
@@ -119,13 +119,13 @@ def slowest_bytes_per_second(request: Request, max_bytes: int, pace: AdmissionCo
 
 
 async def read_form(
-    request: Request, field: str, limits: Limits, pace: AdmissionConfig, max_files: int
+    request: Request, field: str, limits: Limits, pace: AdmissionConfig, max_files: int, arrived: Arrived
 ) -> tuple[list[Upload], Options]:
     """The files in `field` and the options of a multipart form. They are read into memory, never written to a disk.
 
     Raises as `receive_form` does.
     """
-    async with receive_form(request, field, limits, pace, max_files, Options) as (files, options):
+    async with receive_form(request, field, limits, pace, max_files, arrived, Options) as (files, options):
         return [Upload(display_name(file.filename), await file.read()) for file in files], options
 
 
@@ -136,6 +136,7 @@ async def receive_form(
     limits: Limits,
     pace: AdmissionConfig,
     max_files: int,
+    arrived: Arrived,
     fields: type[Fields],
     open_file: Callable[[], BinaryIO] | None = None,
 ) -> AsyncIterator[tuple[list[UploadFile], Fields]]:
@@ -144,14 +145,15 @@ async def receive_form(
     A file is kept in memory, or in the file that `open_file` opens for it. After the upload it is at its beginning. A
     field without a value counts as absent: a browser sends all fields of a form, also those that were left empty.
     Raises MissingInput (as soon as a file in another field begins), TooManyFiles, UploadTooLarge (as soon as the form
-    is too large, however it is sent), UploadTooSlow, or InputError for a form that is broken or has a bad value.
+    is too large, however it is sent), UploadTooSlow, InputError for a form that is broken or has a bad value, or what
+    `arrived` raises.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise MissingInput(f"Send a multipart/form-data form with a file in the field {field}.")
     max_bytes = max_form_bytes(limits, max_files)
     parser = _Parser(
         request.headers,
-        _at_most(max_bytes, _in_time(request, max_bytes, pace), limits),
+        _at_most(max_bytes, _in_time(request, max_bytes, pace, arrived), limits),
         max_files=max_files,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
@@ -190,10 +192,10 @@ def describe_form(field: str, files: dict[str, Any], fields: type[BaseModel]) ->
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
-async def read_body(request: Request, max_mib: float, pace: AdmissionConfig) -> bytes:
-    """A body that is not a form. Raises UploadTooLarge or UploadTooSlow."""
+async def read_body(request: Request, max_mib: float, pace: AdmissionConfig, arrived: Arrived) -> bytes:
+    """A body that is not a form. Raises UploadTooLarge, UploadTooSlow, or what `arrived` raises."""
     body, max_bytes = bytearray(), int(max_mib * 2**20)
-    async for chunk in _in_time(request, max_bytes, pace):
+    async for chunk in _in_time(request, max_bytes, pace, arrived):
         body += chunk
         if len(body) > max_bytes:
             raise UploadTooLarge(f"Send at most {max_mib:g} MiB.")
@@ -261,8 +263,11 @@ class _Parser(MultiPartParser):
             file.close()
 
 
-async def _in_time(request: Request, max_bytes: int, pace: AdmissionConfig) -> AsyncGenerator[bytes, None]:
-    """The body in chunks as they arrive. Raises UploadTooSlow if it takes too long or is too slow on average."""
+async def _in_time(
+    request: Request, max_bytes: int, pace: AdmissionConfig, arrived: Arrived
+) -> AsyncGenerator[bytes, None]:
+    """The body in chunks as they arrive. Raises UploadTooSlow if it takes too long or is too slow on average, and what
+    `arrived` raises."""
     started = asyncio.get_running_loop().time()
     received, slowest = 0, slowest_bytes_per_second(request, max_bytes, pace)
     chunks = request.stream()
@@ -278,6 +283,7 @@ async def _in_time(request: Request, max_bytes: int, pace: AdmissionConfig) -> A
             ) from error
         if chunk is None:
             return
+        arrived(len(chunk))
         received += len(chunk)
         yield chunk
 

@@ -104,6 +104,27 @@ def test_every_key_is_known_and_misspelt_is_named(path: tuple[Any, ...], tmp_pat
         check_serve_config(file)
 
 
+def test_the_front_must_let_the_largest_form_pass(tmp_path: Path) -> None:
+    document = yaml.safe_load(CONFIG)
+    (application,) = document["applications"]
+    file = tmp_path / "serve_config.yaml"
+
+    def check() -> None:
+        file.write_text(yaml.safe_dump(document))
+        check_serve_config(file)
+
+    application["args"]["jobs"]["limits"]["max_files"] += 1
+    with pytest.raises(ConfigurationError, match=r"max_body_mib: the largest form has 4200\.06 MiB"):
+        check()
+    application["args"]["jobs"] = None
+    (ingress,) = (one for one in application["deployments"] if one["name"] == "Ingress")
+    ingress["request_router_config"]["request_router_kwargs"]["max_body_mib"] = 251
+    check()
+    ingress["request_router_config"]["request_router_kwargs"]["max_body_mib"] = 250
+    with pytest.raises(ConfigurationError, match="max_body_mib"):
+        check()
+
+
 def test_serve_build_writes_the_same_graph(tmp_path: Path) -> None:
     """`serve build` takes an application, and ours is a function of its arguments. So a module calls it first."""
     application = yaml.safe_load(CONFIG)["applications"][0]

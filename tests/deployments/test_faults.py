@@ -284,7 +284,7 @@ def test_a_bundle_with_other_features_is_swapped_while_requests_are_served(
             updates.append(json.loads(stream.recv(120)))
     for answer in answers:
         assert answer["mean_probability"] == probabilities[answer["model"]["name"]]
-    explained = [answer for answer in answers if answer["explanation"]]
+    explained = [answer for answer in answers if "explanation" in answer]
     assert {answer["model"]["name"] for answer in explained if answer["explanation"]["bands"]} == set(folders)
     assert [update["end"] for update in updates[:-1]] == [(i + 1) * STEP_SECONDS for i in range(steps)]
     assert updates[-1]["overall"] in ("Real", "Fake", "Inconclusive")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import yaml
 
 from deployments.http.admission import Admission, AdmissionConfig
 from deployments.http.answers import BatchAnswer
+from pipeline.config import ROOT
 from pipeline.errors import Overloaded
 from tests.ingress import CLIP, CONFIG, post, problem, run, served
 
@@ -25,7 +28,8 @@ def test_a_body_beyond_what_may_be_in_hand_is_refused_unread() -> None:
                 read += 1
                 yield b"--b\r\n"
 
-            with ingress._admission.request(len(CLIP)):
+            with ingress._admission.request(len(CLIP)) as arrived:
+                arrived(len(CLIP))
                 assert (await post(client)).status_code == 200
                 refused = await client.post(
                     "/predict", content=body(), headers={"Content-Type": "multipart/form-data; boundary=b"}
@@ -44,9 +48,10 @@ def test_room_is_given_back_whatever_happens() -> None:
         for _ in range(3):
             with (
                 pytest.raises(ZeroDivisionError),
-                admission.request(2**20),
+                admission.request(2**20) as arrived,
                 admission.recordings([2**20], is_slow=True),
             ):
+                arrived(2**20)
                 async with admission.recording(2**20, is_slow=True):
                     with pytest.raises(Overloaded), admission.request(1):
                         pass
@@ -57,8 +62,89 @@ def test_room_is_given_back_whatever_happens() -> None:
 
 def test_a_body_larger_than_all_that_may_be_in_hand_is_taken_alone() -> None:
     admission = Admission(AdmissionConfig(max_mib_in_flight=1))
-    with admission.request(3 * 2**20), pytest.raises(Overloaded), admission.request(1):
-        pass
+    with admission.request(3 * 2**20) as arrived:
+        for _ in range(3):
+            arrived(2**20)
+            with pytest.raises(Overloaded), admission.request(1):
+                pass
+    with admission.request(1) as arrived:
+        arrived(1)
+        with pytest.raises(Overloaded), admission.request(3 * 2**20):
+            pass
+
+
+def test_a_body_that_does_not_come_takes_no_room() -> None:
+    async def test() -> None:
+        async with served() as (client, _):
+            begun = asyncio.Event()
+
+            async def silence() -> AsyncIterator[bytes]:
+                begun.set()
+                await asyncio.Event().wait()
+                yield b""
+
+            headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Length": "262000000"}
+            silent = asyncio.create_task(client.post("/batch-predict", content=silence(), headers=headers))
+            await begun.wait()
+            assert (await post(client)).status_code == 200
+            silent.cancel()
+
+    run(test)
+
+
+def test_bodies_that_do_not_come_leave_requests_for_others() -> None:
+    """Serve lets a replica have a number of requests. One more waits, also if it is a GET /health."""
+
+    async def test() -> None:
+        async with served() as (client, ingress):
+            (application,) = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"]
+            settings = {one["name"]: one for one in application["deployments"]}["Ingress"]
+            assert 2 * application["args"]["admission"]["max_arriving"] <= settings["max_ongoing_requests"]
+            go, begun = asyncio.Event(), 0
+            request = client.build_request("POST", "/predict", files={"audio": CLIP})
+            whole, headers = await request.aread(), {"Content-Type": request.headers["content-type"]}
+
+            async def slow() -> AsyncIterator[bytes]:
+                nonlocal begun
+                begun += 1
+                await go.wait()
+                yield whole
+
+            bodies = [asyncio.create_task(client.post("/predict", content=slow(), headers=headers)) for _ in range(64)]
+            while sum(body.done() for body in bodies) < 32:
+                await asyncio.sleep(0.02)
+            for body in bodies[32:]:
+                refused = await body
+                assert problem(refused, 503).title == "Overloaded" and int(refused.headers["retry-after"]) > 0
+            assert begun == 32
+            graph = ingress._graph  # what the controller said last: here is none
+            graph._states = {stage: {"status": "healthy", "replicas": 1} for stage in graph._stages}
+            graph._states_age = time.monotonic()
+            assert (await client.get("/health")).status_code == 200
+            for path in ("/batch-predict", "/report"):
+                problem(await client.post(path, content=slow(), headers=headers), 503)
+            go.set()
+            assert {(await body).status_code for body in bodies[:32]} == {200}
+            assert (await post(client)).status_code == 200
+
+    run(test)
+
+
+def test_of_two_large_bodies_that_arrive_together_one_is_received() -> None:
+    admission = Admission(AdmissionConfig(max_mib_in_flight=4))
+    for _ in range(2):
+        with admission.request(3 * 2**20) as first:
+            with pytest.raises(Overloaded), admission.request(3 * 2**20) as second:
+                for _ in range(2):
+                    first(2**20)
+                    second(2**20)
+                first(2**20)
+                second(2**20)
+            first(2**20)
+        with admission.request(1) as arrived:
+            arrived(1)
+            with admission.request(4 * 2**20 - 1):
+                pass
 
 
 def test_recordings_take_turns_and_those_to_diarize_leave_room_for_the_others() -> None:
@@ -102,6 +188,19 @@ def test_a_large_recording_is_slow() -> None:
                 pass
             with admission.recordings([1, 2**20], is_slow=False):
                 pass
+
+    run(test)
+
+
+@pytest.mark.parametrize("fields", [{"use_diarization": "true"}, {"channels": "split"}, {"explain": "true"}])
+def test_what_takes_long_on_a_short_recording_is_slow(fields: dict[str, str]) -> None:
+    async def test() -> None:
+        async with (
+            served(max_slow=1, max_waiting=0) as (client, ingress),
+            ingress._admission.recording(1, is_slow=True),
+        ):
+            problem(await post(client, **fields), 503)
+            assert (await post(client)).status_code == 200
 
     run(test)
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any, cast
 
 import httpx
@@ -20,13 +21,27 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from deployments.http.front import SECURITY_HEADERS, FrontRouter
+from deployments.http.front import MAX_BODY_BYTES, MAX_HEADER_BYTES, SECURITY_HEADERS, FrontRouter
 from tests.graph import wait_until
 from tests.test_structure import run_python
 
 HEADER_SECONDS = 3.0
+MAX_BODY_MIB = 3
+
+REPLACED = (
+    "connection_made",
+    "data_received",
+    "on_message_begin",
+    "on_headers_complete",
+    "on_body",
+    "on_message_complete",
+    "on_response_complete",
+)
+"""The methods of uvicorn's protocol that the front replaces."""
 
 lost_once: list[str] = []
+ended: list[str] = []
+"""The last message that the proxy got in each request."""
 
 
 async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -43,6 +58,7 @@ async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
         return
     while message.get("more_body") and path != "/early":
         message = await receive()
+    ended.append(message["type"])
     if path == "/lost" or (path == "/lost-once" and not lost_once):
         lost_once.append(path)
         return
@@ -72,9 +88,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server with the front. The router installs the front twice, as if the application was deployed again."""
     for owner, name in (
         (RequestIdMiddleware, "__call__"),
-        (AutoHTTPProtocol, "connection_made"),
-        (AutoHTTPProtocol, "on_message_begin"),
-        (AutoHTTPProtocol, "on_response_complete"),
+        *((AutoHTTPProtocol, name) for name in REPLACED),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     lost_once.clear()
@@ -86,7 +100,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     wait_until(lambda: server.started, 120)
     router = FrontRouter.__new__(FrontRouter)
     for _ in range(2):
-        router.initialize_state(header_timeout_seconds=HEADER_SECONDS)
+        router.initialize_state(header_timeout_seconds=HEADER_SECONDS, max_body_mib=MAX_BODY_MIB)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(30)
@@ -216,15 +230,79 @@ def answer_to(url: str, *parts: bytes, pause_seconds: float = 0.1) -> bytes:
     "parts", [(), (b"GET",), (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-Drop: 1\r\n")], ids=["nothing", "a word", "drops"]
 )
 def test_headers_that_do_not_come_end_the_connection(url: str, parts: tuple[bytes, ...]) -> None:
-    head, _, body = answer_to(url, *parts).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 408 ")
-    assert json.loads(body)["status"] == 408
+    last_answer(answer_to(url, *parts), 408)
+
+
+def last_answer(received: bytes, status: int) -> None:
+    """The bytes are one problem document, as the application would send it."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode()))
+    assert json.loads(body)["status"] == status
     headers = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
     assert headers.items() >= SECURITY_HEADERS.items()
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"access-control-allow-origin"] == b"*"
     assert headers[b"x-request-id"].decode() == json.loads(body)["request_id"]
     assert int(headers[b"content-length"]) == len(body)
+
+
+@pytest.mark.parametrize(
+    ("method", "max_bytes"), [("POST", MAX_BODY_MIB * 2**20), ("GET", MAX_BODY_BYTES), ("DELETE", MAX_BODY_BYTES)]
+)
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_larger_than_any_form_is_refused(url: str, method: str, max_bytes: int, declared: bool) -> None:
+    def send(size: int) -> httpx.Response:
+        return httpx.request(method, url, content=bytes(size) if declared else iter([bytes(size)]))
+
+    assert send(max_bytes).status_code == 200
+    ended.clear()
+    response = send(max_bytes + 1)
+    assert f"{max_bytes / 2**20:g} MiB" in problem(response, 413)["detail"]
+    assert response.headers["connection"] == "close"
+    assert ended == ["http.disconnect"], "the proxy gives up the request"
+
+
+LINE = b"GET / HTTP/1.1\r\nHost: x\r\n"
+END = b"\r\n\r\n"
+
+
+def test_headers_of_the_largest_size_are_accepted(url: str) -> None:
+    largest = LINE + b"Connection: close\r\nX-Long: "
+    largest += b"x" * (MAX_HEADER_BYTES - len(largest) - len(END)) + END
+    assert answer_to(url, largest[:100], largest[100:]).startswith(b"HTTP/1.1 200 ")
+    last_answer(answer_to(url, largest[:100], largest[100:-4] + b"x" + END), 431)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (LINE + b"X-Long: " + b"x" * 2**20,),
+        (LINE + b"X-Long: ", b"x" * 60_000, b"x" * 6_000),
+        (LINE + b"X-Short: x\r\n" * 10_000 + END,),
+        (b"GET /" + b"x" * 100_000,),
+        (END * 50_000,),
+    ],
+    ids=["one header", "drops", "many headers", "path", "blank lines"],
+)
+def test_headers_that_are_too_long_are_refused(url: str, parts: tuple[bytes, ...]) -> None:
+    last_answer(answer_to(url, *parts), 431)
+
+
+def test_the_headers_of_each_request_count_for_themselves_and_a_body_does_not(url: str) -> None:
+    headers = {"X-Long": "x" * 40_000}
+    with httpx.Client(base_url=url, headers=headers) as client:
+        for _ in range(3):
+            assert client.post("/", content=b"x" * 2**20).status_code == 200
+            assert client.post("/", content=iter([b"x"] * 3)).status_code == 200
+    long = LINE + b"X-Long: " + b"x" * 30_000 + END
+    last = long.replace(b"Host", b"Connection: close\r\nHost")
+    assert answer_to(url, long * 3 + last).count(b"HTTP/1.1 200") == 4
+
+
+def test_trailers_that_are_too_long_end_the_connection(url: str) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    assert answer_to(url, head + b"X-Long: x\r\nConnection: close" + END).startswith(b"HTTP/1.1 200 ")
+    assert answer_to(url, head, b"X-Long: ".ljust(MAX_HEADER_BYTES, b"x")) == b""
 
 
 def test_the_next_headers_on_a_connection_have_to_come_too(url: str) -> None:

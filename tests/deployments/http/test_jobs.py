@@ -156,7 +156,7 @@ def problem(response: httpx.Response, status: int) -> Problem:
 
 @asynccontextmanager
 async def served(
-    folder: Path, *, keys: tuple[Key, ...] = (), runs: bool = True, **settings: Any
+    folder: Path, *, keys: tuple[Key, ...] = (), runs: bool = True, max_arriving: int = 32, **settings: Any
 ) -> AsyncIterator[Service]:
     stages = Stages()
     job_settings = JobSettings(folder=folder, **settings)
@@ -169,7 +169,7 @@ async def served(
         CONFIG,
         (),
         AccessConfig(),
-        AdmissionConfig(),
+        AdmissionConfig(max_arriving=max_arriving),
         seconds,
         60.0,
         LiveSettings(),
@@ -229,6 +229,24 @@ def test_the_document_describes_every_field_and_keeps_the_names_of_its_operation
             for name, schema in fields.items():
                 model = schemas.get(schema.get("$ref", "").rpartition("/")[2], {})
                 assert schema.get("description") or model.get("description"), f"{where}: {name} is not described"
+
+    run(test)
+
+
+def test_the_document_has_an_example_of_each_error_that_is_answered(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False) as service:
+            paths = (await service.client.get("/openapi.json")).json()["paths"]
+
+        def kinds(operation: Any, status: int) -> set[str]:
+            return set(operation["responses"][str(status)]["content"]["application/problem+json"]["examples"])
+
+        for path, operations in paths.items():
+            for operation in operations.values():
+                assert "sound-sentry-error" in kinds(operation, 500), path
+        assert "bundle-error" in kinds(paths["/predict"]["post"], 500)
+        following = kinds(paths["/jobs/{job_id}/events"]["get"], 503)
+        assert following == {"overloaded", "store-unavailable", "stage-unavailable"}
 
     run(test)
 
@@ -558,14 +576,15 @@ def test_a_job_for_which_there_is_no_room_is_refused_unread(tmp_path: Path) -> N
 def test_so_many_bytes_of_jobs_arrive_at_once_and_no_more(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path, limits=JobLimits(max_files=1, max_upload_mib=1), runs=False) as service:
-            request = service.client.build_request("POST", "/jobs", files=[("files", ("a.wav", CLIP))])
+            request = service.client.build_request("POST", "/jobs", files=[("files", ("a.wav", bytes(2**20)))])
             whole, headers = await request.aread(), {"Content-Type": request.headers["content-type"]}
-            go, arriving = asyncio.Event(), 0
+            go, begun, arrived = asyncio.Event(), 0, 0
 
             async def body() -> AsyncIterator[bytes]:
-                nonlocal arriving
-                arriving += 1
+                nonlocal begun, arrived
+                begun += 1
                 yield whole[:-200]
+                arrived += 1
                 await go.wait()
                 yield whole[-200:]
 
@@ -573,12 +592,34 @@ def test_so_many_bytes_of_jobs_arrive_at_once_and_no_more(tmp_path: Path) -> Non
                 return asyncio.create_task(service.client.post("/jobs", content=body(), headers=headers))
 
             slow = [post() for _ in range(endpoints.UPLOADS_AT_ONCE)]
-            while arriving < len(slow):
+            while arrived < len(slow):
                 await asyncio.sleep(0.02)
             assert problem(await post(), 503).title == "Overloaded"
-            assert arriving == len(slow), "a body of undeclared size counts as the largest that is allowed"
+            assert begun == len(slow), "a body of undeclared size counts as the largest that is allowed"
             go.set()
             assert [job(response, 202)["status"] for response in await asyncio.gather(*slow)] == ["queued"] * 2
+            await service.create(CLIP)
+
+    run(test)
+
+
+def test_bodies_of_jobs_count_among_those_that_arrive(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, runs=False, max_arriving=1) as service:
+            begun = asyncio.Event()
+
+            async def silence() -> AsyncIterator[bytes]:
+                begun.set()
+                await asyncio.Event().wait()
+                yield b""
+
+            headers = {"Content-Type": "multipart/form-data; boundary=b"}
+            silent = asyncio.create_task(service.client.post("/jobs", content=silence(), headers=headers))
+            await begun.wait()
+            assert problem(await service.post(CLIP), 503).title == "Overloaded"
+            problem(await service.client.post("/predict", files={"audio": CLIP}), 503)
+            silent.cancel()
+            await asyncio.gather(silent, return_exceptions=True)
             await service.create(CLIP)
 
     run(test)
@@ -592,6 +633,8 @@ def test_jobs_page_by_page(tmp_path: Path) -> None:
             assert [one.job_id for one in first.jobs] == ids[:0:-1] and first.next == ids[1]
             second = JobsAnswer.model_validate_json((await service.client.get(f"/jobs?before={first.next}")).text)
             assert [one.job_id for one in second.jobs] == ids[:1] and second.next is None
+            full = JobsAnswer.model_validate_json((await service.client.get("/jobs?limit=3")).text)
+            assert [one.job_id for one in full.jobs] == ids[::-1] and full.next is None
             for query in ("limit=0", "limit=101", "limit=x", "beffore=1"):
                 assert query.split("=")[0] in problem(await service.client.get(f"/jobs?{query}"), 422).detail
             problem(await service.client.get(f"/jobs?before={'0' * 32}"), 404)

@@ -299,7 +299,7 @@ def test_health(service: httpx.Client) -> None:
     assert set(health.stages) == {"Decoder", "VoiceActivityDetector", "Diarizer", "TkanExtractor", "Classifier"}
 
 
-def test_info(service: httpx.Client, detector: Detector) -> None:
+def test_info(service: httpx.Client, detector: Detector, config: dict[str, Any]) -> None:
     info = InfoAnswer.model_validate_json(service.get("/info").text)
     bundle = detector.classifier.bundle
     assert info.model == {"name": bundle.info.name, "sha256": bundle.sha256, "refused_update": None}
@@ -309,6 +309,9 @@ def test_info(service: httpx.Client, detector: Detector) -> None:
     assert info.supported_formats == list(SUPPORTED_FORMATS)
     assert info.possible_results == ["Real", "Fake", "Inconclusive", "No Speech"]
     assert set(info.reasons) == set(Reason) and set(info.warnings) == set(AnswerWarning)
+    args = config["applications"][0]["args"]
+    stages = {name: stage["timeout_seconds"] for name, stage in args["stages"].items()}
+    assert info.timeouts_seconds == {"request": args["request_timeout_seconds"], **stages}
 
 
 def test_unknown_paths_and_methods_are_problems(service: httpx.Client) -> None:

@@ -29,13 +29,14 @@ CHUNK = 16 * 1024
 
 
 class Form:
-    """A form as it arrives over HTTP, chunk by chunk. `taken` counts the bytes that were read."""
+    """A form as it arrives over HTTP, chunk by chunk. `taken` counts the bytes that were read, and `counted` those for
+    which room was asked."""
 
     def __init__(self, files: Any = None, data: dict[str, Any] | None = None, *, declared: bool = True) -> None:
         self.request = httpx.Request("POST", "http://test/predict", files=files, data=data)
         self.body = self.request.read()
         self.declared = declared
-        self.taken = 0
+        self.taken = self.counted = 0
 
     def read(self, field: str = "audio", max_files: int = 1) -> tuple[list[Upload], Options]:
         headers = [
@@ -49,7 +50,11 @@ class Form:
         async def receive() -> dict[str, Any]:
             return next(chunks)
 
-        return asyncio.run(read_form(Request(scope, receive), field, LIMITS, AdmissionConfig(), max_files))
+        form = read_form(Request(scope, receive), field, LIMITS, AdmissionConfig(), max_files, self._count)
+        return asyncio.run(form)
+
+    def _count(self, part_bytes: int) -> None:
+        self.counted += part_bytes
 
     def _chunks(self) -> Iterator[dict[str, Any]]:
         for start in range(0, len(self.body), CHUNK):
@@ -63,7 +68,9 @@ def audio(data: bytes = b"RIFF", name: str = "audio.webm") -> list[tuple[str, tu
 
 
 def test_a_file_and_the_defaults() -> None:
-    uploads, options = Form(audio(b"RIFF...")).read()
+    form = Form(audio(b"RIFF..."))
+    uploads, options = form.read()
+    assert form.counted == len(form.body)
     assert uploads == [Upload("audio.webm", b"RIFF...")]
     assert options == Options(use_diarization=False, operating_point="balanced", explain=False)
 
