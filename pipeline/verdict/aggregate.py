@@ -97,6 +97,13 @@ class Case:
         found = estimate(seen, noise, variance)
         return doubt_selection(found, seen, candidates * self.among, self.bar.fake, variance)
 
+    def doubt_brevity(self, of: Parts) -> Scores:
+        """The variance that each part's score gets because it holds too little speech to say anything, (parts,).
+
+        It is infinite, or 0. That of the whole recording is among its faults.
+        """
+        return np.where(of.seconds < self.config.decision.min_speech_seconds, np.inf, 0.0)
+
     def window_noise(self, of: Parts) -> Scores:
         """The noise of each part's score because speech is limited, as a variance, (parts,).
 
@@ -205,12 +212,13 @@ def judge_speakers(case: Case, *, is_fake: bool) -> tuple[tuple[SpeakerVerdict, 
     names = sorted({window.speaker for window in windows if window.speaker is not None})
     of = parts.speakers(case.features, names)
     candidates = 1 if is_fake else len(names)
-    judged = case.judge(of, candidates=candidates)
+    brevity = case.doubt_brevity(of)
+    judged = case.judge(of, brevity, candidates=candidates)
     doubts = np.zeros(len(names))
     for i, name in enumerate(names):
         if judged.label(i, case.bar) == "Real":
             doubts[i] = doubt_of_voices(case, np.flatnonzero([window.speaker == name for window in windows]))
-    judged = case.judge(of, doubts, candidates=candidates)
+    judged = case.judge(of, brevity + doubts, candidates=candidates)
     spoken = dict.fromkeys(names, 0.0)
     for turn in case.features.turns or ():
         if turn.speaker in spoken:
@@ -256,7 +264,8 @@ def judge_details(case: Case) -> tuple[Detail, ...]:
     turns = case.features.turns
     stretches: tuple[Segment, ...] = turns or case.features.speech.segments
     names = [turn.speaker for turn in turns] if turns else [None] * len(stretches)
-    judged = case.judge(parts.stretches(case.features, stretches, names))
+    of = parts.stretches(case.features, stretches, names)
+    judged = case.judge(of, case.doubt_brevity(of))
     return tuple(
         Detail(
             speaker=name,
@@ -271,7 +280,10 @@ def judge_details(case: Case) -> tuple[Detail, ...]:
 
 
 def judge_steps(case: Case) -> Timeline:
-    """The probability at each step of the timeline; None where nobody speaks."""
+    """The probability at each step of the timeline; None where nobody speaks.
+
+    A step has no result and decides nothing, so it may hold less speech than a part with a result needs.
+    """
     step_seconds = case.config.windows.step_seconds
     of = parts.steps(case.features, step_seconds)
     probabilities = case.judge(of).probabilities.tolist()
@@ -309,7 +321,7 @@ def find_passage(case: Case) -> DecidedBy | None:
     is_passage = of.seconds <= case.features.speech.speech_seconds / 2
     if not is_passage.any():
         return None
-    judged = case.judge(of, candidates=int(is_passage.sum()))
+    judged = case.judge(of, case.doubt_brevity(of), candidates=int(is_passage.sum()))
     best = int(np.argmax(np.where(is_passage, judged.estimate.low, -np.inf)))
     if judged.label(best, case.bar) != "Fake":
         return None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from pipeline.config import DetectorConfig
+from pipeline.config import DetectorConfig, Windows
 from pipeline.networks.spec import TkanSpec
 from pipeline.types import Features, OperatingPoint, Quality, Segment, Speech, Turn
 from pipeline.verdict.aggregate import build_verdict, no_speech_verdict
@@ -55,21 +55,22 @@ def verdict_of(
     scorer: Scorer | None = None,
     operating_point: OperatingPoint = "balanced",
     among: int = 1,
+    config: DetectorConfig = CONFIG,
 ) -> Verdict:
     """The verdict on a recording that is full of speech. In every test its results and numbers must agree."""
     speech = Speech((Segment(0.0, seconds),), seconds, "wav")
-    windows = plan_windows(speech, turns, CONFIG.windows)
+    windows = plan_windows(speech, turns, config.windows)
     verdict = build_verdict(
         Features(windows, np.zeros((len(windows), 2), np.float32), "", "", quality, narrow, speech, turns),
         np.broadcast_to(np.asarray(scores, dtype=float), (len(windows),)),
         novelty=novelty,
         scorer=scorer or BUNDLE.scorer(),
         bundle=BUNDLE,
-        config=CONFIG,
+        config=config,
         operating_point=operating_point,
         among=among,
     )
-    assert disagreements(verdict, THRESHOLDS, operating_point, CONFIG.decision.prior) == []
+    assert disagreements(verdict, THRESHOLDS, operating_point, config.decision.prior) == []
     return verdict
 
 
@@ -267,6 +268,38 @@ def test_below_a_second_nothing_is_said() -> None:
     assert (verdict.overall, verdict.reasons) == ("Inconclusive", ("too_short",))
     assert verdict.mean_probability == pytest.approx(0.5)
     assert all(p is None or p == pytest.approx(0.5) for p in verdict.timeline.probability)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0.95])
+def test_a_speaker_who_says_less_than_a_second_decides_nothing(seconds: float) -> None:
+    """The same speech in a recording of its own is Inconclusive."""
+    turns = (Turn(0, 60, "SPEAKER_00"), Turn(60, 60 + seconds, "SPEAKER_01"))
+    verdict = verdict_of([-6.0] * 29 + [30.0], seconds=60 + seconds, turns=turns)
+    assert (verdict.overall, verdict.decided_by) == ("Real", None)
+    first, second = verdict.speakers
+    assert (first.result, second.result) == ("Real", "Inconclusive")
+    assert second.probability == pytest.approx(0.5)
+    assert (verdict.details[1].result, verdict.details[1].interval) == ("Inconclusive", second.interval)
+    assert verdict.timeline.probability[-1] != pytest.approx(0.5), "a step has no result, so it may be so short"
+
+
+def test_a_speaker_who_says_a_second_can_decide() -> None:
+    turns = (Turn(0, 60, "SPEAKER_00"), Turn(60, 61, "SPEAKER_01"))
+    verdict = verdict_of([-6.0] * 29 + [30.0], seconds=61, turns=turns)
+    assert verdict.decided_by is not None and verdict.decided_by.speaker == "SPEAKER_01"
+
+
+def test_a_passage_of_less_than_a_second_decides_nothing() -> None:
+    """Only windows that are much shorter than usual can make such a passage."""
+
+    def of(seconds: float) -> Verdict:
+        config = CONFIG.model_copy(update={"windows": Windows(seconds=seconds, hop_seconds=seconds / 2)})
+        count = round(2 * 20 / seconds) - 1
+        scores = np.full(count, -3.0)
+        scores[count // 2 : count // 2 + 2] = 40.0
+        return verdict_of(scores, seconds=20.0, config=config)
+
+    assert [of(seconds).decided_by is not None for seconds in (0.8, 0.6)] == [True, False]
 
 
 def test_more_speech_is_asked_for_where_it_would_settle_the_answer() -> None:
