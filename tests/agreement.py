@@ -18,19 +18,27 @@ def disagreements(
     thresholds: Thresholds,
     operating_point: OperatingPoint = "balanced",
     prior: float = 0.5,
+    score_variance: float = math.inf,
 ) -> list[str]:
-    """The places where the results and the numbers of `verdict` disagree; empty if they agree."""
+    """The places where the results and the numbers of `verdict` disagree; empty if they agree.
+
+    `score_variance` is that of the bundle. It matters only if it is so small that the interval without any evidence
+    lies beyond a threshold.
+    """
     if verdict.overall == "No Speech":
         return []
     odds = prior / (1 - prior)
     fake = getattr(thresholds, operating_point)
     real = min(fake, thresholds.balanced)
-    fake_bar, real_bar = (1 / (1 + math.exp(-score) / odds) for score in (fake, real))
+    end = 1.2816 * math.sqrt(score_variance)
+    fake_bar, real_bar, least, most = (1 / (1 + math.exp(-score) / odds) for score in (fake, real, -end, end))
 
     def word(interval: Interval | None) -> str:
         assert interval is not None
         low, high = interval
-        return "Fake" if low >= fake_bar - ROUNDING else "Real" if high < real_bar + ROUNDING else "Inconclusive"
+        if low >= fake_bar - ROUNDING and low > least + ROUNDING:
+            return "Fake"
+        return "Real" if high < real_bar + ROUNDING and high < most - ROUNDING else "Inconclusive"
 
     found = []
     decider = verdict.decided_by

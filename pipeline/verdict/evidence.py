@@ -103,12 +103,15 @@ def doubt_selection(found: Estimate, seen: Scores, candidates: int, fake: float,
     together cause no more false alarms than one (Bonferroni): the odds for Fake must be higher by the factor
     `candidates`. Other parts stay as they are.
 
-    With u = sd / sqrt(V) the lower end is s (1 - u^2) - z sqrt(V) u. This is solved for u.
+    With u = sd / sqrt(V) the lower end is s (1 - u^2) - z sqrt(V) u. This is solved for u, which never gets smaller. If
+    no noise makes the lower end fall so far, u may be 1: nothing is known.
     """
+    if candidates <= 1:
+        return found
     width = INTERVAL_Z * math.sqrt(score_variance)
-    fall = seen - found.low + math.log(max(candidates, 1))
+    fall = seen - found.low + math.log(candidates)
     root = np.sqrt(np.maximum(width**2 + 4 * seen * fall, 0))
-    share = np.minimum(2 * fall / (width + root), 1)
+    share = np.clip(2 * fall / (width + root), found.sd / math.sqrt(score_variance), 1)
     is_accused = found.low >= fake
     return Estimate(
         np.where(is_accused, seen * (1 - share**2), found.mean),
@@ -138,10 +141,15 @@ class Bar:
         return "Fake" if low >= self.fake else "Real" if high < self.real else "Inconclusive"
 
 
-def bar_of(thresholds: Thresholds, operating_point: OperatingPoint) -> Bar:
-    """The bar of an operating point: Fake from its threshold on, Real below both its threshold and the balanced one."""
+def bar_of(thresholds: Thresholds, operating_point: OperatingPoint, score_variance: float) -> Bar:
+    """The bar of an operating point: Fake from its threshold on, Real below both its threshold and the balanced one.
+
+    Without any evidence the interval is that of a normal variable with mean 0 and variance `score_variance`. It must
+    not be Fake or Real, so it always reaches beyond both ends of the bar.
+    """
     threshold: float = getattr(thresholds, operating_point)
-    return Bar(min(threshold, thresholds.balanced), threshold)
+    end = INTERVAL_Z * math.sqrt(score_variance)
+    return Bar(min(threshold, thresholds.balanced, end), max(threshold, math.nextafter(-end, 0.0)))
 
 
 def find_faults(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -70,7 +71,8 @@ def verdict_of(
         operating_point=operating_point,
         among=among,
     )
-    assert disagreements(verdict, THRESHOLDS, operating_point, config.decision.prior) == []
+    score_variance = (scorer or BUNDLE.scorer()).uncertainty.score_variance
+    assert disagreements(verdict, THRESHOLDS, operating_point, config.decision.prior, score_variance) == []
     return verdict
 
 
@@ -300,6 +302,18 @@ def test_a_passage_of_less_than_a_second_decides_nothing() -> None:
         return verdict_of(scores, seconds=20.0, config=config)
 
     assert [of(seconds).decided_by is not None for seconds in (0.8, 0.6)] == [True, False]
+
+
+@pytest.mark.parametrize("score", [-9.0, -1.0, 0.0, 9.0])
+@pytest.mark.parametrize("point", get_args(OperatingPoint))
+def test_below_a_second_nothing_is_said_even_if_the_scores_never_vary_much(score: float, point: OperatingPoint) -> None:
+    """The interval without evidence lies above the threshold of the operating point `recall`."""
+    scorer = BUNDLE.scorer()
+    scorer = replace(scorer, uncertainty=scorer.uncertainty.model_copy(update={"score_variance": 0.5}))
+    turns = (Turn(0, 0.4, "SPEAKER_00"), Turn(0.4, 0.8, "SPEAKER_01"))
+    verdict = verdict_of(score, seconds=0.8, turns=turns, scorer=scorer, operating_point=point, among=2)
+    assert (verdict.overall, verdict.reasons[0], verdict.decided_by) == ("Inconclusive", "too_short", None)
+    assert {speaker.result for speaker in verdict.speakers} == {"Inconclusive"}
 
 
 def test_more_speech_is_asked_for_where_it_would_settle_the_answer() -> None:
