@@ -12,6 +12,9 @@ ROUNDING = 1e-9
 SURE = 0.9
 """An Inconclusive answer at the balanced threshold has a probability of at most this, and of at least 1 minus this."""
 
+TAIL = 0.005
+"""A probability may lie this far outside its interval. It is a mean, and a long tail of unlikely scores moves it."""
+
 
 def disagreements(
     verdict: Verdict,
@@ -50,6 +53,13 @@ def disagreements(
         found.append("decided by a part, where the whole would do")
     p = verdict.mean_probability
     assert p is not None
+    shown = [(p, verdict.interval)]
+    shown += [(part.probability, part.interval) for part in (*verdict.details, *verdict.speakers, decider) if part]
+    found += [f"{share} outside {ends}" for share, ends in shown if not lies_in(share, ends)]
+    extremes = [p, *(step for step in verdict.timeline.probability if step is not None)]
+    extremes += [decider.probability] if decider else []
+    if (verdict.min_probability, verdict.max_probability) != (min(extremes), max(extremes)):
+        found.append(f"from {verdict.min_probability} to {verdict.max_probability}, not {min(extremes), max(extremes)}")
     if verdict.overall == "Inconclusive" and operating_point == "balanced" and not 1 - SURE <= p <= SURE:
         found.append(f"Inconclusive at {p:.3f}")
     if (verdict.overall == "Inconclusive") != bool(verdict.reasons):
@@ -61,3 +71,7 @@ def disagreements(
         if speaker.result != word(speaker.interval):
             found.append(f"{speaker.speaker} {speaker.result} with {speaker.interval}")
     return found
+
+
+def lies_in(probability: float, interval: Interval | None) -> bool:
+    return interval is not None and interval[0] - TAIL <= probability <= interval[1] + TAIL

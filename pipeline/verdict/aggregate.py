@@ -149,12 +149,14 @@ def build_verdict(
     mean = judged.probability(0)
     score = float(judged.estimate.score[0])
     timeline = judge_steps(case)
-    spoken = [p for p in timeline.probability if p is not None]
+    probabilities = [mean, *(p for p in timeline.probability if p is not None)]
+    if decided_by:
+        probabilities.append(decided_by.probability)
     return Verdict(
         overall=overall,
         mean_probability=mean,
-        max_probability=max(mean, *spoken),
-        min_probability=min(mean, *spoken),
+        max_probability=max(probabilities),
+        min_probability=min(probabilities),
         score=score,
         interval=judged.interval(0),
         reasons=reasons_of(case, speakers, doubt) if overall == "Inconclusive" else (),

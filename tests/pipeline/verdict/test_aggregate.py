@@ -362,6 +362,15 @@ def test_the_mean_lies_between_the_extremes(score: float) -> None:
     assert verdict.max_probability == max(verdict.mean_probability, *spoken)  # type: ignore[type-var]
 
 
+def test_no_probability_is_higher_than_the_highest() -> None:
+    """A part that decides holds more speech than a step of the timeline, so its probability may be higher."""
+    turns = (Turn(0, 20, "SPEAKER_00"), Turn(20, 40, "SPEAKER_01"))
+    verdict = verdict_of([-6.0] * 9 + [4.0] * 9, seconds=40.0, turns=turns)
+    assert verdict.decided_by is not None
+    assert verdict.max_probability == verdict.decided_by.probability
+    assert verdict.max_probability > max(p for p in verdict.timeline.probability if p is not None)
+
+
 def test_no_speech_has_no_probability() -> None:
     verdict = no_speech_verdict(Speech((), 1.2, "wav"), use_diarization=False, bundle=BUNDLE, config=CONFIG)
     body = verdict.model_dump(mode="json")
