@@ -10,7 +10,8 @@ from pipeline.verdict.bundle import Thresholds
 
 ROUNDING = 1e-9
 SURE = 0.9
-"""An Inconclusive answer at the balanced threshold has a probability of at most this, and of at least 1 minus this."""
+"""At the balanced threshold and a prior of even odds, the probability of an Inconclusive answer is at most this, and at
+least 1 minus this."""
 
 TAIL = 0.005
 """A probability may lie this far outside its interval. It is a mean, and a long tail of unlikely scores moves it."""
@@ -60,8 +61,9 @@ def disagreements(
     extremes += [decider.probability] if decider else []
     if (verdict.min_probability, verdict.max_probability) != (min(extremes), max(extremes)):
         found.append(f"from {verdict.min_probability} to {verdict.max_probability}, not {min(extremes), max(extremes)}")
-    if verdict.overall == "Inconclusive" and operating_point == "balanced" and not 1 - SURE <= p <= SURE:
-        found.append(f"Inconclusive at {p:.3f}")
+    even = p / (p + (1 - p) * odds)
+    if verdict.overall == "Inconclusive" and operating_point == "balanced" and not 1 - SURE <= even <= SURE:
+        found.append(f"Inconclusive at {even:.3f}")
     if (verdict.overall == "Inconclusive") != bool(verdict.reasons):
         found.append(f"{verdict.overall} for {verdict.reasons}")
     for detail in verdict.details:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from pipeline.config import DetectorConfig, Windows
+from pipeline.config import Decision, DetectorConfig, Windows
 from pipeline.networks.spec import TkanSpec
 from pipeline.types import Features, OperatingPoint, Quality, Segment, Speech, Turn
 from pipeline.verdict.aggregate import build_verdict, no_speech_verdict
@@ -99,6 +99,19 @@ def test_score_probability_and_confidence_agree() -> None:
 )
 def test_operating_points(score: float, point: OperatingPoint, label: str) -> None:
     assert verdict_of(score, seconds=300.0, operating_point=point).overall == label
+
+
+@pytest.mark.parametrize("prior", [0.1, 0.01, 0.9])
+@pytest.mark.parametrize("score", [-2.0, -0.5, 0.5, 2.0])
+def test_the_prior_moves_the_probability_and_the_threshold_but_not_the_result(score: float, prior: float) -> None:
+    """`verdict_of` checks that the result and the interval agree with the threshold as a probability."""
+    config = CONFIG.model_copy(update={"decision": Decision(prior=prior)})
+    for point in get_args(OperatingPoint):
+        at_even_odds = verdict_of(score, operating_point=point)
+        verdict = verdict_of(score, operating_point=point, config=config)
+        assert (verdict.overall, verdict.score) == (at_even_odds.overall, at_even_odds.score)
+        assert verdict.mean_probability is not None and at_even_odds.mean_probability is not None
+        assert (verdict.mean_probability > at_even_odds.mean_probability) == (prior > 0.5)
 
 
 def test_one_odd_window_does_not_condemn_ten_minutes() -> None:
