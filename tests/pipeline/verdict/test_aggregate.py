@@ -172,6 +172,17 @@ def test_a_speaker_who_may_be_two_voices_is_neither() -> None:
     assert merged(4.0).overall == "Real", "one odd moment is not enough to doubt a speaker"
 
 
+def test_a_clearly_human_recording_with_a_speaker_who_may_be_two_voices_stays_real_but_less_surely() -> None:
+    turns = (Turn(0, 600, "SPEAKER_00"), Turn(600, 640, "SPEAKER_01"))
+    mixed, human = (
+        verdict_of([-9.0] * 299 + second, seconds=640.0, turns=turns)
+        for second in ([2.2] * 4 + [-2.2] * 15, [-2.2] * 19)
+    )
+    assert [v.overall for v in (mixed, human)] == ["Real", "Real"]
+    assert [v.speakers[1].result for v in (mixed, human)] == ["Inconclusive", "Real"]
+    assert mixed.interval is not None and human.interval is not None and human.interval[1] < mixed.interval[1] < 0.5
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_speaker_whose_windows_vary_as_those_of_one_is_one(seed: int) -> None:
     """Most windows of this speaker sound human. A few sound like a machine by chance. The speaker must stay Real, even
