@@ -15,6 +15,7 @@ from pipeline.config import Decision
 from pipeline.types import OperatingPoint, Quality
 from pipeline.verdict.bundle import Calibration, Scorer, Thresholds, Uncertainty
 from pipeline.verdict.evidence import (
+    BELOW_THRESHOLD,
     INTERVAL_Z,
     Bar,
     bar_of,
@@ -145,16 +146,31 @@ def test_the_lower_end_falls_with_the_number_of_candidates(seen: float, noise: f
     scores, variance = np.array([seen]), 16.0
     by_itself = estimate(scores, np.array([noise]), variance)
     found = doubt_selection(by_itself, scores, candidates, -1.0, variance)
-    if by_itself.low[0] < -1.0:
+    just_below = -1.0 - BELOW_THRESHOLD
+    if by_itself.low[0] < just_below:
         assert (found.low[0], found.high[0]) == (by_itself.low[0], by_itself.high[0])
         return
     nothing_known = -INTERVAL_Z * 4.0
-    assert found.low[0] == pytest.approx(max(by_itself.low[0] - math.log(candidates), nothing_known), abs=1e-6)
+    fallen = by_itself.low[0] - math.log(candidates)
+    assert (found.low[0] >= -1.0) == (fallen >= -1.0), "it is Fake only if it is clear enough among all candidates"
+    assert found.low[0] == pytest.approx(max(fallen, just_below, nothing_known), abs=1e-6)
     assert found.high[0] >= -1.0, "what was Fake by itself is not Real now"
     assert found.sd[0] >= by_itself.sd[0] - 1e-9
     # Mean and deviation belong together: they are those of an estimate with more noise.
     share = 1 - found.sd[0] ** 2 / variance
     assert found.mean[0] == pytest.approx(share * seen, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(noise=st.floats(0, 30), variance=st.floats(0.5, 25), candidates=st.integers(1, 1_000), fake=st.floats(-0.5, 1))
+def test_more_evidence_never_lowers_the_probability(
+    noise: float, variance: float, candidates: int, fake: float
+) -> None:
+    """With a threshold above 1 and many candidates it may fall by less than 0.01."""
+    seen = np.linspace(0, 20, 4_001)
+    found = doubt_selection(estimate(seen, np.full(4_001, noise), variance), seen, candidates, fake, variance)
+    assert np.diff(found.probability(0.5)).min() >= -1e-9
+    assert np.diff(found.low).min() >= -1e-6
 
 
 @settings(deadline=None)
