@@ -101,7 +101,8 @@ class Decision(Strict):
     With less speech than `min_speech_seconds` the answer is Inconclusive. A recording whose level is more than
     `max_drop_db` lower above a telephone's band than inside it is judged as a telephone call. Below `opus_kbits` Opus
     makes humans sound like machines: `opus_variance` * ln(`opus_kbits` / bit rate) is then added to the variance of the
-    score. `prior` is the expected share of fakes, 0 to 1.
+    score. `prior` is the expected share of fakes, 0 to 1. It turns scores into probabilities, those of the
+    thresholds too, so it changes no result. The score 0 has the probability `prior`.
     """
 
     min_speech_seconds: float = Field(1.0, ge=0)

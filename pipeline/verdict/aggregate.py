@@ -97,6 +97,13 @@ class Case:
         found = estimate(seen, noise, variance)
         return doubt_selection(found, seen, candidates * self.among, self.bar.fake, variance)
 
+    def doubt_brevity(self, of: Parts) -> Scores:
+        """The variance that each part's score gets because it holds too little speech to say anything, (parts,).
+
+        It is infinite, or 0. That of the whole recording is among its faults.
+        """
+        return np.where(of.seconds < self.config.decision.min_speech_seconds, np.inf, 0.0)
+
     def window_noise(self, of: Parts) -> Scores:
         """The noise of each part's score because speech is limited, as a variance, (parts,).
 
@@ -128,7 +135,8 @@ def build_verdict(
     of_whole = parts.whole(features)
     seconds = float(of_whole.seconds[0])
     faults = find_faults(features.quality, novelty, seconds, scorer, config.decision, narrow=features.narrow)
-    case = Case(features, scores, faults, scorer, bar_of(bundle.info.thresholds, operating_point), among, config)
+    bar = bar_of(bundle.info.thresholds, operating_point, scorer.uncertainty.score_variance)
+    case = Case(features, scores, faults, scorer, bar, among, config)
     judged = case.judge(of_whole)
     overall = judged.label(0, case.bar)
     speakers, doubt = judge_speakers(case, is_fake=overall == "Fake")
@@ -141,12 +149,14 @@ def build_verdict(
     mean = judged.probability(0)
     score = float(judged.estimate.score[0])
     timeline = judge_steps(case)
-    spoken = [p for p in timeline.probability if p is not None]
+    probabilities = [mean, *(p for p in timeline.probability if p is not None)]
+    if decided_by:
+        probabilities.append(decided_by.probability)
     return Verdict(
         overall=overall,
         mean_probability=mean,
-        max_probability=max(mean, *spoken),
-        min_probability=min(mean, *spoken),
+        max_probability=max(probabilities),
+        min_probability=min(probabilities),
         score=score,
         interval=judged.interval(0),
         reasons=reasons_of(case, speakers, doubt) if overall == "Inconclusive" else (),
@@ -205,12 +215,13 @@ def judge_speakers(case: Case, *, is_fake: bool) -> tuple[tuple[SpeakerVerdict, 
     names = sorted({window.speaker for window in windows if window.speaker is not None})
     of = parts.speakers(case.features, names)
     candidates = 1 if is_fake else len(names)
-    judged = case.judge(of, candidates=candidates)
+    brevity = case.doubt_brevity(of)
+    judged = case.judge(of, brevity, candidates=candidates)
     doubts = np.zeros(len(names))
     for i, name in enumerate(names):
         if judged.label(i, case.bar) == "Real":
             doubts[i] = doubt_of_voices(case, np.flatnonzero([window.speaker == name for window in windows]))
-    judged = case.judge(of, doubts, candidates=candidates)
+    judged = case.judge(of, brevity + doubts, candidates=candidates)
     spoken = dict.fromkeys(names, 0.0)
     for turn in case.features.turns or ():
         if turn.speaker in spoken:
@@ -256,7 +267,8 @@ def judge_details(case: Case) -> tuple[Detail, ...]:
     turns = case.features.turns
     stretches: tuple[Segment, ...] = turns or case.features.speech.segments
     names = [turn.speaker for turn in turns] if turns else [None] * len(stretches)
-    judged = case.judge(parts.stretches(case.features, stretches, names))
+    of = parts.stretches(case.features, stretches, names)
+    judged = case.judge(of, case.doubt_brevity(of))
     return tuple(
         Detail(
             speaker=name,
@@ -271,7 +283,10 @@ def judge_details(case: Case) -> tuple[Detail, ...]:
 
 
 def judge_steps(case: Case) -> Timeline:
-    """The probability at each step of the timeline; None where nobody speaks."""
+    """The probability at each step of the timeline; None where nobody speaks.
+
+    A step has no result and decides nothing, so it may hold less speech than a part with a result needs.
+    """
     step_seconds = case.config.windows.step_seconds
     of = parts.steps(case.features, step_seconds)
     probabilities = case.judge(of).probabilities.tolist()
@@ -309,7 +324,7 @@ def find_passage(case: Case) -> DecidedBy | None:
     is_passage = of.seconds <= case.features.speech.speech_seconds / 2
     if not is_passage.any():
         return None
-    judged = case.judge(of, candidates=int(is_passage.sum()))
+    judged = case.judge(of, case.doubt_brevity(of), candidates=int(is_passage.sum()))
     best = int(np.argmax(np.where(is_passage, judged.estimate.low, -np.inf)))
     if judged.label(best, case.bar) != "Fake":
         return None

@@ -239,9 +239,11 @@ class Verdict(Part):
     """Probability that the speech of the whole recording is machine-made, 0 to 1. If channels were judged one by one,
     it is that of the channel with the most serious answer; so are `score`, `interval` and `reasons`."""
     max_probability: Probability | None
-    """The highest of `mean_probability` and the values of the timeline, 0 to 1."""
+    """The highest of `mean_probability`, the values of the timeline, and the probability of `decided_by`, 0 to 1. If
+    channels were judged one by one, it is the highest of all channels."""
     min_probability: Probability | None
-    """The lowest of `mean_probability` and the values of the timeline, 0 to 1."""
+    """The lowest of `mean_probability`, the values of the timeline, and the probability of `decided_by`, 0 to 1. If
+    channels were judged one by one, it is the lowest of all channels."""
     confidence: Probability | None = Field(default_factory=lambda known: _confidence(known["mean_probability"]))
     """How far `mean_probability` is from even odds, |2p - 1|: 0 is a coin toss, 1 is certainty."""
     score: Number | None

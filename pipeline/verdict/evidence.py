@@ -48,6 +48,10 @@ INTERVAL_Z = 1.2816
 ENOUGH_SECONDS: Seconds = 6.0
 """This much speech is enough: a recording with it is never called too short. The category `normal` begins here."""
 
+BELOW_THRESHOLD = 0.05
+"""How far below the threshold the lower end of an interval is moved if the part is not clear enough among several. So
+the threshold lies in the interval also after rounding."""
+
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(20)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 """Gauss-Hermite rule for the mean of a function of a standard normal variable."""
@@ -99,20 +103,22 @@ def doubt_selection(found: Estimate, seen: Scores, candidates: int, fake: float,
     """The estimate of parts of which each may decide alone, because it is the most suspicious of several `candidates`.
 
     `found` is the estimate of each part by itself, and `seen` (parts,) are their scores. Where a whole interval is at
-    or above the threshold `fake`, noise is added until its lower end has fallen by ln(candidates). So all candidates
-    together cause no more false alarms than one (Bonferroni): the odds for Fake must be higher by the factor
-    `candidates`. Other parts stay as they are.
+    or above the threshold `fake`, noise is added until its lower end has fallen by ln(candidates), but not further than
+    just below the threshold. So all candidates together cause no more false alarms than one (Bonferroni): the odds for
+    Fake must be higher by the factor `candidates`. The noise grows continuously with the score, so that slightly more
+    evidence of a machine does not make the probability jump down. Parts that lie below stay as they are.
 
-    With u = sd / sqrt(V) the lower end is s (1 - u^2) - z sqrt(V) u. This is solved for u.
+    With u = sd / sqrt(V) the lower end is s (1 - u^2) - z sqrt(V) u. This is solved for u, which never gets smaller. If
+    no noise makes the lower end fall so far, u may be 1: nothing is known.
     """
+    fall = np.clip(found.low - (fake - BELOW_THRESHOLD), 0, math.log(max(candidates, 1)))
     width = INTERVAL_Z * math.sqrt(score_variance)
-    fall = seen - found.low + math.log(max(candidates, 1))
-    root = np.sqrt(np.maximum(width**2 + 4 * seen * fall, 0))
-    share = np.minimum(2 * fall / (width + root), 1)
-    is_accused = found.low >= fake
+    below_seen = seen - found.low + fall
+    root = np.sqrt(np.maximum(width**2 + 4 * seen * below_seen, 0))
+    share = np.clip(2 * below_seen / (width + root), found.sd / math.sqrt(score_variance), 1)
     return Estimate(
-        np.where(is_accused, seen * (1 - share**2), found.mean),
-        np.where(is_accused, math.sqrt(score_variance) * share, found.sd),
+        np.where(fall > 0, seen * (1 - share**2), found.mean),
+        np.where(fall > 0, math.sqrt(score_variance) * share, found.sd),
     )
 
 
@@ -138,10 +144,15 @@ class Bar:
         return "Fake" if low >= self.fake else "Real" if high < self.real else "Inconclusive"
 
 
-def bar_of(thresholds: Thresholds, operating_point: OperatingPoint) -> Bar:
-    """The bar of an operating point: Fake from its threshold on, Real below both its threshold and the balanced one."""
+def bar_of(thresholds: Thresholds, operating_point: OperatingPoint, score_variance: float) -> Bar:
+    """The bar of an operating point: Fake from its threshold on, Real below both its threshold and the balanced one.
+
+    Without any evidence the interval is that of a normal variable with mean 0 and variance `score_variance`. It must
+    not be Fake or Real, so it always reaches beyond both ends of the bar.
+    """
     threshold: float = getattr(thresholds, operating_point)
-    return Bar(min(threshold, thresholds.balanced), threshold)
+    end = INTERVAL_Z * math.sqrt(score_variance)
+    return Bar(min(threshold, thresholds.balanced, end), max(threshold, math.nextafter(-end, 0.0)))
 
 
 def find_faults(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from pipeline.config import DetectorConfig
+from pipeline.config import Decision, DetectorConfig, Windows
 from pipeline.networks.spec import TkanSpec
 from pipeline.types import Features, OperatingPoint, Quality, Segment, Speech, Turn
 from pipeline.verdict.aggregate import build_verdict, no_speech_verdict
@@ -55,21 +56,23 @@ def verdict_of(
     scorer: Scorer | None = None,
     operating_point: OperatingPoint = "balanced",
     among: int = 1,
+    config: DetectorConfig = CONFIG,
 ) -> Verdict:
     """The verdict on a recording that is full of speech. In every test its results and numbers must agree."""
     speech = Speech((Segment(0.0, seconds),), seconds, "wav")
-    windows = plan_windows(speech, turns, CONFIG.windows)
+    windows = plan_windows(speech, turns, config.windows)
     verdict = build_verdict(
         Features(windows, np.zeros((len(windows), 2), np.float32), "", "", quality, narrow, speech, turns),
         np.broadcast_to(np.asarray(scores, dtype=float), (len(windows),)),
         novelty=novelty,
         scorer=scorer or BUNDLE.scorer(),
         bundle=BUNDLE,
-        config=CONFIG,
+        config=config,
         operating_point=operating_point,
         among=among,
     )
-    assert disagreements(verdict, THRESHOLDS, operating_point, CONFIG.decision.prior) == []
+    score_variance = (scorer or BUNDLE.scorer()).uncertainty.score_variance
+    assert disagreements(verdict, THRESHOLDS, operating_point, config.decision.prior, score_variance) == []
     return verdict
 
 
@@ -96,6 +99,19 @@ def test_score_probability_and_confidence_agree() -> None:
 )
 def test_operating_points(score: float, point: OperatingPoint, label: str) -> None:
     assert verdict_of(score, seconds=300.0, operating_point=point).overall == label
+
+
+@pytest.mark.parametrize("prior", [0.1, 0.01, 0.9])
+@pytest.mark.parametrize("score", [-2.0, -0.5, 0.5, 2.0])
+def test_the_prior_moves_the_probability_and_the_threshold_but_not_the_result(score: float, prior: float) -> None:
+    """`verdict_of` checks that the result and the interval agree with the threshold as a probability."""
+    config = CONFIG.model_copy(update={"decision": Decision(prior=prior)})
+    for point in get_args(OperatingPoint):
+        at_even_odds = verdict_of(score, operating_point=point)
+        verdict = verdict_of(score, operating_point=point, config=config)
+        assert (verdict.overall, verdict.score) == (at_even_odds.overall, at_even_odds.score)
+        assert verdict.mean_probability is not None and at_even_odds.mean_probability is not None
+        assert (verdict.mean_probability > at_even_odds.mean_probability) == (prior > 0.5)
 
 
 def test_one_odd_window_does_not_condemn_ten_minutes() -> None:
@@ -154,6 +170,17 @@ def test_a_speaker_who_may_be_two_voices_is_neither() -> None:
     assert (first.result, second.result) == ("Inconclusive", "Real")
     assert 0.06 < first.probability < 0.94
     assert merged(4.0).overall == "Real", "one odd moment is not enough to doubt a speaker"
+
+
+def test_a_clearly_human_recording_with_a_speaker_who_may_be_two_voices_stays_real_but_less_surely() -> None:
+    turns = (Turn(0, 600, "SPEAKER_00"), Turn(600, 640, "SPEAKER_01"))
+    mixed, human = (
+        verdict_of([-9.0] * 299 + second, seconds=640.0, turns=turns)
+        for second in ([2.2] * 4 + [-2.2] * 15, [-2.2] * 19)
+    )
+    assert [v.overall for v in (mixed, human)] == ["Real", "Real"]
+    assert [v.speakers[1].result for v in (mixed, human)] == ["Inconclusive", "Real"]
+    assert mixed.interval is not None and human.interval is not None and human.interval[1] < mixed.interval[1] < 0.5
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -269,6 +296,50 @@ def test_below_a_second_nothing_is_said() -> None:
     assert all(p is None or p == pytest.approx(0.5) for p in verdict.timeline.probability)
 
 
+@pytest.mark.parametrize("seconds", [0.5, 0.95])
+def test_a_speaker_who_says_less_than_a_second_decides_nothing(seconds: float) -> None:
+    """The same speech in a recording of its own is Inconclusive."""
+    turns = (Turn(0, 60, "SPEAKER_00"), Turn(60, 60 + seconds, "SPEAKER_01"))
+    verdict = verdict_of([-6.0] * 29 + [30.0], seconds=60 + seconds, turns=turns)
+    assert (verdict.overall, verdict.decided_by) == ("Real", None)
+    first, second = verdict.speakers
+    assert (first.result, second.result) == ("Real", "Inconclusive")
+    assert second.probability == pytest.approx(0.5)
+    assert (verdict.details[1].result, verdict.details[1].interval) == ("Inconclusive", second.interval)
+    assert verdict.timeline.probability[-1] != pytest.approx(0.5), "a step has no result, so it may be so short"
+
+
+def test_a_speaker_who_says_a_second_can_decide() -> None:
+    turns = (Turn(0, 60, "SPEAKER_00"), Turn(60, 61, "SPEAKER_01"))
+    verdict = verdict_of([-6.0] * 29 + [30.0], seconds=61, turns=turns)
+    assert verdict.decided_by is not None and verdict.decided_by.speaker == "SPEAKER_01"
+
+
+def test_a_passage_of_less_than_a_second_decides_nothing() -> None:
+    """Only windows that are much shorter than usual can make such a passage."""
+
+    def of(seconds: float) -> Verdict:
+        config = CONFIG.model_copy(update={"windows": Windows(seconds=seconds, hop_seconds=seconds / 2)})
+        count = round(2 * 20 / seconds) - 1
+        scores = np.full(count, -3.0)
+        scores[count // 2 : count // 2 + 2] = 40.0
+        return verdict_of(scores, seconds=20.0, config=config)
+
+    assert [of(seconds).decided_by is not None for seconds in (0.8, 0.6)] == [True, False]
+
+
+@pytest.mark.parametrize("score", [-9.0, -1.0, 0.0, 9.0])
+@pytest.mark.parametrize("point", get_args(OperatingPoint))
+def test_below_a_second_nothing_is_said_even_if_the_scores_never_vary_much(score: float, point: OperatingPoint) -> None:
+    """The interval without evidence lies above the threshold of the operating point `recall`."""
+    scorer = BUNDLE.scorer()
+    scorer = replace(scorer, uncertainty=scorer.uncertainty.model_copy(update={"score_variance": 0.5}))
+    turns = (Turn(0, 0.4, "SPEAKER_00"), Turn(0.4, 0.8, "SPEAKER_01"))
+    verdict = verdict_of(score, seconds=0.8, turns=turns, scorer=scorer, operating_point=point, among=2)
+    assert (verdict.overall, verdict.reasons[0], verdict.decided_by) == ("Inconclusive", "too_short", None)
+    assert {speaker.result for speaker in verdict.speakers} == {"Inconclusive"}
+
+
 def test_more_speech_is_asked_for_where_it_would_settle_the_answer() -> None:
     verdict = verdict_of(1.5, seconds=2.0)
     assert (verdict.overall, verdict.reasons) == ("Inconclusive", ("too_short",))
@@ -313,6 +384,15 @@ def test_the_mean_lies_between_the_extremes(score: float) -> None:
     spoken = [p for p in verdict.timeline.probability if p is not None]
     assert verdict.min_probability == min(verdict.mean_probability, *spoken)  # type: ignore[type-var]
     assert verdict.max_probability == max(verdict.mean_probability, *spoken)  # type: ignore[type-var]
+
+
+def test_no_probability_is_higher_than_the_highest() -> None:
+    """A part that decides holds more speech than a step of the timeline, so its probability may be higher."""
+    turns = (Turn(0, 20, "SPEAKER_00"), Turn(20, 40, "SPEAKER_01"))
+    verdict = verdict_of([-6.0] * 9 + [4.0] * 9, seconds=40.0, turns=turns)
+    assert verdict.decided_by is not None
+    assert verdict.max_probability == verdict.decided_by.probability
+    assert verdict.max_probability > max(p for p in verdict.timeline.probability if p is not None)
 
 
 def test_no_speech_has_no_probability() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Decision
-from pipeline.types import Quality
+from pipeline.types import OperatingPoint, Quality
 from pipeline.verdict.bundle import Calibration, Scorer, Thresholds, Uncertainty
 from pipeline.verdict.evidence import (
+    BELOW_THRESHOLD,
     INTERVAL_Z,
     Bar,
     bar_of,
@@ -108,7 +110,34 @@ def test_noise_widens_the_interval_and_draws_the_probability_to_even_odds(
     ],
 )
 def test_the_word_follows_from_the_interval(low: float, high: float, point: str, label: str) -> None:
-    assert bar_of(THRESHOLDS, point).label(low, high) == label  # type: ignore[arg-type]
+    assert bar_of(THRESHOLDS, point, 16.0).label(low, high) == label  # type: ignore[arg-type]
+
+
+@settings(deadline=None)
+@given(
+    st.floats(-30, 30),
+    st.tuples(st.floats(-5, 5), st.floats(-5, 5), st.floats(-5, 5)).map(sorted),
+    st.sampled_from(get_args(OperatingPoint)),
+    st.floats(0.1, 25),
+    st.integers(1, 100),
+)
+def test_without_evidence_the_word_is_inconclusive_whatever_the_thresholds(
+    seen: float, scores: list[float], point: OperatingPoint, variance: float, candidates: int
+) -> None:
+    recall, balanced, precision = scores
+    bar = bar_of(Thresholds(balanced=balanced, recall=recall, precision=precision), point, variance)
+    found = estimate(np.array([seen]), np.array([math.inf]), variance)
+    found = doubt_selection(found, np.array([seen]), candidates, bar.fake, variance)
+    assert bar.label(float(found.low[0]), float(found.high[0])) == "Inconclusive"
+
+
+@pytest.mark.parametrize(("low", "label"), [(-1.0, "Fake"), (-1.3, "Inconclusive")])
+def test_a_threshold_within_reach_of_the_evidence_stays(low: float, label: str) -> None:
+    """With a variance of 0.88 the interval without evidence begins at -1.2, above the threshold of -1.3."""
+    bar = bar_of(THRESHOLDS.model_copy(update={"recall": -1.3}), "recall", 0.88)
+    assert bar.fake == pytest.approx(-1.2022, abs=1e-4)
+    assert bar.label(low, 2.0) == label
+    assert bar_of(THRESHOLDS, "recall", 0.88) == Bar(real=-1.0, fake=-1.0)
 
 
 @settings(deadline=None)
@@ -117,16 +146,62 @@ def test_the_lower_end_falls_with_the_number_of_candidates(seen: float, noise: f
     scores, variance = np.array([seen]), 16.0
     by_itself = estimate(scores, np.array([noise]), variance)
     found = doubt_selection(by_itself, scores, candidates, -1.0, variance)
-    if by_itself.low[0] < -1.0:
+    just_below = -1.0 - BELOW_THRESHOLD
+    if by_itself.low[0] < just_below:
         assert (found.low[0], found.high[0]) == (by_itself.low[0], by_itself.high[0])
         return
     nothing_known = -INTERVAL_Z * 4.0
-    assert found.low[0] == pytest.approx(max(by_itself.low[0] - math.log(candidates), nothing_known), abs=1e-6)
+    fallen = by_itself.low[0] - math.log(candidates)
+    assert (found.low[0] >= -1.0) == (fallen >= -1.0), "it is Fake only if it is clear enough among all candidates"
+    assert found.low[0] == pytest.approx(max(fallen, just_below, nothing_known), abs=1e-6)
     assert found.high[0] >= -1.0, "what was Fake by itself is not Real now"
     assert found.sd[0] >= by_itself.sd[0] - 1e-9
     # Mean and deviation belong together: they are those of an estimate with more noise.
     share = 1 - found.sd[0] ** 2 / variance
     assert found.mean[0] == pytest.approx(share * seen, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(noise=st.floats(0, 30), variance=st.floats(0.5, 25), candidates=st.integers(1, 1_000), fake=st.floats(-0.5, 1))
+def test_more_evidence_never_lowers_the_probability(
+    noise: float, variance: float, candidates: int, fake: float
+) -> None:
+    """With a threshold above 1 and many candidates it may fall by less than 0.01."""
+    seen = np.linspace(0, 20, 4_001)
+    found = doubt_selection(estimate(seen, np.full(4_001, noise), variance), seen, candidates, fake, variance)
+    assert np.diff(found.probability(0.5)).min() >= -1e-9
+    assert np.diff(found.low).min() >= -1e-6
+
+
+@settings(deadline=None)
+@given(
+    seen=st.floats(-6, 6),
+    noise=st.one_of(st.floats(0, 100), st.just(math.inf)),
+    variance=st.floats(0.1, 4),
+    candidates=st.one_of(st.just(1), st.integers(1, 10_000)),
+    fake=st.floats(-5, 0),
+)
+def test_what_is_doubted_gets_no_surer(
+    seen: float, noise: float, variance: float, candidates: int, fake: float
+) -> None:
+    scores = np.array([seen])
+    by_itself = estimate(scores, np.array([noise]), variance)
+    found = doubt_selection(by_itself, scores, candidates, fake, variance)
+    assert math.sqrt(variance) + 1e-9 >= found.sd[0] >= by_itself.sd[0] >= 0
+    assert abs(found.mean[0]) <= abs(by_itself.mean[0]) + 1e-9
+    if candidates == 1:
+        assert found == by_itself
+    if fake > -INTERVAL_Z * math.sqrt(variance):  # as `bar_of` sees to
+        assert found.low[0] <= by_itself.low[0] + 1e-6
+
+
+@pytest.mark.parametrize("seen", [-1.0, -1.5, -4.0])
+@pytest.mark.parametrize("candidates", [1, 8])
+def test_no_evidence_stays_no_evidence(seen: float, candidates: int) -> None:
+    scores = np.array([seen])
+    by_itself = estimate(scores, np.array([math.inf]), 0.88)
+    found = doubt_selection(by_itself, scores, candidates, -1.316, 0.88)
+    assert (found.mean[0], found.sd[0]) == (0.0, math.sqrt(0.88))
 
 
 @pytest.mark.parametrize(
