@@ -4,8 +4,8 @@
     python -m deployments.bulk s3://bucket/calls --out s3://bucket/verdicts.parquet --address auto
 
 If a file cannot be judged, its row holds the error. If the command was stopped, the same command goes on where it was.
-Later the same command scores only new files. The results are written at the end. Until then the answers are kept in a
-folder next to the results whose name ends in .journal.
+Later the same command scores only new and changed files. The results are written at the end. Until then the answers are
+kept in a folder next to the results whose name ends in .journal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.errors import ConfigurationError, SoundSentryError, StageUnavailab
 from pipeline.predict import add_settings, settings_of
 
 if TYPE_CHECKING:
-    from deployments.bulk.journal import Journal
+    from deployments.bulk.journal import Journal, Versions
 
 DECIDING = {"limits", "voice_activity", "diarization", "windows", "decision"}
 """The sections of the configuration that the answers depend on."""
@@ -71,7 +71,7 @@ def connect(address: str | None) -> None:
         raise ConfigurationError(f"There is no Ray cluster at {place}: start one, or name another.") from error
 
 
-def keep(answers: Iterable[dict[str, Any]], journal: Journal) -> Generator[dict[str, Any]]:
+def keep(answers: Iterable[dict[str, Any]], journal: Journal, versions: Versions) -> Generator[dict[str, Any]]:
     """Yield `answers` unchanged, and add them to the journal in groups; the last group when this ends or is closed."""
     waiting: list[dict[str, Any]] = []
     since = time.monotonic()
@@ -79,17 +79,17 @@ def keep(answers: Iterable[dict[str, Any]], journal: Journal) -> Generator[dict[
         for answer in answers:
             waiting.append(answer)
             if len(waiting) >= JOURNAL_ROWS or time.monotonic() - since > JOURNAL_SECONDS:
-                journal.add(waiting)
+                journal.add(waiting, versions)
                 waiting, since = [], time.monotonic()
             yield answer
     finally:
         if waiting:
-            journal.add(waiting)
+            journal.add(waiting, versions)
 
 
 def run(options: argparse.Namespace) -> str:
     """Score the files without an answer, and write the results. Returns the summary. Raises SoundSentryError."""
-    from deployments.bulk.inputs import find_files
+    from deployments.bulk.inputs import find_files, unambiguous
     from deployments.bulk.journal import Journal
     from pipeline.config import DetectorConfig
     from pipeline.progress import with_progress
@@ -98,6 +98,7 @@ def run(options: argparse.Namespace) -> str:
 
     config, asked = DetectorConfig.load(options.config), settings_of(options)
     settings = {
+        "input": unambiguous(options.input),
         "model": Bundle.load(config.bundle_path).sha256,
         "config": config.model_dump(mode="json", include=DECIDING),
         "asked": asked,
@@ -105,7 +106,8 @@ def run(options: argparse.Namespace) -> str:
     journal = Journal(options.out, settings)
     _, out = locate(options.out)
     files = [file for file in find_files(options.input) if not file.place.startswith(out)]
-    done = journal.done(again_failed=options.again_failed)
+    versions = {file.name: file.version for file in files}
+    done = journal.done(versions, again_failed=options.again_failed)
     pending = [file for file in files if file.name not in done]
     if pending:
         connect(options.address)
@@ -122,14 +124,14 @@ def run(options: argparse.Namespace) -> str:
             num_gpus=num_gpus,
         )
         try:
-            with closing(keep(answers, journal)) as kept:  # closed at Ctrl-C, too
+            with closing(keep(answers, journal, versions)) as kept:  # closed at Ctrl-C, too
                 for _ in with_progress(kept, len(pending), "files"):
                     pass
         except (RayError, OSError) as error:
             raise StageUnavailable(
                 f"The run broke off. The same command goes on where it was. ({first_line(error)})"
             ) from error
-    counts = journal.write_results()
+    counts = journal.write_results(versions)
     counted = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
     return f"{shown(options.out)}: {counted}; {len(pending)} of {sum(counts.values())} scored in this run"
 

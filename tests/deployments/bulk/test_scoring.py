@@ -106,6 +106,29 @@ def test_a_folder_with_broken_files_is_killed_and_resumed_and_every_file_has_one
     assert out.read_bytes() == before, "all files are scored, so nothing is done again"
 
 
+def test_each_row_is_about_the_file_that_the_input_holds_now(
+    clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monday, tuesday, out = tmp_path / "monday", tmp_path / "tuesday", tmp_path / "verdicts.jsonl"
+    for day in (monday, tuesday):
+        day.mkdir()
+        for name in ("1.wav", "2.wav", "3.wav"):
+            (day / name).write_bytes(b"no sound at all")
+    assert main([str(monday), "--out", str(out)]) == 0
+    assert {row["status"] for row in rows_of(out).values()} == {"failed"}
+
+    (monday / "1.wav").write_bytes(clip)
+    (monday / "2.wav").unlink()
+    capsys.readouterr()
+    assert main([str(monday), "--out", str(out)]) == 0
+    assert {name: row["status"] for name, row in rows_of(out).items()} == {"1.wav": "success", "3.wav": "failed"}
+    assert "; 1 of 2 scored in this run" in capsys.readouterr().err
+
+    before = out.read_bytes()
+    assert main([str(tuesday), "--out", str(out)]) == 2
+    assert "was begun with another input" in capsys.readouterr().err and out.read_bytes() == before
+
+
 def test_a_bucket_is_read_and_written(clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with object_store(tmp_path) as place:
         bucket, _ = FileSystem.from_uri(place("calls"))
