@@ -36,13 +36,21 @@ if TYPE_CHECKING:
 DECIDING = {"limits", "voice_activity", "diarization", "windows", "decision"}
 """The sections of the configuration that the answers depend on."""
 CONNECT_SECONDS = 10.0
+MAX_PORT = 65_535
 JOURNAL_SECONDS, JOURNAL_ROWS = 2.0, 1_000
 """Answers are written to the journal when the first is this old, or when there are this many."""
 
 
 def connect(address: str | None) -> None:
     """Connect to the Ray cluster at `address` or RAY_ADDRESS. Without either, start a private one that listens on the
-    loopback address only."""
+    loopback address only.
+
+    Raises ConfigurationError if this is no address, or if there is no cluster at it.
+    """
+    place = address or os.environ.get("RAY_ADDRESS", "")
+    found = re.fullmatch(r"auto|local|(?:ray://)?[^/\s]+:(\d+)", place)
+    if place and not (found and int(found[1] or 0) <= MAX_PORT):
+        raise ConfigurationError(f"{place!r} is no address of a Ray cluster: write HOST:PORT, or auto.")
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None and not os.environ.get("RAY_ADDRESS"):
         # Ray listens on the loopback address only if it takes this machine for one that forms no clusters. It reads
@@ -58,7 +66,6 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     atexit.register(ray.shutdown)  # the last one registered runs first: Ray stops before its folder is deleted
-    place = address or os.environ.get("RAY_ADDRESS", "")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray prints notes about itself as errors
     try:
         # Ray itself would try to connect for minutes.
@@ -113,9 +120,9 @@ def run(options: argparse.Namespace) -> str:
         connect(options.address)
         from ray.exceptions import RayError
 
-        from deployments.bulk.scoring import Scorer, default_gpu_share, places, score
+        from deployments.bulk.scoring import Scorer, gpu_share, places, score
 
-        num_gpus = default_gpu_share() if options.gpu is None else options.gpu
+        num_gpus = gpu_share(options.gpu)
         answers = score(
             pending,
             Scorer,
@@ -136,6 +143,20 @@ def run(options: argparse.Namespace) -> str:
     return f"{shown(options.out)}: {counted}; {len(pending)} of {sum(counts.values())} scored in this run"
 
 
+def processes(text: str) -> int:
+    """A type for an option: a number of processes, at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too small: give at least 1")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A type for an option: a share of a GPU, from 0 to 1. Ray counts in steps of 0.0001."""
+    if not (0 <= float(text) <= 1 and round(float(text), 4) == float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no share: give a number from 0 to 1, with at most four decimals")
+    return float(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m deployments.bulk",
@@ -148,9 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", required=True, help="where the results go: .csv, .jsonl or .parquet, here or in a bucket"
     )
     parser.add_argument("--address", help="Ray cluster to use, such as auto (default: RAY_ADDRESS, or a private one)")
-    parser.add_argument("--actors", type=int, help="most processes at a time (default: as many as the cluster can run)")
     parser.add_argument(
-        "--gpu", type=float, metavar="SHARE", help="share of a GPU per process (default: 0.25 if there are GPUs)"
+        "--actors",
+        type=processes,
+        metavar="N",
+        help="most processes at a time (default: as many as the cluster can run)",
+    )
+    parser.add_argument(
+        "--gpu", type=share, metavar="SHARE", help="share of a GPU per process (default: 0.25 if there are GPUs)"
     )
     add_settings(parser)
     parser.add_argument("--again-failed", action="store_true", help="score files again whose answer is an error")

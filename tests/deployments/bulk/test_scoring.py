@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from deployments.bulk.__main__ import main
 from deployments.bulk.inputs import File
-from deployments.bulk.scoring import score
+from deployments.bulk.scoring import gpu_share, score
 from pipeline.config import ROOT
 from pipeline.detector import Detector
 from pipeline.errors import UnreadableAudio
@@ -185,6 +185,13 @@ def test_a_cluster_that_is_not_there_is_told_in_a_sentence(clip: bytes, tmp_path
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "There is no Ray cluster at" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_gpu_that_the_cluster_lacks_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    assert main([str(tmp_path), "--out", str(tmp_path / "v.csv"), "--gpu", "0.5"]) == 2
+    assert "--gpu 0.5: the Ray cluster has 0 GPUs, so no process could start." in capsys.readouterr().err
+    assert gpu_share(None) == gpu_share(0.0) == 0.0
 
 
 @pytest.mark.parametrize("error", [RayError("The cluster is gone.\nTrace"), OSError("No space left on device")])
