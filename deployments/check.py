@@ -28,6 +28,7 @@ DESCRIPTION = "Find the wrong keys and values of a Serve config file."
 
 FRONT = "deployments.http.front.FrontRouter"
 BUILDER = "deployments.app:build"
+MAX_PORT = 65_535
 CLOSE = 0.8
 """How similar to BUILDER, from 0 to 1, an `import_path` is that was meant to be BUILDER."""
 
@@ -49,6 +50,8 @@ def check_serve_config(path: Path) -> None:
     shapeless = list(_shapeless_deployments(document))
     problems += shapeless or _misfits(ServeDeploySchema, document)
     if not problems:
+        if not 1 <= ServeDeploySchema.model_validate(document).http_options.port <= MAX_PORT:
+            problems.append(f"http_options.port: give a number from 1 to {MAX_PORT}")
         for application in document["applications"]:
             problems += _check_application(application)
     if problems:

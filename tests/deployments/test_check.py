@@ -77,6 +77,14 @@ def test_a_file_that_does_not_hold_is_a_sentence(
     assert says in err and not out
 
 
+@pytest.mark.parametrize("port", [0, -1, 99999])
+def test_a_number_that_is_no_port_is_a_sentence(port: int, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"http_options: {{port: {port}}}\napplications: [{{import_path: 'greeting:application'}}]")
+    with pytest.raises(ConfigurationError, match=r"^c\.yaml: http_options\.port: give a number from 1 to 65535$"):
+        check_serve_config(path)
+
+
 ROUTER = "{{name: Ingress, request_router_config: {{request_router_class: {}}}}}"
 
 
