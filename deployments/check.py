@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +20,7 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.args import BuildArgs, ClassifierSettings, ExtractorSettings, FrontSettings
+from deployments.args import BuildArgs, ClassifierSettings, ExtractorSettings, FrontSettings, Stages
 from deployments.http.uploads import max_form_bytes
 from pipeline.config import ROOT, DetectorConfig, describe_misfits
 from pipeline.errors import ConfigurationError
@@ -28,6 +29,9 @@ DESCRIPTION = "Find the wrong keys and values of a Serve config file."
 
 FRONT = "deployments.http.front.FrontRouter"
 BUILDER = "deployments.app:build"
+MAX_PORT = 65_535
+CLOSE = 0.8
+"""How similar to BUILDER, from 0 to 1, an `import_path` is that was meant to be BUILDER."""
 
 USER_CONFIGS: dict[str, type[BaseModel]] = {"Classifier": ClassifierSettings, "TkanExtractor": ExtractorSettings}
 
@@ -44,11 +48,13 @@ def check_serve_config(path: Path) -> None:
     if not isinstance(document, dict):
         raise ConfigurationError(f"{path.name} is not a Serve config file: it has no keys")
     problems = [f"{key}: Serve has no such key" for key in unknown_keys(document, ServeDeploySchema)]
-    problems += _misfits(ServeDeploySchema, document)
+    shapeless = list(_shapeless_deployments(document))
+    problems += shapeless or _misfits(ServeDeploySchema, document)
     if not problems:
+        if not 1 <= ServeDeploySchema.model_validate(document).http_options.port <= MAX_PORT:
+            problems.append(f"http_options.port: give a number from 1 to {MAX_PORT}")
         for application in document["applications"]:
-            if application["import_path"] == BUILDER:
-                problems += _check_application(application)
+            problems += _check_application(application)
     if problems:
         raise ConfigurationError(f"{path.name}: " + "; ".join(problems))
 
@@ -81,15 +87,52 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(part)
 
 
+def _shapeless_deployments(document: dict[Any, Any]) -> Iterator[str]:
+    """The deployments that hold no keys. Serve's own check of them would end in a stack trace."""
+    match document:
+        case {"applications": [*applications]}:
+            for place, application in enumerate(applications):
+                match application:
+                    case {"deployments": [*deployments]}:
+                        for index, deployment in enumerate(deployments):
+                            if not isinstance(deployment, dict):
+                                yield f"applications.{place}.deployments.{index}: it has no keys; write `name: NAME`"
+
+
+def _is_ours(application: dict[str, Any]) -> bool:
+    return str(application["import_path"]).replace(":", ".") == BUILDER.replace(":", ".")  # Serve takes both
+
+
+def _deployments(args: BuildArgs) -> set[str]:
+    """The names of the deployments that `deployments.app.build` makes."""
+    names = {"Ingress"}
+    if args.jobs:
+        names.add("JobRunner")
+    if not args.embedded:
+        names |= set(Stages.model_fields) | ({"JobDecoder"} if args.jobs else set())
+    return names
+
+
 def _check_application(application: dict[str, Any]) -> list[str]:
+    if not _is_ours(application):
+        path = application["import_path"]
+        if get_close_matches(path, [BUILDER], cutoff=CLOSE):
+            return [f"applications.import_path: there is no {path}: did you mean {BUILDER}?"]
+        return []
     problems: list[str] = []
-    largest_mib = 0.0
+    largest_mib, names = 0.0, None
     try:
-        largest_mib = _largest_form_mib(BuildArgs.model_validate(application.get("args", {})))
+        args = BuildArgs.model_validate(application.get("args", {}))
+        largest_mib, names = _largest_form_mib(args), _deployments(args)
     except RayServeException as error:
         problems.append(str(error))
     for deployment in application.get("deployments", []):
         name, settings = deployment["name"], deployment.get("user_config")
+        if names is not None and name not in names:
+            likely = get_close_matches(name, names, n=1)
+            hint = f"did you mean {likely[0]}?" if likely else "remove it, or change `args` so that there is one"
+            problems.append(f"deployments.{name}: there is no such deployment: {hint}")
+            continue
         router = deployment.get("request_router_config", {})
         if router.get("request_router_class") == FRONT:
             where = f"deployments.{name}.request_router_config.request_router_kwargs."
@@ -118,6 +161,8 @@ def _misfits(model: type[BaseModel], value: Any, where: str = "") -> list[str]:
         model.model_validate(value)
     except ValidationError as error:
         return [describe_misfits(error, where, model)]
+    except (ImportError, AttributeError) as error:  # Serve imports the classes and functions that the file names
+        return [f"a class or function that the file names cannot be imported: {error}"]
     return []
 
 
@@ -129,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_serve_config(path)
         for application in yaml.safe_load(path.read_text(encoding="utf-8"))["applications"]:
-            if application["import_path"] == BUILDER:
+            if _is_ours(application):
                 DetectorConfig.load(ROOT / BuildArgs.model_validate(application.get("args", {})).config)
     except ConfigurationError as error:
         print(error.detail, file=sys.stderr)

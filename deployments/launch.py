@@ -19,12 +19,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
-from deployments.check import check_serve_config
+from deployments.check import MAX_PORT, check_serve_config
 from pipeline.config import ROOT
 from pipeline.errors import ConfigurationError
 
@@ -48,19 +50,26 @@ A conversation of two people to try it on:
 """
 
 
-def main() -> int:
+def port_number(text: str) -> int:
+    """A type for an option: a port."""
+    if not 1 <= int(text) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 1 to {MAX_PORT}")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted. The exit code is 0 after an interrupt, else 1."""
     parser = argparse.ArgumentParser(prog="python -m deployments.launch", description="Start the service here.")
     parser.add_argument("config", nargs="?", type=Path, default=ROOT / "serve_config.yaml", help="Serve config file")
-    parser.add_argument("--port", type=int, help="HTTP port, instead of the one in the config file")
-    options = parser.parse_args()
+    parser.add_argument("--port", type=port_number, help="HTTP port, instead of the one in the config file")
+    options = parser.parse_args(arguments)
     try:
         check_serve_config(options.config)
     except ConfigurationError as error:
         sys.exit(error.detail)
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-    http = config.setdefault("http_options", {})
-    http["port"] = port = options.port or http.get("port", 8000)
+    port = options.port or ServeDeploySchema.model_validate(config).http_options.port
+    config.setdefault("http_options", {})["port"] = port
     require_free(port, "the service", "choose another: make serve PORT=9000")
     require_free(DASHBOARD_PORT, "Ray's dashboard", "is there another Ray on this machine? `ray stop` stops it")
 

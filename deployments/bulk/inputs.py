@@ -8,25 +8,39 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from pipeline.errors import MissingInput
 from pipeline.storage import first_line, locate, shown
 
+LOOKUPS = 32
+"""How many files of a list are looked up at a time. An object store answers each in some hundredths of a second."""
+
 
 @dataclass(frozen=True)
 class File:
-    """A file to score: its `name` in the results, its place, and its size in bytes if known."""
+    """A file to score: its `name` in the results, its place, and its size in bytes if known.
+
+    `version` changes when the file is replaced or changed. It is None if the file system tells nothing about the file.
+    """
 
     name: str
     place: str
     size: int = 0
+    version: str | None = None
+
+
+def unambiguous(place: str) -> str:
+    """`place` as a key for it: an absolute path, or a URI without credentials. Raises MissingInput as `locate` does."""
+    filesystem, path = locate(place)
+    return path if isinstance(filesystem, LocalFileSystem) else shown(place).rstrip("/")
 
 
 def find_files(place: str) -> list[File]:
@@ -64,7 +78,7 @@ def _below(place: str, filesystem: FileSystem, folder: str) -> Iterator[File]:
         path = _path_of(found)
         name = path.removeprefix(folder.rstrip("/") + "/")
         if found.type is FileType.File and not any(part.startswith(".") for part in name.split("/")):
-            yield File(name, path, found.size)
+            yield _file(name, path, found)
 
 
 def _path_of(found: FileInfo) -> str:
@@ -97,8 +111,17 @@ def _listed(place: str, names: Iterable[str]) -> Iterator[File]:
     """The files that a list at `place` names, by URI, by absolute path, or by a path relative to the list."""
     _, path = locate(place)
     folder = path.rpartition("/")[0]
-    for name in names:
-        yield File(name, name if "://" in name or name.startswith("/") else f"{folder}/{name}")
+    places = {name: name if "://" in name or name.startswith("/") else f"{folder}/{name}" for name in names}
+    with ThreadPoolExecutor(LOOKUPS) as lookups:
+        infos = lookups.map(Opener(place).look_up, places.values())
+        for (name, where), found in zip(places.items(), infos, strict=True):
+            yield _file(name, where, found)
+
+
+def _file(name: str, place: str, found: FileInfo | None) -> File:
+    if found is None or found.type is not FileType.File:
+        return File(name, place)
+    return File(name, place, found.size or 0, f"{found.size} bytes of {found.mtime_ns}")
 
 
 class Opener:
@@ -110,10 +133,22 @@ class Opener:
 
     def open(self, place: str) -> Any:
         """An open file to read bytes from. Raises OSError or MissingInput."""
+        filesystem, path = self._locate(place)
+        return filesystem.open_input_stream(path)
+
+    def look_up(self, place: str) -> FileInfo | None:
+        """What the file system says about a file; None if it cannot be asked."""
+        try:
+            filesystem, path = self._locate(place)
+            return filesystem.get_file_info(path)
+        except (OSError, ValueError, MissingInput):  # a ValueError is a path that the file system does not allow
+            return None
+
+    def _locate(self, place: str) -> tuple[FileSystem, str]:
         if "://" not in place:
-            return self._root.open_input_stream(place)
+            return self._root, place
         folder, _, name = place.rpartition("/")
         if folder not in self._folders:
             self._folders[folder] = locate(folder)
         filesystem, path = self._folders[folder]
-        return filesystem.open_input_stream(f"{path}/{name}")
+        return filesystem, f"{path}/{name}"

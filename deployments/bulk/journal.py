@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,24 +22,31 @@ from pipeline.errors import ConfigurationError
 from pipeline.storage import first_line, locate, shown
 from pipeline.writers import CSV_COLUMNS, as_row
 
-ANSWER_COLUMNS = pa.schema([("path", pa.string()), ("failed", pa.bool_()), ("answer", pa.string())])
+ANSWER_COLUMNS = pa.schema(
+    [("path", pa.string()), ("version", pa.string()), ("failed", pa.bool_()), ("answer", pa.string())]
+)
 TEXTS = ("path", "speaker", "channel", "result", "decided_by", "reasons", "warnings", "note", "error")
 RESULT_COLUMNS = pa.schema(
     [(name, pa.string() if name in TEXTS else pa.float64()) for name in CSV_COLUMNS] + [("answer", pa.string())]
 )
 """The columns of Parquet results: those of CSV results, and the whole answer as JSON."""
 
-SETTINGS = b"sound-sentry"
+SETTINGS = b"sound-sentry-2"
+"""The key of the settings in the metadata of a part. It changes with ANSWER_COLUMNS."""
+
+Versions = Mapping[str, str | None]
+"""The versions of the files in the input, by name. None fits any version that has an answer."""
 
 Answer = dict[str, Any]
 """An answer as `pipeline.writers.as_json` returns it."""
 
 
 class Journal:
-    """The answers for the results at the place `out`. `settings` is everything except the files that decides an answer.
+    """The answers for the results at the place `out`. `settings` is the input, and everything else except the files
+    that decides an answer.
 
-    Raises ConfigurationError for an unknown format of results, and if the existing journal was made with other
-    settings.
+    An answer holds for the version of its file that was scored. Raises ConfigurationError for an unknown format of
+    results, and if the existing journal was made with other settings.
     """
 
     def __init__(self, out: str, settings: dict[str, Any]) -> None:
@@ -61,18 +68,24 @@ class Journal:
                 f"{shown(out)} cannot be written: check the address and the rights. ({first_line(error)})"
             ) from error
 
-    def done(self, *, again_failed: bool = False) -> set[str]:
+    def done(self, versions: Versions, *, again_failed: bool = False) -> set[str]:
         """The names of the files that have an answer; `again_failed` leaves out those whose answer is an error."""
         names: dict[str, bool] = {}
-        for table in self._read(["path", "failed"]):
-            names.update(zip(table["path"].to_pylist(), table["failed"].to_pylist(), strict=True))
+        for table in self._read(["path", "version", "failed"]):
+            failed = table["failed"].to_pylist()
+            names.update((name, failed[row]) for row, name in _answered(table, versions))
         return {name for name, failed in names.items() if not (again_failed and failed)}
 
-    def add(self, answers: Sequence[Answer]) -> None:
+    def add(self, answers: Sequence[Answer], versions: Versions) -> None:
         """Add `answers` to the journal. From then on a kill does not lose them."""
         rows = [
-            {"path": a["filename"], "failed": a["status"] == "failed", "answer": json.dumps(a, allow_nan=False)}
-            for a in answers
+            {
+                "path": answer["filename"],
+                "version": versions[answer["filename"]],
+                "failed": answer["status"] == "failed",
+                "answer": json.dumps(answer, allow_nan=False),
+            }
+            for answer in answers
         ]
         last = int(PurePosixPath(self._parts[-1]).stem.split("-")[1]) if self._parts else 0
         # Another run with the same results, such as one that was thought dead, must not write over this part.
@@ -82,12 +95,15 @@ class Journal:
         self._filesystem.move(f"{part}.partial", part)
         self._parts.append(part)
 
-    def write_results(self) -> dict[str, int]:
-        """Write the complete results, one row per file, and return the number of files with each result."""
+    def write_results(self, versions: Versions) -> dict[str, int]:
+        """Write the complete results, one row per file of `versions`. Returns the number of files with each result.
+
+        The answers for other files and other versions stay in the journal.
+        """
         self._parts = self._find_parts()
-        newest = {}
-        for number, table in enumerate(self._read(["path"])):
-            newest.update(dict.fromkeys(table["path"].to_pylist(), number))
+        newest: dict[str, int] = {}
+        for number, table in enumerate(self._read(["path", "version"])):
+            newest.update((name, number) for _, name in _answered(table, versions))
         counts: dict[str, int] = {}
 
         def answers() -> Iterator[list[Answer]]:
@@ -117,10 +133,18 @@ class Journal:
     def _require_settings(self, schema: pa.Schema, out: str) -> None:
         there = (schema.metadata or {}).get(SETTINGS)
         if there != self._schema.metadata[SETTINGS]:
+            why = "with another input, other settings or another model" if there else "by an earlier version"
             raise ConfigurationError(
-                f"{shown(out)} was begun with other settings or another model: name another --out, or delete "
-                f"{self.folder.rpartition('/')[2]} beside it to begin again."
+                f"{shown(out)} was begun {why}: name another --out, or delete {self.folder.rpartition('/')[2]} beside "
+                "it to begin again."
             )
+
+
+def _answered(table: pa.Table, versions: Versions) -> Iterator[tuple[int, str]]:
+    """The rows of a part, by number and name, whose answers hold for the files of `versions`."""
+    for row, (name, version) in enumerate(zip(table["path"].to_pylist(), table["version"].to_pylist(), strict=True)):
+        if name in versions and versions[name] in (None, version):
+            yield row, name
 
 
 def _write_csv(file: Any, answers: Iterator[list[Answer]]) -> None:

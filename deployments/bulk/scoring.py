@@ -16,7 +16,7 @@ from ray.util.annotations import RayDeprecationWarning
 from deployments.bulk.inputs import File, Opener
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector, say_nothing
-from pipeline.errors import MissingInput, StageFailed
+from pipeline.errors import ConfigurationError, MissingInput, StageFailed
 from pipeline.predict import Settings, predict, take
 from pipeline.writers import as_json
 
@@ -131,6 +131,17 @@ def places(num_gpus: float) -> int:
     return max(1, int(resources.get("CPU", 1)))
 
 
-def default_gpu_share() -> float:
-    """The share of a GPU per process: a quarter if the cluster has GPUs, else none."""
-    return 0.25 if ray.cluster_resources().get("GPU", 0) else 0.0
+def gpu_share(asked: float | None) -> float:
+    """The share of a GPU per process: `asked`, or by default a quarter if the cluster has GPUs, else none.
+
+    Raises ConfigurationError if the cluster has no GPU for it.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if asked is None:
+        return 0.25 if gpus else 0.0
+    if asked > gpus:  # Ray would wait for a GPU without an end
+        raise ConfigurationError(
+            f"--gpu {asked:g}: the Ray cluster has {gpus:g} GPUs, so no process could start. Leave out --gpu, or name "
+            "a cluster with GPUs by --address."
+        )
+    return asked

@@ -77,6 +77,74 @@ def test_a_file_that_does_not_hold_is_a_sentence(
     assert says in err and not out
 
 
+@pytest.mark.parametrize("port", [0, -1, 99999])
+def test_a_number_that_is_no_port_is_a_sentence(port: int, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"http_options: {{port: {port}}}\napplications: [{{import_path: 'greeting:application'}}]")
+    with pytest.raises(ConfigurationError, match=r"^c\.yaml: http_options\.port: give a number from 1 to 65535$"):
+        check_serve_config(path)
+
+
+ROUTER = "{{name: Ingress, request_router_config: {{request_router_class: {}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("deployments", "says"),
+    [
+        (ROUTER.format("deployments.http.frunt.FrontRouter"), "cannot be imported: No module named"),
+        (ROUTER.format("deployments.http.front.FrontRuter"), "cannot be imported: .* has no attribute 'FrontRuter'"),
+        ("[{name: Ingress}]", "applications.0.deployments.0: it has no keys"),
+        ("{name: Ingress}, null", "applications.0.deployments.1: it has no keys"),
+        ("Ingress", "applications.0.deployments.0: it has no keys"),
+        ("{name: Ingres}", "deployments.Ingres: there is no such deployment: did you mean Ingress"),
+        ("{name: Other, user_config: {a: 1}}", "deployments.Other: there is no such deployment: remove it"),
+    ],
+)
+def test_a_deployment_that_serve_cannot_make_is_a_sentence(deployments: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"applications: [{{import_path: 'deployments.app:build', deployments: [{deployments}]}}]")
+    with pytest.raises(ConfigurationError, match=rf"^c\.yaml: .*{says}"):
+        check_serve_config(path)
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ("{jobs: null}", {"JobDecoder", "JobRunner"}),
+        ("{embedded: true}", {"JobDecoder", "Decoder", "VoiceActivityDetector", "Diarizer"}),
+        ("{embedded: true, jobs: null}", {"JobDecoder", "JobRunner", "Classifier", "TkanExtractor"}),
+    ],
+)
+def test_a_deployment_that_the_arguments_leave_out_is_named(args: str, names: set[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    deployments = ", ".join(f"{{name: {name}}}" for name in sorted(names | {"Ingress"}))
+    path.write_text(
+        f"applications: [{{import_path: 'deployments.app:build', args: {args}, deployments: [{deployments}]}}]"
+    )
+    with pytest.raises(ConfigurationError) as raised:
+        check_serve_config(path)
+    assert {part.split(":")[0] for part in raised.value.detail.removeprefix("c.yaml: ").split("; ")} == {
+        f"deployments.{name}" for name in names
+    }
+
+
+@pytest.mark.parametrize("path", ["deployments.app:biuld", "deployment.app:build", "deployments.apps:build"])
+def test_a_misspelt_import_path_is_named(path: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"applications: [{{import_path: '{path}'}}]")
+    with pytest.raises(ConfigurationError, match=f"there is no {path}: did you mean deployments.app:build"):
+        check_serve_config(file)
+
+
+def test_other_applications_are_left_to_serve_and_ours_may_be_written_with_a_dot(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("applications: [{import_path: 'greeting:application', args: {a: 1}, deployments: [{name: A}]}]")
+    check_serve_config(file)
+    file.write_text("applications: [{import_path: deployments.app.build, args: {configg: x}}]")
+    with pytest.raises(ConfigurationError, match=r"args\.configg"):
+        check_serve_config(file)
+
+
 def test_a_config_without_args_has_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("applications: [{import_path: 'deployments.app:build'}]")

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from deployments.launch import DASHBOARD_PORT
+from deployments.launch import DASHBOARD_PORT, main
 from pipeline.config import ROOT
 from tests.graph import free_port, wait_until
 
@@ -107,6 +107,21 @@ def dashboard_port_is_free() -> None:
         wait_until(is_free, 120, every=1.0)
     except TimeoutError:
         pytest.skip(f"the launcher is not tested: another Ray on this machine has port {DASHBOARD_PORT}")
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "99999", "http"])
+def test_what_is_no_port_is_told_with_its_option(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([f"--port={port}"])
+    assert ended.value.code == 2
+    assert "argument --port: " in capsys.readouterr().err
+
+
+def test_a_port_of_the_file_that_is_none_is_told_in_a_sentence(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("http_options: {port: 99999}\napplications: [{import_path: 'greeting:application'}]")
+    with pytest.raises(SystemExit, match=r"http_options\.port: give a number from 1 to 65535"):
+        main([str(config)])
 
 
 def test_it_serves_until_interrupted_and_leaves_nothing() -> None:

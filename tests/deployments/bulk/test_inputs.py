@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deployments.bulk.inputs import File, Opener, find_files
+from deployments.bulk.inputs import File, Opener, find_files, unambiguous
 from deployments.bulk.scoring import BLOCK_BYTES, BLOCK_FILES, cut
 from pipeline.errors import MissingInput
 from pipeline.storage import locate
@@ -52,6 +52,31 @@ def test_lists_name_files_relative_to_themselves_and_each_once(folder: Path, tmp
                 with Opener(str(tmp_path / listing)).open(file.place) as stream:
                     contents[file.name] = stream.read()
         assert contents == {names[0]: b"xxx", names[1]: b"xxxxx"}
+
+
+def test_a_file_that_was_replaced_has_another_version(folder: Path, tmp_path: Path) -> None:
+    names = ["calls/a.wav", (folder / "monday" / "b.wav").as_uri(), "gone.wav", "nosuch://x/y.wav", "calls", "\0"]
+    pq.write_table(pa.table({"path": names}), tmp_path / "list.parquet")
+
+    def versions(place: Path) -> dict[str, str | None]:
+        return {file.name: file.version for file in find_files(str(place))}
+
+    listed, found = versions(tmp_path / "list.parquet"), versions(folder)
+    assert list(listed.values()) == [found["monday/b.wav"], found["a.wav"], None, None, None, None]
+    assert versions(folder) == found
+    (folder / "a.wav").write_bytes(b"four")
+    later = folder / "monday" / "b.wav"
+    os.utime(later, ns=(0, later.stat().st_mtime_ns + 1))
+    for place, before in ((folder, found), (tmp_path / "list.parquet", listed)):
+        after = versions(place)
+        assert [name for name in before if before[name] != after[name]] == list(before)[:2]
+
+
+def test_a_place_has_one_name_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("calls", "./calls/", tmp_path / "calls", f"file://{tmp_path}/calls/"):
+        assert unambiguous(str(place)) == str(tmp_path / "calls")
+    assert unambiguous("s3://key:secret@bucket/calls/?region=eu-west-1") == "s3://bucket/calls"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from deployments.bulk.__main__ import main
 from deployments.bulk.inputs import File
-from deployments.bulk.scoring import score
+from deployments.bulk.scoring import gpu_share, score
 from pipeline.config import ROOT
 from pipeline.detector import Detector
 from pipeline.errors import UnreadableAudio
@@ -106,6 +106,29 @@ def test_a_folder_with_broken_files_is_killed_and_resumed_and_every_file_has_one
     assert out.read_bytes() == before, "all files are scored, so nothing is done again"
 
 
+def test_each_row_is_about_the_file_that_the_input_holds_now(
+    clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monday, tuesday, out = tmp_path / "monday", tmp_path / "tuesday", tmp_path / "verdicts.jsonl"
+    for day in (monday, tuesday):
+        day.mkdir()
+        for name in ("1.wav", "2.wav", "3.wav"):
+            (day / name).write_bytes(b"no sound at all")
+    assert main([str(monday), "--out", str(out)]) == 0
+    assert {row["status"] for row in rows_of(out).values()} == {"failed"}
+
+    (monday / "1.wav").write_bytes(clip)
+    (monday / "2.wav").unlink()
+    capsys.readouterr()
+    assert main([str(monday), "--out", str(out)]) == 0
+    assert {name: row["status"] for name, row in rows_of(out).items()} == {"1.wav": "success", "3.wav": "failed"}
+    assert "; 1 of 2 scored in this run" in capsys.readouterr().err
+
+    before = out.read_bytes()
+    assert main([str(tuesday), "--out", str(out)]) == 2
+    assert "was begun with another input" in capsys.readouterr().err and out.read_bytes() == before
+
+
 def test_a_bucket_is_read_and_written(clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with object_store(tmp_path) as place:
         bucket, _ = FileSystem.from_uri(place("calls"))
@@ -162,6 +185,13 @@ def test_a_cluster_that_is_not_there_is_told_in_a_sentence(clip: bytes, tmp_path
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "There is no Ray cluster at" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_gpu_that_the_cluster_lacks_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    assert main([str(tmp_path), "--out", str(tmp_path / "v.csv"), "--gpu", "0.5"]) == 2
+    assert "--gpu 0.5: the Ray cluster has 0 GPUs, so no process could start." in capsys.readouterr().err
+    assert gpu_share(None) == gpu_share(0.0) == 0.0
 
 
 @pytest.mark.parametrize("error", [RayError("The cluster is gone.\nTrace"), OSError("No space left on device")])
