@@ -37,7 +37,7 @@ class Limits(Strict):
     max_duration_seconds: float = Field(600, gt=0)
     max_files: int = Field(10, ge=1)
     max_channels: int = Field(8, ge=1)
-    max_split_durations: float = Field(2, ge=1)
+    max_split_durations: float = Field(8, ge=1)
     min_sample_rate: int = Field(4_000, ge=1)
     max_sample_rate: int = Field(384_000, ge=1)
     max_decode_seconds: float = Field(60, gt=0)

@@ -109,7 +109,7 @@ def test_errors_are_the_same(noise: Samples) -> None:
 @pytest.mark.parametrize(("count", "longest_seconds"), [(1, 4), (2, 4), (3, 8 / 3), (8, 1)])
 def test_more_than_two_channels_must_be_shorter(count: int, longest_seconds: float) -> None:
     """All channels together take as much memory as two of the longest recordings at most."""
-    limits = Limits(max_duration_seconds=4)
+    limits = Limits(max_duration_seconds=4, max_split_durations=2)
     samples = np.random.default_rng(0).normal(scale=0.1, size=(count, 5 * 8_000)).astype(np.float32)
     longest = int(longest_seconds * 8_000)
     assert len(decode_channels(encode(samples[:, :longest], rate=8_000), limits)) == count
@@ -127,7 +127,8 @@ def test_a_process_of_its_own_has_room_for_the_longest_recordings(count: int) ->
     noise = np.random.default_rng(0).normal(scale=0.1, size=8_000 * seconds + count).astype(np.float32)
     samples = np.stack([noise[channel : channel + 8_000 * seconds] for channel in range(count)])
     pcm = (samples.T * 2**15).astype("<i2").tobytes()
-    found = DecoderPool(LIMITS, workers=1).decode_channels(wav(8_000, count, len(pcm), 0) + pcm)
+    pool = DecoderPool(Limits(max_split_durations=2), workers=1)
+    found = pool.decode_channels(wav(8_000, count, len(pcm), 0) + pcm)
     lengths = [channel.recording.waveform.duration_seconds for channel in found if channel.recording]
     assert lengths == pytest.approx([seconds] * count, abs=0.01)
 

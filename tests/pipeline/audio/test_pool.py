@@ -231,11 +231,12 @@ def test_memory_is_bounded(pool: DecoderPool, long: bytes) -> None:
     assert resident < 100 * 2**20
 
 
-def test_memory_is_bounded_for_channels_too(pool: DecoderPool) -> None:
+def test_memory_is_bounded_for_channels_too() -> None:
     """Two hours of eight channels, as a job may send them: 14,400 seconds of sound at most, in 0.9 GiB."""
-    limits, split = Limits(max_duration_seconds=7_200), worker.Order(split=True)
+    limits, split = Limits(max_duration_seconds=7_200, max_split_durations=2), worker.Order(split=True)
     assert 4 * worker.most_samples(limits, split) < 2**30
     assert worker.most_samples(limits, MIX) == 7_201 * SAMPLE_RATE
+    pool = DecoderPool(Limits(max_split_durations=2), workers=1)
     kept: list[int] = []
     with ThreadPoolExecutor(1) as thread:
         answer = thread.submit(pool.decode_channels, flac_of_silence(1 / 6, channels=8))
