@@ -86,6 +86,15 @@ THRESHOLD_CLIPS = 60
 """The least number of clips of a class for a new operating point that allows errors on 5 % of them."""
 VARIANCES = ("score_variance", "window_variance", "snr_variance", "novelty_variance", "line_variance")
 HEADING = "## Adapted to a channel"
+ALONE = (
+    "warning: no speaker is named, so single clips are left out. If a voice has several clips, the figures after "
+    "adapting are better than on new voices. Name the speakers in the manifest."
+)
+FEW_SPEAKERS = (
+    f"warning: a class has clips of fewer than {MIN_GROUPS} independent speakers, so single clips are left out. The "
+    "head is calibrated again but not moved, because it would learn these voices. The figures hold for these speakers "
+    "only. Label clips of more speakers."
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ class ScoredClips:
     `labels`: (clips,). `scores`: (clips,) log-likelihood ratios. `inputs`: (clips, dimension) mean standardised
     features. `novelty`: (clips,) mean squared standardised features, as in `pipeline.verdict.bundle.Uncertainty`.
     `groups`: (clips,) the number of each clip's group; a group is left out as a whole. `unit`: what a group is: `site`,
-    `speaker` or `clip`.
+    `speaker` or `clip`. `may_move`: whether the head may be moved. With clips of few speakers it would learn their
+    voices.
     """
 
     labels: Labels
@@ -104,12 +114,12 @@ class ScoredClips:
     novelty: NDArray[np.float64]
     groups: Indices
     unit: str = "clip"
+    may_move: bool = True
 
     def of(self, rows: Indices) -> ScoredClips:
         """Only the clips of `rows`."""
-        return ScoredClips(
-            self.labels[rows], self.scores[rows], self.inputs[rows], self.novelty[rows], self.groups[rows], self.unit
-        )
+        arrays = {name: getattr(self, name)[rows] for name in ("labels", "scores", "inputs", "novelty", "groups")}
+        return replace(self, **arrays)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def fit_adaptation(scored: ScoredClips) -> Adaptation:
     nothing = np.zeros_like(scored.scores)
     scale, offset, _ = _calibrate(scored.labels, scored.scores, nothing, weights)
     scores = scale * scored.scores + offset
-    if min(scored.labels.sum(), (~scored.labels).sum()) < MOVE_CLIPS:
+    if not scored.may_move or min(scored.labels.sum(), (~scored.labels).sum()) < MOVE_CLIPS:
         return Adaptation(scale, offset)
     # The error of the recalibrated head: the true answer (-1 or 1) minus its answer (between -1 and 1).
     residuals = np.where(scored.labels, 1.0, -1.0) - np.tanh(scores / 2)
@@ -293,19 +303,22 @@ def score_clips(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -
                 "adapting helps: label more clips, from as many speakers as possible"
             )
     good, _, scores, inputs, novelty = zip(*kept, strict=True)
-    groups, unit = groups_of(good)
-    return ScoredClips(labels, np.array(scores), np.array(inputs), np.array(novelty), groups, unit), list(good), narrow
+    scored = ScoredClips(labels, np.array(scores), np.array(inputs), np.array(novelty), *groups_of(good))
+    return scored, list(good), narrow
 
 
 def _leave_out(clip: Clip, why: str) -> None:
     print(f"left out: {clip.listed or clip.path.name}: {why}", file=sys.stderr)
 
 
-def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
-    """(clips,) the number of each clip's group, and what a group is: `site`, `speaker` or `clip`.
+def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str, bool]:
+    """(clips,) the number of each clip's group; what a group is: `site`, `speaker` or `clip`; whether a head may be
+    moved.
 
     A group is a site, if enough sites are named; else a speaker; else a single clip. Clips of one site are alike: if
-    only some of them were left out, the others would tell too much about them.
+    only some of them were left out, the others would tell too much about them. So are clips of one speaker. If only few
+    are named, a group is still a single clip, but no head may be moved, and a warning says what the figures are about.
+    Clips of one utterance and copies of one file are always in one group.
     """
     labels = np.array([clip.is_spoof for clip in clips])
 
@@ -314,11 +327,16 @@ def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
 
     _, sites = np.unique([clip.site for clip in clips], return_inverse=True)
     if are_enough(sites):
-        return sites, "site"
-    speakers = tied_groups([replace(clip, alone=True) for clip in clips] if name_nobody(clips) else clips)
+        return sites, "site", True
+    single = tied_groups([replace(clip, alone=True) for clip in clips])
+    if name_nobody(clips):
+        print(ALONE, file=sys.stderr)
+        return single, "clip", True
+    speakers = tied_groups(clips)
     if are_enough(speakers):
-        return speakers, "clip" if len(set(speakers)) == len(clips) else "speaker"
-    return np.arange(len(clips)), "clip"
+        return speakers, "clip" if len(set(speakers)) == len(clips) else "speaker", True
+    print(FEW_SPEAKERS, file=sys.stderr)
+    return single, "clip", False
 
 
 def adapt(

@@ -141,23 +141,49 @@ def test_whole_sites_are_left_out_where_enough_are_named() -> None:
         for label in ("bonafide", "spoof")
         for number in range(3)
     ]
-    groups, unit = groups_of(clips)
-    assert unit == "site" and groups.tolist() == np.repeat(range(5), 6).tolist()
-    assert groups_of([clip for clip in clips if clip.site in ("site0", "site1", "site2")])[1] == "clip"
+    groups, unit, may_move = groups_of(clips)
+    assert unit == "site" and groups.tolist() == np.repeat(range(5), 6).tolist() and may_move
+    assert groups_of([clip for clip in clips if clip.site in ("site0", "site1", "site2")])[1:] == ("clip", False)
 
 
-def test_clips_are_left_out_by_speaker_where_enough_are_named() -> None:
+def test_clips_are_left_out_by_speaker_where_enough_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     clips = [
         Clip(Path(f"{label}{number}"), label, f"{label} {number // 2}")
         for label in ("bonafide", "spoof")
         for number in range(8)
     ]
-    groups, unit = groups_of(clips)
-    assert unit == "speaker" and len(set(groups)) == 8
-    groups, unit = groups_of([replace(clip, speaker=clip.label) for clip in clips])
-    assert unit == "clip" and len(set(groups)) == 16
-    groups, unit = groups_of([replace(clip, speaker="") for clip in clips])
-    assert unit == "clip" and len(set(groups)) == 16
+    groups, unit, may_move = groups_of(clips)
+    assert unit == "speaker" and len(set(groups)) == 8 and may_move
+    assert capsys.readouterr().err == ""
+    groups, unit, may_move = groups_of([replace(clip, speaker=clip.label) for clip in clips])
+    assert unit == "clip" and len(set(groups)) == 16 and not may_move
+    assert "fewer than 4 independent speakers" in capsys.readouterr().err
+    groups, unit, may_move = groups_of([replace(clip, speaker="") for clip in clips])
+    assert unit == "clip" and len(set(groups)) == 16 and may_move
+    assert "no speaker is named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("speaker", ["", "ann"])
+def test_an_utterance_and_a_copied_file_are_left_out_as_a_whole(speaker: str) -> None:
+    clips = [
+        Clip(Path(f"{label}{number}"), label, speaker, pair_id=str(number) if number < 2 else "", sha256=f"{label}{n}")
+        for label in ("bonafide", "spoof")
+        for number, n in ((0, 0), (1, 1), (2, 2), (3, 2), (4, 4))
+    ]
+    groups = groups_of(clips)[0]
+    assert len(set(groups)) == 6
+    assert groups[0] == groups[5] and groups[1] == groups[6] and groups[2] == groups[3] and groups[7] == groups[8]
+
+
+def test_the_head_is_not_moved_by_the_voices_of_few_speakers() -> None:
+    """With three speakers of each class, the voices would show the label of clips that are left out one by one."""
+    voices = np.random.default_rng(5).normal(size=(6, 300)).astype(np.float32)
+    scored = channel(96, seed=0, per_speaker=16)
+    scored = replace(scored, inputs=scored.inputs + 2 * voices[scored.groups], groups=np.arange(96))
+    assert fit_adaptation(scored).direction is not None
+    few = replace(scored, may_move=False)
+    assert fit_adaptation(few).direction is None
+    assert cllr(few.labels, nested_scores(few)) > cllr(few.labels, nested_scores(scored)) + 0.2
 
 
 @pytest.mark.parametrize("head", ["linear", "quadratic", "tuned", "mlp"])
