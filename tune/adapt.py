@@ -250,9 +250,14 @@ def compare(scored: ScoredClips, after: Scores, *, draws: int = 1000) -> dict[st
 
 
 def is_beyond_chance(gain: Interval, scored: ScoredClips) -> bool:
-    """Whether the fall of Cllr, a `gain` in bits, is too large to be chance: at least MIN_GAIN_NATS in total."""
-    independent = len({*zip(scored.groups.tolist(), scored.labels.tolist(), strict=True)})
-    return gain.value * independent * float(np.log(2)) >= MIN_GAIN_NATS
+    """Whether the fall of Cllr, a `gain` in bits, is too large to be chance: at least MIN_GAIN_NATS in total.
+
+    Cllr is the mean of the means of both classes, so the smaller class decides how much of the fall may be chance. The
+    fall counts for as many clips as two equal classes would need for a mean as certain.
+    """
+    of_class = [len(np.unique(scored.groups[scored.labels == label])) for label in (False, True)]
+    equal = 4 / sum(1 / count for count in of_class)
+    return gain.value * equal * float(np.log(2)) >= MIN_GAIN_NATS
 
 
 def score_clips(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -> tuple[ScoredClips, list[Clip], bool]:

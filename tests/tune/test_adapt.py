@@ -33,7 +33,7 @@ from tune.adapt import (
 )
 from tune.corpora.manifest import Clip, read_manifest, write_manifest
 from tune.errors import CorpusError
-from tune.reports.metrics import cllr, coverage_errors, eer
+from tune.reports.metrics import Interval, cllr, coverage_errors, eer
 
 PAGES = ROOT.parent / "shared" / "field-dev"
 
@@ -101,6 +101,25 @@ def test_where_there_is_nothing_to_learn_little_is_lost_and_nothing_is_claimed()
         claimed += is_beyond_chance(found, scored)
         assert cllr(fresh.labels, fit_adaptation(scored)(fresh)) < cllr(fresh.labels, fresh.scores) + 0.12
     assert claimed == 0
+
+
+def test_a_large_class_does_not_make_up_for_a_small_one() -> None:
+    """A gain that 108 clips show in two equal classes may be chance if one class has only 8 clips."""
+
+    def scored(bonafide: int, spoof: int) -> ScoredClips:
+        count = bonafide + spoof
+        nothing = np.zeros(count)
+        return ScoredClips(
+            np.arange(count) >= bonafide, nothing, np.zeros((count, 1), np.float32), nothing, np.arange(count)
+        )
+
+    gain = Interval(0.05, 0.0, 0.1)
+    assert is_beyond_chance(gain, scored(54, 54))
+    assert not is_beyond_chance(gain, scored(8, 100)) and not is_beyond_chance(gain, scored(100, 8))
+    # 8 and 100 clips are as certain as 15 of each class.
+    for value in (0.08, 0.11):
+        of_both = [is_beyond_chance(Interval(value, 0.0, 0.2), clips) for clips in (scored(8, 100), scored(15, 15))]
+        assert of_both == [value > 0.1] * 2
 
 
 def test_labels_at_random_are_not_learnt() -> None:
