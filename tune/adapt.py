@@ -35,9 +35,9 @@ from tune.corpora.manifest import (
     NO_SPEECH,
     Clip,
     add_split_argument,
-    name_nobody,
     of_split,
     require_usable,
+    set_unnamed_apart,
     with_contents,
 )
 from tune.corpora.readers import read_corpus
@@ -87,8 +87,8 @@ THRESHOLD_CLIPS = 60
 VARIANCES = ("score_variance", "window_variance", "snr_variance", "novelty_variance", "line_variance")
 HEADING = "## Adapted to a channel"
 ALONE = (
-    "warning: no speaker is named, so single clips are left out. If a voice has several clips, the figures after "
-    "adapting are better than on new voices. Name the speakers in the manifest."
+    "so each of them is left out by itself. If a voice has several of them, the figures after adapting are better than "
+    "on new voices. Name the speakers in the manifest."
 )
 FEW_SPEAKERS = (
     f"warning: a class has clips of fewer than {MIN_GROUPS} independent speakers, so single clips are left out. The "
@@ -325,6 +325,7 @@ def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str, bool]:
     are named, a group is still a single clip, but no head may be moved, and a warning says what the figures are about.
     Clips of one utterance and copies of one file are always in one group.
     """
+    clips, unnamed = set_unnamed_apart(clips)
     labels = np.array([clip.is_spoof for clip in clips])
 
     def are_enough(groups: Indices) -> bool:
@@ -333,15 +334,13 @@ def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str, bool]:
     _, sites = np.unique([clip.site for clip in clips], return_inverse=True)
     if are_enough(sites):
         return sites, "site", True
-    single = tied_groups([replace(clip, alone=True) for clip in clips])
-    if name_nobody(clips):
-        print(ALONE, file=sys.stderr)
-        return single, "clip", True
+    if unnamed:
+        print(f"warning: {unnamed}, {ALONE}", file=sys.stderr)
     speakers = tied_groups(clips)
     if are_enough(speakers):
-        return speakers, "clip" if len(set(speakers)) == len(clips) else "speaker", True
+        return speakers, "speaker" if any(clip.speaker or clip.site for clip in clips) else "clip", True
     print(FEW_SPEAKERS, file=sys.stderr)
-    return single, "clip", False
+    return tied_groups([replace(clip, alone=True) for clip in clips]), "clip", False
 
 
 def adapt(

@@ -202,7 +202,7 @@ def _leak(labels: Labels, auc_of: Callable[[Labels], float]) -> dict[str, Any]:
 
 def describe(result: dict[str, Any]) -> str:
     """The result of `check` as text for a person."""
-    nobody = result["without_speaker"] == result["clips"]
+    unnamed = result["without_speaker"]
     lines = [
         f"{label:9} {of['minutes']:.1f} min: " + ", ".join(f"{of[n]} {n}" for n in ("clips", "speakers", "generators"))
         for label, of in result["classes"].items()
@@ -212,8 +212,8 @@ def describe(result: dict[str, Any]) -> str:
         for what in ("missing", "unreadable", "duplicated", "duplicated_in_both_classes", "speakers_in_both_classes")
     ]
     lines += [
-        f"without speaker: {result['without_speaker']}"
-        + (" (folds and intervals then count clips, and look better than they are)" if nobody else ""),
+        f"without speaker: {unnamed}"
+        + (" (without a site, too, each counts as a separate speaker: figures are then too good)" if unnamed else ""),
         "",
         "How well each trait gives the label away without the speech (AUC 0.5: not at all, 1.0: always):",
         f"  {'trait':17}{'AUC':>4}  {'verdict':13}{'class':8}  quartiles, or the most common and their shares",

@@ -13,7 +13,6 @@ import json
 import os.path
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pipeline.config import DetectorConfig
 from pipeline.progress import with_progress
 from tune.command import at_least, finish, run
 from tune.corpora.generators import plain_name
-from tune.corpora.manifest import Clip, add_split_argument, missing_files, name_nobody, of_split, write_csv
+from tune.corpora.manifest import Clip, add_split_argument, missing_files, of_split, set_unnamed_apart, write_csv
 from tune.corpora.readers import read_corpus
 from tune.errors import CorpusError
 from tune.places import fetched, local_folder, make_writable
@@ -212,13 +211,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len({clip.label for clip in clips if os.path.isfile(clip.path)}) < 2:
             raise CorpusError(missing)
         print(f"warning: {missing}. They count as errors.", file=sys.stderr)
-    if name_nobody(clips):
+    clips, unnamed = set_unnamed_apart(clips)
+    if unnamed:
         print(
-            "warning: no speaker is named, so for the intervals each clip counts as a separate speaker. The intervals "
-            "are too narrow if a voice is in several clips.",
+            f"warning: {unnamed}, so for the intervals each of them counts as a separate speaker. The intervals are "
+            "too narrow if a voice is in several of them.",
             file=sys.stderr,
         )
-        clips = [replace(clip, alone=True) for clip in clips]
     outcomes: Iterable[tuple[int, Scored]]
     if arguments.url:
         model = deployed_model(arguments.url)

@@ -179,7 +179,10 @@ def test_clips_are_left_out_by_speaker_where_enough_are_named(capsys: pytest.Cap
     assert "fewer than 4 independent speakers" in capsys.readouterr().err
     groups, unit, may_move = groups_of([replace(clip, speaker="") for clip in clips])
     assert unit == "clip" and len(set(groups)) == 16 and may_move
-    assert "no speaker is named" in capsys.readouterr().err
+    assert "16 of 16 clips name neither speaker nor site" in capsys.readouterr().err
+    groups, unit, may_move = groups_of([replace(clip, speaker=clip.speaker * clip.is_spoof) for clip in clips])
+    assert unit == "speaker" and len(set(groups)) == 8 + 4 and may_move
+    assert "8 of 16 clips name neither speaker nor site" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("speaker", ["", "ann"])

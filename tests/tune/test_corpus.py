@@ -165,7 +165,7 @@ def test_a_plain_folder_is_checked_as_it_is(corpus: Path, tmp_path: Path, capsys
     main(["check", str(tmp_path / "plain")])
     printed, then = capsys.readouterr()
     assert f"next: python -m tune.train --manifest {tmp_path / 'plain'}" in then
-    assert "without speaker: 16 (folds and intervals then count clips" in printed
+    assert "without speaker: 16 (without a site, too, each counts as a separate speaker" in printed
     assert "No trait gives the label away" in printed and "leaks" not in printed
     with pytest.raises(CorpusError, match="no audio in folders real and fake"):
         main(["check", str(tmp_path / "plain" / "fake")])
