@@ -391,6 +391,16 @@ def adapt(
     return info.model_copy(update={**changed, "thresholds": thresholds, "humans": None, "metrics": metrics}), arrays
 
 
+def describe_change(old: BundleInfo, new: BundleInfo, *, narrow: bool, is_moved: bool) -> str:
+    """What adapting one head of a bundle changed, and whether the head may still answer, without a full stop."""
+    what = f"its head {'for narrow bands ' if narrow else ''}calibrated again{' and' if is_moved else ', not'} moved"
+    if old.narrow is None or new.narrow is None or old.narrow.trusted == new.narrow.trusted:
+        return what
+    limit = f"its EER on these clips is {'at most' if new.narrow.trusted else 'above'} {100 * NARROW_EER_LIMIT:.0f} %"
+    may = "may now answer" if new.narrow.trusted else "may no longer answer"
+    return f"{what}. For narrow bands the bundle {may} Real or Fake, because {limit}"
+
+
 def with_record(metrics: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The metrics of a bundle with the record of an adaptation. Earlier records are kept, the oldest first."""
     earlier = [*metrics.get("adapted_before", []), *([metrics["adapted"]] if "adapted" in metrics else [])]
@@ -486,8 +496,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "bonafide": int((~scored.labels).sum()),
         "spoof": int(scored.labels.sum()),
         "unit": scored.unit,
-        "what": ("its head for narrow bands " if narrow else "its head ")
-        + ("calibrated again, not moved" if adaptation.direction is None else "calibrated again and moved"),
+        "what": describe_change(bundle.info, info, narrow=narrow, is_moved=adaptation.direction is not None),
         **{side: {name: interval._asdict() for name, interval in of.items()} for side, of in found.items()},
     }
     info = info.model_copy(
@@ -499,7 +508,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     card = _card(old_card, bundle, record, table)
     adapted = save_bundle(arguments.out, info, arrays, card, bundle.front)
-    print(f"{record['what']}: Cllr falls by {gain.text()}, measured by leaving out each {scored.unit} in turn")
+    print(f"{record['what']}. Cllr falls by {gain.text()}, measured by leaving out each {scored.unit} in turn")
     finish(
         f"the bundle {adapted.sha256[:16]} in {arguments.out}",
         f"set bundle: {arguments.out} in configs/detector.yaml. For a running service, set it under the Classifier's "

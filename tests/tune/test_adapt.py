@@ -24,6 +24,7 @@ from tune.adapt import (
     _predict_left_out,
     adapt,
     compare,
+    describe_change,
     fit_adaptation,
     groups_of,
     is_beyond_chance,
@@ -253,6 +254,11 @@ def test_a_head_for_narrow_bands_may_answer_only_if_it_tells_the_classes_apart()
         info, _ = adapt(before, Adaptation(1.0, 0.0, None), scored, after, narrow=True)
         assert info.narrow is not None and info.narrow.trusted == trusted
         assert info.calibration == shipped.info.calibration
+        # The user is told when the answers change.
+        changed = describe_change(before.info, info, narrow=True, is_moved=False)
+        may = "may now answer Real or Fake" if trusted else "may no longer answer Real or Fake"
+        assert "calibrated again, not moved. For narrow bands" in changed and may in changed
+        assert "answer" not in describe_change(info, info, narrow=True, is_moved=False)
 
 
 def test_certainty_is_that_of_the_adapted_scores() -> None:
