@@ -3,7 +3,7 @@
     python -m tune.evaluate --manifest M.csv --out DIR [--bundle DIR | --url http://localhost:8000]
 
 Writes `scores.csv`, `metrics.json` and `report.html`. A recording that could not be scored counts as an error, as if it
-had the worst score of all.
+had the worst score of all. If a class has no file, only `scores.csv` is written.
 """
 
 from __future__ import annotations
@@ -175,6 +175,18 @@ def write_scores(path: Path, clips: Sequence[Clip], scored: Sequence[Scored]) ->
     write_csv(path, ("path", "label", "score", "probability", "result", "error"), rows)
 
 
+def require_files_of_both(clips: Sequence[Clip]) -> None:
+    """Raise CorpusError unless both classes have a file. Where all files of a class are missing, the manifest is wrong,
+    and metrics would say nothing about the model."""
+    there = {clip.label for clip in clips if os.path.isfile(clip.path)}
+    for label in ("bonafide", "spoof"):
+        if label not in there:
+            raise CorpusError(
+                f"there is no file of a {label} clip, so no metrics are computed: they need two classes. Only "
+                "scores.csv is written, which has the answer or the error for each clip"
+            )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tune.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -206,10 +218,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
-    require_two_classes(np.array([clip.is_spoof for clip in clips]))
     if missing := missing_files(clips):
-        if len({clip.label for clip in clips if os.path.isfile(clip.path)}) < 2:
-            raise CorpusError(missing)
         print(f"warning: {missing}. They count as errors.", file=sys.stderr)
     clips, unnamed = set_unnamed_apart(clips)
     if unnamed:
@@ -234,7 +243,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_writable(out)
         by_index = dict(with_progress(outcomes, len(clips), "scores"))
         scored = [by_index[index] for index in range(len(clips))]
+        # It is written even if there can be no metrics.
         write_scores(out / "scores.csv", clips, scored)
+        require_files_of_both(clips)
         metrics = evaluate(clips, scored, model)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         labels = np.array([clip.is_spoof for clip in clips])
