@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.errors import MissingInput
 from tests.tune.synthetic import make_clips
-from tune import corpus, evaluate, extract, kfold, stress
+from tune import corpus, evaluate, extract, kfold, search, stress
 from tune.command import run
 from tune.corpora.manifest import write_manifest
+from tune.errors import CorpusError
 
 
 def test_a_file_name_that_is_not_utf8_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +40,11 @@ def test_a_number_that_makes_no_sense_is_a_sentence(
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert named in capsys.readouterr().err
+
+
+def test_a_search_has_a_configuration_by_default(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"there is no .*m\.csv"):
+        search.main([f"--manifest={tmp_path / 'm.csv'}"])
 
 
 @pytest.mark.parametrize("command", [kfold, extract, stress])
