@@ -5,7 +5,8 @@
     python -m tune.corpus build --out corpus
 
 `build` with `--kind` writes the manifest of an existing corpus. Without `--kind` it makes the starter corpus of
-`configs/corpus.yaml`.
+`configs/corpus.yaml`. Without `check` or `build`, a corpus at PATH is checked, and without PATH the starter corpus is
+built.
 """
 
 from __future__ import annotations
@@ -261,9 +262,20 @@ def _distribution(of: list[float] | dict[str, float]) -> str:
     return ", ".join(parts)
 
 
+def with_verb(argv: Sequence[str], building: argparse.ArgumentParser) -> list[str]:
+    """The arguments with their verb in front, if they have none: `check` if they name a corpus, else `build`."""
+    if argv and argv[0] in ("check", "build", "-h", "--help"):
+        return list(argv)
+    # `build` has all options of `check`, too, so it can tell PATH from their values.
+    known, _ = building.parse_known_args(argv)
+    return ["build" if known.path is None else "check", *argv]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.corpus", description=__doc__.split("\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", help="default: check if a PATH is given, else build the starter corpus", required=True
+    )
     checking = verbs.add_parser("check", help="report errors of a corpus, and traits that tell the classes apart")
     checking.add_argument("path", type=Path, help="the corpus: its manifest or its folder")
     checking.add_argument(
@@ -275,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     building.add_argument("path", type=Path, nargs="?", help="with --kind: the corpus")
     building.add_argument("--kind", choices=READERS, help="layout of the corpus at PATH")
     add_build_arguments(building)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(with_verb(sys.argv[1:] if argv is None else argv, building))
     if arguments.verb == "check":
         if arguments.out:
             make_writable(arguments.out)

@@ -185,6 +185,22 @@ def test_duplicates_are_named_by_their_path_and_another_layout_is_built_before_i
     assert f"next: python -m tune.corpus build {tmp_path} --kind folder --out" in then
 
 
+def test_a_command_without_a_verb_checks_a_corpus_that_is_named_and_else_builds(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--kind", "manifest", str(corpus)])
+    checked = capsys.readouterr().out
+    main(["check", "--kind", "manifest", str(corpus)])
+    assert "codec" in checked and capsys.readouterr().out == checked
+    # What an option takes is no corpus. No arguments at all build the starter corpus, too, for minutes.
+    with pytest.raises(SystemExit):
+        main(["--out", str(corpus), "--mirror", str(corpus)])
+    assert "--mirror are for --part demo-pages" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--kind", "folder"])
+    assert "--kind needs the PATH of the corpus" in capsys.readouterr().err
+
+
 def test_only_a_trait_that_tells_more_than_chance_leaks() -> None:
     rng = np.random.default_rng(0)
 
