@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.config import DetectorConfig
 from pipeline.progress import with_progress
-from tune.command import at_least, finish, run
+from tune.command import at_least, finish, gpu_share, run
 from tune.corpora.generators import plain_name
 from tune.corpora.manifest import Clip, add_split_argument, missing_files, of_split, set_unnamed_apart, write_csv
 from tune.corpora.readers import read_corpus
@@ -211,7 +211,9 @@ def _parser() -> argparse.ArgumentParser:
         type=at_least(1),
         help="number of processes (default: one for each CPU), or with --url of requests at a time (default: 4)",
     )
-    parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU that each process takes")
+    parser.add_argument(
+        "--gpu", type=gpu_share, default=0, metavar="SHARE", help="share of a GPU that each process takes"
+    )
     return parser
 
 

@@ -33,7 +33,7 @@ from pipeline.progress import with_progress
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.stages.vad import VoiceActivityDetector
 from tune.cluster import connect, default_actors, map_with_actors
-from tune.command import at_least, finish, run
+from tune.command import at_least, finish, gpu_share, run
 from tune.corpora.augment import AUGMENT_VERSION, RANDOM_CHANNEL, augment
 from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES
 from tune.corpora.copy_synthesis import COPIES_VERSION
@@ -286,7 +286,7 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         "--actors", type=at_least(1), help="number of processes that extract (default: one for each CPU)"
     )
     parser.add_argument(
-        "--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU for each process that extracts"
+        "--gpu", type=gpu_share, default=0, metavar="SHARE", help="share of a GPU for each process that extracts"
     )
 
 

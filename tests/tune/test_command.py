@@ -31,6 +31,8 @@ def test_a_file_name_that_is_not_utf8_is_printed(monkeypatch: pytest.MonkeyPatch
         (kfold, ["--manifest=m.csv", "--k=x"], "argument --k: invalid number value: 'x'"),
         (extract, ["--manifest=m.csv", "--actors=-1"], "argument --actors: -1 is too small: give at least 1"),
         (evaluate, ["--manifest=m.csv", "--out=o", "--actors=0"], "argument --actors: 0 is too small"),
+        (extract, ["--manifest=m.csv", "--gpu=-1"], "argument --gpu: -1 is no share of a GPU"),
+        (evaluate, ["--manifest=m.csv", "--out=o", "--gpu=1.5"], "argument --gpu: 1.5 is no share of a GPU"),
         (corpus, ["build", "--jobs=0"], "argument --jobs: 0 is too small: give at least 1"),
     ],
 )
