@@ -35,9 +35,9 @@ from tune.corpora.manifest import (
     NO_SPEECH,
     Clip,
     add_split_argument,
-    name_nobody,
     of_split,
     require_usable,
+    set_unnamed_apart,
     with_contents,
 )
 from tune.corpora.readers import read_corpus
@@ -86,6 +86,15 @@ THRESHOLD_CLIPS = 60
 """The least number of clips of a class for a new operating point that allows errors on 5 % of them."""
 VARIANCES = ("score_variance", "window_variance", "snr_variance", "novelty_variance", "line_variance")
 HEADING = "## Adapted to a channel"
+ALONE = (
+    "so each of them is left out by itself. If a voice has several of them, the figures after adapting are better than "
+    "on new voices. Name the speakers in the manifest."
+)
+FEW_SPEAKERS = (
+    f"warning: a class has clips of fewer than {MIN_GROUPS} independent speakers, so single clips are left out. The "
+    "head is calibrated again but not moved, because it would learn these voices. The figures hold for these speakers "
+    "only. Label clips of more speakers."
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ class ScoredClips:
     `labels`: (clips,). `scores`: (clips,) log-likelihood ratios. `inputs`: (clips, dimension) mean standardised
     features. `novelty`: (clips,) mean squared standardised features, as in `pipeline.verdict.bundle.Uncertainty`.
     `groups`: (clips,) the number of each clip's group; a group is left out as a whole. `unit`: what a group is: `site`,
-    `speaker` or `clip`.
+    `speaker` or `clip`. `may_move`: whether the head may be moved. With clips of few speakers it would learn their
+    voices.
     """
 
     labels: Labels
@@ -104,12 +114,12 @@ class ScoredClips:
     novelty: NDArray[np.float64]
     groups: Indices
     unit: str = "clip"
+    may_move: bool = True
 
     def of(self, rows: Indices) -> ScoredClips:
         """Only the clips of `rows`."""
-        return ScoredClips(
-            self.labels[rows], self.scores[rows], self.inputs[rows], self.novelty[rows], self.groups[rows], self.unit
-        )
+        arrays = {name: getattr(self, name)[rows] for name in ("labels", "scores", "inputs", "novelty", "groups")}
+        return replace(self, **arrays)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def fit_adaptation(scored: ScoredClips) -> Adaptation:
     nothing = np.zeros_like(scored.scores)
     scale, offset, _ = _calibrate(scored.labels, scored.scores, nothing, weights)
     scores = scale * scored.scores + offset
-    if min(scored.labels.sum(), (~scored.labels).sum()) < MOVE_CLIPS:
+    if not scored.may_move or min(scored.labels.sum(), (~scored.labels).sum()) < MOVE_CLIPS:
         return Adaptation(scale, offset)
     # The error of the recalibrated head: the true answer (-1 or 1) minus its answer (between -1 and 1).
     residuals = np.where(scored.labels, 1.0, -1.0) - np.tanh(scores / 2)
@@ -240,9 +250,14 @@ def compare(scored: ScoredClips, after: Scores, *, draws: int = 1000) -> dict[st
 
 
 def is_beyond_chance(gain: Interval, scored: ScoredClips) -> bool:
-    """Whether the fall of Cllr, a `gain` in bits, is too large to be chance: at least MIN_GAIN_NATS in total."""
-    independent = len({*zip(scored.groups.tolist(), scored.labels.tolist(), strict=True)})
-    return gain.value * independent * float(np.log(2)) >= MIN_GAIN_NATS
+    """Whether the fall of Cllr, a `gain` in bits, is too large to be chance: at least MIN_GAIN_NATS in total.
+
+    Cllr is the mean of the means of both classes, so the smaller class decides how much of the fall may be chance. The
+    fall counts for as many clips as two equal classes would need for a mean as certain.
+    """
+    of_class = [len(np.unique(scored.groups[scored.labels == label])) for label in (False, True)]
+    equal = 4 / sum(1 / count for count in of_class)
+    return gain.value * equal * float(np.log(2)) >= MIN_GAIN_NATS
 
 
 def score_clips(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -> tuple[ScoredClips, list[Clip], bool]:
@@ -293,20 +308,24 @@ def score_clips(bundle: Bundle, config: DetectorConfig, clips: Sequence[Clip]) -
                 "adapting helps: label more clips, from as many speakers as possible"
             )
     good, _, scores, inputs, novelty = zip(*kept, strict=True)
-    groups, unit = groups_of(good)
-    return ScoredClips(labels, np.array(scores), np.array(inputs), np.array(novelty), groups, unit), list(good), narrow
+    scored = ScoredClips(labels, np.array(scores), np.array(inputs), np.array(novelty), *groups_of(good))
+    return scored, list(good), narrow
 
 
 def _leave_out(clip: Clip, why: str) -> None:
     print(f"left out: {clip.listed or clip.path.name}: {why}", file=sys.stderr)
 
 
-def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
-    """(clips,) the number of each clip's group, and what a group is: `site`, `speaker` or `clip`.
+def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str, bool]:
+    """(clips,) the number of each clip's group; what a group is: `site`, `speaker` or `clip`; whether a head may be
+    moved.
 
     A group is a site, if enough sites are named; else a speaker; else a single clip. Clips of one site are alike: if
-    only some of them were left out, the others would tell too much about them.
+    only some of them were left out, the others would tell too much about them. So are clips of one speaker. If only few
+    are named, a group is still a single clip, but no head may be moved, and a warning says what the figures are about.
+    Clips of one utterance and copies of one file are always in one group.
     """
+    clips, unnamed = set_unnamed_apart(clips)
     labels = np.array([clip.is_spoof for clip in clips])
 
     def are_enough(groups: Indices) -> bool:
@@ -314,11 +333,14 @@ def groups_of(clips: Sequence[Clip]) -> tuple[Indices, str]:
 
     _, sites = np.unique([clip.site for clip in clips], return_inverse=True)
     if are_enough(sites):
-        return sites, "site"
-    speakers = tied_groups([replace(clip, alone=True) for clip in clips] if name_nobody(clips) else clips)
+        return sites, "site", True
+    if unnamed:
+        print(f"warning: {unnamed}, {ALONE}", file=sys.stderr)
+    speakers = tied_groups(clips)
     if are_enough(speakers):
-        return speakers, "clip" if len(set(speakers)) == len(clips) else "speaker"
-    return np.arange(len(clips)), "clip"
+        return speakers, "speaker" if any(clip.speaker or clip.site for clip in clips) else "clip", True
+    print(FEW_SPEAKERS, file=sys.stderr)
+    return tied_groups([replace(clip, alone=True) for clip in clips]), "clip", False
 
 
 def adapt(
@@ -367,6 +389,16 @@ def adapt(
     metrics = {**info.metrics, "coverage": coverage_errors(scored.labels, after)}
     # The ranges for recordings of humans are dropped, because they were measured with the old head.
     return info.model_copy(update={**changed, "thresholds": thresholds, "humans": None, "metrics": metrics}), arrays
+
+
+def describe_change(old: BundleInfo, new: BundleInfo, *, narrow: bool, is_moved: bool) -> str:
+    """What adapting one head of a bundle changed, and whether the head may still answer, without a full stop."""
+    what = f"its head {'for narrow bands ' if narrow else ''}calibrated again{' and' if is_moved else ', not'} moved"
+    if old.narrow is None or new.narrow is None or old.narrow.trusted == new.narrow.trusted:
+        return what
+    limit = f"its EER on these clips is {'at most' if new.narrow.trusted else 'above'} {100 * NARROW_EER_LIMIT:.0f} %"
+    may = "may now answer" if new.narrow.trusted else "may no longer answer"
+    return f"{what}. For narrow bands the bundle {may} Real or Fake, because {limit}"
 
 
 def with_record(metrics: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
@@ -464,8 +496,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "bonafide": int((~scored.labels).sum()),
         "spoof": int(scored.labels.sum()),
         "unit": scored.unit,
-        "what": ("its head for narrow bands " if narrow else "its head ")
-        + ("calibrated again, not moved" if adaptation.direction is None else "calibrated again and moved"),
+        "what": describe_change(bundle.info, info, narrow=narrow, is_moved=adaptation.direction is not None),
         **{side: {name: interval._asdict() for name, interval in of.items()} for side, of in found.items()},
     }
     info = info.model_copy(
@@ -477,7 +508,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     card = _card(old_card, bundle, record, table)
     adapted = save_bundle(arguments.out, info, arrays, card, bundle.front)
-    print(f"{record['what']}: Cllr falls by {gain.text()}, measured by leaving out each {scored.unit} in turn")
+    print(f"{record['what']}. Cllr falls by {gain.text()}, measured by leaving out each {scored.unit} in turn")
     finish(
         f"the bundle {adapted.sha256[:16]} in {arguments.out}",
         f"set bundle: {arguments.out} in configs/detector.yaml. For a running service, set it under the Classifier's "

@@ -57,7 +57,7 @@ def connect(address: str | None) -> None:
         if found := re.fullmatch(r"([^:/]+):(\d+)", place):
             socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
         ray.init(**options)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a RuntimeError if Ray does not know the scheme of the address
         if not place:
             raise
         raise ConfigurationError(f"There is no Ray cluster at {place}: start one, or name another.") from error

@@ -40,6 +40,14 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def gpu_share(text: str) -> float:
+    """A type for an option: the share of a GPU that a process takes, or a whole number of GPUs."""
+    share = float(text)
+    if not share >= 0 or (share > 1 and not share.is_integer()):
+        raise argparse.ArgumentTypeError(f"{text} is no share of a GPU: give a number from 0 to 1, or a whole number")
+    return share
+
+
 def finish(wrote: str, then: str) -> None:
     """Print the last lines of every command: what it wrote, and what to do next."""
     print(f"wrote {wrote}\nnext: {then}", file=sys.stderr)

@@ -5,7 +5,8 @@
     python -m tune.corpus build --out corpus
 
 `build` with `--kind` writes the manifest of an existing corpus. Without `--kind` it makes the starter corpus of
-`configs/corpus.yaml`.
+`configs/corpus.yaml`. Without `check` or `build`, a corpus at PATH is checked, and without PATH the starter corpus is
+built.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def _leak(labels: Labels, auc_of: Callable[[Labels], float]) -> dict[str, Any]:
 
 def describe(result: dict[str, Any]) -> str:
     """The result of `check` as text for a person."""
-    nobody = result["without_speaker"] == result["clips"]
+    unnamed = result["without_speaker"]
     lines = [
         f"{label:9} {of['minutes']:.1f} min: " + ", ".join(f"{of[n]} {n}" for n in ("clips", "speakers", "generators"))
         for label, of in result["classes"].items()
@@ -212,8 +213,8 @@ def describe(result: dict[str, Any]) -> str:
         for what in ("missing", "unreadable", "duplicated", "duplicated_in_both_classes", "speakers_in_both_classes")
     ]
     lines += [
-        f"without speaker: {result['without_speaker']}"
-        + (" (folds and intervals then count clips, and look better than they are)" if nobody else ""),
+        f"without speaker: {unnamed}"
+        + (" (without a site, too, each counts as a separate speaker: figures are then too good)" if unnamed else ""),
         "",
         "How well each trait gives the label away without the speech (AUC 0.5: not at all, 1.0: always):",
         f"  {'trait':17}{'AUC':>4}  {'verdict':13}{'class':8}  quartiles, or the most common and their shares",
@@ -261,9 +262,20 @@ def _distribution(of: list[float] | dict[str, float]) -> str:
     return ", ".join(parts)
 
 
+def with_verb(argv: Sequence[str], building: argparse.ArgumentParser) -> list[str]:
+    """The arguments with their verb in front, if they have none: `check` if they name a corpus, else `build`."""
+    if argv and argv[0] in ("check", "build", "-h", "--help"):
+        return list(argv)
+    # `build` has all options of `check`, too, so it can tell PATH from their values.
+    known, _ = building.parse_known_args(argv)
+    return ["build" if known.path is None else "check", *argv]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.corpus", description=__doc__.split("\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", help="default: check if a PATH is given, else build the starter corpus", required=True
+    )
     checking = verbs.add_parser("check", help="report errors of a corpus, and traits that tell the classes apart")
     checking.add_argument("path", type=Path, help="the corpus: its manifest or its folder")
     checking.add_argument(
@@ -275,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     building.add_argument("path", type=Path, nargs="?", help="with --kind: the corpus")
     building.add_argument("--kind", choices=READERS, help="layout of the corpus at PATH")
     add_build_arguments(building)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(with_verb(sys.argv[1:] if argv is None else argv, building))
     if arguments.verb == "check":
         if arguments.out:
             make_writable(arguments.out)

@@ -3,7 +3,7 @@
     python -m tune.evaluate --manifest M.csv --out DIR [--bundle DIR | --url http://localhost:8000]
 
 Writes `scores.csv`, `metrics.json` and `report.html`. A recording that could not be scored counts as an error, as if it
-had the worst score of all.
+had the worst score of all. If a class has no file, only `scores.csv` is written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os.path
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ import numpy as np
 
 from pipeline.config import DetectorConfig
 from pipeline.progress import with_progress
-from tune.command import at_least, finish, run
+from tune.command import at_least, finish, gpu_share, run
 from tune.corpora.generators import plain_name
-from tune.corpora.manifest import Clip, add_split_argument, missing_files, name_nobody, of_split, write_csv
+from tune.corpora.manifest import Clip, add_split_argument, missing_files, of_split, set_unnamed_apart, write_csv
 from tune.corpora.readers import read_corpus
 from tune.errors import CorpusError
 from tune.places import fetched, local_folder, make_writable
@@ -176,6 +175,18 @@ def write_scores(path: Path, clips: Sequence[Clip], scored: Sequence[Scored]) ->
     write_csv(path, ("path", "label", "score", "probability", "result", "error"), rows)
 
 
+def require_files_of_both(clips: Sequence[Clip]) -> None:
+    """Raise CorpusError unless both classes have a file. Where all files of a class are missing, the manifest is wrong,
+    and metrics would say nothing about the model."""
+    there = {clip.label for clip in clips if os.path.isfile(clip.path)}
+    for label in ("bonafide", "spoof"):
+        if label not in there:
+            raise CorpusError(
+                f"there is no file of a {label} clip, so no metrics are computed: they need two classes. Only "
+                "scores.csv is written, which has the answer or the error for each clip"
+            )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tune.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -200,25 +211,24 @@ def _parser() -> argparse.ArgumentParser:
         type=at_least(1),
         help="number of processes (default: one for each CPU), or with --url of requests at a time (default: 4)",
     )
-    parser.add_argument("--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU that each process takes")
+    parser.add_argument(
+        "--gpu", type=gpu_share, default=0, metavar="SHARE", help="share of a GPU that each process takes"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     clips = of_split(read_corpus(None, arguments.manifest), arguments.split)
-    require_two_classes(np.array([clip.is_spoof for clip in clips]))
     if missing := missing_files(clips):
-        if len({clip.label for clip in clips if os.path.isfile(clip.path)}) < 2:
-            raise CorpusError(missing)
         print(f"warning: {missing}. They count as errors.", file=sys.stderr)
-    if name_nobody(clips):
+    clips, unnamed = set_unnamed_apart(clips)
+    if unnamed:
         print(
-            "warning: no speaker is named, so for the intervals each clip counts as a separate speaker. The intervals "
-            "are too narrow if a voice is in several clips.",
+            f"warning: {unnamed}, so for the intervals each of them counts as a separate speaker. The intervals are "
+            "too narrow if a voice is in several of them.",
             file=sys.stderr,
         )
-        clips = [replace(clip, alone=True) for clip in clips]
     outcomes: Iterable[tuple[int, Scored]]
     if arguments.url:
         model = deployed_model(arguments.url)
@@ -235,7 +245,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_writable(out)
         by_index = dict(with_progress(outcomes, len(clips), "scores"))
         scored = [by_index[index] for index in range(len(clips))]
+        # It is written even if there can be no metrics.
         write_scores(out / "scores.csv", clips, scored)
+        require_files_of_both(clips)
         metrics = evaluate(clips, scored, model)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         labels = np.array([clip.is_spoof for clip in clips])

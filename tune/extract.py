@@ -33,7 +33,7 @@ from pipeline.progress import with_progress
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.stages.vad import VoiceActivityDetector
 from tune.cluster import connect, default_actors, map_with_actors
-from tune.command import at_least, finish, run
+from tune.command import at_least, finish, gpu_share, run
 from tune.corpora.augment import AUGMENT_VERSION, RANDOM_CHANNEL, augment
 from tune.corpora.build import DEFAULT_CACHE as DEFAULT_PACKAGES
 from tune.corpora.copy_synthesis import COPIES_VERSION
@@ -41,9 +41,9 @@ from tune.corpora.manifest import (
     NO_SPEECH,
     Clip,
     add_split_argument,
-    name_nobody,
     of_split,
     require_usable,
+    set_unnamed_apart,
     with_contents,
     write_csv,
 )
@@ -55,9 +55,9 @@ from tune.training.table import FeatureKind, Table
 
 DEFAULT_CACHE = Path(".cache") / "features"
 ALONE = (
-    "warning: this corpus names no speaker, so each clip counts as a separate speaker. A voice with several clips may "
-    "then be both in training and in the test. The errors found are then lower than on new voices. Name the speakers "
-    "in the manifest, or put the recordings of each speaker into a separate folder."
+    "so each of them counts as a separate speaker. A voice with several of them may then be both in training and in "
+    "the test. The errors found are then lower than on new voices. Name the speakers in the manifest, or put the "
+    "recordings of each speaker into a separate folder."
 )
 FEATURES_VERSION = 4
 """The version of the features. Raise it when the same recording and recipe give different features. Old caches are
@@ -286,21 +286,21 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         "--actors", type=at_least(1), help="number of processes that extract (default: one for each CPU)"
     )
     parser.add_argument(
-        "--gpu", type=float, default=0, metavar="SHARE", help="share of a GPU for each process that extracts"
+        "--gpu", type=gpu_share, default=0, metavar="SHARE", help="share of a GPU for each process that extracts"
     )
 
 
 def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "site"] = "corpus") -> list[Clip]:
     """The corpus that the arguments name.
 
-    If `speakers_of` is `site`, the same name on two sites counts as two speakers. If a corpus names neither speakers
-    nor sites, each clip counts as a separate speaker, and a warning says that the figures are too good. Raises
-    CorpusError if the corpus cannot be used.
+    If `speakers_of` is `site`, the same name on two sites counts as two speakers. A clip that
+    names neither speaker nor site counts as a separate speaker, and a warning says that the figures are too good.
+    Raises CorpusError if the corpus cannot be used.
     """
     clips = of_split([clip for path in arguments.manifest for clip in read_corpus(None, path)], arguments.split)
-    if name_nobody(clips):
-        print(ALONE, file=sys.stderr)
-        clips = [replace(clip, alone=True) for clip in clips]
+    clips, unnamed = set_unnamed_apart(clips)
+    if unnamed:
+        print(f"warning: {unnamed}, {ALONE}", file=sys.stderr)
     # Spoofs that are copies of recordings are left out. They make a detector worse on synthesizers that are new to it.
     clips += [
         replace(clip, background=True)

@@ -37,7 +37,8 @@ KEY_VARIABLE = "SOUND_SENTRY_API_KEY"
 
 @dataclass(frozen=True)
 class Scored:
-    """The outcome for one recording. If there is no score, `error` says why."""
+    """The outcome for one recording. If there is no score, `error` says why. `probability` is that of the answer
+    `result`, which a part may decide; `score` is always that of the whole recording."""
 
     score: float | None
     probability: float | None
@@ -69,11 +70,12 @@ def failed(error: str) -> Scored:
 
 def from_body(body: Mapping[str, Any], sha256: str) -> Scored:
     """The outcome in the JSON of a verdict. A recording without speech has no score. This counts as an error here,
-    because the recording has a label."""
+    because the recording has a label. If a part decided the answer, the probability is that of the part."""
     error = "no speech found" if body["score"] is None else ""
+    decider = body.get("decided_by")  # older services do not have it
     return Scored(
         body["score"],
-        body["mean_probability"],
+        decider["probability"] if decider else body["mean_probability"],
         body["overall"],
         error,
         body["duration_config"]["category"],

@@ -43,6 +43,7 @@ from tune.training.folds import Fold, make_folds
 from tune.training.table import Table
 from tune.training.validate import TrainingConfig, fold_scores, measure, require_calibration, require_no_front, train
 
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "search.yaml"
 Point = dict[str, Any]
 
 RECORD = "search.json"
@@ -391,7 +392,9 @@ def _write_results(out: Path, config: SearchConfig, rows: list[dict[str, Any]], 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tune.search", description=__doc__.split("\n")[0])
     add_corpus_arguments(parser)
-    parser.add_argument("--config", type=Path, required=True, help="such as configs/grid.yaml, configs/search.yaml")
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, help="such as configs/grid.yaml (default: configs/search.yaml)"
+    )
     parser.add_argument("--out", default="runs/search", help="folder, or its URI (default %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on with the search in --out")
     parser.add_argument("--nested", action="store_true", help="also give a figure that may be quoted; slower")

@@ -67,7 +67,7 @@ from tune.training.validate import (
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "train.yaml"
 KEPT_APART = {
     "corpus": "no clip that shares a speaker or an utterance\nwith them was used for training.",
-    "nobody": "but no speaker is named, so a voice may be in both parts:\nexpect more errors on new voices.",
+    "clip": "but some clips name no speaker, so a voice may be in both parts:\nexpect more errors on new voices.",
     "site": "a voice that is also on another site, such as LJ Speech,\nmay have been in the training.",
 }
 PART = 32
@@ -327,7 +327,7 @@ def model_card(info: BundleInfo, config: TrainingConfig, clips: Sequence[Clip], 
     shown = "\n".join(f"| {name.replace('_', ' ')} | {interval.text()} |" for name, interval in metrics.items())
     # A tuned front is tested on whole sites, whatever their speakers are called.
     kept_apart = KEPT_APART[
-        "nobody" if any(clip.alone for clip in clips) else "site" if config.front else config.speakers_of
+        "clip" if any(clip.alone for clip in clips) else "site" if config.front else config.speakers_of
     ]
     # With a front the estimator is not used.
     recipe = config.front or config.estimator

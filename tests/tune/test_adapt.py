@@ -24,6 +24,7 @@ from tune.adapt import (
     _predict_left_out,
     adapt,
     compare,
+    describe_change,
     fit_adaptation,
     groups_of,
     is_beyond_chance,
@@ -33,7 +34,7 @@ from tune.adapt import (
 )
 from tune.corpora.manifest import Clip, read_manifest, write_manifest
 from tune.errors import CorpusError
-from tune.reports.metrics import cllr, coverage_errors, eer
+from tune.reports.metrics import Interval, cllr, coverage_errors, eer
 
 PAGES = ROOT.parent / "shared" / "field-dev"
 
@@ -103,6 +104,25 @@ def test_where_there_is_nothing_to_learn_little_is_lost_and_nothing_is_claimed()
     assert claimed == 0
 
 
+def test_a_large_class_does_not_make_up_for_a_small_one() -> None:
+    """A gain that 108 clips show in two equal classes may be chance if one class has only 8 clips."""
+
+    def scored(bonafide: int, spoof: int) -> ScoredClips:
+        count = bonafide + spoof
+        nothing = np.zeros(count)
+        return ScoredClips(
+            np.arange(count) >= bonafide, nothing, np.zeros((count, 1), np.float32), nothing, np.arange(count)
+        )
+
+    gain = Interval(0.05, 0.0, 0.1)
+    assert is_beyond_chance(gain, scored(54, 54))
+    assert not is_beyond_chance(gain, scored(8, 100)) and not is_beyond_chance(gain, scored(100, 8))
+    # 8 and 100 clips are as certain as 15 of each class.
+    for value in (0.08, 0.11):
+        of_both = [is_beyond_chance(Interval(value, 0.0, 0.2), clips) for clips in (scored(8, 100), scored(15, 15))]
+        assert of_both == [value > 0.1] * 2
+
+
 def test_labels_at_random_are_not_learnt() -> None:
     for seed in range(4):
         scored = channel(60, seed=seed, evidence=2.0, unused=1.0)
@@ -141,23 +161,52 @@ def test_whole_sites_are_left_out_where_enough_are_named() -> None:
         for label in ("bonafide", "spoof")
         for number in range(3)
     ]
-    groups, unit = groups_of(clips)
-    assert unit == "site" and groups.tolist() == np.repeat(range(5), 6).tolist()
-    assert groups_of([clip for clip in clips if clip.site in ("site0", "site1", "site2")])[1] == "clip"
+    groups, unit, may_move = groups_of(clips)
+    assert unit == "site" and groups.tolist() == np.repeat(range(5), 6).tolist() and may_move
+    assert groups_of([clip for clip in clips if clip.site in ("site0", "site1", "site2")])[1:] == ("clip", False)
 
 
-def test_clips_are_left_out_by_speaker_where_enough_are_named() -> None:
+def test_clips_are_left_out_by_speaker_where_enough_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     clips = [
         Clip(Path(f"{label}{number}"), label, f"{label} {number // 2}")
         for label in ("bonafide", "spoof")
         for number in range(8)
     ]
-    groups, unit = groups_of(clips)
-    assert unit == "speaker" and len(set(groups)) == 8
-    groups, unit = groups_of([replace(clip, speaker=clip.label) for clip in clips])
-    assert unit == "clip" and len(set(groups)) == 16
-    groups, unit = groups_of([replace(clip, speaker="") for clip in clips])
-    assert unit == "clip" and len(set(groups)) == 16
+    groups, unit, may_move = groups_of(clips)
+    assert unit == "speaker" and len(set(groups)) == 8 and may_move
+    assert capsys.readouterr().err == ""
+    groups, unit, may_move = groups_of([replace(clip, speaker=clip.label) for clip in clips])
+    assert unit == "clip" and len(set(groups)) == 16 and not may_move
+    assert "fewer than 4 independent speakers" in capsys.readouterr().err
+    groups, unit, may_move = groups_of([replace(clip, speaker="") for clip in clips])
+    assert unit == "clip" and len(set(groups)) == 16 and may_move
+    assert "16 of 16 clips name neither speaker nor site" in capsys.readouterr().err
+    groups, unit, may_move = groups_of([replace(clip, speaker=clip.speaker * clip.is_spoof) for clip in clips])
+    assert unit == "speaker" and len(set(groups)) == 8 + 4 and may_move
+    assert "8 of 16 clips name neither speaker nor site" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("speaker", ["", "ann"])
+def test_an_utterance_and_a_copied_file_are_left_out_as_a_whole(speaker: str) -> None:
+    clips = [
+        Clip(Path(f"{label}{number}"), label, speaker, pair_id=str(number) if number < 2 else "", sha256=f"{label}{n}")
+        for label in ("bonafide", "spoof")
+        for number, n in ((0, 0), (1, 1), (2, 2), (3, 2), (4, 4))
+    ]
+    groups = groups_of(clips)[0]
+    assert len(set(groups)) == 6
+    assert groups[0] == groups[5] and groups[1] == groups[6] and groups[2] == groups[3] and groups[7] == groups[8]
+
+
+def test_the_head_is_not_moved_by_the_voices_of_few_speakers() -> None:
+    """With three speakers of each class, the voices would show the label of clips that are left out one by one."""
+    voices = np.random.default_rng(5).normal(size=(6, 300)).astype(np.float32)
+    scored = channel(96, seed=0, per_speaker=16)
+    scored = replace(scored, inputs=scored.inputs + 2 * voices[scored.groups], groups=np.arange(96))
+    assert fit_adaptation(scored).direction is not None
+    few = replace(scored, may_move=False)
+    assert fit_adaptation(few).direction is None
+    assert cllr(few.labels, nested_scores(few)) > cllr(few.labels, nested_scores(scored)) + 0.2
 
 
 @pytest.mark.parametrize("head", ["linear", "quadratic", "tuned", "mlp"])
@@ -205,6 +254,11 @@ def test_a_head_for_narrow_bands_may_answer_only_if_it_tells_the_classes_apart()
         info, _ = adapt(before, Adaptation(1.0, 0.0, None), scored, after, narrow=True)
         assert info.narrow is not None and info.narrow.trusted == trusted
         assert info.calibration == shipped.info.calibration
+        # The user is told when the answers change.
+        changed = describe_change(before.info, info, narrow=True, is_moved=False)
+        may = "may now answer Real or Fake" if trusted else "may no longer answer Real or Fake"
+        assert "calibrated again, not moved. For narrow bands" in changed and may in changed
+        assert "answer" not in describe_change(info, info, narrow=True, is_moved=False)
 
 
 def test_certainty_is_that_of_the_adapted_scores() -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.errors import MissingInput
 from tests.tune.synthetic import make_clips
-from tune import corpus, evaluate, extract, kfold, stress
+from tune import corpus, evaluate, extract, kfold, search, stress
 from tune.command import run
 from tune.corpora.manifest import write_manifest
+from tune.errors import CorpusError
 
 
 def test_a_file_name_that_is_not_utf8_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +31,8 @@ def test_a_file_name_that_is_not_utf8_is_printed(monkeypatch: pytest.MonkeyPatch
         (kfold, ["--manifest=m.csv", "--k=x"], "argument --k: invalid number value: 'x'"),
         (extract, ["--manifest=m.csv", "--actors=-1"], "argument --actors: -1 is too small: give at least 1"),
         (evaluate, ["--manifest=m.csv", "--out=o", "--actors=0"], "argument --actors: 0 is too small"),
+        (extract, ["--manifest=m.csv", "--gpu=-1"], "argument --gpu: -1 is no share of a GPU"),
+        (evaluate, ["--manifest=m.csv", "--out=o", "--gpu=1.5"], "argument --gpu: 1.5 is no share of a GPU"),
         (corpus, ["build", "--jobs=0"], "argument --jobs: 0 is too small: give at least 1"),
     ],
 )
@@ -39,6 +42,11 @@ def test_a_number_that_makes_no_sense_is_a_sentence(
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert named in capsys.readouterr().err
+
+
+def test_a_search_has_a_configuration_by_default(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"there is no .*m\.csv"):
+        search.main([f"--manifest={tmp_path / 'm.csv'}"])
 
 
 @pytest.mark.parametrize("command", [kfold, extract, stress])

@@ -22,6 +22,13 @@ def test_an_address_without_a_port_is_a_sentence(address: str, monkeypatch: pyte
         connect(None)
 
 
+def test_an_address_with_an_unknown_scheme_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("tune.cluster.atexit.register", lambda _: None)
+    with pytest.raises(ConfigurationError, match=r"There is no Ray cluster at nowhere://host: start one"):
+        connect("nowhere://host")
+
+
 def test_a_gpu_that_the_cluster_does_not_have_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "remote", lambda **_: pytest.fail("an actor is asked for"))

@@ -165,7 +165,7 @@ def test_a_plain_folder_is_checked_as_it_is(corpus: Path, tmp_path: Path, capsys
     main(["check", str(tmp_path / "plain")])
     printed, then = capsys.readouterr()
     assert f"next: python -m tune.train --manifest {tmp_path / 'plain'}" in then
-    assert "without speaker: 16 (folds and intervals then count clips" in printed
+    assert "without speaker: 16 (without a site, too, each counts as a separate speaker" in printed
     assert "No trait gives the label away" in printed and "leaks" not in printed
     with pytest.raises(CorpusError, match="no audio in folders real and fake"):
         main(["check", str(tmp_path / "plain" / "fake")])
@@ -183,6 +183,22 @@ def test_duplicates_are_named_by_their_path_and_another_layout_is_built_before_i
     printed, then = capsys.readouterr()
     assert "duplicated: 1 (real/ann/0.wav = real/bob/0.wav)" in printed
     assert f"next: python -m tune.corpus build {tmp_path} --kind folder --out" in then
+
+
+def test_a_command_without_a_verb_checks_a_corpus_that_is_named_and_else_builds(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--kind", "manifest", str(corpus)])
+    checked = capsys.readouterr().out
+    main(["check", "--kind", "manifest", str(corpus)])
+    assert "codec" in checked and capsys.readouterr().out == checked
+    # What an option takes is no corpus. No arguments at all build the starter corpus, too, for minutes.
+    with pytest.raises(SystemExit):
+        main(["--out", str(corpus), "--mirror", str(corpus)])
+    assert "--mirror are for --part demo-pages" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--kind", "folder"])
+    assert "--kind needs the PATH of the corpus" in capsys.readouterr().err
 
 
 def test_only_a_trait_that_tells_more_than_chance_leaks() -> None:

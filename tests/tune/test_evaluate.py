@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import MissingInput
 from tests.tune.synthetic import make_clips
+from tests.tune.test_scoring import INFO, VERDICT, Service, answer
 from tune.corpora.manifest import Clip, Label
 from tune.errors import CorpusError
 from tune.evaluate import ASPECTS, evaluate, main, worst_where_unscored, write_scores
@@ -116,14 +117,24 @@ def test_a_manifest_of_one_class_is_an_error() -> None:
         evaluate(clips, [scored(clip) for clip in clips], MODEL)
 
 
-def test_a_class_without_a_file_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("second", ["", "fakes\\b.wav,fake\n"])
+def test_a_class_without_a_file_has_scores_but_no_metrics(
+    second: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.wav").touch()
-    (tmp_path / "m.csv").write_text("path,label\na.wav,real\nfakes\\b.wav,fake\n")
-    with pytest.raises(
-        CorpusError, match=r"^1 of 2 files are missing: fakes\\b\.wav\. Write / between folders, not \\$"
+    (tmp_path / "m.csv").write_text("path,label\na.wav,real\n" + second)
+    with (
+        Service(answer(200, INFO), answer(200, VERDICT)) as service,
+        pytest.raises(CorpusError, match="there is no file of a spoof clip, so no metrics are computed"),
     ):
-        main([f"--manifest={tmp_path / 'm.csv'}", f"--out={tmp_path / 'out'}"])
-    assert not (tmp_path / "out").exists()
+        main([f"--manifest={tmp_path / 'm.csv'}", f"--out={tmp_path / 'out'}", f"--url={service.url}", "--actors=1"])
+    rows = (tmp_path / "out" / "scores.csv").read_text().splitlines()[1:]
+    assert rows[0] == "a.wav,bonafide,1.5000,0.8000,Fake,"
+    if second:
+        assert rows[1] == "fakes\\b.wav,spoof,,,,the file is missing or cannot be read"
+        warned = capsys.readouterr().err
+        assert "1 of 2 files are missing: fakes\\b.wav. Write / between folders, not \\. They count" in warned
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["scores.csv"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_scored(tmp_path: Path) -> None:

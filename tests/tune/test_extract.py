@@ -105,14 +105,27 @@ def test_a_corpus_that_names_nobody_is_divided_clip_by_clip_with_a_warning(
         for number in range(6):
             (tmp_path / "plain" / label / f"{number}.wav").touch()
     clips = corpus_of(f"--manifest={tmp_path / 'plain'}")
-    assert "names no speaker" in capsys.readouterr().err
+    assert "12 of 12 clips name neither speaker nor site" in capsys.readouterr().err
     assert len({clip.voice for clip in clips}) == 12
     folds = make_folds(clips, FoldsConfig(k=3))
     assert [len(fold.test) for fold in folds] == [4, 4, 4]
-    # If one clip names a speaker, all clips without a name count as one speaker.
-    write_manifest(tmp_path / "manifest.csv", [replace(clips[0], speaker="ann"), *clips[1:]])
-    named = corpus_of(f"--manifest={tmp_path / 'manifest.csv'}")
-    assert capsys.readouterr().err == "" and {clip.voice for clip in named} == {"ann", "unnamed::plain:"}
+    # A name tells nothing about the clips without one.
+    write_manifest(tmp_path / "manifest.csv", [replace(clip, speaker="ann" * (n < 2)) for n, clip in enumerate(clips)])
+    some_named = corpus_of(f"--manifest={tmp_path / 'manifest.csv'}")
+    assert "10 of 12 clips name neither speaker nor site" in capsys.readouterr().err
+    assert len({clip.voice for clip in some_named}) == 11
+    write_manifest(tmp_path / "manifest.csv", [replace(clip, speaker="ann") for clip in clips])
+    corpus_of(f"--manifest={tmp_path / 'manifest.csv'}")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_with_named_speakers_and_unnamed_fakes_can_be_divided(tmp_path: Path) -> None:
+    for folder, count in (("real/ann", 3), ("real/bob", 3), ("real/carl", 3), ("fake", 9)):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / folder / f"{number}.wav").touch()
+    folds = make_folds(corpus_of(f"--manifest={tmp_path}"), FoldsConfig(k=3))
+    assert [len(fold.test) for fold in folds] == [6, 6, 6]
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:

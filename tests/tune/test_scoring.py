@@ -100,6 +100,16 @@ def test_the_key_is_sent_but_not_to_another_host(tmp_path: Path, monkeypatch: py
     assert service.asked[0]["x-api-key"] == "secret"
 
 
+def test_the_probability_is_that_of_the_part_that_decides(tmp_path: Path) -> None:
+    part = {"speaker": "SPEAKER_01", "probability": 0.95, "interval": [0.9, 0.98]}
+    whole = VERDICT | {"score": -2.6, "mean_probability": 0.07}
+    with Service(
+        answer(200, whole | {"decided_by": part}), answer(200, whole | {"decided_by": None}), answer(200, whole)
+    ) as service:
+        found = [(one.score, one.probability) for one in scored_by(service, tmp_path, 3)]
+    assert found == [(-2.6, 0.95), (-2.6, 0.07), (-2.6, 0.07)]
+
+
 def test_a_refusal_is_told_in_the_words_of_the_service() -> None:
     refused = rf"refuses: HTTP 401: Send a valid key\. Set .* {KEY_VARIABLE}"
     with Service(answer(401, {"detail": "Send a valid key."})) as service, pytest.raises(CorpusError, match=refused):

@@ -55,7 +55,7 @@ class Clip:
     background: bool = False
     """Whether the clip is only for training: it is never tested, and not used for calibration."""
     alone: bool = False
-    """Whether the clip counts as a separate speaker, because its corpus names no speakers."""
+    """Whether the clip counts as a separate speaker, because it names neither speaker nor site."""
 
     @property
     def is_spoof(self) -> bool:
@@ -63,7 +63,8 @@ class Clip:
 
     @property
     def voice(self) -> str:
-        """The speaker. Without a name, all clips of the same origin count as one speaker."""
+        """The speaker. Without a name, all clips of the same origin count as one speaker, except clips that are
+        alone."""
         if self.alone:
             return f"unnamed:{self.path}"
         return self.speaker or f"unnamed:{self.site}:{self.source}:{self.generator}"
@@ -148,9 +149,12 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
         writer.writerows(rows)
 
 
-def name_nobody(clips: Iterable[Clip]) -> bool:
-    """Whether the speakers of a corpus cannot be told apart, because the clips have neither speaker names nor sites."""
-    return not any(clip.speaker or clip.site for clip in clips)
+def set_unnamed_apart(clips: Iterable[Clip]) -> tuple[list[Clip], str]:
+    """The clips, of which each with neither speaker nor site is alone; and how many these are, for a warning. The text
+    is empty if there are none."""
+    found = [replace(clip, alone=not (clip.speaker or clip.site)) for clip in clips]
+    alone = sum(clip.alone for clip in found)
+    return found, f"{alone} of {len(found)} clips name neither speaker nor site" if alone else ""
 
 
 def with_contents(clips: Iterable[Clip]) -> list[Clip]:

@@ -33,6 +33,8 @@ def read_in_the_wild(root: Path) -> list[Clip]:
         raise CorpusError(f"{root.name} holds no meta.csv: give the folder of In-the-Wild that holds it") from error
     except KeyError as error:
         raise CorpusError(f"meta.csv has no column or an unknown label {error}: it is not In-the-Wild's") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError("meta.csv cannot be read: it must be a UTF-8 CSV file that you may read") from error
 
 
 # Number of fields in a line of a protocol -> positions of speaker, file, attack and key.
@@ -57,7 +59,10 @@ def read_asvspoof(root: Path) -> list[Clip]:
         for path in sorted(root.rglob(pattern)):
             if path.parent.name == "ASV" or ".track_2." in path.name:
                 continue
-            lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+            try:
+                lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+            except (OSError, UnicodeDecodeError) as error:
+                raise CorpusError(f"{path.name} cannot be read: it must be a text file that you may read") from error
             if lines and all(len(fields) == REPLAYED for fields in lines):
                 print(
                     f"left out: {path.relative_to(root)}: ASVspoof 2021 PA is not read, because its spoofs are "

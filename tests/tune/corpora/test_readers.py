@@ -186,3 +186,10 @@ def test_without_a_kind_a_file_is_a_manifest_and_a_folder_what_it_holds(tmp_path
         read_corpus(None, tmp_path / "gone.csv")
     with pytest.raises(CorpusError, match="is a file: a corpus in the layout of kind folder"):
         read_corpus("folder", plain / "manifest.csv")
+
+
+@pytest.mark.parametrize(("kind", "file"), [("in-the-wild", "meta.csv"), ("asvspoof", "LA.cm.train.txt")])
+def test_a_list_that_is_not_text_is_named(tmp_path: Path, kind: str, file: str) -> None:
+    (tmp_path / file).write_bytes(b"file,speaker,label\n\xff\xfe,a,spoof\n")
+    with pytest.raises(CorpusError, match=f"^{file} cannot be read: it must be a"):
+        read_corpus(kind, tmp_path)
