@@ -36,6 +36,7 @@ from pipeline.errors import EmptyAudio
 from pipeline.models import REGISTRY
 from pipeline.predict import main as predict_main
 from tests.audio import encode
+from tune.corpora.manifest import LABELS
 from tune.corpora.readers import READERS
 
 READMES = [ROOT / "README.md", ROOT / "ops" / "README.md", ROOT / "client" / "README.md"]
@@ -329,6 +330,13 @@ def test_the_pages_that_list_the_fields_of_an_answer_have_all_of_them() -> None:
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == fields
 
     assert set(shown_answer()) == fields - {"explanation"}, "the request did not ask for it"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_a_page_names_each_label_of_a_manifest(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    found = re.search(r"(?:a label|`label`) is `bonafide` [^.;]*", text)
+    assert found and set(re.findall(r"`(\w+)`", found[0])) - {"label"} == set(LABELS)
 
 
 def test_the_page_about_training_names_each_layout_of_a_corpus() -> None:
