@@ -341,7 +341,7 @@ def test_what_ends_the_command_keeps_the_finished_answers(
     def fail(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("sound_sentry.predict._problem", fail)
+    monkeypatch.setattr("sound_sentry.predict.failed_file", fail)
     server.put_up(INFO_ANSWER, FAKE)
     page = tmp_path / "out.html"
     assert run(server, "--report", page, clip, tmp_path / "gone.wav") == 2

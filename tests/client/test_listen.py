@@ -174,9 +174,10 @@ def test_what_cannot_be_streamed_is_refused(server: StandIn, tmp_path: Path, dat
 
 
 def test_a_file_that_is_not_there(server: StandIn, tmp_path: Path) -> None:
-    code, _, errors = run(server, tmp_path / "gone.wav")
-    assert code == 2
-    assert "No such file" in errors
+    path = tmp_path / "gone.wav"
+    code, output, errors = run(server, path)
+    assert (code, output) == (2, "")
+    assert errors == f"{path} cannot be read: No such file or directory. Name a 16-bit WAV file.\n"
 
 
 def recorder(folder: Path, script: str) -> str:
