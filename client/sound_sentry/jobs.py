@@ -26,10 +26,12 @@ def submit(arguments: argparse.Namespace) -> int:
     """
     if not arguments.wait and (arguments.output == "csv" or arguments.report):
         raise ValueError("--csv and --report show results: add --wait, or ask for them with `sound-sentry jobs wait`.")
-    files, failed = _readable(find(arguments.files))
     with _service(arguments) as sentry:
+        info = sentry.info()
+        files, failed = _readable(find(arguments.files, info))
         if arguments.wait:
-            return _submit_and_wait(sentry, files, failed, arguments)
+            with Output(arguments, info) as output:
+                return _submit_and_wait(sentry, files, failed, output, arguments)
         for result in failed:
             print(f"{shown(result.filename or '')}: {result.error.detail}", file=sys.stderr)
         if files:
@@ -91,16 +93,19 @@ def _submit(sentry: SoundSentry, files: Iterable[str], arguments: argparse.Names
 
 
 def _submit_and_wait(
-    sentry: SoundSentry, files: Collection[str], failed: Iterable[FailedFile], arguments: argparse.Namespace
+    sentry: SoundSentry,
+    files: Collection[str],
+    failed: Iterable[FailedFile],
+    output: Output,
+    arguments: argparse.Namespace,
 ) -> int:
-    with Output(arguments, sentry.info()) as output:
-        for result in failed:
-            output.add(result)
-        if not files:
-            return output.exit_code
-        job = _submit(sentry, files, arguments)
-        print(job.job_id, file=sys.stderr)  # so that the job is not lost if the wait is ended
-        return _wait(sentry, job.job_id, output, arguments)
+    for result in failed:
+        output.add(result)
+    if not files:
+        return output.exit_code
+    job = _submit(sentry, files, arguments)
+    print(job.job_id, file=sys.stderr)  # so that the job is not lost if the wait is ended
+    return _wait(sentry, job.job_id, output, arguments)
 
 
 def _service(arguments: argparse.Namespace) -> SoundSentry:

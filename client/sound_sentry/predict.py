@@ -26,7 +26,7 @@ def predict(arguments: argparse.Namespace) -> int:
     async def judge() -> int:
         async with AsyncSoundSentry(arguments.url, arguments.api_key) as sentry:
             info = await sentry.info()  # a wrong address is reported once, not for every file
-            paths = find(arguments.files)
+            paths = find(arguments.files, info)
             with Output(arguments, info) as output, _progress(arguments) as bar:
                 task = bar.add_task("", total=len(paths))
                 async for result in _judge_all(sentry, paths, judging_options(arguments)):
