@@ -13,6 +13,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,24 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from numpy.typing import NDArray
+from starlette.routing import Match
 
+from deployments.access import AccessConfig
 from deployments.check import main as check_main
+from deployments.http.admission import AdmissionConfig
 from deployments.http.answers import AUDIO_ERRORS, PredictAnswer
+from deployments.http.ingress import Ingress
 from deployments.http.jobs import Jobs
 from deployments.http.uploads import Options
 from deployments.jobs.webhooks import signature
 from deployments.results import problem
 from pipeline.audio.formats import SUPPORTED_FORMATS
-from pipeline.config import ROOT, Limits
+from pipeline.config import ROOT, DetectorConfig, Limits
 from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio
 from pipeline.models import REGISTRY
 from pipeline.predict import main as predict_main
+from pipeline.stream import LiveSettings
 from tests.audio import encode
 from tune.corpora.manifest import LABELS
 from tune.corpora.readers import READERS
@@ -182,11 +188,36 @@ def understands(module: str, arguments: list[str]) -> None:
 
 
 def asks_for_what_there_is(arguments: list[str]) -> None:
-    """`curl` sends only fields that the service reads. The tests of the service send the same forms."""
+    """`curl` asks for a path of the service, and sends only fields that it reads. The tests of the service send the
+    same forms."""
     fields = {word.partition("=")[0] for flag, word in pairwise(arguments) if flag == "-F"}
+    (address,) = [word for word in arguments if re.match(r"(https?://)?[\w.-]+:\d+(/|$)", word)]
+    path = "/" + re.sub(r"https?://", "", address).partition("/")[2].partition("?")[0]
+    sends = {"-F", "--json", "-d", "--data"} & set(arguments)
+    scope = {"type": "http", "method": "POST" if sends else "GET", "path": path, "headers": []}
+    assert any(route.matches(scope)[0] is Match.FULL for route in app().routes), path
     if fields:
         assert fields <= {"audio", "files", *Options.model_fields}
-        assert re.search(r":\d+/(predict|batch-predict|jobs)$", arguments[-1])
+        assert path in ("/predict", "/batch-predict", "/jobs")
+
+
+@cache
+def app() -> FastAPI:
+    """The app of the service, without the stages behind it."""
+    ingress = Ingress.func_or_class.__mro__[1]  # what Serve wraps
+    settings = (DetectorConfig(), (), AccessConfig(), AdmissionConfig(), {}, 60.0, LiveSettings(), None, None)
+    made: FastAPI = ingress(*settings, {"Decoder": None}).__serve_build_asgi_app__()
+    Jobs.add_routes(Jobs.__new__(Jobs), made)
+    return made
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["curl localhost:8000/gone", "curl localhost:8000/predict", "curl -F audio=@call.wav localhost:8000/info"],
+)
+def test_a_path_that_the_service_does_not_have_is_found(command: str) -> None:
+    with pytest.raises(AssertionError):
+        test_a_command_can_be_run(command)
 
 
 def programs(page: Path) -> list[str]:
