@@ -194,7 +194,7 @@ def asks_for_what_there_is(arguments: list[str]) -> None:
     (address,) = [word for word in arguments if re.match(r"(https?://)?[\w.-]+:\d+(/|$)", word)]
     path = "/" + re.sub(r"https?://", "", address).partition("/")[2].partition("?")[0]
     sends = {"-F", "--json", "-d", "--data"} & set(arguments)
-    scope = {"type": "http", "method": "POST" if sends else "GET", "path": path, "headers": []}
+    scope: dict[str, Any] = {"type": "http", "method": "POST" if sends else "GET", "path": path, "headers": []}
     assert any(route.matches(scope)[0] is Match.FULL for route in app().routes), path
     if fields:
         assert fields <= {"audio", "files", *Options.model_fields}
@@ -204,9 +204,10 @@ def asks_for_what_there_is(arguments: list[str]) -> None:
 @cache
 def app() -> FastAPI:
     """The app of the service, without the stages behind it."""
-    ingress = Ingress.func_or_class.__mro__[1]  # what Serve wraps
-    settings = (DetectorConfig(), (), AccessConfig(), AdmissionConfig(), {}, 60.0, LiveSettings(), None, None)
-    made: FastAPI = ingress(*settings, {"Decoder": None}).__serve_build_asgi_app__()
+    deployment: Any = Ingress
+    ingress = deployment.func_or_class.__mro__[1]  # what Serve wraps
+    how = (DetectorConfig(), (), AccessConfig(), AdmissionConfig())
+    made: FastAPI = ingress(*how, {}, 60.0, LiveSettings(), None, None, {"Decoder": None}).__serve_build_asgi_app__()
     Jobs.add_routes(Jobs.__new__(Jobs), made)
     return made
 
