@@ -13,6 +13,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,26 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from numpy.typing import NDArray
+from starlette.routing import Match
 
+from deployments.access import AccessConfig
 from deployments.check import main as check_main
+from deployments.http.admission import AdmissionConfig
 from deployments.http.answers import AUDIO_ERRORS, PredictAnswer
+from deployments.http.ingress import Ingress
 from deployments.http.jobs import Jobs
 from deployments.http.uploads import Options
 from deployments.jobs.webhooks import signature
 from deployments.results import problem
 from pipeline.audio.formats import SUPPORTED_FORMATS
-from pipeline.config import ROOT, Limits
+from pipeline.config import ROOT, DetectorConfig, Limits
+from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio
 from pipeline.models import REGISTRY
+from pipeline.predict import main as predict_main
+from pipeline.stream import LiveSettings
 from tests.audio import encode
+from tune.corpora.manifest import LABELS
 from tune.corpora.readers import READERS
 
 READMES = [ROOT / "README.md", ROOT / "ops" / "README.md", ROOT / "client" / "README.md"]
@@ -179,11 +188,37 @@ def understands(module: str, arguments: list[str]) -> None:
 
 
 def asks_for_what_there_is(arguments: list[str]) -> None:
-    """`curl` sends only fields that the service reads. The tests of the service send the same forms."""
+    """`curl` asks for a path of the service, and sends only fields that it reads. The tests of the service send the
+    same forms."""
     fields = {word.partition("=")[0] for flag, word in pairwise(arguments) if flag == "-F"}
+    (address,) = [word for word in arguments if re.match(r"(https?://)?[\w.-]+:\d+(/|$)", word)]
+    path = "/" + re.sub(r"https?://", "", address).partition("/")[2].partition("?")[0]
+    sends = {"-F", "--json", "-d", "--data"} & set(arguments)
+    scope: dict[str, Any] = {"type": "http", "method": "POST" if sends else "GET", "path": path, "headers": []}
+    assert any(route.matches(scope)[0] is Match.FULL for route in app().routes), path
     if fields:
         assert fields <= {"audio", "files", *Options.model_fields}
-        assert re.search(r":\d+/(predict|batch-predict|jobs)$", arguments[-1])
+        assert path in ("/predict", "/batch-predict", "/jobs")
+
+
+@cache
+def app() -> FastAPI:
+    """The app of the service, without the stages behind it."""
+    deployment: Any = Ingress
+    ingress = deployment.func_or_class.__mro__[1]  # what Serve wraps
+    how = (DetectorConfig(), (), AccessConfig(), AdmissionConfig())
+    made: FastAPI = ingress(*how, {}, 60.0, LiveSettings(), None, None, {"Decoder": None}).__serve_build_asgi_app__()
+    Jobs.add_routes(Jobs.__new__(Jobs), made)
+    return made
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["curl localhost:8000/gone", "curl localhost:8000/predict", "curl -F audio=@call.wav localhost:8000/info"],
+)
+def test_a_path_that_the_service_does_not_have_is_found(command: str) -> None:
+    with pytest.raises(AssertionError):
+        test_a_command_can_be_run(command)
 
 
 def programs(page: Path) -> list[str]:
@@ -210,6 +245,48 @@ def test_the_program_of_the_readme_prints_a_verdict(
     (program,) = programs(ROOT / "README.md")
     exec(program, {})
     assert re.match(r"(Real|Fake|Inconclusive) 0\.\d+ \[\('SPEAKER_00', '\w+'\)", capsys.readouterr().out)
+
+
+def shown_answer() -> dict[str, Any]:
+    """The answer that the README shows. `…` in it stands for values that are left out."""
+    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    answer: dict[str, Any] = json.loads(re.sub(r"…(?=[],])", '"…"', block))
+    return answer
+
+
+def agrees(shown: Any, found: Any) -> bool:
+    """Whether a shown value is the one that was found, up to what `…` leaves out and to what another CPU may change."""
+    if isinstance(shown, dict):
+        return shown.keys() <= found.keys() and all(agrees(value, found[name]) for name, value in shown.items())
+    if isinstance(shown, list):
+        left_out = shown.index("…") if "…" in shown else len(shown)
+        first, last = shown[:left_out], shown[left_out + 1 :]
+        pairs = zip(first + last, [*found[: len(first)], *found[len(found) - len(last) :]], strict=True)
+        return (left_out < len(shown) or len(shown) == len(found)) and all(agrees(*pair) for pair in pairs)
+    if isinstance(shown, str) and shown.endswith("…"):
+        return str(found).startswith(shown.removesuffix("…"))
+    return bool(found == (pytest.approx(shown, abs=0.0005) if isinstance(shown, float) else shown))
+
+
+def test_the_readme_shows_the_answer_of_the_default_bundle(detector: Detector, sample_wav: bytes) -> None:
+    shown = shown_answer()
+    assert (shown.pop("filename"), shown.pop("timestamp")[10:]) == ("sample.wav", "T00:00:00Z")
+    answer = detector.predict(sample_wav).model_dump(mode="json")
+    assert {name: value for name, value in shown.items() if not agrees(value, answer[name])} == {}
+
+
+def test_the_readme_shows_what_the_command_line_prints(
+    sample_wav: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The numbers are those of docs/page.png, too: `python -m tests.picture` sends the same recording."""
+    (tmp_path / "call.wav").write_bytes(sample_wav)
+    (tmp_path / "empty.wav").touch()
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    command, *shown, _, code = block.splitlines()
+    assert predict_main(shlex.split(command)[4:]) == int(code)
+    printed = capsys.readouterr()
+    assert [line.rstrip() for line in (printed.out + printed.err).splitlines()] == shown
 
 
 def test_the_program_about_webhooks_knows_a_genuine_one() -> None:
@@ -286,12 +363,14 @@ def test_the_pages_that_list_the_fields_of_an_answer_have_all_of_them() -> None:
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == fields
 
-    shown = re.search(r"```json\n\{\n(.*?)\n\}\n```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert shown
-    top = shown[1]
-    while (outer := re.sub(r"\[[^][{}]*\]|\{[^][{}]*\}", "0", top)) != top:  # the innermost lists and objects
-        top = outer
-    assert set(re.findall(r'"(\w+)":', top)) == fields - {"explanation"}, "the request did not ask for it"
+    assert set(shown_answer()) == fields - {"explanation"}, "the request did not ask for it"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_a_page_names_each_label_of_a_manifest(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    found = re.search(r"(?:a label|`label`) is `bonafide` [^.;]*", text)
+    assert found and set(re.findall(r"`(\w+)`", found[0])) - {"label"} == set(LABELS)
 
 
 def test_the_page_about_training_names_each_layout_of_a_corpus() -> None:

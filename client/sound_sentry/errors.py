@@ -109,7 +109,7 @@ class JobNotFinished(SoundSentryError):
 
 
 class NothingToSend(SoundSentryError):
-    """The command found no microphone, or sound in a form that cannot be streamed."""
+    """The command found no microphone, a file that cannot be read, or sound in a form that cannot be streamed."""
 
 
 def service_error(response: httpx.Response, method: str) -> ServiceError:

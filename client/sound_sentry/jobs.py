@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -12,29 +14,33 @@ from rich.table import Table
 
 from sound_sentry.client import SoundSentry
 from sound_sentry.files import find, judging_options
-from sound_sentry.models import Job, JobSummary
-from sound_sentry.output import Output, print_to
+from sound_sentry.models import FailedFile, Job, JobSummary
+from sound_sentry.output import Output, failed_file, print_to, shown
 
 
 def submit(arguments: argparse.Namespace) -> int:
     """Submit files as one job, and show its id, or wait for its results if asked to.
 
-    Raises ValueError if `--csv` or `--report` is given without `--wait`.
+    Files that cannot be read are left out, and told. Raises ValueError if `--csv` or `--report` is given without
+    `--wait`.
     """
     if not arguments.wait and (arguments.output == "csv" or arguments.report):
         raise ValueError("--csv and --report show results: add --wait, or ask for them with `sound-sentry jobs wait`.")
     with _service(arguments) as sentry:
-        if not arguments.wait:
-            job = _submit(sentry, arguments)
+        info = sentry.info()
+        files, failed = _readable(find(arguments.files, info))
+        if arguments.wait:
+            with Output(arguments, info) as output:
+                return _submit_and_wait(sentry, files, failed, output, arguments)
+        for result in failed:
+            print(f"{shown(result.filename or '')}: {result.error.detail}", file=sys.stderr)
+        if files:
+            job = _submit(sentry, files, arguments)
             if arguments.output == "json":
                 _print_states([job], arguments)
             else:
                 print(job.job_id)
-            return 0
-        with Output(arguments, sentry.info()) as output:
-            job = _submit(sentry, arguments)
-            print(job.job_id, file=sys.stderr)  # so that the job is not lost if the wait is ended
-            return _wait(sentry, job.job_id, output, arguments)
+    return 2 if failed else 0
 
 
 def wait(arguments: argparse.Namespace) -> int:
@@ -63,13 +69,43 @@ def cancel(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _submit(sentry: SoundSentry, arguments: argparse.Namespace) -> Job:
+def _readable(paths: Iterable[str]) -> tuple[list[str], list[FailedFile]]:
+    """The files that can be read, and the results of the others. A pipe is not tried: it can be read only once."""
+    files: list[str] = []
+    failed: list[FailedFile] = []
+    for path in paths:
+        try:
+            if path != "-" and not stat.S_ISFIFO(os.stat(path).st_mode):
+                open(path, "rb").close()
+            files.append(path)
+        except OSError as error:
+            failed.append(failed_file(error, path))
+    return files, failed
+
+
+def _submit(sentry: SoundSentry, files: Iterable[str], arguments: argparse.Namespace) -> Job:
     return sentry.submit(
-        [sys.stdin.buffer.read() if path == "-" else path for path in find(arguments.files)],
+        [sys.stdin.buffer.read() if path == "-" else path for path in files],
         webhook=arguments.webhook,
         idempotency_key=arguments.idempotency_key,
         **judging_options(arguments),
     )
+
+
+def _submit_and_wait(
+    sentry: SoundSentry,
+    files: Collection[str],
+    failed: Iterable[FailedFile],
+    output: Output,
+    arguments: argparse.Namespace,
+) -> int:
+    for result in failed:
+        output.add(result)
+    if not files:
+        return output.exit_code
+    job = _submit(sentry, files, arguments)
+    print(job.job_id, file=sys.stderr)  # so that the job is not lost if the wait is ended
+    return _wait(sentry, job.job_id, output, arguments)
 
 
 def _service(arguments: argparse.Namespace) -> SoundSentry:

@@ -457,6 +457,8 @@ class Info(Answer):
     """The limits for the work of a replica of the service."""
     supported_formats: tuple[str, ...]
     """The accepted formats."""
+    endings: tuple[str, ...] = ()
+    """The endings of the names of recordings; empty if the service is older than this list."""
     timestamp: AwareDatetime
     """When this was answered."""
 

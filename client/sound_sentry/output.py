@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sound_sentry.models import FailedFile, FileResult, Info, Interval, JudgedFile, Verdict
+from sound_sentry.errors import ServiceError, SoundSentryError
+from sound_sentry.models import FailedFile, FileResult, Info, Interval, JudgedFile, Problem, Verdict
 from sound_sentry.report import notes, report
 
 STYLES = {"Real": "green", "Fake": "bold red", "Inconclusive": "yellow", "No Speech": "dim", "error": "bold magenta"}
@@ -105,6 +106,24 @@ def file_result(verdict: Verdict, path: str) -> JudgedFile:
     """A verdict as the answer for one of several files."""
     status = "no_speech" if verdict.overall == "No Speech" else "success"
     return JudgedFile(**verdict.model_dump(exclude_unset=True) | {"filename": as_text(path), "status": status})
+
+
+def failed_file(error: SoundSentryError | OSError, path: str) -> FailedFile:
+    """An error as the answer for one of several files."""
+    return FailedFile(filename=as_text(path), status="failed", error=_problem(error, path))
+
+
+def _problem(error: SoundSentryError | OSError, path: str) -> Problem:
+    if isinstance(error, ServiceError):
+        return Problem(
+            type=error.type, title=error.title, status=error.status, detail=error.detail, request_id=error.request_id
+        )
+    if isinstance(error, SoundSentryError):
+        return Problem(type="about:blank", title="No answer", detail=error.detail)
+    detail = f"The file cannot be read: {error.strerror}."
+    if os.access(path, os.R_OK) and os.path.isdir(path):
+        detail = "There is no recording in this folder. Name files, or a folder that holds some."
+    return Problem(type="about:blank", title="File not readable", detail=detail)
 
 
 def exit_code(results: Iterable[FileResult]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator, Iterable
 
@@ -13,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sound_sentry.calls import Options
 from sound_sentry.client import AsyncSoundSentry
-from sound_sentry.errors import ServiceError, SoundSentryError
+from sound_sentry.errors import SoundSentryError
 from sound_sentry.files import find, judging_options
-from sound_sentry.models import FailedFile, FileResult, Problem
-from sound_sentry.output import Output, as_text, file_result
+from sound_sentry.models import FileResult
+from sound_sentry.output import Output, failed_file, file_result
 
 FILES_AT_ONCE = 4
 
@@ -27,7 +26,7 @@ def predict(arguments: argparse.Namespace) -> int:
     async def judge() -> int:
         async with AsyncSoundSentry(arguments.url, arguments.api_key) as sentry:
             info = await sentry.info()  # a wrong address is reported once, not for every file
-            paths = find(arguments.files)
+            paths = find(arguments.files, info)
             with Output(arguments, info) as output, _progress(arguments) as bar:
                 task = bar.add_task("", total=len(paths))
                 async for result in _judge_all(sentry, paths, judging_options(arguments)):
@@ -47,7 +46,7 @@ async def _judge_all(sentry: AsyncSoundSentry, paths: Iterable[str], options: Op
             try:
                 answer = await sentry.predict(sys.stdin.buffer.read() if path == "-" else path, **options)
             except (SoundSentryError, OSError) as error:
-                return FailedFile(filename=as_text(path), status="failed", error=_problem(path, error))
+                return failed_file(error, path)
             return file_result(answer, path)
 
     tasks = [asyncio.create_task(judge(path)) for path in paths]
@@ -57,19 +56,6 @@ async def _judge_all(sentry: AsyncSoundSentry, paths: Iterable[str], options: Op
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _problem(path: str, error: SoundSentryError | OSError) -> Problem:
-    if isinstance(error, ServiceError):
-        return Problem(
-            type=error.type, title=error.title, status=error.status, detail=error.detail, request_id=error.request_id
-        )
-    if isinstance(error, SoundSentryError):
-        return Problem(type="about:blank", title="No answer", detail=error.detail)
-    detail = f"The file cannot be read: {error.strerror}."
-    if os.access(path, os.R_OK) and os.path.isdir(path):
-        detail = "There is no recording in this folder. Name files, or a folder that holds some."
-    return Problem(type="about:blank", title="File not readable", detail=detail)
 
 
 def _progress(arguments: argparse.Namespace) -> Progress:

@@ -36,10 +36,9 @@ def recording(name: str, sample_rate: int | None, channels: int, stopped: thread
     """A file, or standard input if the name is `-`: 16-bit WAV, WebM, or, if a rate is given, raw samples.
 
     A finished WebM file is refused: it cannot be sent in real time, because its samples are not counted here, and the
-    service refuses faster streams. Raises OSError, or NothingToSend for any other content.
+    service refuses faster streams. Raises NothingToSend for a file that cannot be read, and for any other content.
     """
-    place: str | int = sys.stdin.fileno() if name == "-" else name
-    with open(place, "rb", buffering=0, closefd=name != "-") as file:
+    with _opened(name) as file:
         source = _Source(file)
         if sample_rate is not None:
             yield _samples(source.read, sample_rate, channels, 2 * channels, stopped)
@@ -57,6 +56,13 @@ def recording(name: str, sample_rate: int | None, channels: int, stopped: thread
                 yield _samples(wav.readframes, wav.getframerate(), wav.getnchannels(), 1, stopped)
         else:
             raise _not_streamed(name)
+
+
+def _opened(name: str) -> FileIO:
+    try:
+        return FileIO(sys.stdin.fileno() if name == "-" else name, closefd=name != "-")
+    except OSError as error:
+        raise NothingToSend(f"{_shown(name)} cannot be read: {error.strerror}. Name a 16-bit WAV file.") from error
 
 
 class _Source:

@@ -8,7 +8,7 @@ from deployments.access import CANNOT_COUNT, NO_KEY, NOT_ALLOWED, USED_UP
 from deployments.http.admission import BUSY, AdmissionConfig
 from deployments.http.problems import FAILED
 from deployments.results import Answer, FailedFile, FileName, JudgedFile, Problem, problem
-from pipeline.audio.formats import ACCEPTED, SUPPORTED_FORMATS
+from pipeline.audio.formats import ACCEPTED, ENDINGS, SUPPORTED_FORMATS
 from pipeline.config import Decision, Limits
 from pipeline.errors import (
     BundleError,
@@ -99,6 +99,7 @@ class InfoAnswer(Answer):
     )
     admission: dict[str, float] = Field(description="The limits for the work of a replica of the service.")
     supported_formats: list[str] = Field(description="The formats of recordings, by the usual ending of a name.")
+    endings: list[str] = Field(description="Every ending of a name by which a recording is found in a folder.")
     timestamp: Timestamp
 
 
@@ -265,6 +266,7 @@ INFO = {
             },
             "admission": AdmissionConfig().model_dump(),
             "supported_formats": list(SUPPORTED_FORMATS),
+            "endings": sorted(ENDINGS),
             "timestamp": TIMESTAMP,
         },
     ),

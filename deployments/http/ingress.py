@@ -48,7 +48,7 @@ from deployments.http.uploads import (
 )
 from deployments.memory import Memory
 from deployments.results import JudgedFile, problem
-from pipeline.audio.formats import SUPPORTED_FORMATS
+from pipeline.audio.formats import ENDINGS, SUPPORTED_FORMATS
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import SoundSentryError
 from pipeline.stream import LiveSettings
@@ -241,6 +241,7 @@ class Ingress:
                 "timeouts_seconds": self._timeouts_seconds,
                 "admission": self._pace.model_dump(),
                 "supported_formats": list(SUPPORTED_FORMATS),
+                "endings": sorted(ENDINGS),
                 "timestamp": _now(),
             }
         )

@@ -61,24 +61,39 @@ const acts = { show: look, cancel: queue.cancel, compare }
 // Adds recordings, given as {file, name}, to the queue, and shows the first of them.
 async function choose(files) {
   $('left-out').textContent = ''
-  if (files.some(({ name }) => name.includes('/'))) await introduced // it tells which files of a folder are recordings
-  const recordings = files.filter(({ file, name }) => !name.includes('/') || isSound(file))
+  if (files.some(isInFolder) && !(await knowsEndings())) return
+  const visible = files.filter((file) => !isHidden(file))
+  const recordings = visible.filter((file) => !isInFolder(file) || isSound(file))
   if (!recordings.length) {
     showProblem(new Problem('No recording', 'No file in this folder has an accepted format. Choose another folder.'))
     return
   }
   current = null
   look(queue.add(recordings, options())[0])
-  const others = files.length - recordings.length
+  const others = visible.length - recordings.length
   const words = others === 1 ? '1 file is not a recording and was' : `${others} files are not recordings and were`
   if (others) $('left-out').textContent = `${words} left out.`
 }
 
-// Whether a file of a folder is a recording. A file that was chosen by itself is always sent: the service decides.
-function isSound({ type, name }) {
-  const ending = name.split('.').pop().toLowerCase()
-  return /^(audio|video)\//.test(type) || Boolean(info?.supported_formats.includes(ending))
+// Whether the service has said which files of a folder are recordings. If it does not, the page shows why.
+async function knowsEndings() {
+  await introduced
+  try {
+    if (!info) await learn()
+    return true
+  } catch (error) {
+    showProblem(asProblem(error))
+    return false
+  }
 }
+
+const isInFolder = ({ name }) => name.includes('/')
+
+// As on the command line: a hidden folder that was chosen itself is searched.
+const isHidden = ({ name }) => name.split('/').slice(1).some((part) => part.startsWith('.'))
+
+// Whether a file of a folder is a recording. A file that was chosen by itself is always sent: the service decides.
+const isSound = ({ name }) => info.endings.some((ending) => name.toLowerCase().endsWith(ending))
 
 function look(entry) {
   current = entry
@@ -706,7 +721,7 @@ async function learn(signal) {
   info = await ask('info', { signal })
   infos.set(info.model.sha256, info)
   const { limits, supported_formats: supported } = info
-  $('file').accept = ['audio/*', 'video/*', ...supported.map((name) => `.${name}`)].join()
+  $('file').accept = ['audio/*', 'video/*', ...info.endings].join()
   const formats = supported.map((name) => name.toUpperCase()).join(', ')
   const most = (info.jobs ?? info).limits
   $('accepted').textContent = `${formats}, up to ${most.max_upload_mib} MiB and ${span(most.max_duration_seconds)}`

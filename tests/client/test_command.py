@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from sound_sentry.command import main
-from sound_sentry.files import ENDINGS, find
-from sound_sentry.models import FailedFile, JudgedFile, Problem
+from sound_sentry.files import find
+from sound_sentry.models import FailedFile, Info, JudgedFile, Problem
 from sound_sentry.output import CSV_COLUMNS, exit_code, shown
 from sound_sentry.report import report
 
@@ -27,6 +27,7 @@ from pipeline.audio import formats
 from pipeline.config import ROOT
 from tests.client.stand_in import FAKE, INFO_ANSWER, StandIn, problem
 
+INFO = Info(**INFO_ANSWER)
 RESULT = FAKE | {"status": "success"}
 ERROR = FailedFile(filename="x", status="failed", error=Problem(type="about:blank", title="Broken", detail="Mend it."))
 
@@ -243,18 +244,26 @@ def test_names_become_files(tmp_path: Path) -> None:
     (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere")
 
     def found(*names: str) -> list[str]:
-        return [os.path.relpath(path, tmp_path) for path in find([str(tmp_path / name) for name in names])]
+        return [os.path.relpath(path, tmp_path) for path in find([str(tmp_path / name) for name in names], INFO)]
 
     assert found(".") == ["a.MP3", "b.wav", "c/d.mka", "gone.wav", "h[1].wav"]
     assert found("*.wav", "notes.md", "*.gone") == ["b.wav", "h[1].wav", "notes.md", "*.gone"]
     assert found("h[1].wav", "folder.wav") == ["h[1].wav", "folder.wav"]
     assert found(".c") == [".c/f.wav"], "a hidden folder that is named"
     assert found("x" * 300, "b.wav/c") == ["x" * 300, "b.wav/c"]
-    assert find(["-"]) == ["-"]
+    assert find(["-"], INFO) == ["-"]
 
 
-def test_a_folder_is_searched_for_what_the_service_takes() -> None:
-    assert ENDINGS == formats.ENDINGS
+def test_a_folder_is_searched_for_what_the_service_takes(tmp_path: Path) -> None:
+    for ending in formats.ENDINGS | {".txt", ".new"}:
+        (tmp_path / f"a{ending}").touch()
+
+    def found(**members: object) -> set[str]:
+        return {Path(path).suffix for path in find([str(tmp_path)], Info(**INFO_ANSWER | members))}
+
+    assert found() == formats.ENDINGS
+    assert found(endings=[".new"]) == {".new"}
+    assert found(endings=[]) == {f".{name}" for name in formats.SUPPORTED_FORMATS}, "an older service names only these"
 
 
 def test_the_columns_are_those_of_the_services_command_and_the_request() -> None:
@@ -288,7 +297,7 @@ def test_a_folder_that_may_not_be_read_is_in_its_row(tmp_path: Path, monkeypatch
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", scan)
-    assert find([str(tmp_path)]) == [str(tmp_path / "a/b.wav"), str(tmp_path / "closed")]
+    assert find([str(tmp_path)], INFO) == [str(tmp_path / "a/b.wav"), str(tmp_path / "closed")]
 
 
 def test_a_name_cannot_steer_the_terminal() -> None:
@@ -341,7 +350,7 @@ def test_what_ends_the_command_keeps_the_finished_answers(
     def fail(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("sound_sentry.predict._problem", fail)
+    monkeypatch.setattr("sound_sentry.predict.failed_file", fail)
     server.put_up(INFO_ANSWER, FAKE)
     page = tmp_path / "out.html"
     assert run(server, "--report", page, clip, tmp_path / "gone.wav") == 2

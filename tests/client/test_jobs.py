@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -185,10 +187,11 @@ def run(server: StandIn, *arguments: str) -> int:
 
 def test_the_command_submits_and_waits(server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.wav").write_bytes(b"audio")
-    server.put_up(QUEUED)
+    server.put_up(INFO_ANSWER, QUEUED)
     assert run(server, "submit", str(tmp_path), "--diarize", "--idempotency-key=mine") == 0
     assert capsys.readouterr().out == "j/1\n"
-    assert server.fields[0] == {"use_diarization": "true", "explain": "false"}
+    assert server.fields[1] == {"use_diarization": "true", "explain": "false"}
+    server.put_up(INFO_ANSWER, QUEUED)
     assert run(server, "submit", str(tmp_path), "--json") == 0
     assert json.loads(capsys.readouterr().out) == QUEUED
     server.put_up(INFO_ANSWER, QUEUED, events(AT_WORK, DONE))
@@ -200,6 +203,41 @@ def test_the_command_submits_and_waits(server: StandIn, tmp_path: Path, capsys: 
     assert run(server, "wait", "j/1", f"--report={tmp_path / 'out.html'}") == 1
     assert "notes.md" in capsys.readouterr().out
     assert "notes.md" in (tmp_path / "out.html").read_text(encoding="utf-8")
+
+
+def test_a_file_that_cannot_be_read_costs_no_other(
+    server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.wav").write_bytes(b"audio")
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
+    writer = threading.Thread(target=(tmp_path / "pipe.wav").write_bytes, args=(b"from a pipe",))
+    writer.start()
+    bad = {
+        str(tmp_path / "gone.wav"): "The file cannot be read: No such file or directory.",
+        str(tmp_path / "empty"): "There is no recording in this folder. Name files, or a folder that holds some.",
+    }
+    good = [str(tmp_path / "a.wav"), str(tmp_path / "pipe.wav")]
+    server.put_up(INFO_ANSWER, QUEUED)
+    assert run(server, "submit", *bad, *good) == 2
+    writer.join()
+    shown = capsys.readouterr()
+    assert shown.out == "j/1\n"
+    assert shown.err.splitlines() == [f"{path}: {detail}" for path, detail in bad.items()]
+    assert server.files[1] == [("files", "a.wav", b"audio"), ("files", "pipe.wav", b"from a pipe")]
+
+    real = DONE | {"results": [JUDGED | {"overall": "Real"}]}
+    for job, code in ((real, 2), (DONE, 1)):
+        server.put_up(INFO_ANSWER, QUEUED, events(job))
+        assert run(server, "submit", *bad, str(tmp_path / "a.wav"), "--wait", "--json") == code
+        results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {one["filename"]: one["error"]["detail"] for one in results[:2]} == bad
+        assert results[2:] == job["results"]
+
+    for more in ([], ["--wait"]):
+        server.put_up(INFO_ANSWER)
+        assert run(server, "submit", *bad, *more) == 2
+        assert [request.url.path for request in server.requests] == ["/info"], "nothing is submitted"
 
 
 def test_the_command_shows_lists_and_cancels(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,8 +289,15 @@ def test_the_command_shows_lists_and_cancels(server: StandIn, capsys: pytest.Cap
     ],
 )
 def test_what_has_no_effect_is_refused(
-    server: StandIn, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    server: StandIn,
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "call.wav").write_bytes(b"audio")
+    monkeypatch.chdir(tmp_path)
     server.put_up(INFO_ANSWER)
     try:
         code = run(server, *arguments)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from starlette.websockets import WebSocket
 
 from pipeline.config import ROOT
 from tests.audio import encode
-from tests.client.stand_in import INFO_ANSWER, StandIn, stand_in
+from tests.client.stand_in import FAKE, INFO_ANSWER, StandIn, stand_in
 from tests.client.test_stream import UPDATE, VERDICT, say_as_the_service_does
 from tests.graph import wait_until
 
@@ -174,9 +175,10 @@ def test_what_cannot_be_streamed_is_refused(server: StandIn, tmp_path: Path, dat
 
 
 def test_a_file_that_is_not_there(server: StandIn, tmp_path: Path) -> None:
-    code, _, errors = run(server, tmp_path / "gone.wav")
-    assert code == 2
-    assert "No such file" in errors
+    path = tmp_path / "gone.wav"
+    code, output, errors = run(server, path)
+    assert (code, output) == (2, "")
+    assert errors == f"{path} cannot be read: No such file or directory. Name a 16-bit WAV file.\n"
 
 
 def recorder(folder: Path, script: str) -> str:
@@ -199,6 +201,60 @@ def test_the_microphone_is_heard_until_ctrl_c(server: StandIn, tmp_path: Path) -
     assert sound_received(server)[0] == {"format": "pcm_s16le", "sample_rate": 8_000, "channels": 1}
     arguments = (tmp_path / "arguments").read_text().split()
     assert {"--format=S16_LE", "--rate=8000", "--channels=1", "--device=hw:1", "--file-type=raw"} <= set(arguments)
+
+
+@pytest.mark.parametrize(("source", "most_seconds"), [("microphone", 600.0), ("-", 0.15)])
+def test_what_was_recorded_is_judged_though_the_stream_breaks(
+    server: StandIn, tmp_path: Path, source: str, most_seconds: float
+) -> None:
+    async def break_off(socket: WebSocket, received: list[str | bytes]) -> None:
+        await socket.accept()
+        received.append(await socket.receive_text())
+        received.extend([(await socket.receive())["bytes"] for _ in range(2)])
+        await socket.close(1011)
+
+    options = ["--sample-rate=8000", "--channels=2", "--per-channel", "--operating-point=recall"]
+    path = recorder(tmp_path, "exec cat /dev/urandom") if source == "microphone" else None
+    server.converse = break_off
+    server.put_up(INFO_ANSWER | {"limits": INFO_ANSWER["limits"] | {"max_duration_seconds": most_seconds}}, FAKE)
+    try:
+        with start(server, *options, *(["-"] if source == "-" else []), path=path) as process:
+            assert process.stdin and process.stdout and process.stderr
+            if source == "-":
+                process.stdin.write(os.urandom(8_000))  # it stays open: only the break ends the stream
+                process.stdin.flush()
+            code, output, errors = process.wait(60), process.stdout.read().decode(), process.stderr.read().decode()
+    finally:
+        server.converse = say_as_the_service_does
+    assert code == 1, errors
+    assert errors.startswith("The stream broke off before its verdict.")
+    assert "The sound up to then is now judged like any other recording." in errors
+    assert output.splitlines()[-2].split()[:2] == [source, "Fake"]
+    assert server.fields[1] == {"use_diarization": "false", "operating_point": "recall", "channels": "split"}
+    ((_, _, wav),) = server.files[1]
+    with wave.open(io.BytesIO(wav)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8_000, 2, 2)
+        sent = b"".join(part for part in server.received[1:] if isinstance(part, bytes))
+        assert file.readframes(file.getnframes()).startswith(sent[: int(most_seconds * 8_000) * 4])
+        assert file.getnframes() <= most_seconds * 8_000
+    server.put_up(INFO_ANSWER)
+
+
+def test_a_file_of_which_the_stream_breaks_is_not_judged_in_part(server: StandIn, tmp_path: Path) -> None:
+    async def break_off(socket: WebSocket, received: list[str | bytes]) -> None:
+        await socket.accept()
+        await socket.receive_text()
+        await socket.receive()
+        await socket.close(1011)
+
+    (tmp_path / "call.wav").write_bytes(encode(np.zeros(32_000, np.float32)))
+    server.converse = break_off
+    try:
+        code, output, errors = run(server, tmp_path / "call.wav")
+    finally:
+        server.converse = say_as_the_service_does
+    assert (code, output) == (2, "")
+    assert errors == "The stream broke off before its verdict. Begin a new one.\n"
 
 
 def test_no_microphone_is_a_sentence(server: StandIn, tmp_path: Path) -> None:

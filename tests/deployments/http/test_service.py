@@ -25,7 +25,7 @@ from deployments.http.answers import (
 )
 from deployments.jobs.answer import JobAnswer, JobsAnswer
 from deployments.results import Problem
-from pipeline.audio.formats import SUPPORTED_FORMATS
+from pipeline.audio.formats import ENDINGS, SUPPORTED_FORMATS
 from pipeline.audio.pool import REFUSALS
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
@@ -307,6 +307,7 @@ def test_info(service: httpx.Client, detector: Detector, config: dict[str, Any])
     assert info.features["dimension"] == len(bundle.arrays["mean"])
     assert info.limits["max_upload_mib"] == LIMITS.max_upload_mib
     assert info.supported_formats == list(SUPPORTED_FORMATS)
+    assert set(info.endings) == ENDINGS
     assert info.possible_results == ["Real", "Fake", "Inconclusive", "No Speech"]
     assert set(info.reasons) == set(Reason) and set(info.warnings) == set(AnswerWarning)
     args = config["applications"][0]["args"]

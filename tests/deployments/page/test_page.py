@@ -90,13 +90,31 @@ def test_the_gauge_follows_a_model_that_is_changed_while_the_page_is_open(
     info = service.get("/info").json()
     info["model"] |= {"sha256": "b" * 64}
     info["operating_points"]["balanced"]["threshold"] = 1.25
+    info["decision"]["prior"] = 0.2
     answer = predict(service, recording)
     answer["model"] |= {"sha256": "b" * 64}
     page.route("**/info", lambda route: route.fulfill(json=info))
     page.route("**/predict", lambda route: route.fulfill(json=answer))
     choose(page, recording)
     expect(page.locator("#exact")).to_contain_text("threshold 1.2500")
-    assert gauge_line(page) == pytest.approx(100 / (1 + math.exp(-1.25)))
+    assert gauge_line(page) == pytest.approx(100 / (1 + math.exp(-1.25) * 0.8 / 0.2))
+    assert page.locator("#gauge .gauge-prior").evaluate("(triangle) => triangle.style.left") == "20%"
+
+
+def test_the_gauge_can_be_read_with_the_colours_of_the_system(page: Page, ten_seconds: NDArray[np.float32]) -> None:
+    choose(page, encode(ten_seconds[:32_000]))
+    expect(page.locator("#gauge .gauge-mark")).to_be_visible(timeout=ANSWER_MS)
+    page.emulate_media(forced_colors="active")
+    text, paper, *drawn = page.evaluate(
+        """() => {
+            document.body.append(Object.assign(document.createElement('i'), { id: 'text', style: 'color: CanvasText' }))
+            const [text, body, mark, frame, prior] = ['#text', 'body', '.gauge-mark', '.gauge-interval', '.gauge-prior']
+                .map((one) => getComputedStyle(document.querySelector(one)))
+            const drawn = [mark.backgroundColor, frame.borderTopColor, prior.borderBottomColor]
+            return [text.color, body.backgroundColor, ...drawn]
+        }"""
+    )
+    assert set(drawn) == {text} != {paper}
 
 
 def percent(p: float) -> str:
@@ -273,6 +291,27 @@ def test_a_report_is_saved(page: Page, service: httpx.Client, ten_seconds: NDArr
     assert answer["file_sha256"] in text and answer["model"]["sha256"] in text
     assert "<h2>call.wav</h2>" in text and f'<p class="word">{answer["overall"]}</p>' in text
     assert '<polygon class="wave"' in text
+
+
+def test_the_answer_is_saved_as_json(page: Page, service: httpx.Client) -> None:
+    recording = encode(np.zeros(32_000, np.float32))
+    choose(page, recording)
+    expect(page.locator("#result")).to_be_visible(timeout=ANSWER_MS)
+    with page.expect_download() as saved:
+        page.click("#save")
+    assert saved.value.suggested_filename == "sample.wav.json"
+    answer = json.loads(saved.value.path().read_text(encoding="utf-8"))
+    assert answer | {"timestamp": ""} == predict(service, recording) | {"timestamp": ""}
+
+
+def test_a_service_that_is_out_of_reach_is_told(page: Page) -> None:
+    page.route("**/predict", lambda route: route.abort())
+    choose(page, encode(np.zeros(32_000, np.float32)), "call.wav")
+    expect(page.locator("#problem-detail")).to_have_text(
+        "The service cannot be reached, or closed the connection. Try again in a moment."
+    )
+    expect(page.locator("#problem-file")).to_have_text("call.wav")
+    expect(page.locator("#result")).to_be_hidden()
 
 
 def test_everybody_can_use_it(page: Page, ten_seconds: NDArray[np.float32]) -> None:

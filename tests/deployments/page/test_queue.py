@@ -160,8 +160,9 @@ def test_a_used_up_allowance_is_told(page: Page) -> None:
 def test_a_folder_gives_its_recordings(page: Page, tmp_path: Path, way: str) -> None:
     folder = tmp_path / "calls"
     (folder / "old").mkdir(parents=True)
-    for path in (folder / "a.wav", folder / "old" / "b.wav"):
-        path.write_bytes(encode(SILENCE))
+    (folder / ".trash").mkdir()
+    for name in ("a.wav", "old/b.WAVE", ".a.wav", ".trash/c.wav"):
+        (folder / name).write_bytes(encode(SILENCE))
     (folder / "notes.txt").write_text("not a recording")
     empty = tmp_path / "letters"
     empty.mkdir()
@@ -177,7 +178,7 @@ def test_a_folder_gives_its_recordings(page: Page, tmp_path: Path, way: str) -> 
     expect(rows).to_have_count(2)
     assert sorted(rows.nth(i).get_by_role("button").first.text_content() or "" for i in (0, 1)) == [
         "calls/a.wav",
-        "calls/old/b.wav",
+        "calls/old/b.WAVE",
     ]
     expect(page.locator("#left-out")).to_contain_text("1 file")
     expect(page.locator("#queue-state")).to_have_text("2 of 2 done", timeout=ANSWER_MS)
@@ -204,6 +205,18 @@ def test_a_folder_waits_for_the_formats_of_the_service(page: Page, tmp_path: Pat
     held[0].continue_()
     expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
     expect(page.locator("#left-out")).to_be_empty()
+
+
+def test_a_folder_is_not_searched_without_the_formats_of_the_service(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "calls").mkdir()
+    (tmp_path / "calls" / "a.wav").write_bytes(encode(SILENCE))
+    page.route("**/info", lambda route: route.abort())
+    page.reload()
+    page.set_input_files("#folder", tmp_path / "calls")
+    expect(page.locator("#problem-detail")).to_contain_text("The service cannot be reached")
+    page.unroute("**/info")
+    page.set_input_files("#folder", tmp_path / "calls")
+    expect(page.locator("#overall")).to_have_text("No Speech", timeout=ANSWER_MS)
 
 
 def test_a_large_recording_is_judged_as_a_job(page: Page, service: httpx.Client, tmp_path: Path) -> None:
