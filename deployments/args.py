@@ -41,8 +41,8 @@ class Stages(Strict):
 
 
 class JobLimits(Limits):
-    """The limits for a file of a job. They are like those of /predict, but higher. Two hours of eight channels would not
-    fit into memory, so all channels together may last twice as long as one."""
+    """The limits for a file of a job. They are like those of /predict, but higher. Eight channels of two hours would
+    not fit into memory, so all channels together may last twice as long as one."""
 
     max_upload_mib: float = Field(200, gt=0)
     max_duration_seconds: float = Field(7_200, gt=0)

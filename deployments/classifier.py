@@ -59,13 +59,19 @@ class Classifier:
         _try(loaded)
         return loaded
 
-    def classify(self, features: Features, operating_point: OperatingPoint, explain: bool, among: int) -> Verdict:
+    def classify(
+        self, features: Features, operating_point: OperatingPoint, explain: bool, among: int, is_update: bool = False
+    ) -> Verdict:
+        """As `pipeline.stages.classify` defines it. `is_update`: whether it is only for an update of a stream."""
         serving = self._serving  # another bundle may replace it during this call
-        verdict = serving.classify(features, operating_point, explain, among)
-        certainty = None if verdict.score is None else serving.bundle.certainty(verdict.score)
-        if certainty is not None:
-            metrics.observe_certainty(certainty, serving.bundle.sha256)
-        return verdict
+
+        def watch(score: float) -> None:
+            certainty = serving.bundle.certainty(score)
+            if certainty is not None:
+                metrics.observe_certainty(certainty, serving.bundle.sha256)
+
+        # Updates come twice a second, so they would outweigh recordings.
+        return serving.classify(features, operating_point, explain, among, None if is_update else watch)
 
     def explain_bands(self, verdict: Verdict, features: Features, occluded: Occluded) -> Verdict:
         """`verdict` with the bands of its explanation. A verdict of an earlier bundle is returned unchanged."""

@@ -167,7 +167,8 @@ class Graph:
             return features
 
     async def classify(self, content: Features | Speech, operating_point: OperatingPoint, among: int) -> Verdict:
-        """The verdict on the result of `extract`, for one of `among` channels. Raises as `predict` does.
+        """The verdict on the result of `extract` for an update of a stream, on one of `among` channels. Raises as
+        `predict` does.
 
         Raises OtherFeatures if another bundle is served by now. `extract` then gives the features for it.
         """
@@ -175,7 +176,7 @@ class Graph:
             if isinstance(content, Speech):
                 call = request.start("Classifier", "no_speech", content, False)
             else:
-                call = request.start("Classifier", "classify", content, operating_point, False, among)
+                call = request.start("Classifier", "classify", content, operating_point, False, among, True)
             verdict: Verdict
             try:
                 verdict = await request.result(call)

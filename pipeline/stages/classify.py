@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,9 +32,11 @@ class Classifier:
         operating_point: OperatingPoint = "balanced",
         explain: bool = False,
         among: int = 1,
+        watch: Callable[[float], None] | None = None,
     ) -> Verdict:
         """The verdict on a recording, or on one of `among` channels, each of which may decide for all.
 
+        If the recording has a wide band, `watch` is called with its score before uncertainty draws it to 0.
         Raises OtherFeatures for features of another recipe or another backbone.
         """
         info = self.bundle.info
@@ -45,6 +49,8 @@ class Classifier:
         scorer = self._scorer(features)
         standardized = standardize(scorer.arrays, features.vectors, list(info.layers.values()))
         scores = _calibrated(scorer, standardized)
+        if watch and not features.narrow:
+            watch(float(scores.mean()))
         verdict = build_verdict(
             features,
             scores,

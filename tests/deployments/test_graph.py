@@ -284,6 +284,18 @@ def test_no_other_failure_is_tried_again(error: Exception) -> None:
     assert failing.calls == 1
 
 
+def test_the_classifier_is_told_what_is_an_update_of_a_stream() -> None:
+    content: Any = "features"
+
+    async def classify() -> Any:
+        stages: dict[str, Any] = {"Classifier": Handle(lambda *arguments: arguments)}
+        graph = Graph(stages, dict.fromkeys(STAGES, STAGE_SECONDS), 30.0)
+        return await graph.classify(content, "balanced", 2)
+
+    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+        assert runner.run(classify()) == (content, "balanced", False, 2, True)
+
+
 def needing(source: FeatureSource) -> BaseException:
     return raised_by_a_stage(OtherFeatures("trained on other features", source))
 

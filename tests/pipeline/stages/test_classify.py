@@ -45,6 +45,17 @@ def test_features_of_the_bundles_recipe_and_backbone_get_a_verdict(classifier: C
     assert classifier.classify(features).mean_probability is not None
 
 
+def test_the_score_of_a_wide_band_is_watched_before_uncertainty_draws_it_to_0(
+    classifier: Classifier, features: Features
+) -> None:
+    seen: list[float] = []
+    verdict = classifier.classify(features, watch=seen.append)
+    assert verdict.score is not None
+    assert len(seen) == 1 and abs(seen[0]) > abs(verdict.score) > 0
+    classifier.classify(replace(features, narrow=True), watch=seen.append)
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize(
     "other", [{"spec_id": "0" * 64}, {"backbone_sha256": "0" * 64}], ids=lambda other: next(iter(other))
 )
