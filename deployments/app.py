@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations` here, because Serve reads the annotation of the builder.
 
+import logging
+
 import ray
 from ray.serve import Application, Deployment
 from ray.serve.exceptions import RayServeException
@@ -13,6 +15,7 @@ from deployments.classifier import Classifier
 from deployments.decoder import Decoder
 from deployments.diarizer import Diarizer
 from deployments.http.ingress import Ingress
+from deployments.jobs.idle import Idle
 from deployments.jobs.runner import JobRunner
 from deployments.jobs.webhooks import read_secret
 from deployments.tkan_extractor import TkanExtractor
@@ -20,17 +23,29 @@ from deployments.voice_activity import VoiceActivityDetector
 from pipeline.config import ROOT, DetectorConfig
 from pipeline.errors import ConfigurationError
 
+logger = logging.getLogger("ray.serve")
 
-def check_jobs(jobs: JobSettings) -> None:
-    """Raises ConfigurationError if jobs would be lost between nodes, or webhooks could not be signed."""
+
+def usable_jobs(jobs: JobSettings | None) -> JobSettings | None:
+    """`jobs`, or None if the nodes of the cluster could not share them.
+
+    Raises ConfigurationError if webhooks could not be signed, or if a SQLite database is named for several nodes.
+    """
+    if jobs is None:
+        return None
     if jobs.webhook_secret_file:
         read_secret(jobs.webhook_secret_file)
     nodes = sum(node["Alive"] for node in ray.nodes())
-    if nodes > 1 and make_url(jobs.database_url).get_backend_name() == "sqlite":
-        raise ConfigurationError(
-            f"jobs.database: the cluster has {nodes} nodes, which cannot share SQLite. Name a PostgreSQL database, and "
-            "as jobs.folder a folder that all nodes see; or set jobs to null, and remove JobDecoder and JobRunner."
-        )
+    if nodes == 1 or make_url(jobs.database_url).get_backend_name() != "sqlite":
+        return jobs
+    needed = (
+        f"The cluster has {nodes} nodes, which cannot share SQLite. Name a PostgreSQL database as jobs.database, and "
+        "as jobs.folder a folder that all nodes see."
+    )
+    if jobs.database:
+        raise ConfigurationError(f"jobs.database: {needed}")
+    logger.warning("There are no jobs. %s", needed)
+    return None
 
 
 def build(args: BuildArgs) -> Application:
@@ -39,8 +54,7 @@ def build(args: BuildArgs) -> Application:
         if args.serve_config is not None:
             check_serve_config(ROOT / args.serve_config)
         config = DetectorConfig.load(ROOT / args.config)
-        if args.jobs:
-            check_jobs(args.jobs)
+        jobs = usable_jobs(args.jobs)
     except ConfigurationError as error:
         # Serve shows its message without a stack trace, and does not try again.
         raise RayServeException(error.detail) from error
@@ -58,8 +72,8 @@ def build(args: BuildArgs) -> Application:
     ingress, runner = _deployment(Ingress), _deployment(JobRunner)
     # Jobs have a decoder of their own, because their files may be larger and take longer than those of /predict.
     larger = config
-    if args.jobs:
-        larger = config.model_copy(update={"limits": args.jobs.limits, "decoders": args.jobs.parallel_files})
+    if jobs:
+        larger = config.model_copy(update={"limits": jobs.limits, "decoders": jobs.parallel_files})
     stages = stages_of_jobs = None
     if args.embedded:
         accelerated = [stage for _, stage in settings if isinstance(stage, AcceleratedStage)]
@@ -78,6 +92,14 @@ def build(args: BuildArgs) -> Application:
             "Classifier": place(classifier, settings.Classifier),
         }
         stages_of_jobs = stages | {"Decoder": _deployment(Decoder).options(name="JobDecoder").bind(larger)}
+    if jobs:
+        jobs_runner = runner.bind(larger, jobs, args.access, args.admission.max_body_seconds, stages_of_jobs)
+    elif args.jobs:
+        idle = _deployment(Idle)
+        decoder = [] if args.embedded else [idle.options(name="JobDecoder").bind()]
+        jobs_runner = idle.options(name="JobRunner").bind(*decoder)
+    else:
+        jobs_runner = None
     return ingress.bind(
         config,
         args.cors_origins,
@@ -86,10 +108,8 @@ def build(args: BuildArgs) -> Application:
         stage_seconds={name: stage.timeout_seconds for name, stage in settings},
         request_seconds=args.request_timeout_seconds,
         live=args.live,
-        jobs=args.jobs,
-        runner=runner.bind(larger, args.jobs, args.access, args.admission.max_body_seconds, stages_of_jobs)
-        if args.jobs
-        else None,
+        jobs=jobs,
+        runner=jobs_runner,
         stages=stages,
     )
 
