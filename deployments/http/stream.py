@@ -28,6 +28,7 @@ from pipeline.errors import (
 )
 from pipeline.stream import (
     STEP_SECONDS,
+    Content,
     LiveSettings,
     LiveStream,
     StreamOptions,
@@ -51,6 +52,10 @@ CLOSE_CODES: tuple[tuple[type[SoundSentryError], int], ...] = (
 )
 """The close code for each error (RFC 6455 section 7.4). The first class that fits an error counts."""
 
+UPDATES_AT_ONCE = 4
+"""How many channels of streams are extracted at a time, for each replica of the ingress. If it were all channels of all
+streams, recordings would wait behind them."""
+
 ENDED = "The verdict on the whole is in the last message."
 FULL = "The stream is as long as one recording may be. Begin a new one."
 SILENT = "Nobody has spoken for a while. Begin a new stream when somebody does."
@@ -69,6 +74,7 @@ class Streams:
         self._config = config
         self._settings = settings
         self._open = 0
+        self._turns = asyncio.Semaphore(UPDATES_AT_ONCE)
 
     async def serve(self, websocket: WebSocket) -> None:
         """Answer one stream until the client or the service ends it."""
@@ -153,7 +159,7 @@ class Streams:
         files = live.files(stretch)
         distinct = tuple(dict.fromkeys(files))  # a copy of another channel is not judged twice
         for _ in range(EXCHANGES):
-            contents = await asyncio.gather(*(self._graph.extract(file) for file in distinct))
+            contents = await asyncio.gather(*map(self._extract, distinct))
             content_of = dict(zip(distinct, contents, strict=True))
             gathered = live.remember(stretch, [content_of[file] for file in files])
             spoken = {file for file, one in zip(files, gathered, strict=True) if isinstance(one, Features)}
@@ -166,6 +172,10 @@ class Streams:
             except OtherFeatures:
                 live.forget()  # the next features are for the bundle that is served now
         raise StageUnavailable("The model is being exchanged for another one. Begin a new stream in a while.")
+
+    async def _extract(self, file: bytes) -> Content:
+        async with self._turns:
+            return await self._graph.extract(file)
 
     async def _judge(self, live: LiveStream, options: StreamOptions) -> StreamVerdict:
         """The verdict on the whole. It waits for its turn among the recordings of other requests."""

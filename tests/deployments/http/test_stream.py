@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -17,9 +18,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
+from deployments.http.stream import UPDATES_AT_ONCE, Streams
 from deployments.results import Problem
+from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
-from pipeline.stream import StreamUpdate, StreamVerdict
+from pipeline.stream import LiveSettings, LiveStream, StreamUpdate, StreamVerdict, parse_options
+from pipeline.types import Speech
+from pipeline.verdict.answer import EXAMPLES, Verdict
 from tests import bench_streams
 from tests.audio import encode
 from tests.graph import wait_until
@@ -29,6 +34,45 @@ pytestmark = pytest.mark.timeout(900)
 RATE = 16_000
 PCM = {"format": "pcm_s16le", "sample_rate": RATE}
 PATIENCE_SECONDS = 120
+
+
+class Counting:
+    """A graph that finds no speech, and counts how many extractions run at a time."""
+
+    def __init__(self) -> None:
+        self.running = self.most = 0
+
+    async def extract(self, file: bytes) -> Speech:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0.01)
+        self.running -= 1
+        return Speech((), 0.5, "wav")
+
+    async def classify(self, content: Speech, operating_point: str, among: int) -> Verdict:
+        return EXAMPLES["no_speech"]
+
+
+def test_the_channels_of_streams_take_turns() -> None:
+    """Recordings need not wait behind eight channels of eight streams."""
+    graph: Any = Counting()
+    config, settings = DetectorConfig(), LiveSettings()
+    options = parse_options(json.dumps(PCM | {"channels": 8, "per_channel": True}))
+
+    async def update(streams: Streams) -> None:
+        live = LiveStream(options, config.windows, config.limits, settings)
+        noise = np.random.default_rng(0).normal(scale=0.1, size=(RATE, 8)).astype(np.float32)
+        live.add(pcm(noise), 1.0)
+        stretch = live.next_stretch()
+        assert stretch
+        await streams._update(live, stretch, options)
+
+    async def test() -> None:
+        streams = Streams(graph, cast(Any, None), cast(Any, None), config, settings)
+        await asyncio.gather(*(update(streams) for _ in range(2)))
+
+    asyncio.run(test())
+    assert graph.most == UPDATES_AT_ONCE
 
 
 @contextmanager
