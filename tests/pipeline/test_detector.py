@@ -18,6 +18,7 @@ from pipeline.detector import Detector
 from pipeline.errors import EmptyAudio, UnreadableAudio, UnsupportedFormat
 from pipeline.verdict.answer import Verdict
 from pipeline.verdict.explanation import BANDS
+from pipeline.verdict.head import raw_scores, standardize
 from tests.audio import by_espeak, encode, remux
 
 RATE = 16_000
@@ -149,6 +150,29 @@ def test_an_explanation_names_moments_bands_and_every_layer(detector: Detector, 
     assert len(body["explanation"]["bands"]) == len(BANDS)
     assert body["explanation"]["moments"]
     assert "explanation" not in detector.predict(sample_wav).model_dump(mode="json")
+
+
+def test_a_layers_share_is_what_the_score_loses_without_it(detector: Detector, sample_wav: bytes) -> None:
+    verdict = detector.predict(sample_wav, explain=True)
+    assert verdict.explanation and verdict.score is not None and verdict.decided_by is None
+    recording = decode(sample_wav, detector.config.limits)
+    features = detector.extractor.extract(recording, detector.voice_activity.detect(recording), None)
+    bundle = detector.classifier.bundle
+    scorer, sizes = bundle.scorer(narrow=features.narrow), list(bundle.info.layers.values())
+    inputs = standardize(scorer.arrays, features.vectors, sizes)
+    seconds = [window.speech_seconds for window in features.windows]
+
+    def score(given: NDArray[np.float32]) -> float:
+        raw = raw_scores(scorer.arrays, given)
+        return float(np.average(scorer.calibration.scale * raw + scorer.calibration.offset, weights=seconds))
+
+    found = {share.layer: share.score for share in verdict.explanation.layers}
+    for layer, end, size in zip(bundle.info.layers, np.cumsum(sizes), sizes, strict=True):
+        without = inputs.copy()
+        without[:, end - size : end] = 0
+        lost = (score(inputs) - score(without)) * verdict.score / score(inputs)
+        assert found[layer] == pytest.approx(lost, abs=1e-3), layer
+    assert max(map(abs, found.values())) > 0.02
 
 
 @pytest.mark.parametrize(("data", "error"), [(b"", EmptyAudio), (b"not audio at all" * 99, UnsupportedFormat)])
