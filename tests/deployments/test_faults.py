@@ -28,7 +28,7 @@ from pipeline.stages.classify import Classifier
 from pipeline.stages.extract import TkanExtractor, layer_sizes
 from pipeline.stream import STEP_SECONDS
 from pipeline.verdict.bundle import Arrays, save_bundle
-from tests.audio import encode
+from tests.audio import by_espeak, encode
 from tests.graph import Cluster, cpu_seconds, wait_until, wait_until_idle
 from tests.pipeline.audio.test_pool import children
 from tune.adapt import Adaptation, ScoredClips, adapt
@@ -201,7 +201,7 @@ def test_a_bundle_with_other_features_is_swapped_while_requests_are_served(
 ) -> None:
     """A bundle whose fronts were tuned again, and one with another recipe and another network, as `tune.train` makes
     them. Neither costs a request, or a stream that is open."""
-    clip = encode(ten_seconds[: 4 * 16_000])
+    clip = encode(by_espeak())
     old = detector.classifier.bundle
     assert old.front is not None
     moved = moved_fronts(old.front)
@@ -243,8 +243,8 @@ def test_a_bundle_with_other_features_is_swapped_while_requests_are_served(
 
     answers: list[dict[str, Any]] = []
 
-    def judge() -> str:
-        response = service.post("/predict", files={"audio": clip}, data={"explain": str(len(answers) % 2 == 0)})
+    def judge(explain: bool = False) -> str:
+        response = service.post("/predict", files={"audio": clip}, data={"explain": str(explain)})
         assert response.status_code == 200, response.text
         answers.append(response.json())
         return str(answers[-1]["model"]["name"])
@@ -273,6 +273,7 @@ def test_a_bundle_with_other_features_is_swapped_while_requests_are_served(
             for name, folder in folders.items():
                 deploy(folder)
                 wait_until(lambda name=name: judge() == name, 180)  # type: ignore[misc]
+                assert judge(explain=True) == name
         finally:
             done.set()
         for client in asking:

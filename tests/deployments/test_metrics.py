@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from websockets.sync.client import connect
 
 from pipeline.config import ROOT
-from tests.audio import encode
+from tests.audio import by_espeak, encode
 from tests.graph import Cluster, free_port, running, wait_until
 
 OPS = ROOT / "ops"
@@ -69,13 +69,15 @@ def query(cluster: Cluster, service: httpx.Client, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def traffic(service: httpx.Client, ten_seconds: NDArray[np.float32]) -> Callable[[], None]:
-    """Sends four requests: a recording, a short one with diarization, silence, and a file that is refused."""
+    """Sends four requests: a recording of a wide band, a short one with diarization, silence, and a file that is
+    refused."""
+    wide = encode(by_espeak())
 
     def send() -> None:
         short = encode(ten_seconds[:16_000])
         silence = encode(np.zeros(32_000, np.float32))
         for data, form, status in (
-            (encode(ten_seconds), {}, 200),
+            (wide, {}, 200),
             (short, {"use_diarization": "true"}, 200),
             (silence, {}, 200),
             (b"not a recording", {}, 415),
