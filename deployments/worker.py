@@ -116,10 +116,10 @@ class Worker:
 
         A busy thread shows that it works by calling checkpoints. An idle replica runs the probe.
         """
-        self._memory.give_back()
         if not self._waiting:
             await self.run(lambda _: self._probe())
             self._fault = None
+            self._memory.give_back()
         elif self._fault:
             raise RuntimeError("the last recording failed, and so did the probe after it") from self._fault
         elif time.monotonic() - min([*self._signs_of_life.values()], default=math.inf) > SILENT_SECONDS:
