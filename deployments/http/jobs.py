@@ -197,8 +197,10 @@ class Jobs:
         if job.state in UNFINISHED:
             job = await in_threads(self._threads, self._store.cancel, owner(request), job_id)
             await in_threads(self._threads, self._sound.delete, job_id, range(len(job.files)))
-        else:
-            await in_threads(self._threads, self._store.delete, owner(request), job_id)
+            if job.state == "cancelled":
+                return JSONResponse(self._document(job))
+            # It was finished before it could be stopped.
+        await in_threads(self._threads, self._store.delete, owner(request), job_id)
         return JSONResponse(self._document(job))
 
     async def events(self, request: Request, job_id: JobId) -> StreamingResponse:

@@ -385,6 +385,33 @@ def test_a_finished_job_is_forgotten_when_it_is_deleted(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_job_that_is_finished_while_it_is_being_stopped_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, running = JobStore.get, []
+
+    def read(store: JobStore, *arguments: str, **options: Any) -> Job:
+        found = get(store, *arguments, **options)
+        if found.state == "running":
+            running.append(found)
+        return found
+
+    async def test() -> None:
+        async with served(tmp_path) as service:
+            service.stages.go.clear()
+            monkeypatch.setattr(JobStore, "get", read)
+            job_id = (await service.create(CLIP))["job_id"]
+            await service.until(job_id, "running")
+            service.stages.go.set()
+            await service.until(job_id, "done")
+            monkeypatch.setattr(JobStore, "get", lambda *_, **__: running[0])  # as it was a moment ago
+            assert job(await service.client.delete(f"/jobs/{job_id}"))["status"] == "done"
+            monkeypatch.setattr(JobStore, "get", get)
+            assert problem(await service.client.get(f"/jobs/{job_id}"), 404).title == "No such job"
+
+    run(test)
+
+
 @pytest.mark.parametrize("job_id", ["%00", "none", "0" * 31, "0" * 31 + "%0A", "0" * 32 + "%0A", "%F0%9F%8E%99" * 32])
 def test_what_is_not_an_id_is_not_looked_for(tmp_path: Path, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL refuses a NUL with an error."""
