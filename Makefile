@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 SERVED := tests/deployments tests/client
 CLUSTERS := $(addprefix tests/, deployments/bulk deployments/test_embedded.py deployments/test_launch.py \
   deployments/test_placement.py tune/test_cluster.py)
+NO_GRAPH := $(addprefix tests/deployments/, http/test_admission.py http/test_front.py http/test_gate.py http/test_uploads.py \
+  jobs/test_store.py jobs/test_webhooks.py test_check.py test_decoder.py test_graph.py test_tkan_extractor.py \
+  test_worker.py) $(addprefix tests/client/, test_calls.py test_command.py test_jobs.py test_listen.py)
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes --no-deps
 
@@ -57,11 +60,11 @@ test: models
 
 # Most of these tests share one served graph.
 test-graph:
-	$(BIN)/pytest $(SERVED) $(addprefix --ignore=,$(CLUSTERS))
+	$(BIN)/pytest $(SERVED) $(addprefix --ignore=,$(CLUSTERS) $(NO_GRAPH))
 
-# Each file starts Ray in its own way.
+# Each of these files starts Ray in its own way, or needs none. The latter are here because test-graph takes longer.
 test-clusters:
-	$(BIN)/pytest $(CLUSTERS)
+	$(BIN)/pytest $(CLUSTERS) $(NO_GRAPH)
 
 test-parts:
 	nice -n 15 $(BIN)/pytest $(addprefix --ignore=,$(SERVED) $(CLUSTERS))
