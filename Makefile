@@ -51,8 +51,8 @@ serve: models
 # The tests start a hundred processes. With this variable each of them would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests that start Ray mostly wait. Everything else runs at the same time, with a lower priority: that of the networks in the
-# graph, which would otherwise wait for it.
+# Tests that start Ray mostly wait. Everything else runs at the same time, with a lower priority. It is that of the networks
+# in the graph: with a higher one, the tests of the graph would wait for everything else.
 test: models
 	@bash ops/system-packages test
 	@echo 'Four things at once: style and types, and three parts of the tests. Each prints its results when it is done.'

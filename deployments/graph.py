@@ -55,7 +55,6 @@ WORKING_STATES = ("RUNNING", "UPDATING", "PENDING_MIGRATION", "RECOVERING")
 """States of replicas that take requests. One changes its bundle, one waits until its node is empty, and one was found
 by a controller that was started again."""
 
-
 EXCHANGES = 8
 """How often a request has its features extracted again because the Classifier serves another bundle by now. While a
 bundle is exchanged, one replica of the Classifier may have the old one and another the new one."""

@@ -23,6 +23,7 @@ ROWS_AT_ONCE = 2
 
 RESTARTS = 3
 CONNECT_SECONDS = 10.0
+MAX_PORT = 65_535
 
 
 def connect(address: str | None) -> None:
@@ -36,7 +37,8 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     place = address or os.environ.get("RAY_ADDRESS", "")
-    if place and not re.fullmatch(r"auto|local|\S+:\d+|\w+://\S+", place):
+    found = re.fullmatch(r"auto|local|(?:ray://)?[^/\s]+:(\d+)", place)
+    if place and not (found and int(found[1] or 0) <= MAX_PORT):
         raise ConfigurationError(f"{place!r} is no address of a Ray cluster: write HOST:PORT, or auto.")
     # Without this, Ray's core prints messages about itself to the terminal, as errors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -57,7 +59,7 @@ def connect(address: str | None) -> None:
         if found := re.fullmatch(r"([^:/]+):(\d+)", place):
             socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
         ray.init(**options)
-    except (OSError, RuntimeError) as error:  # a RuntimeError if Ray does not know the scheme of the address
+    except OSError as error:
         if not place:
             raise
         raise ConfigurationError(f"There is no Ray cluster at {place}: start one, or name another.") from error

@@ -293,8 +293,8 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
 def load_clips(arguments: argparse.Namespace, speakers_of: Literal["corpus", "site"] = "corpus") -> list[Clip]:
     """The corpus that the arguments name.
 
-    If `speakers_of` is `site`, the same name on two sites counts as two speakers. A clip that
-    names neither speaker nor site counts as a separate speaker, and a warning says that the figures are too good.
+    If `speakers_of` is `site`, the same name on two sites counts as two speakers. A clip that names neither speaker nor
+    site counts as a separate speaker, and a warning says that the figures are too good.
     Raises CorpusError if the corpus cannot be used.
     """
     clips = of_split([clip for path in arguments.manifest for clip in read_corpus(None, path)], arguments.split)

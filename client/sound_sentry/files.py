@@ -17,9 +17,9 @@ def find(names: Sequence[str], info: Info) -> list[str]:
     """The files that the names stand for.
 
     A folder stands for the recordings in it and its subfolders, without hidden ones. The service says in `info` which
-    endings the names of recordings have. A pattern stands for the files
-    that match it, and `-` for standard input. A name that stands for no file is kept as it is; its row will hold the
-    error. So is everything that cannot be looked at.
+    endings the names of recordings have. A pattern stands for the files that match it, and `-` for standard input. A
+    name that stands for no file is kept as it is; its row will hold the error. So is everything that cannot be looked
+    at.
     """
     endings = info.endings or tuple(f".{name}" for name in info.supported_formats)
     files: list[str] = []

@@ -198,9 +198,9 @@ class Verdict(Answer):
     mean_probability: float | None
     """Probability that the speech of the whole recording is machine-made, 0 to 1; None if there is none."""
     max_probability: float | None
-    """The highest of `mean_probability` and the values of the timeline, 0 to 1."""
+    """The highest of `mean_probability`, the values of the timeline and the probability of `decided_by`, 0 to 1."""
     min_probability: float | None
-    """The lowest of `mean_probability` and the values of the timeline, 0 to 1."""
+    """The lowest of `mean_probability`, the values of the timeline and the probability of `decided_by`, 0 to 1."""
     confidence: float | None
     """How far `mean_probability` is from even odds, |2p - 1|: 0 is a coin toss, 1 is certainty."""
     score: float | None

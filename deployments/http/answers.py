@@ -140,8 +140,8 @@ ACCESS_ERRORS = (
 )
 
 OTHER_BUNDLE = BundleError(
-    "the classifier's bundle was trained on other features than the extractor computes: deploy both with the same "
-    "bundle"
+    "the folder mine has another model bundle than when it was deployed: put the new bundle into a new folder, and "
+    "deploy that"
 )
 
 UNFORESEEN = SoundSentryError(FAILED)

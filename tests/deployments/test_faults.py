@@ -124,11 +124,7 @@ def test_a_bundle_is_swapped_while_requests_are_served_and_a_bad_one_is_refused(
     new = save_bundle(tmp_path / "shifted", shifted, arrays, "# shifted", old.front)
     assert "correction" in new.arrays
 
-    def deploy(bundle: Path) -> None:
-        changed = deepcopy(config)
-        (classifier,) = [d for d in changed["applications"][0]["deployments"] if d["name"] == "Classifier"]
-        classifier["user_config"] = {"bundle": str(bundle)}
-        cluster.deploy(changed)
+    deploy = partial(deploy_bundle, cluster, config)
 
     def model() -> dict[str, Any]:
         # While the only replica changes its bundle, the service stays healthy.
@@ -228,19 +224,15 @@ def test_a_bundle_with_other_features_is_swapped_while_requests_are_served(
     }
     save_bundle(tmp_path / "textures", old.info.model_copy(update=textures), arrays, "# textures")
     folders = {"again": tmp_path / "again", "textures": tmp_path / "textures", old.info.name: detector.config.bundle}
-    expected = {
-        name: Detector(detector.config.model_copy(update={"bundle": folder})).predict(clip).model_dump(mode="json")
+    probabilities = {
+        name: Detector(detector.config.model_copy(update={"bundle": folder}))
+        .predict(clip)
+        .model_dump(mode="json")["mean_probability"]
         for name, folder in folders.items()
     }
-    probabilities = {name: answer["mean_probability"] for name, answer in expected.items()}
     assert len(set(probabilities.values())) == 3
 
-    def deploy(bundle: Path) -> None:
-        changed = deepcopy(config)
-        (classifier,) = [d for d in changed["applications"][0]["deployments"] if d["name"] == "Classifier"]
-        classifier["user_config"] = {"bundle": str(bundle)}
-        cluster.deploy(changed)
-
+    deploy = partial(deploy_bundle, cluster, config)
     answers: list[dict[str, Any]] = []
 
     def judge(explain: bool = False) -> str:
@@ -290,6 +282,14 @@ def test_a_bundle_with_other_features_is_swapped_while_requests_are_served(
     assert [update["end"] for update in updates[:-1]] == [(i + 1) * STEP_SECONDS for i in range(steps)]
     assert updates[-1]["overall"] in ("Real", "Fake", "Inconclusive")
     assert replica_ids(cluster) == replicas, "no replica was replaced"
+
+
+def deploy_bundle(cluster: Cluster, config: dict[str, Any], bundle: Path) -> None:
+    """Name `bundle` in the Classifier's `user_config`, and deploy that."""
+    changed = deepcopy(config)
+    (classifier,) = [d for d in changed["applications"][0]["deployments"] if d["name"] == "Classifier"]
+    classifier["user_config"] = {"bundle": str(bundle)}
+    cluster.deploy(changed)
 
 
 def moved_fronts(fronts: Arrays) -> Arrays:
